@@ -1,0 +1,36 @@
+# `make bench` and `make test` do everything on a fresh machine, and only the work itself when repeated.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TYPES := $(VENV)/types
+
+.PHONY: bench test lint typecheck format clean
+.DELETE_ON_ERROR:
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/nntk-bench run --suite quick
+
+test: lint typecheck
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow editable installs, so it is shown the tree as it installs: nntk with kernels and bench inside.
+typecheck: $(VENV)/.installed-test
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/nntk
+	@ln -s $(CURDIR)/nntk/* $(CURDIR)/kernels $(CURDIR)/bench $(TYPES)/nntk/
+	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p nntk
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks

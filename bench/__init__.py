@@ -1,0 +1,1 @@
+"""The bench harness: throughput and accuracy, side by side with the strongest baselines."""

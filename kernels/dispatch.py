@@ -1,0 +1,37 @@
+"""Registration of the ops with PyTorch's dispatcher, which alone chooses the backend."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("nntk", "DEF")
+
+
+def register(schema: str, reference: Callable[..., Tensor], fake: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Define ``nntk::<name>`` by its schema, with a reference for every backend and a fake kernel for tracing.
+
+    Args:
+        schema: The op in the dispatcher's language, e.g. ``"square(Tensor x) -> Tensor"``.
+        reference: Plain torch implementation; serves every backend that registers no kernel of its own.
+        fake: Returns an empty tensor of the right shape, dtype and device.
+
+    Returns:
+        The op, ready to be called.
+    """
+    name = schema.partition("(")[0]
+    qualified = f"nntk::{name}"
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise RuntimeError(
+            f"{qualified} has no backward: nonlocal kernels replace gradients by finite displacements. "
+            "Call it under torch.no_grad(), or use nntk.local_ntk where a derivative is wanted."
+        )
+
+    torch.library.register_autograd(qualified, backward, lib=_LIBRARY)
+    op: Callable[..., Tensor] = getattr(torch.ops.nntk, name)
+    return op

@@ -1,0 +1,205 @@
+r"""Differences of an MLP's outputs at displaced parameters, in plain torch: definition, CPU backend, tests' oracle.
+
+With the unit displacement E of a layer's weight, e of its bias and the scale s, the unperturbed h and z, and
+:math:`d = \Delta h / s`, the layer step is
+
+.. math::
+    dz = d W^T + (h + s d) E^T + e, \qquad d' = [\varphi(z + s\,dz) - \varphi(z)] / s.
+
+Nothing is ever subtracted that was not small already, so the relative error does not depend on the scale. The mirrored
+half of an antithetic pair has -E and -e: its sign goes to (h + s d), so that both halves are one product.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nntk.kernels.mlp import Layer, unperturbed
+from nntk.kernels.perturb.activations import State, decode
+from nntk.kernels.perturb.config import Plan, plan
+from nntk.kernels.philox.reference import slabs, unit_slab
+
+
+@dataclass
+class _Noise:
+    """Unit displacements of a group of rows, made slab by slab and kept where the plan says so."""
+
+    rows: Tensor
+    directions: str
+    key: tuple[int, int]
+    plan: Plan
+    made: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def slabs(self, weight: Tensor) -> Iterator[tuple[int, int]]:
+        """Ranges of output units whose noise is made together."""
+        return slabs(tuple(weight.shape), self.plan.slab_numbers // len(self.rows))
+
+    def __call__(self, ordinal: int | None, tensor: Tensor, start: int, stop: int, tile: slice) -> Tensor | None:
+        """Unit displacement of slices [start, stop) of a tensor, for the rows of a tile; None if the tensor stays."""
+        if ordinal is None:
+            return None
+        if (ordinal, start) in self.made:
+            return self.made[ordinal, start][tile]
+        shape = tuple(tensor.shape)
+        noise = unit_slab(self.directions, self.rows, ordinal, shape, self.key, start, stop, tensor.dtype)
+        if self.plan.keep_noise:
+            self.made[ordinal, start] = noise
+        return noise[tile]
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some displacements of a group, as one evaluation sees them."""
+
+    noise: _Noise
+    rows: slice
+    """Which rows of the group."""
+    scales: Tensor
+    """[rows, 1, 1, 1], or [1, 1, 1, 1] where all share one scale."""
+    signs: Tensor
+    """[halves, 1, 1]: +1, and -1 for the mirrored half of an antithetic pair."""
+
+    def weight(self, layer: Layer, start: int, stop: int) -> Tensor | None:
+        """Unit displacement of the weights of units [start, stop): [rows, units, K]; None if they stay."""
+        return self.noise(layer.weight_ordinal, layer.weight, start, stop, self.rows)
+
+    def bias(self, layer: Layer) -> Tensor | None:
+        """Unit displacement of the whole bias with its signs: [rows, halves, 1, H]; None if it stays."""
+        if layer.bias is None:
+            return None
+        noise = self.noise(layer.bias_ordinal, layer.bias, 0, len(layer.bias), self.rows)
+        return None if noise is None else self.signs * noise[:, None, None, :]
+
+
+Pass = list[tuple[Tensor, State]]
+"""Of every layer, the unperturbed inputs h and what its activation keeps of z."""
+
+
+def difference_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tensor:
+    """Propagate differences: two products a layer, no cancellation. Returns unit differences [rows, halves, N, C]."""
+    d: Tensor | None = None
+    for layer, (h, state) in zip(layers, unmoved, strict=True):
+        signed = tile.signs * h
+        moved = None if d is None else torch.addcmul(signed, d, tile.scales * tile.signs)
+        e = tile.bias(layer)
+        parts = []
+        for start, stop in tile.noise.slabs(layer.weight):
+            units = slice(start, stop)
+            noise = tile.weight(layer, start, stop)
+            if d is None or moved is None:
+                dz = _first_difference(signed, noise, stop - start, tile)
+            else:
+                dz = torch.matmul(d, layer.weight[units].T)
+                if noise is not None:
+                    dz.flatten(1, 2).baddbmm_(moved.flatten(1, 2), noise.mT)
+            if e is not None:
+                dz += e[..., units]
+            parts.append(layer.activation.difference(tuple(part[:, units] for part in state), dz, tile.scales))
+        d = _join(parts)
+    assert d is not None, "there is at least one layer"
+    return d
+
+
+def _first_difference(signed: Tensor, noise: Tensor | None, units: int, tile: _Tile) -> Tensor:
+    """Layer 0 has no earlier difference: dz = h E^T, with the mirrored half its negative."""
+    if noise is None:
+        rows = tile.rows.stop - tile.rows.start
+        return signed.new_zeros(rows, len(signed), signed.shape[1], units)
+    dz = torch.matmul(signed.flatten(0, 1), noise.mT)
+    return dz.view(len(noise), *signed.shape[:2], units)
+
+
+def direct_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tensor:
+    """Evaluate f(theta + delta), subtract f(theta): one product a layer; loses digits as the scale falls."""
+    h = unmoved[0][0]
+    step = tile.scales * tile.signs
+    for layer in layers:
+        e = tile.bias(layer)
+        parts = []
+        for start, stop in tile.noise.slabs(layer.weight):
+            units = slice(start, stop)
+            noise, weight = tile.weight(layer, start, stop), layer.weight[units]
+            z = torch.matmul(h, (weight if noise is None else torch.addcmul(weight, noise[:, None], step)).mT)
+            if layer.bias is not None:
+                bias = layer.bias[units]
+                z += bias if e is None else torch.addcmul(bias, e[..., units], tile.scales)
+            parts.append(layer.activation.value(z))
+        h = _join(parts)
+    base = unmoved[0][0]
+    for layer in layers:
+        base = layer.activation.value(torch.nn.functional.linear(base, layer.weight, layer.bias))
+    return torch.sub(h, base).div_(tile.scales)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+Form = Callable[[Sequence[Layer], Pass, _Tile], Tensor]
+FORMS: dict[str, Form] = {"difference": difference_form, "direct": direct_form}
+
+
+def mlp_differences(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    activations: list[str],
+    activation_parameters: list[float],
+    weight_ordinals: list[int],
+    bias_ordinals: list[int],
+    rows: Tensor,
+    scales: Tensor,
+    seed_low: int,
+    seed_high: int,
+    directions: str,
+    pairs: str,
+    propagation: str,
+    max_bytes: int,
+) -> Tensor:
+    """The op ``nntk::mlp_differences`` for every backend; ordinals of -1 mark tensors that stay."""
+    layers = [
+        Layer(weight, bias, activation, None if w < 0 else w, None if b < 0 else b)
+        for weight, bias, activation, w, b in zip(
+            weights, biases, decode(activations, activation_parameters), weight_ordinals, bias_ordinals, strict=True
+        )
+    ]
+    signs = torch.tensor([1.0] if pairs == "none" else [1.0, -1.0], dtype=x.dtype, device=x.device)[:, None, None]
+    widths = [x.shape[1], *(weight.shape[0] for weight in weights)]
+    num_params = sum(weight.numel() for weight in weights) + sum(widths[1:])
+    cut = plan(len(x), len(rows), widths, num_params, len(signs), x.element_size(), max_bytes)
+    shared = len(scales) > 0 and bool((scales == scales[0]).all())
+
+    shape = (len(rows), len(x), widths[-1])
+    out = x.new_empty((2, *shape) if pairs == "both" else shape)
+    for inputs in _pieces(0, len(x), cut.group_inputs):
+        unmoved = _unmoved(layers, x[inputs])
+        for group in _pieces(0, len(rows), cut.group_rows):
+            noise = _Noise(rows[group], directions, (seed_low, seed_high), cut)
+            for tile_inputs in _pieces(inputs.start, inputs.stop, cut.tile_inputs):
+                here = _narrow(unmoved, tile_inputs.start - inputs.start, tile_inputs.stop - inputs.start)
+                for tile_rows in _pieces(group.start, group.stop, cut.tile_rows):
+                    s = (scales[:1] if shared else scales[tile_rows]).to(x.dtype)[:, None, None, None]
+                    within = slice(tile_rows.start - group.start, tile_rows.stop - group.start)
+                    d = FORMS[propagation](layers, here, _Tile(noise, within, s, signs))
+                    if pairs == "both":
+                        out[:, tile_rows, tile_inputs] = d.transpose(0, 1)
+                    else:
+                        odd = d[:, 0] if pairs == "none" else (d[:, 0] - d[:, 1]).mul_(0.5)
+                        out[tile_rows, tile_inputs] = odd
+    return out
+
+
+def _unmoved(layers: Sequence[Layer], x: Tensor) -> Pass:
+    """The unperturbed pass in float64, rounded to the dtype of ``x`` once."""
+    passed = zip(layers, unperturbed(layers, x), strict=True)
+    return [(h.to(x.dtype), layer.activation.state(z, x.dtype)) for layer, (h, z) in passed]
+
+
+def _narrow(unmoved: Pass, start: int, stop: int) -> Pass:
+    return [(h[start:stop], tuple(part[start:stop] for part in state)) for h, state in unmoved]
+
+
+def _pieces(start: int, stop: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))

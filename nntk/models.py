@@ -1,0 +1,255 @@
+"""Recognition of models: which modules become an MLP for the fused paths, and why others do not."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nntk import activations
+from nntk.kernels import checks, mlp
+from nntk.kernels.mlp import Layer
+from nntk.kernels.perturb import activations as functions
+
+_SMOOTH_SOFTPLUS = 20.0
+"""Above this threshold torch's softplus becomes the identity, with a step of at most 2e-9 there."""
+
+_FUNCTIONS: dict[type[nn.Module], Callable[[Any], functions.Activation]] = {
+    nn.Dropout: lambda module: functions.Activation(),
+    nn.Identity: lambda module: functions.Activation(),
+    nn.ReLU: lambda module: functions.Relu(),
+    nn.LeakyReLU: lambda module: functions.LeakyRelu(module.negative_slope),
+    nn.Tanh: lambda module: functions.Tanh(),
+    nn.Sigmoid: lambda module: functions.Sigmoid(),
+    nn.SiLU: lambda module: functions.Silu(),
+    nn.GELU: lambda module: functions.Gelu() if module.approximate == "none" else functions.GeluTanh(),
+    nn.Softplus: lambda module: functions.Softplus(module.beta),
+    activations.Sign: lambda module: module.function,
+    activations.Step: lambda module: module.function,
+    activations.Sin: lambda module: module.function,
+    activations.Quantise: lambda module: module.function,
+    activations.Sawtooth: lambda module: module.function,
+}
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A recognised multilayer perceptron.
+
+    Attributes:
+        layers: Its affine layers with their activations.
+        names: Names of the displaced parameters in the model, by ordinal.
+        flattens: Whether inputs of more than two axes are flattened first.
+    """
+
+    layers: tuple[Layer, ...]
+    names: dict[int, str]
+    flattens: bool
+
+    @property
+    def displaced(self) -> dict[int, Tensor]:
+        """The displaced parameters by ordinal: those that require a gradient, tied ones once."""
+        return mlp.displaced(self.layers)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether a displaced parameter serves more than one layer."""
+        return mlp.is_tied(self.layers)
+
+    @property
+    def num_params(self) -> int:
+        """Number d of displaced parameters."""
+        return sum(parameter.numel() for parameter in self.displaced.values())
+
+    @property
+    def num_outputs(self) -> int:
+        """Number C of outputs."""
+        return self.layers[-1].weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the parameters."""
+        return self.layers[0].weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.layers[0].weight.device
+
+    def inputs(self, name: str, x: Tensor) -> Tensor:
+        """Check inputs against the model and give them as a matrix [N, K].
+
+        Args:
+            name: Name of the argument, for messages.
+            x: Inputs, [N, K], or [N, ...] where the model flattens.
+
+        Returns:
+            [N, K], detached.
+
+        Raises:
+            ValueError: If the shape or the device does not fit, or an entry is not finite.
+            TypeError: If ``x`` is no tensor or has another dtype than the model.
+        """
+        check_inputs(name, x, self.dtype, self.device)
+        width = self.layers[0].weight.shape[1]
+        if self.flattens and x.dim() > 2:
+            x = x.flatten(1)
+        if x.dim() != 2 or x.shape[1] != width:
+            flat = " (flattened from its second axis on)" if self.flattens else ""
+            raise ValueError(
+                f"{name} must have shape [N, {width}]{flat}, as the model's first layer; got {tuple(x.shape)}."
+            )
+        return x.detach()
+
+
+def recognise(model: nn.Module) -> Mlp:
+    """See an ``nn.Sequential`` of Linear layers and activations as an MLP.
+
+    Nested Sequentials, a leading Flatten, Dropout in eval mode and Identity are seen through. The parameters that
+    require a gradient are displaced; the others stay.
+
+    Args:
+        model: The module; nothing of it is changed or copied.
+
+    Returns:
+        The MLP; its tensors are views of the model's parameters.
+
+    Raises:
+        TypeError: If the model is no module or has a layer that is not recognised, or parameters of another dtype
+            than float32 or float64.
+        ValueError: If layers do not fit, a parameter is not finite, none requires a gradient, or a Dropout trains.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    layers: list[Layer] = []
+    flattens = False
+    ordinals: dict[Tensor, int] = {parameter: ordinal for ordinal, parameter in enumerate(model.parameters())}
+    for name, module in _leaves(model):
+        if isinstance(module, nn.Flatten):
+            if layers or (module.start_dim, module.end_dim) != (1, -1):
+                raise TypeError(_unrecognised(name, module, "Flatten() may only stand first, with its default axes"))
+            flattens = True
+        elif type(module) is nn.Linear:
+            layers.append(_affine(name, module, ordinals))
+        else:
+            layers = _activate(layers, name, module)
+    if not layers:
+        raise TypeError("model must have at least one Linear layer, got none.")
+    check_parameters(model)
+    first = layers[0].weight
+    mlp.check(layers, first.new_empty(0, first.shape[1]))
+    names = dict(enumerate(name for name, _ in model.named_parameters()))
+    found = Mlp(tuple(layers), {ordinal: names[ordinal] for ordinal in mlp.displaced(layers)}, flattens)
+    if not found.names:
+        raise ValueError("model must have a parameter to displace, but none has requires_grad=True.")
+    return found
+
+
+def check_inputs(name: str, x: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """Check inputs against the dtype and device of a model.
+
+    Raises:
+        ValueError: If the device does not fit, there is no batch axis, or an entry is not finite.
+        TypeError: If ``x`` is no tensor or has another dtype.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}.")
+    if x.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} like the model's parameters, got {x.dtype}; use {name}.to({dtype}).")
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device} like the model's parameters, got {x.device}.")
+    if x.dim() < 2:
+        raise ValueError(f"{name} must have a batch axis and features, [N, ...]; got shape {tuple(x.shape)}.")
+    checks.finite(name, x)
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Check that all parameters of a model are finite and of a dtype that the kernels compute in.
+
+    Raises:
+        ValueError: If one is not finite.
+        TypeError: If one is neither float32 nor float64.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in checks.FLOATS:
+            raise TypeError(f"parameter {name!r} must be float32 or float64, got {parameter.dtype}.")
+        checks.finite(f"parameter {name!r}", parameter.detach())
+
+
+def check_evaluation_mode(model: nn.Module) -> None:
+    """Check that no layer of a model draws random numbers or updates statistics when it is called.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for name, module in model.named_modules():
+        random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        updates = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        if module.training and (random or updates):
+            raise ValueError(
+                f"model must be in evaluation mode, but layer {name!r} ({type(module).__name__}) is in training mode; "
+                "call model.eval() first."
+            )
+
+
+def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers of nested Sequentials in order, with their qualified names."""
+    if any((module._forward_hooks, module._forward_pre_hooks)):
+        raise TypeError(_unrecognised(prefix, module, "forward hooks may change what the layer computes"))
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        for name, child in _children(module):
+            yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, module
+
+
+def _children(module: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
+    # named_children() would skip a layer that stands twice.
+    return ((name, child) for name, child in module._modules.items() if child is not None)
+
+
+def _affine(name: str, module: nn.Linear, ordinals: dict[Tensor, int]) -> Layer:
+    def ordinal(parameter: Tensor | None) -> int | None:
+        return ordinals[parameter] if parameter is not None and parameter.requires_grad else None
+
+    return Layer(
+        weight=module.weight.detach(),
+        bias=None if module.bias is None else module.bias.detach(),
+        weight_ordinal=ordinal(module.weight),
+        bias_ordinal=ordinal(module.bias),
+        name=name,
+    )
+
+
+def _activate(layers: list[Layer], name: str, module: nn.Module) -> list[Layer]:
+    """Give the last layer its activation."""
+    function = _function(name, module)
+    if type(function) is functions.Activation:
+        return layers
+    if not layers:
+        raise TypeError(_unrecognised(name, module, "an activation must follow a Linear layer"))
+    last = layers[-1]
+    if type(last.activation) is not functions.Activation:
+        raise TypeError(_unrecognised(name, module, "it follows another activation; put a Linear layer between them"))
+    return [*layers[:-1], replace(last, activation=function)]
+
+
+def _function(name: str, module: nn.Module) -> functions.Activation:
+    # By exact type: a subclass may compute something else.
+    if type(module) is nn.Dropout:
+        check_evaluation_mode(module)
+    if type(module) is nn.Softplus and module.threshold < _SMOOTH_SOFTPLUS:
+        raise TypeError(_unrecognised(name, module, f"threshold must be at least 20, got {module.threshold}"))
+    if type(module) not in _FUNCTIONS:
+        raise TypeError(_unrecognised(name, module))
+    return _FUNCTIONS[type(module)](module)
+
+
+def _unrecognised(name: str, module: nn.Module, reason: str = "") -> str:
+    return (
+        f"model must be an nn.Sequential of Linear layers and known activations; layer {name!r} "
+        f"({type(module).__name__}) is not recognised{': ' + reason if reason else ''}. Known are Flatten (first), "
+        "Linear, Dropout (in eval mode), Identity, ReLU, LeakyReLU, Tanh, Sigmoid, SiLU, GELU, Softplus, and Sign, "
+        "Step, Sin, Quantise, Sawtooth of nntk.activations."
+    )
