@@ -1,7 +1,7 @@
 """Registration of the ops with PyTorch's dispatcher, which alone chooses the backend."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,16 +9,19 @@ from torch import Tensor
 _LIBRARY = torch.library.Library("nntk", "DEF")
 
 
-def register(schema: str, reference: Callable[..., Tensor], fake: Callable[..., Tensor]) -> Callable[..., Tensor]:
+Op = TypeVar("Op", bound=Callable[..., Tensor | tuple[Tensor, ...]])
+
+
+def register(schema: str, reference: Op, fake: Callable[..., Tensor | tuple[Tensor, ...]]) -> Op:
     """Define ``nntk::<name>`` by its schema, with a reference for every backend and a fake kernel for tracing.
 
     Args:
         schema: The op in the dispatcher's language, e.g. ``"square(Tensor x) -> Tensor"``.
         reference: Plain torch implementation; serves every backend that registers no kernel of its own.
-        fake: Returns an empty tensor of the right shape, dtype and device.
+        fake: Returns empty tensors of the right shape, dtype and device.
 
     Returns:
-        The op, ready to be called.
+        The op, with the signature of its reference.
     """
     name = schema.partition("(")[0]
     qualified = f"nntk::{name}"
@@ -33,5 +36,5 @@ def register(schema: str, reference: Callable[..., Tensor], fake: Callable[..., 
         )
 
     torch.library.register_autograd(qualified, backward, lib=_LIBRARY)
-    op: Callable[..., Tensor] = getattr(torch.ops.nntk, name)
+    op: Op = getattr(torch.ops.nntk, name)
     return op

@@ -23,8 +23,8 @@ class NonlocalNTK:
     The gradient in the NTK is replaced by the nonlocal one of Nagaraj & Hari (arXiv 2509.12467),
 
     .. math::
-        G_\gamma f(x) = \int \frac{f(x; \theta + \delta) - f(x; \theta)}{|\delta|^2} \delta\,\rho_\gamma(\delta)\,d\delta,
-        \qquad \rho_\gamma(\delta) \propto e^{-|\delta|^2 / \gamma^2},
+        G_\gamma f(x) = \int \frac{f(x; \theta + \delta) - f(x; \theta)}{|\delta|^2}\,
+        \delta\,\rho_\gamma(\delta)\,d\delta, \qquad \rho_\gamma(\delta) \propto e^{-|\delta|^2 / \gamma^2},
 
     so that models without a useful gradient have a kernel too. From M displacements, of standard deviation
     :math:`\gamma / \sqrt 2` per coordinate, and the differences :math:`D_m(x)`, the default ``"energy"`` estimator is
@@ -95,11 +95,10 @@ class NonlocalNTK:
         if estimator == "unbiased" and samples < 2:
             raise ValueError(f"samples must be at least 2 for the unbiased estimator, got {samples}.")
         self.model = model
-        self._norms: dict[object, Tensor] = {}
         recognise(model)
 
     def __repr__(self) -> str:
-        settings = {name: value for name, value in vars(self).items() if name not in ("model", "_norms")}
+        settings = {name: value for name, value in vars(self).items() if name != "model"}
         return f"NonlocalNTK({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
     @torch.no_grad()
@@ -125,12 +124,12 @@ class NonlocalNTK:
         joint = first if second is None else torch.cat((first, second))
         kernel: Tensor | None = None
         for rows in self._pieces(mlp, len(joint)):
-            unit = self._unit_differences(mlp, joint, rows, "odd" if self.antithetic else "none")
+            unit, norms = self._unit_differences(mlp, joint, rows, "odd" if self.antithetic else "none")
             weights = torch.full((len(rows),), 1 / self.samples, dtype=torch.float64, device=mlp.device)
             part = assemble(
                 unit[:, : len(first)],
                 weights,
-                self._squared_norms(mlp)[rows],
+                norms,
                 mlp.num_params,
                 d2=None if second is None else unit[:, len(first) :],
                 estimator=self.estimator,
@@ -164,9 +163,9 @@ class NonlocalNTK:
         mlp = recognise(self.model)
         rows = torch.arange(self.samples, device=mlp.device)
         pairs = "none" if not self.antithetic else "both" if halves else "odd"
-        unit = self._unit_differences(mlp, mlp.inputs("x", x), rows, pairs).mul_(self._scale(mlp))
+        unit, _ = self._unit_differences(mlp, mlp.inputs("x", x), rows, pairs)
         checks.finite("the differences of the model's outputs", unit)
-        return unit
+        return unit.mul_(self._scale(mlp))
 
     def displacements(self, m: int) -> dict[str, Tensor]:
         r"""The displacement :math:`\delta_m` itself, for inspection.
@@ -194,7 +193,8 @@ class NonlocalNTK:
     def squared_norms(self) -> Tensor:
         r"""Squared norms :math:`|\delta_m|^2` of the displacements, [M], float64, in squared parameter units."""
         mlp = recognise(self.model)
-        return self._squared_norms(mlp) * self._scale(mlp) ** 2
+        rows = torch.arange(self.samples, device=mlp.device)
+        return squared_norms(mlp.displaced, rows, self.seed, self.directions) * self._scale(mlp) ** 2
 
     @property
     def num_params(self) -> int:
@@ -210,7 +210,7 @@ class NonlocalNTK:
         """Standard deviation of a displacement per coordinate, as the model's dtype holds it."""
         return float(torch.tensor(self.gamma / math.sqrt(2), dtype=mlp.dtype))
 
-    def _unit_differences(self, mlp: Mlp, x: Tensor, rows: Tensor, pairs: str) -> Tensor:
+    def _unit_differences(self, mlp: Mlp, x: Tensor, rows: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
         scale, propagation = self._scale(mlp), self.propagation
         if propagation == "auto":
             propagation = choose_propagation(mlp.layers, scale, self.samples, mlp.device)
@@ -218,14 +218,6 @@ class NonlocalNTK:
         return mlp_differences(
             x, mlp.layers, rows, scales, self.seed, self.directions, pairs, propagation, self.max_memory
         )
-
-    def _squared_norms(self, mlp: Mlp) -> Tensor:
-        """Of the unit displacements; they depend on the parameters' shapes alone, and are kept."""
-        key = tuple((ordinal, parameter.shape) for ordinal, parameter in mlp.displaced.items()), mlp.device
-        if key not in self._norms:
-            rows = torch.arange(self.samples, device=mlp.device)
-            self._norms = {key: squared_norms(mlp.displaced, rows, self.seed, self.directions)}
-        return self._norms[key]
 
     def _gram(self, mlp: Mlp, rows: Tensor) -> Tensor:
         return displacement_gram(mlp.displaced, rows, self.seed, self.directions)

@@ -1,7 +1,9 @@
 """Batched perturbation evaluation: f(x; theta + delta_m) - f(x; theta) for many displacements at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from nntk.kernels import checks, mlp
@@ -15,17 +17,17 @@ from nntk.kernels.philox import DIRECTIONS, split_seed
 __all__ = ["DEFAULT_BYTES", "PAIRS", "PROPAGATION", "Layer", "choose_propagation", "mlp_differences"]
 
 
-def _fake(x: Tensor, weights: list[Tensor], *rest: object) -> Tensor:
+def _fake(x: Tensor, weights: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
     rows, pairs = rest[5], rest[10]
-    assert isinstance(rows, Tensor)
     shape = (rows.shape[0], x.shape[0], weights[-1].shape[0])
-    return x.new_empty((2, *shape) if pairs == "both" else shape)
+    out = x.new_empty((2, *shape) if pairs == "both" else shape)
+    return out, x.new_empty(rows.shape, dtype=torch.float64)
 
 
 _op = register(
     "mlp_differences(Tensor x, Tensor[] weights, Tensor?[] biases, str[] activations, float[] activation_parameters,"
     " int[] weight_ordinals, int[] bias_ordinals, Tensor rows, Tensor scales, int seed_low, int seed_high,"
-    " str directions, str pairs, str propagation, int max_bytes) -> Tensor",
+    " str directions, str pairs, str propagation, int max_bytes) -> (Tensor, Tensor)",
     reference.mlp_differences,
     _fake,
 )
@@ -41,7 +43,7 @@ def mlp_differences(
     pairs: str = "odd",
     propagation: str = "auto",
     max_bytes: int = DEFAULT_BYTES,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     r"""Unit differences of an MLP at displaced parameters.
 
     .. math::
@@ -62,7 +64,8 @@ def mlp_differences(
         max_bytes: Budget of temporary memory; the result comes on top, M times the number of parameters never does.
 
     Returns:
-        [M, N, C] in the dtype of ``x``, or [2, M, N, C] for ``pairs="both"``, the mirrored half second.
+        Unit differences, [M, N, C] in the dtype of ``x``, or [2, M, N, C] for ``pairs="both"``, the mirrored half
+        second; and the squared norms of the unit displacements, [M], float64, which come with making them.
 
     Raises:
         ValueError: If shapes, devices or names do not fit, or numbers are out of range.
@@ -70,9 +73,9 @@ def mlp_differences(
 
     Example:
         >>> layer = Layer(torch.zeros(1, 2), weight_ordinal=0)
-        >>> d = mlp_differences(torch.eye(2), [layer], torch.arange(3), torch.full((3,), 0.1), seed=0, pairs="none")
-        >>> d.shape  # for f(x) = w x the unit difference at unit inputs is the displacement itself
-        torch.Size([3, 2, 1])
+        >>> d, norms = mlp_differences(torch.eye(2), [layer], torch.arange(3), torch.full((3,), 0.1), seed=0)
+        >>> d.shape, bool((d.square().sum((1, 2)) - norms).abs().max() < 1e-4)  # f(x) = w x: D at unit inputs is E
+        (torch.Size([3, 2, 1]), True)
     """
     mlp.check(layers, x)
     checks.row_numbers(rows)

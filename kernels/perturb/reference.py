@@ -30,7 +30,9 @@ class _Noise:
     directions: str
     key: tuple[int, int]
     plan: Plan
-    made: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    squared_norms: Tensor
+    """[rows], float64: grows with every slab that is made for the first time."""
+    made: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
 
     def slabs(self, weight: Tensor) -> Iterator[tuple[int, int]]:
         """Ranges of output units whose noise is made together."""
@@ -40,12 +42,13 @@ class _Noise:
         """Unit displacement of slices [start, stop) of a tensor, for the rows of a tile; None if the tensor stays."""
         if ordinal is None:
             return None
-        if (ordinal, start) in self.made:
-            return self.made[ordinal, start][tile]
-        shape = tuple(tensor.shape)
-        noise = unit_slab(self.directions, self.rows, ordinal, shape, self.key, start, stop, tensor.dtype)
-        if self.plan.keep_noise:
-            self.made[ordinal, start] = noise
+        noise = self.made.get((ordinal, start))
+        if noise is None:
+            shape = tuple(tensor.shape)
+            noise = unit_slab(self.directions, self.rows, ordinal, shape, self.key, start, stop, tensor.dtype)
+            if (ordinal, start) not in self.made:
+                self.squared_norms += noise.flatten(1).square().sum(1)
+            self.made[ordinal, start] = noise if self.plan.keep_noise else None
         return noise[tile]
 
 
@@ -157,7 +160,7 @@ def mlp_differences(
     pairs: str,
     propagation: str,
     max_bytes: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The op ``nntk::mlp_differences`` for every backend; ordinals of -1 mark tensors that stay."""
     layers = [
         Layer(weight, bias, activation, None if w < 0 else w, None if b < 0 else b)
@@ -173,10 +176,12 @@ def mlp_differences(
 
     shape = (len(rows), len(x), widths[-1])
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
-    for inputs in _pieces(0, len(x), cut.group_inputs):
+    norms = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
+    # No inputs are one empty piece: the norms are wanted all the same.
+    for inputs in _pieces(0, max(1, len(x)), cut.group_inputs):
         unmoved = _unmoved(layers, x[inputs])
         for group in _pieces(0, len(rows), cut.group_rows):
-            noise = _Noise(rows[group], directions, (seed_low, seed_high), cut)
+            noise = _Noise(rows[group], directions, (seed_low, seed_high), cut, norms[group].zero_())
             for tile_inputs in _pieces(inputs.start, inputs.stop, cut.tile_inputs):
                 here = _narrow(unmoved, tile_inputs.start - inputs.start, tile_inputs.stop - inputs.start)
                 for tile_rows in _pieces(group.start, group.stop, cut.tile_rows):
@@ -188,7 +193,7 @@ def mlp_differences(
                     else:
                         odd = d[:, 0] if pairs == "none" else (d[:, 0] - d[:, 1]).mul_(0.5)
                         out[tile_rows, tile_inputs] = odd
-    return out
+    return out, norms
 
 
 def _unmoved(layers: Sequence[Layer], x: Tensor) -> Pass:

@@ -1,0 +1,67 @@
+"""What a measurement was made with: device, versions, commit."""
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nntk.kernels.philox import STREAM_VERSION
+
+_PACKAGES = ("nntk", "torch", "triton", "numpy", "scikit-learn")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Everything about the machine and the software that a figure depends on."""
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "device": {
+            "kind": device.type,
+            "name": device_name(device),
+            "threads": torch.get_num_threads(),
+            "processors": len(os.sched_getaffinity(0)),
+        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "commit": commit,
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "stream_version": STREAM_VERSION,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def slug(device: torch.device) -> str:
+    """The name of the device's folder under results/, e.g. ``nvidia-h200`` or ``cpu-amd-epyc``."""
+    name = device_name(device) if device.type == "cuda" else f"cpu {device_name(device)}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command on the sources, None where they are no checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).resolve().parent), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,106 @@
+"""Accuracy: differences against float64 on the same displacements, kernels against the autograd NTK."""
+
+import math
+from collections.abc import Iterator
+
+from torch import nn
+
+import nntk
+from nntk.bench import data, reference
+from nntk.bench.results import Row
+from nntk.bench.suites import Section, Setting
+from nntk.bench.tables import Column
+
+_WIDTHS = (64, 256, 256, 1)
+_GAMMAS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+_TOLERANCE = 1e-5
+
+
+def _differences(setting: Setting) -> Iterator[Row | str]:
+    x = data.load(setting.seed, setting.device).images[:64]
+    for name, activation in (("relu", nn.ReLU), ("sign", nntk.activations.Sign)):
+        model = data.he_network(_WIDTHS, activation, setting.seed, setting.device)
+        for gamma in _GAMMAS:
+            yield f"{name}, gamma {gamma:g}"
+            row: Row = {"case": name, "gamma": gamma, "samples": 32, "inputs": len(x)}
+            for propagation in ("difference", "direct"):
+                kernel = nntk.NonlocalNTK(model, gamma=gamma, samples=32, propagation=propagation, seed=setting.seed)
+                row[propagation] = reference.relative_error(kernel.differences(x), kernel, x)
+            if row["difference"] > _TOLERANCE:
+                row["failure"] = f"error {row['difference']:.1e} at gamma {gamma:g} is above {_TOLERANCE:.0e}"
+            yield row
+
+
+DIFFERENCES = Section(
+    name="difference accuracy",
+    title="Differences in float32 against float64 on the same displacements (64-256-256-1, digits)",
+    caption="Relative error (Frobenius). 'direct' evaluates f(theta + delta) and subtracts.",
+    columns=(
+        Column("network", "case"),
+        Column("gamma", "gamma", "g"),
+        Column("propagated", "difference", ".1e"),
+        Column("direct", "direct", ".1e"),
+    ),
+    rows=_differences,
+)
+
+
+def _kernel_row(setting: Setting, gamma: float, samples: int, seeds: int) -> Row:
+    """Error of the NNTK of a tanh network against its NTK: root mean square over seeds, beside the prediction."""
+    x = data.load(setting.seed, setting.device).images[:64]
+    model = data.he_network(_WIDTHS, nn.Tanh, setting.seed, setting.device)
+    ntk = nntk.local_ntk(model, x).double()
+    squared, num_params = 0.0, 0
+    for seed in range(seeds):
+        kernel = nntk.NonlocalNTK(model, gamma=gamma, samples=samples, seed=setting.seed + seed)
+        squared += float((kernel(x).double() - ntk).square().sum()) / seeds
+        num_params = kernel.num_params
+    norm = float(ntk.norm())
+    return {
+        "case": "tanh",
+        "gamma": gamma,
+        "samples": samples,
+        "inputs": len(x),
+        "seeds": seeds,
+        "error": math.sqrt(squared) / norm,
+        "predicted": nntk.monte_carlo_error(ntk, samples, num_params) / norm,
+    }
+
+
+def _over_gamma(setting: Setting) -> Iterator[Row | str]:
+    for gamma in (1.0, 1e-1, 1e-2, 1e-4, 1e-6):
+        yield f"gamma {gamma:g}"
+        yield _kernel_row(setting, gamma, samples=512, seeds=4)
+
+
+def _over_samples(setting: Setting) -> Iterator[Row | str]:
+    for samples in (64, 256, 1024, 4096):
+        yield f"{samples} samples"
+        yield _kernel_row(setting, 1e-4, samples, seeds=4)
+
+
+_KERNEL_COLUMNS = (
+    Column("network", "case"),
+    Column("gamma", "gamma", "g"),
+    Column("samples", "samples"),
+    Column("error", "error", ".4f"),
+    Column("predicted", "predicted", ".4f"),
+)
+_KERNEL_CAPTION = (
+    "Relative error (Frobenius), root mean square over four seeds; predicted: Monte-Carlo error for gamma -> 0."
+)
+
+GAMMA = Section(
+    name="kernel accuracy over gamma",
+    title="NNTK against autograd NTK as gamma falls (tanh 64-256-256-1, 64 digits)",
+    caption=_KERNEL_CAPTION,
+    columns=_KERNEL_COLUMNS,
+    rows=_over_gamma,
+)
+SAMPLES = Section(
+    name="kernel accuracy over samples",
+    title="NNTK against autograd NTK as samples grow (tanh 64-256-256-1, 64 digits)",
+    caption=_KERNEL_CAPTION,
+    columns=_KERNEL_COLUMNS,
+    rows=_over_samples,
+)

@@ -1,0 +1,63 @@
+"""Timing side by side: every case once a round, so that a drift of the machine's speed meets them all."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Case = Callable[[int], object]
+"""Something to time. It is given the number of the round, to work on other inputs and displacements each time."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Durations of one case, in seconds, a round each."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median duration."""
+        return statistics.median(self.samples)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile."""
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return low, high
+
+    def ratio_to(self, other: "Timing") -> float:
+        """Median over rounds of how many times faster this is than ``other`` in the same round."""
+        return statistics.median(theirs / ours for ours, theirs in zip(self.samples, other.samples, strict=True))
+
+
+def side_by_side(cases: Mapping[str, Case], rounds: int, device: torch.device) -> dict[str, Timing]:
+    """Time the cases in turn, after a warm-up of each.
+
+    Args:
+        cases: What to time, by name.
+        rounds: Number of counted rounds, >= 2.
+        device: Where the cases run; CUDA work is waited for.
+
+    Returns:
+        The durations by name.
+    """
+    for case in cases.values():
+        _seconds(case, 0, device)
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(1, rounds + 1):
+        for name, case in cases.items():
+            samples[name].append(_seconds(case, number, device))
+    return {name: Timing(tuple(durations)) for name, durations in samples.items()}
+
+
+def _seconds(case: Case, number: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    case(number)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
