@@ -4,9 +4,9 @@ import copy
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from nntk import NonlocalNTK
+from nntk.functional import call
 
 
 @torch.no_grad()
@@ -17,8 +17,7 @@ def float64_differences(kernel: NonlocalNTK, x: Tensor) -> Tensor:
 
     def evaluate(displacement: dict[str, Tensor], sign: int) -> Tensor:
         moved = {name: parameters[name] + sign * delta.double() for name, delta in displacement.items()}
-        out: Tensor = functional_call(model, moved, (x,))
-        return out
+        return call(model, moved, x)
 
     rows = []
     for m in range(kernel.samples):

@@ -39,7 +39,8 @@ class Layer:
 
 def displaced(layers: Sequence[Layer]) -> dict[int, Tensor]:
     """The tensors that move, by ordinal; a tensor shared by several layers appears once."""
-    return dict(sorted(pair for layer in layers for pair in layer.displaced()))
+    found = dict(pair for layer in layers for pair in layer.displaced())
+    return {ordinal: found[ordinal] for ordinal in sorted(found)}
 
 
 def is_tied(layers: Sequence[Layer]) -> bool:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vjp
+from torch.func import jacrev, jvp, vjp
 
+from nntk.functional import call
 from nntk.kernels import checks
 from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.assemble.reference import contract, mirror
@@ -73,10 +74,9 @@ def local_ntk(
         return structured_ntk(mlp.layers, mlp.inputs("x1", x1), None if x2 is None else mlp.inputs("x2", x2), outputs)
 
     def forward(displaced: Parameters, x: Tensor) -> Tensor:
-        out: Tensor = functional_call(model, displaced, (x,))
-        return out.reshape(len(x), -1)
+        return call(model, displaced, x).reshape(len(x), -1)
 
-    num_outputs = forward(parameters, x1[:1]).shape[1] if len(x1) else 1
+    num_outputs = forward(parameters, x1.new_zeros(1, *x1.shape[1:])).shape[1]
     num_params = sum(parameter.numel() for parameter in parameters.values())
     chunk = max(1, budget // (4 * num_outputs * num_params * first.element_size()))
     blocks = _jacobian_blocks if method == "jacobian" else _vector_product_blocks

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from nntk.kernels.philox.reference import TILE, slabs, unit_slab
 
+_LONGEST_PRODUCT = 8192
+"""Terms of a product of displacements that are added in their own dtype before float64 takes over."""
+
 _CONTRACTIONS = {
     "trace": "mic,mjc->ij",
     "mean": "mic,mjc->ij",
@@ -70,8 +73,8 @@ def energy(
 
     a = features(d1, weights1)
     if d2 is None:
-        return mirror(contract(a, a, outputs))
-    return contract(a, features(d2, weights1 if weights2 is None else weights2), outputs)
+        return mirror(contract(a, a, outputs)).contiguous()
+    return contract(a, features(d2, weights1 if weights2 is None else weights2), outputs).contiguous()
 
 
 def inner_product(
@@ -102,7 +105,7 @@ def inner_product(
         rest = 1 - torch.einsum("mic,mjc->ij", *repeated)
         kernel = kernel / rest.view(*rest.shape, *[1] * (kernel.dim() - 2))
     kernel = kernel.to(d1.dtype)
-    return mirror(kernel) if symmetric else kernel
+    return (mirror(kernel) if symmetric else kernel).contiguous()
 
 
 def _as_rows(squared_norms: Tensor, weights: Tensor) -> Tensor:
@@ -116,8 +119,9 @@ def displacement_gram(
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     for parameter, ordinal in zip(parameters, ordinals, strict=True):
         shape = tuple(parameter.shape) or (1,)
-        # All rows are needed at once: the slab narrows as they grow in number.
-        for start, stop in slabs(shape, 4 * TILE // max(1, len(rows))):
+        # All rows are needed at once, so the slab narrows as they grow in number; and no float32 product is so long
+        # that its rounding shows.
+        for start, stop in slabs(shape, min(_LONGEST_PRODUCT, 4 * TILE // max(1, len(rows)))):
             noise = unit_slab(directions, rows, ordinal, shape, (seed_low, seed_high), start, stop, parameter.dtype)
             flat = noise.flatten(1)
             gram += flat @ flat.T

@@ -56,21 +56,25 @@ def plan(
     Returns:
         The plan. Its sizes are at least one, even where that exceeds the budget.
     """
-    # Integer words and numbers in the making take about 48 bytes a number: a third of the budget for noise.
-    slab = min(TILE, max_bytes // 144)
-    keep = num_params * itemsize <= min(4 * TILE * itemsize, max_bytes // 6)
-    # The unperturbed pass holds up to four numbers a unit, two of them in float64: another third.
-    group_inputs = _within(num_inputs, max_bytes // 3 // (24 * sum(widths)))
+    quarter = max_bytes // 4
+    # Noise in the making: integer words and the numbers themselves take about 48 bytes a number.
+    slab = max(1, min(TILE, quarter // 48))
+    # Noise that is kept.
+    keep = num_params * itemsize <= min(4 * TILE * itemsize, quarter)
+    # The unperturbed pass: up to four numbers a unit, two of them in float64.
+    group_inputs = _within(num_inputs, quarter // (24 * sum(widths)))
+    # The evaluation: at most eight arrays of the widest layer at once.
+    numbers = quarter // (8 * itemsize)
+    column = halves * max(widths)
     if keep:
         group_rows = _within(num_rows, slab // num_params)
-        tile_inputs = _within(group_inputs, max(128, CACHE // (halves * max(widths))))
-        tile_rows = _within(group_rows, CACHE // (halves * max(widths) * tile_inputs))
+        tile_inputs = _within(group_inputs, max(128, min(CACHE, numbers) // column))
+        tile_rows = _within(group_rows, min(CACHE, numbers) // (column * tile_inputs))
     else:
-        # Differences of a group are held whole: at most eight arrays of a layer's width.
-        group_inputs = _within(group_inputs, max_bytes // 3 // (8 * halves * max(widths) * itemsize))
+        group_inputs = _within(group_inputs, numbers // column)
         group_rows = tile_rows = 1
         tile_inputs = group_inputs
-    return Plan(group_inputs, group_rows, tile_inputs, tile_rows, max(1, slab), keep)
+    return Plan(group_inputs, group_rows, tile_inputs, tile_rows, slab, keep)
 
 
 def _within(length: int, most: int) -> int:

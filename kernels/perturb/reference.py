@@ -127,7 +127,7 @@ def direct_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tensor:
             z = torch.matmul(h, (weight if noise is None else torch.addcmul(weight, noise[:, None], step)).mT)
             if layer.bias is not None:
                 bias = layer.bias[units]
-                z += bias if e is None else torch.addcmul(bias, e[..., units], tile.scales)
+                z = z + (bias if e is None else torch.addcmul(bias, e[..., units], tile.scales))
             parts.append(layer.activation.value(z))
         h = _join(parts)
     base = unmoved[0][0]

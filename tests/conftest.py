@@ -1,0 +1,62 @@
+"""Models and inputs that many tests share."""
+
+import pytest
+import torch
+from torch import nn
+
+from nntk import activations
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "sin": activations.Sin,
+    "identity": nn.Identity,
+    "sign": activations.Sign,
+    "step": activations.Step,
+    "quantise": activations.Quantise,
+    "sawtooth": activations.Sawtooth,
+}
+JUMPS = ("sign", "step", "quantise", "sawtooth")
+SMOOTH = tuple(name for name in ACTIVATIONS if name not in JUMPS)
+
+
+def mlp(*widths, activation="tanh", dtype=torch.float32, seed=0, bias=True):
+    """An MLP with weights of variance 2 / fan-in and small biases; no activation after the last layer."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = []
+    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        layer = nn.Linear(fan_in, fan_out, bias=bias)
+        with torch.no_grad():
+            layer.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+            if bias:
+                layer.bias.normal_(0, 0.1, generator=generator)
+        modules += [layer, ACTIVATIONS[activation]()]
+    return nn.Sequential(*modules[:-1]).to(dtype)
+
+
+def inputs(number, width, dtype=torch.float32, seed=1):
+    """Standard-normal inputs."""
+    return torch.randn(number, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def relative_error(actual, expected):
+    """Frobenius norm of the error over that of the expected."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.fixture(params=["gaussian", "rademacher"])
+def directions(request):
+    """Each family of directions."""
+    return request.param
+
+
+@pytest.fixture(params=["difference", "direct"])
+def propagation(request):
+    """Each form of the evaluation."""
+    return request.param

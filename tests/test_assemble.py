@@ -1,0 +1,198 @@
+"""Assembly: the estimators against their sums written out, and the laws that kernels obey."""
+
+import itertools
+
+import pytest
+import torch
+
+from nntk.kernels.assemble import ESTIMATORS, OUTPUTS, assemble, displacement_gram
+from nntk.kernels.assemble.reference import mirror
+from nntk.kernels.fixed_weights import squared_norms
+from nntk.kernels.philox import unit_displacements
+
+M, N1, N2, C, D = 9, 5, 4, 3, 20
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def case(weights):
+    """Differences, weights, and displacements of D parameters."""
+    d1, d2, e = random(M, N1, C, seed=1), random(M, N2, C, seed=2), random(M, D, seed=3)
+    if weights == "uniform":
+        w1 = w2 = torch.full((M,), 1 / M, dtype=torch.float64)
+    elif weights == "row":
+        w1 = w2 = torch.softmax(random(M, seed=4), 0)
+    else:
+        w1, w2 = torch.softmax(random(M, N1, seed=4), 0), torch.softmax(random(M, N2, seed=5), 0)
+    return d1, d2, w1, w2, e @ e.T
+
+
+def written_out(d1, d2, w1, w2, q, estimator):
+    """The definitions, summed term by term: [N1, N2, C, C]."""
+    a1 = w1 if w1.dim() == 2 else w1[:, None].expand(M, d1.shape[1])
+    a2 = w2 if w2.dim() == 2 else w2[:, None].expand(M, d2.shape[1])
+    total = torch.zeros(d1.shape[1], d2.shape[1], C, C, dtype=torch.float64)
+    for i, j in itertools.product(range(d1.shape[1]), range(d2.shape[1])):
+        for m, p in itertools.product(range(M), range(M)):
+            outer = torch.outer(d1[m, i], d2[p, j])
+            if estimator == "energy":
+                total[i, j] += D * (a1[m, i] * a2[m, j]).sqrt() * outer / q[m, m] if m == p else 0
+            elif estimator == "plugin" or m != p:
+                total[i, j] += D**2 * a1[m, i] * a2[p, j] * outer * q[m, p] / (q[m, m] * q[p, p])
+        if estimator == "unbiased":
+            total[i, j] /= 1 - (a1[:, i] * a2[:, j]).sum()
+    return total
+
+
+def select(full, outputs):
+    diagonal = full.diagonal(dim1=2, dim2=3)
+    return {"full": full, "diagonal": diagonal, "trace": diagonal.sum(2), "mean": diagonal.mean(2)}[outputs]
+
+
+@pytest.mark.parametrize("weights", ["uniform", "row", "input"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_equals_the_sum_written_out(estimator, weights):
+    """All outputs, symmetric and cross, both normalisations."""
+    d1, d2, w1, w2, q = case(weights)
+    cross, own = written_out(d1, d2, w1, w2, q, estimator), written_out(d1, d1, w1, w1, q, estimator)
+    for outputs, normalization in itertools.product(OUTPUTS, ("gradient", "paper")):
+        options = {"estimator": estimator, "gram": q, "outputs": outputs, "normalization": normalization}
+        factor = 1 if normalization == "gradient" else D**2
+        second = None if weights != "input" else w2
+        made = assemble(d1, w1, q.diagonal(), D, d2=d2, weights2=second, **options)
+        torch.testing.assert_close(made, select(cross, outputs) / factor)
+        made = assemble(d1, w1, q.diagonal(), D, **options)
+        torch.testing.assert_close(made, select(own, outputs) / factor)
+
+
+@pytest.mark.parametrize("weights", ["row", "input"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_symmetric_kernels_are_exactly_symmetric_and_semidefinite(estimator, weights):
+    """Bit for bit in float32; energy and plugin without negative eigenvalues beyond rounding."""
+    m, n = 40, 300
+    d = random(m, n, C).float()
+    w = torch.softmax(random(*((m,) if weights == "row" else (m, n)), seed=1), 0)
+    e = random(m, 400, seed=2)
+    q = e @ e.T
+    for outputs in OUTPUTS:
+        k = assemble(d, w, q.diagonal(), 400, estimator=estimator, gram=q, outputs=outputs)
+        swapped = k.transpose(0, 1).transpose(2, 3) if outputs == "full" else k.transpose(0, 1)
+        assert torch.equal(k, swapped)
+    if estimator != "unbiased":
+        flat = assemble(d[:, :100], w[..., :100] if w.dim() == 2 else w, q.diagonal(), 400, estimator=estimator, gram=q)
+        eigenvalues = torch.linalg.eigvalsh(flat.double())
+        assert eigenvalues[0] >= -1e-6 * eigenvalues[-1]
+
+
+def test_energy_is_additive_over_chunks():
+    """Chunks of displacements, with their global weights, add up."""
+    d1, d2, w1, w2, q = case("input")
+    parts = [
+        assemble(d1[part], w1[part], q.diagonal()[part], D, d2=d2[part], weights2=w2[part])
+        for part in (slice(0, 4), slice(4, 5), slice(5, M))
+    ]
+    torch.testing.assert_close(sum(parts), assemble(d1, w1, q.diagonal(), D, d2=d2, weights2=w2))
+
+
+def test_unbiased_survives_the_cancellation():
+    """Float32 differences with d/M = 10^5: the error is that of the inputs' rounding, not d/M times it."""
+    m, d = 8, 800_000
+    e = torch.stack([unit_displacements(torch.tensor([i]), 0, (d,), 0)[0] for i in range(m)]).double()
+    differences = random(m, 6, 1)
+    settings = {"num_params": d, "estimator": "unbiased", "gram": e @ e.T}
+    weights, norms = torch.full((m,), 1 / m, dtype=torch.float64), (e @ e.T).diagonal()
+    exact = assemble(differences, weights, norms, **settings)
+    made = assemble(differences.float(), weights, norms, **settings)
+    torch.testing.assert_close(made.double(), exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
+
+
+def test_norms_and_gram_equal_the_explicit_ones(directions):
+    """From generated displacements of several tensors, to 1e-6; the norm of signs is exactly d."""
+    parameters = {1: torch.zeros(300, 70), 3: torch.zeros(300), 6: torch.zeros(4, 2, 3, 3), 9: torch.zeros(())}
+    rows = torch.tensor([5, 0, 17, 4])
+    explicit = torch.cat(
+        [
+            unit_displacements(rows, ordinal, parameter.shape, 2, directions, torch.float64).reshape(4, -1)
+            for ordinal, parameter in parameters.items()
+        ],
+        dim=1,
+    )
+    gram = displacement_gram(parameters, rows, 2, directions)
+    norms = squared_norms(parameters, rows, 2, directions)
+    assert gram.dtype == norms.dtype == torch.float64 and torch.equal(gram, gram.T)
+    torch.testing.assert_close(norms, explicit.square().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gram.diagonal(), norms, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gram, explicit @ explicit.T, rtol=1e-6, atol=1e-6 * 300)
+    if directions == "rademacher":
+        assert (norms == explicit.shape[1]).all()
+
+
+def test_directions_are_isotropic(directions):
+    """E[e e^T / |e|^2] = I / d, within five standard errors of 20 000 draws."""
+    draws, d = 20_000, 12
+    e = unit_displacements(torch.arange(draws), 0, (3, 4), 1, directions, torch.float64).flatten(1)
+    moment = torch.einsum("mi,mj,m->ij", e, e, 1 / e.square().sum(1)) / draws
+    assert (moment - torch.eye(d) / d).abs().max() < 5 * (3 / (d * (d + 2)) / draws) ** 0.5
+
+
+def test_mirror_copies_the_lower_triangle():
+    """For [N, N], [N, N, C] and [N, N, C, C]."""
+    for shape in ((4, 4), (4, 4, 3), (4, 4, 3, 3)):
+        k = random(*shape)
+        m = mirror(k)
+        for i, j in itertools.product(range(4), range(4)):
+            if i > j:
+                assert torch.equal(m[i, j], k[i, j])
+                assert torch.equal(m[j, i], k[i, j].mT if len(shape) == 4 else k[i, j])
+
+
+@pytest.mark.parametrize("d2", [None, random(M, N2, C, seed=2)])
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_opcheck(outputs, d2):
+    """Schema, fake kernel, autograd registration and ahead-of-time dispatch agree with the ops."""
+    d1, _, w1, _, q = case("row")
+    operations = torch.ops.nntk
+    torch.library.opcheck(operations.energy.default, (d1, d2, w1, None, q.diagonal().clone(), D, outputs))
+    inner = (d1, d2, w1, None, q.diagonal().clone(), q, D, True, outputs)
+    torch.library.opcheck(operations.inner_product.default, inner)
+
+
+def test_opcheck_of_the_streams_ops():
+    """The ops that generate: unit displacements, norms, Gram."""
+    rows, parameters = torch.arange(3), [torch.zeros(4, 5), torch.zeros(4)]
+    operations = torch.ops.nntk
+    torch.library.opcheck(
+        operations.unit_displacements.default, (rows, 0, [4, 5], 1, 2**32 - 1, "gaussian", torch.float64)
+    )
+    for op in (operations.squared_norms.default, operations.displacement_gram.default):
+        torch.library.opcheck(op, (parameters, [0, 1], rows, 1, 2**32 - 1, "rademacher"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"estimator": "median"}, "estimator must be one of 'energy', 'plugin', 'unbiased'; got 'median'"),
+        ({"outputs": "sum"}, "outputs must be one of"),
+        ({"normalization": "none"}, "normalization must be one of"),
+        ({"d2": torch.ones(M, N2, C + 1)}, r"d2 must be \[9, N2, 3\] like d1"),
+        ({"squared_norms": torch.ones(M + 1)}, r"squared_norms must be \[9\]"),
+        ({"weights1": torch.ones(M, N1 + 1)}, r"weights1 must be \[9\] or \[9, 5\]"),
+        ({"weights1": torch.ones(M, N1), "d2": torch.ones(M, N2, C)}, "weights2 must be given with d2"),
+        ({"weights2": torch.ones(M)}, "weights2 must be None where d2 is None"),
+        ({"weights2": torch.ones(M, 1), "d2": torch.ones(M, N2, C)}, r"weights2 must be \[9\] or \[9, 4\]"),
+        ({"estimator": "plugin"}, r"gram must be the \[9, 9\] Gram of displacements for 'plugin', got None"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    """Each error names the argument, the value and what is allowed."""
+    good = {"d1": torch.ones(M, N1, C), "weights1": torch.ones(M), "squared_norms": torch.ones(M), "num_params": D}
+    with pytest.raises(ValueError, match=message):
+        assemble(**{**good, **arguments})
+
+
+def test_unbiased_needs_two_displacements():
+    """One displacement has no other to pair with."""
+    with pytest.raises(ValueError, match="samples must be at least 2"):
+        assemble(torch.ones(1, 2, 1), torch.ones(1), torch.ones(1), 3, estimator="unbiased", gram=torch.ones(1, 1))

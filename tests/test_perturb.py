@@ -1,0 +1,308 @@
+"""Perturbation evaluation: differences against float64 on the same displacements, and what they must not depend on."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ACTIVATIONS, JUMPS, inputs, mlp, relative_error
+from torch import nn
+
+from nntk import NonlocalNTK
+from nntk.bench.reference import float64_differences
+from nntk.kernels import perturb
+from nntk.kernels.perturb import Layer, mlp_differences
+from nntk.kernels.perturb.config import choose_propagation, plan
+from nntk.kernels.philox import unit_displacements
+from nntk.models import recognise
+
+GAMMAS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_differences_keep_their_digits_at_every_gamma(name, directions):
+    """Relative error at most 1e-5 in float32, widths up to 512; at most one in 10^6 activations lands across a jump."""
+    model, x = mlp(33, 512, 130, 3, activation=name), inputs(65, 33)
+    flips = evaluated = 0
+    for gamma in GAMMAS:
+        kernel = NonlocalNTK(model, gamma=gamma, samples=8, directions=directions, propagation="difference")
+        expected = float64_differences(kernel, x)
+        error = (kernel.differences(x).double() - expected).abs()
+        # An activation across a jump shows as an entry of D that is off by far more than rounding.
+        flipped = (error > 1e-3 * expected.abs().mean()).any(-1) if name in JUMPS else torch.zeros(error.shape[:-1])
+        flips, evaluated = flips + int(flipped.sum()), evaluated + 2 * flipped.numel() * (512 + 130)
+        same = flipped == 0
+        assert error[same].norm() <= 1e-5 * expected[same].norm(), f"gamma {gamma}"
+    assert flips <= max(1, 1e-6 * evaluated)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "sign"])
+def test_direct_evaluation_loses_them(name):
+    """The reason for propagating differences: at gamma 1e-6 subtraction is off by more than a thousandth."""
+    model, x = mlp(33, 512, 130, 3, activation=name), inputs(65, 33)
+    kernel = NonlocalNTK(model, gamma=1e-6, samples=8, propagation="direct")
+    assert relative_error(kernel.differences(x), float64_differences(kernel, x)) > 1e-3
+
+
+def test_float64_is_exact_to_its_rounding(directions, propagation):
+    """In float64 both forms agree with the definition."""
+    model, x = mlp(7, 33, 20, 2, dtype=torch.float64), inputs(9, 7, torch.float64)
+    kernel = NonlocalNTK(model, gamma=0.1, samples=5, directions=directions, propagation=propagation)
+    torch.testing.assert_close(kernel.differences(x), float64_differences(kernel, x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [1e-1, 1e-6, 1e-20])
+def test_difference_of_a_linear_model_is_the_displacement(gamma, directions):
+    """For f = W x + b the difference is E x + e, whatever gamma."""
+    model, x = mlp(5, 3), inputs(4, 5)
+    kernel = NonlocalNTK(model, gamma=gamma, samples=6, directions=directions, propagation="difference")
+    for m, difference in enumerate(kernel.differences(x)):
+        delta = kernel.displacements(m)
+        expected = x.double() @ delta["0.weight"].double().T + delta["0.bias"].double()
+        assert relative_error(difference, expected) < 1e-6
+
+
+def test_halves_make_the_odd_part(directions, propagation):
+    """D+ and D- are the one-sided differences at +delta and -delta, and D = (D+ - D-) / 2."""
+    model, x = mlp(5, 17, 2, dtype=torch.float64), inputs(6, 5, torch.float64)
+    settings = {"gamma": 0.5, "samples": 7, "directions": directions, "propagation": propagation}
+    plus, minus = NonlocalNTK(model, **settings).differences(x, halves=True)
+    one_sided = NonlocalNTK(model, antithetic=False, **settings).differences(x)
+    torch.testing.assert_close(plus, one_sided, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close((plus - minus) / 2, NonlocalNTK(model, **settings).differences(x))
+    mirrored = nn.functional.linear  # f(theta - delta) by hand
+    delta = NonlocalNTK(model, **settings).displacements(3)
+    moved = {name: parameter - delta[name] for name, parameter in model.named_parameters()}
+    h = torch.tanh(mirrored(x, moved["0.weight"], moved["0.bias"]))
+    expected = mirrored(h, moved["2.weight"], moved["2.bias"]) - model(x)
+    torch.testing.assert_close(minus[3], expected.detach(), rtol=1e-11, atol=1e-13)
+
+
+def unit(model, x, rows=None, **settings):
+    rows = torch.arange(11) if rows is None else rows
+    settings = {"directions": "gaussian", "propagation": "difference", **settings}
+    return mlp_differences(x, recognise(model).layers, rows, torch.full(rows.shape, 0.01), 3, **settings)
+
+
+def test_chunks_order_batches_and_threads_do_not_matter(directions, propagation):
+    """The same D to float rounding, and the same norms, however the work is cut."""
+    model, x = mlp(19, 260, 33, 2, activation="relu"), inputs(300, 19)
+    settings = {"directions": directions, "propagation": propagation}
+    whole, norms = unit(model, x, **settings)
+    tolerance = 1e-6 if propagation == "difference" else 1e-4
+
+    def check(part, expected):
+        assert relative_error(part, expected) < tolerance
+
+    small, small_norms = unit(model, x, max_bytes=2**20, **settings)
+    check(small, whole)
+    torch.testing.assert_close(small_norms, norms, rtol=1e-7, atol=0)
+    order = torch.tensor([7, 0, 10, 3])
+    shuffled, shuffled_norms = unit(model, x, order, **settings)
+    check(shuffled, whole[order])
+    torch.testing.assert_close(shuffled_norms, norms[order], rtol=1e-7, atol=0)
+    check(torch.cat([unit(model, x[:1], **settings)[0], unit(model, x[1:], **settings)[0]], dim=1), whole)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = unit(model, x, **settings)[0]
+    torch.set_num_threads(threads)
+    check(alone, whole)
+
+
+def test_every_cut_of_the_plan_gives_the_same_differences(monkeypatch, propagation):
+    """Tiles of rows and inputs, slabs, kept noise and noise made anew: all the same D."""
+    model, x = mlp(19, 40, 33, 2), inputs(70, 19)
+    whole, norms = unit(model, x, propagation=propagation)
+    plans = [
+        perturb.reference.Plan(70, 11, 70, 11, 1 << 20, True),
+        perturb.reference.Plan(70, 4, 13, 3, 1 << 20, True),
+        perturb.reference.Plan(32, 3, 32, 1, 100, True),
+        perturb.reference.Plan(32, 1, 32, 1, 1, False),
+    ]
+    for cut in plans:
+        monkeypatch.setattr(perturb.reference, "plan", lambda *_, cut=cut: cut)
+        made, made_norms = unit(model, x, propagation=propagation)
+        assert relative_error(made, whole) < (1e-6 if propagation == "difference" else 1e-4)
+        torch.testing.assert_close(made_norms, norms, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("budget", [2**20, 2**24, 2**27])
+def test_plans_fit_their_budget(budget):
+    """What a plan holds at once stays within the budget, for small and large networks and numbers of inputs."""
+    for n in (1, 64, 10**6):
+        for widths in ((1, 1), (64, 256, 256, 1), (784, 1024, 1024, 10)):
+            params = sum((k + 1) * h for k, h in zip(widths[:-1], widths[1:], strict=True))
+            cut = plan(n, 1000, widths, params, 2, 4, budget)
+            kept = cut.group_rows * params if cut.keep_noise else 0
+            held = cut.tile_rows * cut.tile_inputs * 2 * max(widths) * 8 * 4
+            unperturbed = cut.group_inputs * sum(widths) * 24
+            smallest = 48 * 4 * max(widths) + 24 * sum(widths) + 128 * 2 * max(widths) * 8 * 4
+            assert 48 * cut.slab_numbers + 4 * kept + held + unperturbed <= max(budget, smallest)
+
+
+def test_rows_may_have_different_scales():
+    """Scales are a vector: each row is the one it would be alone."""
+    model, x, rows = mlp(5, 16, 2), inputs(6, 5), torch.arange(4)
+    scales = torch.tensor([1e-1, 1e-2, 1e-3, 1e-5])
+    layers = recognise(model).layers
+    together, _ = mlp_differences(x, layers, rows, scales, 0, propagation="difference")
+    for m in range(4):
+        alone, _ = mlp_differences(x, layers, rows[m : m + 1], scales[m : m + 1], 0, propagation="difference")
+        assert relative_error(together[m], alone[0]) < 1e-6
+
+
+def test_frozen_parameters_stay(propagation):
+    """A frozen tensor is not displaced, and the others keep their streams."""
+    model, x = mlp(5, 16, 9, 2, dtype=torch.float64), inputs(6, 5, torch.float64)
+    everything = NonlocalNTK(model, samples=3).displacements(1)
+    model[0].weight.requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    model[4].weight.requires_grad_(False)
+    kernel = NonlocalNTK(model, samples=3, propagation=propagation)
+    some = kernel.displacements(1)
+    assert list(some) == ["0.bias", "2.weight", "4.bias"] and kernel.num_params == 16 + 9 * 16 + 2
+    assert all(torch.equal(some[name], everything[name]) for name in some)
+    torch.testing.assert_close(kernel.differences(x), float64_differences(kernel, x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        kernel.squared_norms()[1], sum(delta.square().sum() for delta in some.values()), rtol=1e-6, atol=0
+    )
+
+
+def test_tied_layers_move_together(propagation):
+    """A layer that stands twice has one displacement, counted once."""
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(8, 1)).double()
+    x = inputs(5, 8, torch.float64)
+    kernel = NonlocalNTK(model, samples=4, propagation=propagation)
+    assert kernel.num_params == 72 + 9
+    torch.testing.assert_close(kernel.differences(x), float64_differences(kernel, x), rtol=1e-10, atol=1e-12)
+    seeded = NonlocalNTK(model, samples=4, seed=3)
+    torch.testing.assert_close(
+        unit(model, x, torch.arange(4))[1] * seeded.gamma**2 / 2, seeded.squared_norms(), rtol=1e-6, atol=0
+    )
+
+
+def test_odd_sizes_and_empty_inputs():
+    """Widths, inputs and samples of one; no inputs give no columns but all norms."""
+    for widths in ((1, 1), (1, 1, 1), (3, 1, 17, 1), (2, 130, 1)):
+        for n, m in ((1, 1), (3, 2), (0, 3)):
+            model, x = mlp(*widths, dtype=torch.float64), inputs(n, widths[0], torch.float64)
+            kernel = NonlocalNTK(model, samples=m, propagation="difference")
+            made = kernel.differences(x)
+            assert made.shape == (m, n, widths[-1])
+            torch.testing.assert_close(made, float64_differences(kernel, x), rtol=1e-9, atol=1e-12)
+            assert (unit(model, x, torch.arange(m))[1] > 0).all()
+
+
+def test_auto_takes_the_direct_form_only_where_its_error_is_small():
+    """The choice is a function of the model and gamma alone, and its prediction bounds the error seen."""
+    cpu = torch.device("cpu")
+    for name in ("relu", "sign"):
+        model, x = mlp(33, 256, 130, 1, activation=name), inputs(40, 33)
+        layers = recognise(model).layers
+        chosen = [choose_propagation(layers, gamma / math.sqrt(2), 1024, cpu) for gamma in GAMMAS]
+        assert chosen[0] == "direct" and chosen[-1] == "difference"
+        for gamma, form in zip(GAMMAS, chosen, strict=True):
+            kernel = NonlocalNTK(model, gamma=gamma, samples=16, propagation=form)
+            seen = relative_error(kernel.differences(x), float64_differences(kernel, x))
+            assert seen < 0.1 * math.sqrt(2 / 1024)
+    assert choose_propagation(layers, 0.1, 1024, torch.device("cuda")) == "difference"
+
+
+ARGUMENTS = {
+    "x": torch.ones(3, 4),
+    "layers": [Layer(torch.ones(5, 4), torch.ones(5), weight_ordinal=0, bias_ordinal=1)],
+    "rows": torch.arange(2),
+    "scales": torch.full((2,), 0.1),
+    "seed": 2**64 - 1,
+}
+
+
+def op_arguments(pairs):
+    """The op's own arguments, as the public function passes them."""
+    passed = {}
+    original = perturb._op
+    try:
+        perturb._op = lambda *arguments: passed.setdefault("arguments", arguments)
+        mlp_differences(**ARGUMENTS, pairs=pairs, propagation="difference")
+    finally:
+        perturb._op = original
+    return passed["arguments"]
+
+
+@pytest.mark.parametrize("pairs", ["none", "odd", "both"])
+def test_opcheck(pairs):
+    """Schema, fake kernel, autograd registration and ahead-of-time dispatch agree with the op."""
+    torch.library.opcheck(torch.ops.nntk.mlp_differences.default, op_arguments(pairs))
+
+
+def test_compiles_without_a_break():
+    """torch.compile sees through the op, and gives what eager gives."""
+
+    def evaluate(x):
+        return mlp_differences(**{**ARGUMENTS, "x": x}, propagation="difference")[0].square().sum(0)
+
+    compiled = torch.compile(evaluate, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(ARGUMENTS["x"]), evaluate(ARGUMENTS["x"]))
+
+
+def test_backward_says_that_there_is_none():
+    """A gradient through finite differences is asked for by mistake."""
+    x = torch.ones(3, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="nntk::mlp_differences has no backward"):
+        mlp_differences(**{**ARGUMENTS, "x": x})[0].sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": torch.ones(3, 4, dtype=torch.float16)}, TypeError, "x must be float32 or float64, got torch.float16"),
+        ({"x": torch.ones(4)}, ValueError, r"x must be a matrix \[N, K\], got shape \(4,\)"),
+        ({"x": torch.ones(3, 5)}, ValueError, r"weight of layer '0' must be .* since the inputs have 5 features"),
+        ({"x": torch.ones(3, 4).double()}, TypeError, "weight of layer '0' must be torch.float64 like the inputs"),
+        ({"layers": []}, ValueError, "layers must hold at least one layer"),
+        ({"layers": [Layer(torch.ones(5, 4), torch.ones(4))]}, ValueError, r"bias of layer '0' must have shape \(5,\)"),
+        ({"rows": torch.arange(2).int()}, TypeError, "rows must be an int64 vector"),
+        ({"scales": torch.ones(3)}, ValueError, r"scales must be a floating vector like rows, \(2,\)"),
+        ({"seed": "1"}, TypeError, "seed must be an integer, got '1'"),
+        ({"pairs": "even"}, ValueError, "pairs must be one of 'none', 'odd', 'both'; got 'even'"),
+        ({"propagation": "fast"}, ValueError, "propagation must be one of"),
+        ({"max_bytes": 10}, ValueError, "max_bytes must be at least 1048576, got 10"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    """Each error names the argument, the value and what is allowed."""
+    with pytest.raises(error, match=message):
+        mlp_differences(**{**ARGUMENTS, **arguments})
+
+
+MEMORY = """
+import resource, sys, torch, nntk
+from torch import nn
+model = nn.Sequential(nn.Linear(100, 950), nn.ReLU(), nn.Linear(950, 950), nn.ReLU(), nn.Linear(950, 1))
+kernel = nntk.NonlocalNTK(model, samples=1024, propagation=sys.argv[1])
+assert kernel.num_params > 10**6
+x = torch.randn(64, 100)
+nntk.NonlocalNTK(nn.Sequential(nn.Linear(100, 2)), samples=2).differences(x)
+resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+differences = kernel.differences(x)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(peak - resident - differences.nbytes)
+"""
+
+
+def test_memory_does_not_grow_with_samples_times_parameters(propagation):
+    """For d = 10^6, M = 1024, N = 64 the peak stays under the outputs and 256 MB; M d floats would be 4 GB."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, propagation], capture_output=True, text=True, check=True)
+    extra = int(done.stdout)
+    print(f"extra peak: {extra / 2**20:.0f} MiB")
+    assert extra < 256e6
+
+
+def test_displacements_are_the_streams_units_times_the_scale(directions):
+    """The same numbers as the stream's op, at the standard deviation gamma / sqrt(2)."""
+    kernel = NonlocalNTK(mlp(5, 16, 2), gamma=0.3, samples=3, directions=directions, seed=8)
+    scale = torch.tensor(0.3 / math.sqrt(2))
+    expected = scale * unit_displacements(torch.tensor([2]), 2, (2, 16), 8, directions)[0]
+    assert torch.equal(kernel.displacements(2)["2.weight"], expected)
