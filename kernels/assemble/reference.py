@@ -15,8 +15,8 @@ from torch import Tensor
 
 from nntk.kernels.philox.reference import TILE, slabs, unit_slab
 
-_LONGEST_PRODUCT = 8192
-"""Terms of a product of displacements that are added in their own dtype before float64 takes over."""
+_LONGEST_PRODUCT = 1024
+"""Terms of a product of displacements added in their own dtype before float64 takes over: 3e-7 in float32."""
 
 _CONTRACTIONS = {
     "trace": "mic,mjc->ij",
@@ -119,10 +119,9 @@ def displacement_gram(
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     for parameter, ordinal in zip(parameters, ordinals, strict=True):
         shape = tuple(parameter.shape) or (1,)
-        # All rows are needed at once, so the slab narrows as they grow in number; and no float32 product is so long
-        # that its rounding shows.
-        for start, stop in slabs(shape, min(_LONGEST_PRODUCT, 4 * TILE // max(1, len(rows)))):
+        # All rows are needed at once: the slab narrows as they grow in number.
+        for start, stop in slabs(shape, 4 * TILE // max(1, len(rows))):
             noise = unit_slab(directions, rows, ordinal, shape, (seed_low, seed_high), start, stop, parameter.dtype)
-            flat = noise.flatten(1)
-            gram += flat @ flat.T
+            for part in torch.split(noise.flatten(1), _LONGEST_PRODUCT, dim=1):
+                gram += part @ part.T
     return mirror(gram)
