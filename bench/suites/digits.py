@@ -40,7 +40,7 @@ def _rows(setting: Setting, seeds: int) -> Iterator[Row | str]:
         rows = []
         for seed in range(setting.seed, setting.seed + seeds):
             yield f"{network} network, seed {seed}"
-            rows.append(classify(network, seed, setting))
+            rows.append(classify(network, seed, setting, SAMPLES))
             yield rows[-1]
         if seeds > 1:
             yield {

@@ -84,15 +84,14 @@ def difference_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tens
     """Propagate differences: two products a layer, no cancellation. Returns unit differences [rows, halves, N, C]."""
     d: Tensor | None = None
     for layer, (h, state) in zip(layers, unmoved, strict=True):
-        signed = tile.signs * h
-        moved = None if d is None else torch.addcmul(signed, d, tile.scales * tile.signs)
+        moved = None if d is None else torch.addcmul(tile.signs * h, d, tile.scales * tile.signs)
         e = tile.bias(layer)
         parts = []
         for start, stop in tile.noise.slabs(layer.weight):
             units = slice(start, stop)
             noise = tile.weight(layer, start, stop)
             if d is None or moved is None:
-                dz = _first_difference(signed, noise, stop - start, tile)
+                dz = _first_difference(h, noise, stop - start, tile)
             else:
                 dz = torch.matmul(d, layer.weight[units].T)
                 if noise is not None:
@@ -105,13 +104,11 @@ def difference_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tens
     return d
 
 
-def _first_difference(signed: Tensor, noise: Tensor | None, units: int, tile: _Tile) -> Tensor:
-    """Layer 0 has no earlier difference: dz = h E^T, with the mirrored half its negative."""
+def _first_difference(h: Tensor, noise: Tensor | None, units: int, tile: _Tile) -> Tensor:
+    """Layer 0 has no earlier difference: dz = h E^T for one half, its negative for the other."""
     if noise is None:
-        rows = tile.rows.stop - tile.rows.start
-        return signed.new_zeros(rows, len(signed), signed.shape[1], units)
-    dz = torch.matmul(signed.flatten(0, 1), noise.mT)
-    return dz.view(len(noise), *signed.shape[:2], units)
+        return h.new_zeros(tile.rows.stop - tile.rows.start, len(tile.signs), len(h), units)
+    return torch.matmul(h, noise.mT)[:, None] * tile.signs
 
 
 def direct_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tensor:

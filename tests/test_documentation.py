@@ -1,0 +1,43 @@
+"""What the documentation shows, runs: every docstring example, and the README's."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import nntk
+
+ROOT = Path(__file__).parent.parent
+MODULES = [info.name for info in pkgutil.walk_packages(nntk.__path__, "nntk.") if not info.name.endswith("__main__")]
+MODULES += [
+    info.name
+    for package in ("nntk.kernels", "nntk.bench")
+    for info in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+    if not info.name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("name", sorted({"nntk", "nntk.kernels", "nntk.bench", *MODULES}))
+def test_docstring_examples(name):
+    """Doctests of every module."""
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_the_modules_are_found():
+    """The walk above sees all three packages."""
+    assert {"nntk.nonlocal_ntk", "nntk.kernels.perturb.reference", "nntk.bench.suites.digits"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("**/README.md")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_readme_examples_and_links(path):
+    """Python blocks run from top to bottom, and relative links lead somewhere."""
+    if any(part.startswith(".") for part in path.relative_to(ROOT).parts):
+        return
+    text = path.read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    exec(compile(code, str(path), "exec"), {"__name__": "readme"})
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (path.parent / link).exists(), f"{path.name} links to {link}, which is missing"
