@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nntk import NonlocalNTK
 from nntk.functional import call
+from nntk.kernels.assemble import assemble
 
 
 @torch.no_grad()
@@ -26,7 +27,17 @@ def float64_differences(kernel: NonlocalNTK, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def relative_error(differences: Tensor, kernel: NonlocalNTK, x: Tensor) -> float:
-    """Frobenius error of differences relative to the float64 ones on the same displacements."""
-    expected = float64_differences(kernel, x)
-    return float((differences.double() - expected).norm() / expected.norm())
+def float64_kernel(kernel: NonlocalNTK, x: Tensor) -> Tensor:
+    """The energy kernel in float64 from :func:`float64_differences`, [N, N]."""
+    weights = torch.full((kernel.samples,), 1 / kernel.samples, dtype=torch.float64, device=x.device)
+    return assemble(float64_differences(kernel, x), weights, kernel.squared_norms(), kernel.num_params)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Frobenius norm of the error over that of the expected."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+def flipped(actual: Tensor, expected: Tensor) -> Tensor:
+    """Which (displacement, input) pairs have an output off by more than rounding: an activation fell across a jump."""
+    return ((actual.double() - expected).abs() > 1e-3 * expected.abs().mean()).any(-1)

@@ -1,6 +1,7 @@
 """One JSON a run, rewritten atomically after every row: whatever stops a run, the finished rows are on disk."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ class Record:
         self._began = time.monotonic()
         now = datetime.now(timezone.utc)
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{suite}-{now:%Y%m%d-%H%M%S}.json"
+        self.path = folder / f"{suite}-{now:%Y%m%d-%H%M%S-%f}.json"
         self._content: dict[str, Any] = {
             "schema": SCHEMA,
             "suite": suite,
@@ -48,8 +49,11 @@ class Record:
         return rows
 
     def add(self, section: str, row: Row) -> None:
-        """Append a finished row to a section, and write."""
-        self.rows.append({"section": section, "elapsed_s": round(time.monotonic() - self._began, 3), **row})
+        """Append a finished row to a section, and write; figures that are not finite are written as null."""
+        kept = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        self.rows.append({"section": section, "elapsed_s": round(time.monotonic() - self._began, 3), **kept})
         self._write()
 
     def close(self, status: str) -> None:

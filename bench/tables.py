@@ -66,7 +66,9 @@ def growing(console: Console, title: str, caption: str, columns: Sequence[Column
     table = Table()
     for number, column in enumerate(columns):
         table.add_column(column.header, justify="left" if number == 0 else "right", overflow="fold")
-    with Live(table, console=console, auto_refresh=console.is_terminal) as live:
+    live = Live(table, console=console, auto_refresh=console.is_terminal)
+    try:
+        live.start()
 
         def show(row: Row | None, working_on: str) -> None:
             if row is not None:
@@ -74,5 +76,7 @@ def growing(console: Console, title: str, caption: str, columns: Sequence[Column
             live.update(Group(table, Spinner("dots", working_on)) if working_on and console.is_terminal else table)
 
         yield show
-        show(None, "")
-    console.print()
+    finally:
+        live.update(table)
+        live.stop()
+        console.print()

@@ -48,9 +48,14 @@ def positive_float(name: str, value: SupportsFloat, least: float, most: float, h
         TypeError: If it is no real number.
         ValueError: If it is out of range or not a number.
     """
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if math.isnan(number) and not isinstance(value, float):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__}). {hint}".rstrip())
-    number = float(value)
     if math.isnan(number) or not least <= number <= most:
         raise ValueError(f"{name} must be between {least:g} and {most:g}, got {number:g}. {hint}".rstrip())
     return number
@@ -65,6 +70,18 @@ def boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__}).")
     return value
+
+
+def tensor(name: str, value: object) -> None:
+    """Check that ``value`` is a dense tensor.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; use {name}.to_dense().")
 
 
 def row_numbers(rows: Tensor) -> None:

@@ -1,12 +1,20 @@
 """Registration of the ops with PyTorch's dispatcher, which alone chooses the backend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("nntk", "DEF")
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list):
+            yield from _tensors(argument)
 
 
 Op = TypeVar("Op", bound=Callable[..., Tensor | tuple[Tensor, ...]])
@@ -26,7 +34,13 @@ def register(schema: str, reference: Op, fake: Callable[..., Tensor | tuple[Tens
     name = schema.partition("(")[0]
     qualified = f"nntk::{name}"
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+
+    def without_autocast(*arguments: Any) -> Any:
+        device = next(_tensors(arguments)).device.type
+        with torch.autocast(device, enabled=False):
+            return reference(*arguments)
+
+    _LIBRARY.impl(name, without_autocast, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
 
     def backward(ctx: Any, *gradients: Tensor) -> None:

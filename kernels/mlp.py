@@ -74,7 +74,7 @@ def check(layers: Sequence[Layer], x: Tensor) -> None:
     """Check that the layers fit each other and the inputs in shape, dtype and device.
 
     Raises:
-        ValueError: If there are no layers, or shapes or devices disagree.
+        ValueError: If there are no layers, shapes or devices disagree, or an ordinal is out of range.
         TypeError: If dtypes disagree or are not float32 or float64.
     """
     if not layers:
@@ -86,6 +86,9 @@ def check(layers: Sequence[Layer], x: Tensor) -> None:
     width, source = x.shape[1], "the inputs have"
     for number, layer in enumerate(layers):
         name = f"layer {layer.name or str(number)!r}"
+        for kind, ordinal in (("weight_ordinal", layer.weight_ordinal), ("bias_ordinal", layer.bias_ordinal)):
+            if ordinal is not None:
+                checks.integer(f"{kind} of {name}", ordinal, 0, 2**32 - 1)
         for kind, tensor in (("weight", layer.weight), ("bias", layer.bias)):
             if tensor is None:
                 continue

@@ -42,16 +42,18 @@ def local_ntk(
         outputs: ``"trace"`` or ``"mean"`` over the outputs, ``"diagonal"`` or ``"full"``.
         method: ``"structured"`` sums products of layer inputs and back-propagated derivatives, O(N^2) memory;
             ``"jacobian"`` contracts Jacobians [N, C, d] in blocks; ``"vector-products"`` makes a column at a time by
-            a backward and a forward derivative; ``"auto"`` takes the first where it can, else the second.
-        max_memory: Bytes of temporary memory for Jacobians or columns, at least 2**20; None for 128 MiB. One input's
-            Jacobian, C d numbers, is the least the last two methods work with.
+            a backward and a forward derivative; ``"auto"`` takes the first for an MLP, else the second.
+        max_memory: Bytes for Jacobians or columns, at least 2**20; None for 128 MiB. One input's Jacobian, C d
+            numbers, is the least the last two methods work with. The activations of forward derivatives come on top.
 
     Returns:
         [N1, N2], with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``; exactly symmetric without ``x2``.
 
     Raises:
-        ValueError: If a name is unknown, inputs do not fit or are not finite, or a layer is in training mode.
-        TypeError: If dtypes do not fit, or ``"structured"`` is asked of a model that is no MLP.
+        ValueError: If a name is unknown, inputs do not fit or are not finite, a layer is in training mode, or the
+            kernel is not finite.
+        TypeError: If dtypes do not fit, the model returns no tensor [N, ...], or ``"structured"`` is asked of a model
+            that is no MLP.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -68,17 +70,36 @@ def local_ntk(
         if x is not None:
             check_inputs(name, x, first.dtype, first.device)
     if method == "auto":
-        method = "structured" if _is_structured(model) else "jacobian"
+        method = "structured" if _is_structured(model, x1) else "jacobian"
+    with torch.autocast(first.device.type, enabled=False):
+        kernel = _kernel(model, parameters, x1, x2, outputs, method, budget)
+    checks.finite("the kernel, from the model's gradients,", kernel)
+    return kernel
+
+
+def _kernel(
+    model: nn.Module,
+    parameters: Parameters,
+    x1: Tensor,
+    x2: Tensor | None,
+    outputs: str,
+    method: str,
+    budget: int,
+) -> Tensor:
     if method == "structured":
         mlp = recognise(model)
         return structured_ntk(mlp.layers, mlp.inputs("x1", x1), None if x2 is None else mlp.inputs("x2", x2), outputs)
 
     def forward(displaced: Parameters, x: Tensor) -> Tensor:
-        return call(model, displaced, x).reshape(len(x), -1)
+        out = call(model, displaced, x)
+        if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(x):
+            given = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(f"model must return a tensor with a row for each of {len(x)} inputs, got {given}.")
+        return out.reshape(len(x), -1)
 
     num_outputs = forward(parameters, x1.new_zeros(1, *x1.shape[1:])).shape[1]
     num_params = sum(parameter.numel() for parameter in parameters.values())
-    chunk = max(1, budget // (4 * num_outputs * num_params * first.element_size()))
+    chunk = max(1, budget // (4 * num_outputs * num_params * x1.element_size()))
     blocks = _jacobian_blocks if method == "jacobian" else _vector_product_blocks
     other = x1 if x2 is None else x2
     axes = {"trace": 0, "mean": 0, "diagonal": 1, "full": 2}[outputs]
@@ -151,11 +172,12 @@ def _check_model(model: nn.Module) -> Parameters:
     return parameters
 
 
-def _is_structured(model: nn.Module) -> bool:
+def _is_structured(model: nn.Module, x: Tensor) -> bool:
     try:
-        return not recognise(model).is_tied
+        mlp = recognise(model)
     except TypeError:
         return False
+    return not mlp.is_tied and (mlp.flattens or x.dim() == 2)
 
 
 def _pieces(length: int, size: int) -> Iterator[slice]:

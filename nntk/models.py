@@ -153,8 +153,7 @@ def check_inputs(name: str, x: Tensor, dtype: torch.dtype, device: torch.device)
         ValueError: If the device does not fit, there is no batch axis, or an entry is not finite.
         TypeError: If ``x`` is no tensor or has another dtype.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}.")
+    checks.tensor(name, x)
     if x.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} like the model's parameters, got {x.dtype}; use {name}.to({dtype}).")
     if x.device != device:
@@ -168,35 +167,41 @@ def check_parameters(model: nn.Module) -> None:
     """Check that all parameters of a model are finite and of a dtype that the kernels compute in.
 
     Raises:
-        ValueError: If one is not finite.
+        ValueError: If one is not finite, or has no numbers.
         TypeError: If one is neither float32 nor float64.
     """
     for name, parameter in model.named_parameters():
         if parameter.dtype not in checks.FLOATS:
             raise TypeError(f"parameter {name!r} must be float32 or float64, got {parameter.dtype}.")
+        if parameter.is_meta:
+            raise ValueError(f"parameter {name!r} must hold numbers, but is on the meta device.")
         checks.finite(f"parameter {name!r}", parameter.detach())
 
 
-def check_evaluation_mode(model: nn.Module) -> None:
-    """Check that no layer of a model draws random numbers or updates statistics when it is called.
+def check_evaluation_mode(model: nn.Module, prefix: str = "") -> None:
+    """Check that no layer of a model draws random numbers or mixes the inputs of a batch.
+
+    Args:
+        model: The model, or a layer of it.
+        prefix: Name of the layer in its model.
 
     Raises:
         ValueError: If one does.
     """
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(prefix=prefix):
+        layer = f"layer {name!r} ({type(module).__name__})"
         random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        updates = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-        if module.training and (random or updates):
-            raise ValueError(
-                f"model must be in evaluation mode, but layer {name!r} ({type(module).__name__}) is in training mode; "
-                "call model.eval() first."
-            )
+        mixes = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if module.training and (random or mixes):
+            raise ValueError(f"model must be in evaluation mode, but {layer} is in training mode; call model.eval().")
+        if mixes and not module.track_running_stats:
+            raise ValueError(f"model must treat inputs one by one, but {layer} takes the statistics of the batch.")
 
 
 def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The layers of nested Sequentials in order, with their qualified names."""
-    if any((module._forward_hooks, module._forward_pre_hooks)):
-        raise TypeError(_unrecognised(prefix, module, "forward hooks may change what the layer computes"))
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        raise TypeError(_unrecognised(prefix, module, "a hook or a forward of its own may change what it computes"))
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for name, child in _children(module):
             yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
@@ -211,6 +216,8 @@ def _children(module: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
 
 def _affine(name: str, module: nn.Linear, ordinals: dict[Tensor, int]) -> Layer:
     def ordinal(parameter: Tensor | None) -> int | None:
+        if parameter is not None and parameter not in ordinals:
+            raise TypeError(_unrecognised(name, module, "a tensor of it is computed, not a parameter"))
         return ordinals[parameter] if parameter is not None and parameter.requires_grad else None
 
     return Layer(
@@ -238,7 +245,7 @@ def _activate(layers: list[Layer], name: str, module: nn.Module) -> list[Layer]:
 def _function(name: str, module: nn.Module) -> functions.Activation:
     # By exact type: a subclass may compute something else.
     if type(module) is nn.Dropout:
-        check_evaluation_mode(module)
+        check_evaluation_mode(module, name)
     if type(module) is nn.Softplus and module.threshold < _SMOOTH_SOFTPLUS:
         raise TypeError(_unrecognised(name, module, f"threshold must be at least 20, got {module.threshold}"))
     if type(module) not in _FUNCTIONS:

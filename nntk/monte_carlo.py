@@ -12,7 +12,7 @@ def monte_carlo_error(ntk: Tensor, samples: int, num_params: int, outputs: str =
     r"""Root-mean-square Frobenius error of the energy estimator for a smooth model as gamma tends to 0.
 
     With :math:`\Theta_{nn'}^{cc'}` the NTK, :math:`T = \sum_n \Theta_{nn}`, isotropic displacements in d dimensions
-    and equal weights 1 / M,
+    and equal weights 1 / M (for random signs up to a relative 1 / d),
 
     .. math::
         E\,|\hat K - K|_F^2 = \frac{d\,(A + B) - 2\,|K|_F^2}{(d + 2)\,M},
@@ -32,7 +32,8 @@ def monte_carlo_error(ntk: Tensor, samples: int, num_params: int, outputs: str =
         The error in units of the kernel; divide by its Frobenius norm for the relative one.
 
     Raises:
-        ValueError: If ``ntk`` has another shape, or a number is out of range.
+        ValueError: If ``ntk`` has another shape or is not finite, or a number is out of range.
+        TypeError: If ``ntk`` is no tensor.
 
     Example:
         >>> round(monte_carlo_error(torch.eye(2), samples=6, num_params=10**9), 6)  # sqrt((2**2 + 2) / 6)
@@ -41,6 +42,8 @@ def monte_carlo_error(ntk: Tensor, samples: int, num_params: int, outputs: str =
     checks.choice("outputs", outputs, ("trace", "mean", "diagonal", "full"))
     checks.integer("samples", samples, 1)
     checks.integer("num_params", num_params, 1)
+    checks.tensor("ntk", ntk)
+    checks.finite("ntk", ntk)
     theta = ntk[:, :, None, None] if ntk.dim() == 2 else ntk
     if theta.dim() != 4 or theta.shape[0] != theta.shape[1] or theta.shape[2] != theta.shape[3]:
         raise ValueError(f"ntk must have shape [N, N, C, C] or [N, N], got {tuple(ntk.shape)}.")

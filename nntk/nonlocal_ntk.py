@@ -14,7 +14,7 @@ from nntk.kernels.philox import DIRECTIONS, split_seed, unit_displacements
 from nntk.models import Mlp, recognise
 
 _GAMMA_HINT = "gamma is the length scale of the displacements, e.g. 0.1; the kernel tends to the NTK as it falls."
-_SAMPLES_HINT = "Each sample is one displacement theta + delta_m; a few hundred give about 5 % error."
+_SAMPLES_HINT = "Each sample is one displacement theta + delta_m; a thousand give about 5 % error."
 
 
 class NonlocalNTK:
@@ -32,9 +32,10 @@ class NonlocalNTK:
     .. math::
         K(x, x') = \frac{d}{M} \sum_m \frac{D_m(x) D_m(x')}{|\delta_m|^2} \to \Theta(x, x') \quad (\gamma \to 0),
 
-    the NTK, for smooth models; its relative error falls as :math:`\sqrt{2 / M}` or slower (see
-    :func:`nntk.monte_carlo_error`). The estimators are this project's definitions; README.md of ``kernels/assemble``
-    states them. The same seed gives the same displacements on every device, in every dtype and for every batch.
+    the NTK, for smooth models; its error falls as :math:`1 / \sqrt M`, and relative to a kernel of one output is
+    :math:`\sqrt{2 / M}` or more (:func:`nntk.monte_carlo_error` predicts it). The estimators are this project's
+    definitions; README.md of ``kernels/assemble`` states them. The same seed gives the same displacements on every
+    device, in every dtype and for every batch.
 
     Args:
         model: An ``nn.Sequential`` of Linear layers and known activations (see :func:`nntk.models.recognise`); its
@@ -50,8 +51,9 @@ class NonlocalNTK:
         outputs: What to make of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
         propagation: ``"difference"``, ``"direct"`` or ``"auto"``; see :func:`nntk.kernels.perturb.mlp_differences`.
         seed: Seed of the displacements, in [0, 2**64).
-        max_memory: Bytes of temporary memory, at least 2**20; None for 128 MiB. Results come on top, as do the
-            differences, M N C numbers, and the M^2 products of displacements where the estimator needs them.
+        max_memory: Bytes of temporary memory, at least 2**20; None for 128 MiB. On top come the results, a float64 copy
+            of one weight at a time, and for plugin and unbiased the differences, M N C numbers, with the M^2 products
+            of displacements and M slices of four rows of a weight.
 
     Raises:
         ValueError: If a number is out of range, a name unknown, or a parameter not finite.
@@ -164,8 +166,9 @@ class NonlocalNTK:
         rows = torch.arange(self.samples, device=mlp.device)
         pairs = "none" if not self.antithetic else "both" if halves else "odd"
         unit, _ = self._unit_differences(mlp, mlp.inputs("x", x), rows, pairs)
-        checks.finite("the differences of the model's outputs", unit)
-        return unit.mul_(self._scale(mlp))
+        differences = unit.mul_(self._scale(mlp))
+        checks.finite("the differences of the model's outputs", differences)
+        return differences
 
     def displacements(self, m: int) -> dict[str, Tensor]:
         r"""The displacement :math:`\delta_m` itself, for inspection.
@@ -208,7 +211,7 @@ class NonlocalNTK:
 
     def _scale(self, mlp: Mlp) -> float:
         """Standard deviation of a displacement per coordinate, as the model's dtype holds it."""
-        return float(torch.tensor(self.gamma / math.sqrt(2), dtype=mlp.dtype))
+        return float(torch.tensor(self.gamma / math.sqrt(2), dtype=mlp.dtype, device="cpu"))
 
     def _unit_differences(self, mlp: Mlp, x: Tensor, rows: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
         scale, propagation = self._scale(mlp), self.propagation

@@ -182,6 +182,9 @@ def test_opcheck_of_the_streams_ops():
         ({"weights1": torch.ones(M, N1), "d2": torch.ones(M, N2, C)}, "weights2 must be given with d2"),
         ({"weights2": torch.ones(M)}, "weights2 must be None where d2 is None"),
         ({"weights2": torch.ones(M, 1), "d2": torch.ones(M, N2, C)}, r"weights2 must be \[9\] or \[9, 4\]"),
+        ({"d1": torch.ones(M, N1)}, r"d1 must be a floating tensor \[M, N1, C\], got torch.float32 of shape \(9, 5\)"),
+        ({"d1": torch.ones(M, N1, C).long()}, "d1 must be a floating tensor"),
+        ({"num_params": 0}, "num_params must be at least 1, got 0"),
         ({"estimator": "plugin"}, r"gram must be the \[9, 9\] Gram of displacements for 'plugin', got None"),
     ],
 )

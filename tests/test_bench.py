@@ -84,8 +84,8 @@ def test_an_interrupted_run_keeps_the_rows_it_finished(suite, tmp_path, stop, wo
         (["run", "--seed", "x"], "--seed: must be an integer in [0, 2**32), got 'x'"),
         (["run", "--threads", "0"], "--threads: must be an integer from 1 to"),
         (["run", "--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),
+        (["run", "--device", "cpu:1"], "--device: must be cpu, cuda or cuda:N, got 'cpu:1'"),
         (["run", "--device", "cuda:99"], "--device: 'cuda:99' is not there: PyTorch sees"),
-        (["run", "--output", "/proc/version/x"], "--output: must be a folder that can be written"),
         (["measure"], "argument COMMAND: invalid choice: 'measure' (choose from run)"),
         ([], "the following arguments are required: COMMAND"),
         (["run", "--fast"], "unrecognized arguments: --fast"),
@@ -100,6 +100,14 @@ def test_wrong_usage_is_one_line_and_exit_2(options, message, capsys):
     assert printed.err.count("\n") == 1 and message in printed.err.replace(
         "'quick', 'digits'", "quick, digits"
     ).replace("'run')", "run)")
+
+
+@pytest.mark.parametrize("folder", ["/proc/version/x", "x" * 300])
+def test_a_folder_that_cannot_be_written_is_one_line_and_exit_2(folder, capsys):
+    """Before any measurement."""
+    assert cli.main(["run", "--output", folder]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and "argument --output: [Errno" in printed.err
 
 
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"]])
@@ -135,6 +143,14 @@ def test_records_are_replaced_atomically(tmp_path):
         assert len(json.loads(record.path.read_text())["rows"]) == number + 1
     record.close("complete")
     assert json.loads(record.path.read_text())["status"] == "complete"
+
+
+def test_figures_that_are_not_finite_become_null(tmp_path):
+    """JSON has no NaN, and the rows around it are kept."""
+    record = Record(tmp_path, "quick", {})
+    record.add("section", {"case": "a", "error": float("nan")})
+    record.add("section", {"case": "b", "error": 1.0})
+    assert [row["error"] for row in json.loads(record.path.read_text())["rows"]] == [None, 1.0]
 
 
 def test_timing_goes_round_robin_and_compares_within_rounds():

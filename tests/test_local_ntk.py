@@ -127,6 +127,22 @@ def test_tied_layers_fall_back_to_the_jacobian():
         local_ntk(model, x, method="structured")
 
 
+def test_auto_takes_any_inputs_that_the_model_takes():
+    """A Linear layer takes inputs of several axes: every place is an output."""
+    model, x = nn.Linear(3, 2).double(), inputs(8, 3, torch.float64).view(4, 2, 3)
+    flat = local_ntk(model, x.view(8, 3)).view(4, 2, 4, 2)
+    torch.testing.assert_close(local_ntk(model, x), torch.einsum("icjc->ij", flat))
+
+
+def test_autocast_does_not_matter():
+    """Gradients are taken in the model's dtype."""
+    model, x = mlp(4, 8, 2), inputs(5, 4)
+    for method in METHODS:
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = local_ntk(model, x, method=method)
+        assert torch.equal(cast, local_ntk(model, x, method=method))
+
+
 def test_autograd_sees_only_the_last_layer_of_a_sign_network():
     """What the nonlocal kernel is for: the NTK of a sign network is that of its last layer."""
     model, x = mlp(6, 20, 15, 1, activation="sign", dtype=torch.float64), inputs(8, 6, torch.float64)
@@ -155,6 +171,19 @@ def test_empty_inputs_give_an_empty_kernel(method):
         ({"x2": torch.full((3, 4), torch.nan)}, ValueError, "x2 must be finite, got 12 NaN or infinite of 12"),
         ({"model": len}, TypeError, "model must be a torch.nn.Module, got builtin_function_or_method"),
         ({"model": nn.Sequential(nn.Linear(4, 2), nn.Dropout())}, ValueError, r"layer '1' \(Dropout\) is in training"),
+        (
+            {"model": nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))},
+            ValueError,
+            r"'1' \(BatchNorm1d\) is in training",
+        ),
+        (
+            {"model": nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval()},
+            ValueError,
+            "takes the statistics of the batch",
+        ),
+        ({"model": nn.LSTM(4, 2), "x1": torch.ones(3, 4)}, TypeError, "model must return a tensor .* got tuple"),
+        ({"x1": torch.ones(3, 4).to_sparse()}, TypeError, "x1 must be a dense tensor, got layout torch.sparse_coo"),
+        ({"x1": torch.full((3, 4), 1e25)}, ValueError, "the kernel, from the model's gradients, must be finite"),
         ({"model": nn.Sequential(nn.Linear(4, 2)).requires_grad_(False)}, ValueError, "requires_grad=True, got none"),
     ],
 )

@@ -60,6 +60,19 @@ def parametrized():
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
 
 
+def replaced():
+    layer = nn.Linear(4, 2)
+    layer.forward = lambda z: z.sum(1, keepdim=True)
+    return nn.Sequential(layer)
+
+
+def computed():
+    layer = nn.Linear(4, 2)
+    del layer.weight
+    layer.weight = torch.ones(2, 4)
+    return nn.Sequential(layer)
+
+
 def not_a_number():
     layer = nn.Linear(4, 2)
     layer.bias.data[1] = torch.nan
@@ -84,9 +97,16 @@ def integer():
         (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Tanh()), TypeError, "layer '2' .* follows another activation"),
         (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), TypeError, "layer '1' .* may only stand first"),
         (nn.Sequential(nn.Linear(4, 4), nn.Softplus(threshold=5)), TypeError, "threshold must be at least 20, got 5"),
-        (hooked(), TypeError, "layer '0' .* forward hooks"),
+        (hooked(), TypeError, "layer '0' .* a hook or a forward of its own"),
         (parametrized(), TypeError, "layer '0'"),
-        (nn.Sequential(nn.Linear(4, 2), nn.Dropout()), ValueError, r"\(Dropout\) is in training mode; call model.eval"),
+        (replaced(), TypeError, "layer '0' .* a hook or a forward of its own"),
+        (computed(), TypeError, "layer '0' .* a tensor of it is computed, not a parameter"),
+        (nn.Sequential(nn.Linear(4, 2, device="meta")), ValueError, "parameter '0.weight' must hold numbers"),
+        (
+            nn.Sequential(nn.Linear(4, 2), nn.Dropout()),
+            ValueError,
+            r"'1' \(Dropout\) is in training mode; call model.eval",
+        ),
         (nn.Sequential(nn.Linear(4, 2), nn.Linear(3, 2)), ValueError, r"weight of layer '1' .* layer '0' gives 2 feat"),
         (
             nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2).double()),

@@ -220,6 +220,8 @@ GOOD = {"model": mlp(4, 6, 2)}
         ({"gamma": -1.0}, ValueError, "gamma must be between .* got -1"),
         ({"gamma": float("nan")}, ValueError, "gamma must be between .* got nan"),
         ({"gamma": float("inf")}, ValueError, "gamma must be between .* got inf"),
+        ({"gamma": 10**400}, ValueError, "gamma must be between .* got inf"),
+        ({"gamma": torch.ones(2)}, TypeError, "gamma must be a number, got tensor"),
         ({"gamma": "small"}, TypeError, "gamma must be a number, got 'small'"),
         ({"samples": 0}, ValueError, "samples must be at least 1, got 0. Each sample is one displacement"),
         ({"samples": 2.5}, TypeError, "samples must be an integer, got 2.5"),
@@ -260,6 +262,27 @@ def test_bad_inputs_are_named(x, error, message):
         NonlocalNTK(**GOOD)(x)
 
 
+@pytest.mark.parametrize("propagation", ["difference", "direct"])
+def test_autocast_and_default_devices_do_not_matter(propagation):
+    """The kernel is computed in the model's dtype, on the model's device."""
+    model, x = mlp(5, 16, 2), inputs(6, 5)
+    kernel = NonlocalNTK(model, samples=20, propagation=propagation)
+    expected = kernel(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kernel(x), expected)
+    with torch.device("meta"):
+        assert torch.equal(kernel(x), expected)
+
+
+def test_extreme_gammas():
+    """Displacements too small to see in the parameters, and as large as they come; overflow is an error."""
+    model, x = mlp(5, 16, 1, activation="relu"), inputs(6, 5)
+    tiny = NonlocalNTK(model, gamma=1e-30, samples=64)(1e9 * x)
+    assert relative_error(tiny, NonlocalNTK(model, gamma=1e-6, samples=64)(1e9 * x)) < 1e-2
+    with pytest.raises(ValueError, match="differences of the model's outputs must be finite"):
+        NonlocalNTK(nn.Linear(1, 1), gamma=1e30, samples=2).differences(torch.full((1, 1), 1e12))
+
+
 def test_halves_need_a_pair_and_displacements_a_row():
     """Requests that the settings rule out."""
     with pytest.raises(ValueError, match="halves must be False for a kernel with antithetic=False"):
@@ -296,6 +319,8 @@ def test_monte_carlo_error_of_every_output_mode():
     for outputs, view in views.items():
         measured = math.sqrt(float((view(kernels) - view(theta)).square().flatten(1).sum(1).mean()))
         assert abs(measured / monte_carlo_error(theta, m, d, outputs) - 1) < 0.15
+    with pytest.raises(ValueError, match="ntk must be finite, got 4 NaN"):
+        monte_carlo_error(torch.full((2, 2), torch.nan), 4, 10)
     with pytest.raises(ValueError, match=r"ntk must have shape \[N, N, C, C\] or \[N, N\], got \(3, 4\)"):
         monte_carlo_error(torch.ones(3, 4), 10, 10)
 

@@ -10,7 +10,7 @@ from conftest import ACTIVATIONS, JUMPS, inputs, mlp, relative_error
 from torch import nn
 
 from nntk import NonlocalNTK
-from nntk.bench.reference import float64_differences
+from nntk.bench.reference import float64_differences, float64_kernel
 from nntk.kernels import perturb
 from nntk.kernels.perturb import Layer, mlp_differences
 from nntk.kernels.perturb.config import choose_propagation, plan
@@ -210,6 +210,37 @@ def test_auto_takes_the_direct_form_only_where_its_error_is_small():
     assert choose_propagation(layers, 0.1, 1024, torch.device("cuda")) == "difference"
 
 
+@pytest.mark.parametrize("case", ["frozen weights", "saturated output", "sawtooth"])
+def test_auto_propagates_where_the_prediction_would_not_hold(case):
+    """Large inputs under frozen weights, an output that saturates, teeth finer than the rounding: the error in K."""
+    model, x = mlp(16, 64, 64, 1, activation="sawtooth" if case == "sawtooth" else "relu"), inputs(20, 16)
+    if case == "frozen weights":
+        x = 1e5 * x
+        for layer in model[::2]:
+            layer.weight.requires_grad_(False)
+    if case == "saturated output":
+        model = nn.Sequential(*model, nn.Tanh())
+        with torch.no_grad():
+            model[-2].bias.fill_(9.0)
+    kernel = NonlocalNTK(model, gamma=1e-3, samples=64)
+    expected = float64_kernel(kernel, x)
+    assert relative_error(kernel(x), expected) < 1e-4
+    if case != "sawtooth":
+        direct = NonlocalNTK(model, gamma=1e-3, samples=64, propagation="direct")
+        assert relative_error(direct(x), expected) > 1e-2
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "gelu_tanh"])
+def test_saturated_outputs_keep_their_digits(activation):
+    """Where the function is nearly flat, the difference is still right relative to itself."""
+    model, x = nn.Sequential(*mlp(16, 64, 1, activation="relu"), ACTIVATIONS[activation]()), inputs(20, 16)
+    for bias in (-4.0, 4.0, 7.0):
+        with torch.no_grad():
+            model[2].bias.fill_(bias)
+        kernel = NonlocalNTK(model, gamma=1e-3, samples=8, propagation="difference")
+        assert relative_error(kernel.differences(x), float64_differences(kernel, x)) < 1e-5
+
+
 ARGUMENTS = {
     "x": torch.ones(3, 4),
     "layers": [Layer(torch.ones(5, 4), torch.ones(5), weight_ordinal=0, bias_ordinal=1)],
@@ -262,6 +293,13 @@ def test_backward_says_that_there_is_none():
         ({"x": torch.ones(3, 5)}, ValueError, r"weight of layer '0' must be .* since the inputs have 5 features"),
         ({"x": torch.ones(3, 4).double()}, TypeError, "weight of layer '0' must be torch.float64 like the inputs"),
         ({"layers": []}, ValueError, "layers must hold at least one layer"),
+        ({"layers": [Layer(torch.ones(5, 4))]}, ValueError, "at least one parameter with an ordinal"),
+        (
+            {"layers": [Layer(torch.ones(5, 4), weight_ordinal=-5)]},
+            ValueError,
+            "weight_ordinal of layer '0' must be at",
+        ),
+        ({"scales": torch.zeros(2)}, ValueError, "scales must be positive, got 0 among them"),
         ({"layers": [Layer(torch.ones(5, 4), torch.ones(4))]}, ValueError, r"bias of layer '0' must have shape \(5,\)"),
         ({"rows": torch.arange(2).int()}, TypeError, "rows must be an int64 vector"),
         ({"scales": torch.ones(3)}, ValueError, r"scales must be a floating vector like rows, \(2,\)"),

@@ -96,6 +96,13 @@ def test_slabs_and_row_subsets_give_the_same_numbers(shape, directions):
     assert torch.equal(torch.cat(parts, 1), whole[order])
 
 
+def test_empty_shapes_and_rows(directions):
+    """Nothing asked for, nothing made."""
+    assert unit_displacements(torch.arange(3), 0, (5, 0), 0, directions).shape == (3, 5, 0)
+    assert unit_displacements(torch.arange(0), 0, (5, 2), 0, directions).shape == (0, 5, 2)
+    assert unit_displacements(torch.arange(3), 0, (), 0, directions).shape == (3,)
+
+
 def test_threads_do_not_matter(directions):
     """One thread and two give the same bits."""
     threads = torch.get_num_threads()

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import nntk
 from nntk.bench import data, reference
@@ -25,10 +26,21 @@ def _differences(setting: Setting) -> Iterator[Row | str]:
             row: Row = {"case": name, "gamma": gamma, "samples": 32, "inputs": len(x)}
             for propagation in ("difference", "direct"):
                 kernel = nntk.NonlocalNTK(model, gamma=gamma, samples=32, propagation=propagation, seed=setting.seed)
-                row[propagation] = reference.relative_error(kernel.differences(x), kernel, x)
-            if row["difference"] > _TOLERANCE:
-                row["failure"] = f"error {row['difference']:.1e} at gamma {gamma:g} is above {_TOLERANCE:.0e}"
-            yield row
+                made, expected = kernel.differences(x), reference.float64_differences(kernel, x)
+                row[propagation] = reference.relative_error(made, expected)
+                if propagation == "difference":
+                    row["failure"] = _failure(made, expected, jumps=name == "sign")
+            yield {key: value for key, value in row.items() if value is not None}
+
+
+def _failure(made: Tensor, expected: Tensor, jumps: bool) -> str | None:
+    """What is wrong with propagated differences, if anything; at a jump one activation in 10^6 may flip."""
+    flips = reference.flipped(made, expected) if jumps else torch.zeros(made.shape[:-1], dtype=torch.bool)
+    allowed = max(1, 1e-6 * 2 * flips.numel() * sum(_WIDTHS[1:-1]))
+    if not int(flips.sum()) <= allowed:
+        return f"{int(flips.sum())} of {flips.numel()} entries fell across a jump"
+    error = reference.relative_error(made[~flips], expected[~flips])
+    return None if error <= _TOLERANCE else f"error {error:.1e} > {_TOLERANCE:.0e}"
 
 
 DIFFERENCES = Section(
@@ -56,15 +68,20 @@ def _kernel_row(setting: Setting, gamma: float, samples: int, seeds: int) -> Row
         squared += float((kernel(x).double() - ntk).square().sum()) / seeds
         num_params = kernel.num_params
     norm = float(ntk.norm())
-    return {
+    error, predicted = math.sqrt(squared) / norm, nntk.monte_carlo_error(ntk, samples, num_params) / norm
+    row: Row = {
         "case": "tanh",
         "gamma": gamma,
         "samples": samples,
         "inputs": len(x),
         "seeds": seeds,
-        "error": math.sqrt(squared) / norm,
-        "predicted": nntk.monte_carlo_error(ntk, samples, num_params) / norm,
+        "error": error,
+        "predicted": predicted,
     }
+    # At a larger gamma the kernel is another one than the NTK.
+    if gamma <= 1e-4 and not error <= 4 * predicted:
+        row["failure"] = f"error {error:.1e} > four times the predicted {predicted:.1e}"
+    return row
 
 
 def _over_gamma(setting: Setting) -> Iterator[Row | str]:

@@ -1,5 +1,6 @@
 """Throughput: differences and kernels against torch.func over stacked parameters and the local NTKs, side by side."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ _FORMS = [
     for directions in ("gaussian", "rademacher")
     for form in ("difference", "direct")
 ]
+_NONLOCAL = {"nntk gaussian": "gaussian", "nntk rademacher": "rademacher"}
 _TOLERANCES = {"difference": 1e-5, "direct": 1e-3}
 
 
@@ -67,7 +69,7 @@ def _differences(setting: Setting) -> Iterator[Row | str]:
     for name, directions, form in _FORMS:
         few = kernel(directions, form, 16, setting.seed)
         x = _batches(setting)[0]
-        errors[name] = reference.relative_error(few.differences(x), few, x)
+        errors[name] = reference.relative_error(few.differences(x), reference.float64_differences(few, x))
 
     yield "timing differences, seven rounds"
     cases: dict[str, Callable[[Tensor, int], object]] = {
@@ -110,46 +112,55 @@ def _kernels(setting: Setting) -> Iterator[Row | str]:
     samples = 512
     model = data.he_network(_WIDTHS, nn.ReLU, setting.seed, setting.device)
 
-    def nonlocal_kernel(directions: str) -> Callable[[Tensor, int], Tensor]:
-        return lambda x, seed: nntk.NonlocalNTK(model, gamma=_GAMMA, samples=samples, directions=directions, seed=seed)(
-            x
-        )
+    def nonlocal_kernel(directions: str, seed: int) -> nntk.NonlocalNTK:
+        return nntk.NonlocalNTK(model, gamma=_GAMMA, samples=samples, directions=directions, seed=seed)
 
-    def local_kernel(method: str) -> Callable[[Tensor, int], Tensor]:
-        return lambda x, seed: nntk.local_ntk(model, x, method=method)
+    def local_kernel(method: str, max_memory: int | None = None) -> Callable[[Tensor, int], Tensor]:
+        return lambda x, seed: nntk.local_ntk(model, x, method=method, max_memory=max_memory)
 
     cases = {
         _BASELINE: lambda x, seed: baselines.stacked_kernel(model, x, _GAMMA, samples, seed),
-        "nntk gaussian": nonlocal_kernel("gaussian"),
-        "nntk rademacher": nonlocal_kernel("rademacher"),
+        "nntk gaussian": lambda x, seed: nonlocal_kernel("gaussian", seed)(x),
+        "nntk rademacher": lambda x, seed: nonlocal_kernel("rademacher", seed)(x),
         "local NTK, structured": local_kernel("structured"),
-        "local NTK, jacobian": local_kernel("jacobian"),
-        "local NTK, vector-products": local_kernel("vector-products"),
+        # Each with the memory it is fastest with here: whole Jacobians, few columns at a time.
+        "local NTK, jacobian": local_kernel("jacobian", 2**30),
+        "local NTK, vector-products": local_kernel("vector-products", 2**24),
     }
-    yield "checking against the NTK"
+    yield "checking against float64"
     x = _batches(setting)[0]
-    ntk = nntk.local_ntk(nn.Sequential(*model).double(), x.double(), method="structured")
-    model.float()
-    errors = {name: float((case(x, setting.seed).double() - ntk).norm() / ntk.norm()) for name, case in cases.items()}
-    num_params = sum(parameter.numel() for parameter in model.parameters())
-    predicted = nntk.monte_carlo_error(ntk, samples, num_params) / float(ntk.norm())
+    ntk = nntk.local_ntk(copy.deepcopy(model).double(), x.double(), method="structured")
+    predicted = nntk.monte_carlo_error(ntk, samples, _parameters(model)) / float(ntk.norm())
+    failures = {}
+    for name, case in cases.items():
+        if name in _NONLOCAL:
+            kernel = nonlocal_kernel(_NONLOCAL[name], setting.seed)
+            expected = reference.float64_kernel(kernel, x)
+        else:
+            expected = ntk
+        # torch.func has displacements of its own: it is held to its Monte-Carlo error, the others to rounding.
+        tolerance = 4 * predicted if name == _BASELINE else 1e-4
+        error = reference.relative_error(case(x, setting.seed), expected)
+        if not error <= tolerance:
+            failures[name] = f"error {error:.1e} > {tolerance:.0e}"
+    errors = {name: reference.relative_error(case(x, setting.seed), ntk) for name, case in cases.items()}
 
     yield "timing kernels, five rounds"
     timings = _time(setting, cases, rounds=5)
     for name, timing in timings.items():
-        row = {**_timed_row(name, timing, timings[_BASELINE]), "error": errors[name]}
-        # Four standard errors: one seed in thousands is farther off by chance.
-        tolerance = 1e-5 if name.startswith("local") else 4 * predicted
-        if not errors[name] <= tolerance:
-            row = {"case": name, "error": errors[name], "failure": f"error {errors[name]:.1e} > {tolerance:.1e}"}
-        yield row
+        row = _timed_row(name, timing, timings[_BASELINE]) if name not in failures else {"case": name}
+        yield {**row, "error": errors[name], **({"failure": failures[name]} if name in failures else {})}
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 KERNELS = Section(
     name="kernel throughput",
     title=f"Kernels: {_INPUTS} digits, relu 64-256-256-1, gamma 0.01, 512 antithetic displacements, float32",
-    caption="Median of five rounds side by side, making the noise included; error against the float64 NTK: for the "
-    "nonlocal kernels the Monte-Carlo error.",
+    caption="Median of five rounds side by side, making the noise included. The error is that against the NTK: for the "
+    "nonlocal kernels their Monte-Carlo error; against float64 on their own displacements they are held to 1e-4.",
     columns=(
         Column("case", "case"),
         Column("time", "median_s", "seconds"),

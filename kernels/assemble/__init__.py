@@ -91,8 +91,9 @@ def assemble(
 
     Args:
         d1: Unit differences D / s at the rows' inputs, [M, N1, C].
-        weights1: Weights of the displacements, [M] or [M, N1], each column summing to one over all displacements.
-        squared_norms: Squared norms of the unit displacements, [M].
+        weights1: Weights of the displacements, [M] or [M, N1], >= 0, each column summing to one over all displacements
+            (values are not checked: chunks of the energy form pass parts of them).
+        squared_norms: Squared norms of the unit displacements, [M], > 0.
         num_params: Number d of displaced parameters.
         d2: Unit differences at the columns' inputs, [M, N2, C]; None for the symmetric kernel of ``d1``.
         weights2: Weights at the columns' inputs, [M] or [M, N2]; None for ``weights1``, which must then be [M] if
@@ -118,6 +119,7 @@ def assemble(
     checks.choice("estimator", estimator, ESTIMATORS)
     checks.choice("normalization", normalization, NORMALIZATIONS)
     checks.choice("outputs", outputs, OUTPUTS)
+    checks.integer("num_params", num_params, 1)
     _check_shapes(d1, weights1, squared_norms, d2, weights2)
     if estimator == "energy":
         kernel = _energy(d1, d2, weights1, weights2, squared_norms, num_params, outputs)
@@ -138,8 +140,10 @@ def assemble(
 def _check_shapes(
     d1: Tensor, weights1: Tensor, squared_norms: Tensor, d2: Tensor | None, weights2: Tensor | None
 ) -> None:
+    if d1.dim() != 3 or not d1.is_floating_point():
+        raise ValueError(f"d1 must be a floating tensor [M, N1, C], got {d1.dtype} of shape {tuple(d1.shape)}.")
     samples, n1, c = d1.shape
-    if d2 is not None and (d2.shape[0], d2.shape[2]) != (samples, c):
+    if d2 is not None and (d2.dim() != 3 or (d2.shape[0], d2.shape[2]) != (samples, c)):
         raise ValueError(f"d2 must be [{samples}, N2, {c}] like d1, got {tuple(d2.shape)}.")
     if squared_norms.shape != (samples,):
         raise ValueError(f"squared_norms must be [{samples}], got {tuple(squared_norms.shape)}.")

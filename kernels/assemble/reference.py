@@ -118,6 +118,8 @@ def displacement_gram(
     """Gram matrix of the unit displacements: products of generated slabs, accumulated in float64."""
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     for parameter, ordinal in zip(parameters, ordinals, strict=True):
+        if not parameter.numel():
+            continue
         shape = tuple(parameter.shape) or (1,)
         # All rows are needed at once: the slab narrows as they grow in number.
         for start, stop in slabs(shape, 4 * TILE // max(1, len(rows))):

@@ -16,6 +16,8 @@ def squared_norms(
     if directions == "rademacher":
         return total + sum(parameter.numel() for parameter in parameters)
     for parameter, ordinal in zip(parameters, ordinals, strict=True):
+        if not parameter.numel():
+            continue
         shape = tuple(parameter.shape) or (1,)
         rows_at_once = max(1, TILE // parameter.numel())
         for first in range(0, len(rows), rows_at_once):

@@ -52,8 +52,8 @@ def mlp_differences(
     Args:
         x: Inputs, [N, K], float32 or float64.
         layers: The MLP; parameters without an ordinal stay where they are.
-        rows: Numbers m of the displacements in the random stream, [M], int64 in [0, 2**32).
-        scales: Scales :math:`s_m` of the displacements, [M], in parameter units.
+        rows: Numbers m of the displacements in the random stream, [M], int64 in [0, 2**32); values are not checked.
+        scales: Scales :math:`s_m` > 0 of the displacements, [M], in parameter units; values are checked for ``"auto"``.
         seed: Seed of the stream, in [0, 2**64).
         directions: Family of the unit displacements E, ``"gaussian"`` or ``"rademacher"``.
         pairs: ``"none"`` for the one-sided difference, ``"odd"`` for the odd part
@@ -68,7 +68,8 @@ def mlp_differences(
         second; and the squared norms of the unit displacements, [M], float64, which come with making them.
 
     Raises:
-        ValueError: If shapes, devices or names do not fit, or numbers are out of range.
+        ValueError: If shapes, devices or names do not fit, nothing is displaced, or the seed, an ordinal or the budget
+            is out of range.
         TypeError: If dtypes do not fit.
 
     Example:
@@ -88,8 +89,12 @@ def mlp_differences(
             f"scales must be a floating vector like rows, {tuple(rows.shape)}; "
             f"got {scales.dtype} of shape {tuple(scales.shape)}."
         )
+    if not mlp.displaced(layers):
+        raise ValueError("layers must have at least one parameter with an ordinal, to be displaced; got none.")
     if propagation == "auto":
         smallest = float(scales.min()) if len(scales) else 1.0
+        if not smallest > 0:
+            raise ValueError(f"scales must be positive, got {smallest:g} among them.")
         propagation = choose_propagation(layers, smallest, max(1, len(rows)), x.device)
     names, parameters = encode([layer.activation for layer in layers])
     low, high = split_seed(seed)

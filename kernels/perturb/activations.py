@@ -24,13 +24,14 @@ def round_keeping_sign(z: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where((rounded == 0) & (z != 0), tiny, rounded)
 
 
-def _tanh_difference(z: Tensor, u: Tensor) -> Tensor:
-    return torch.tanh(u) * (1 - torch.tanh(z) * torch.tanh(z + u))
-
-
 def _sigmoid_difference(z: Tensor, u: Tensor) -> Tensor:
     high, low = torch.maximum(z, z + u), torch.minimum(z, z + u)
     return torch.copysign(-torch.expm1(-u.abs()), u) * torch.sigmoid(high) * torch.sigmoid(-low)
+
+
+def _tanh_difference(z: Tensor, u: Tensor) -> Tensor:
+    # tanh(z) = 2 sigmoid(2 z) - 1. Unlike tanh(u) (1 - tanh(z) tanh(z + u)), this keeps its digits in saturation.
+    return 2 * _sigmoid_difference(2 * z, 2 * u)
 
 
 def _normal_cdf(z: Tensor) -> Tensor:
@@ -85,7 +86,8 @@ class Relu(Activation):
 
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         # For z > 0 this is max(dz, -z/s); for z <= 0 it is max(dz + z/s, 0): nothing is lost where no kink is crossed.
-        kink = state[0] / s
+        largest = torch.finfo(dz.dtype).max
+        kink = (state[0] / s).clamp(-largest, largest)
         return torch.maximum(dz, -kink).add_(kink.clamp(max=0))
 
 
@@ -108,7 +110,7 @@ class LeakyRelu(Activation):
 
 @dataclass(frozen=True)
 class Tanh(Activation):
-    """tanh(z); the difference is tanh(u) (1 - tanh(z) tanh(z + u))."""
+    """tanh(z), as 2 sigmoid(2 z) - 1."""
 
     name: ClassVar[str] = "tanh"
 
@@ -196,7 +198,7 @@ class Gelu(Activation):
 
 @dataclass(frozen=True)
 class GeluTanh(Activation):
-    """The tanh form of gelu: z (1 + tanh(v)) / 2 with v = sqrt(2 / pi) (z + 0.044715 z^3)."""
+    """The tanh form of gelu: z (1 + tanh(v)) / 2 = z sigmoid(2 v) with v = sqrt(2 / pi) (z + 0.044715 z^3)."""
 
     name: ClassVar[str] = "gelu_tanh"
 
@@ -214,9 +216,9 @@ class GeluTanh(Activation):
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         z, u = state[0], s * dz
         dv = math.sqrt(2 / math.pi) * u * (1 + 0.044715 * (3 * z * z + 3 * z * u + u * u))
-        t_moved = torch.tanh(self._inner(z + u))
-        dt = torch.tanh(dv) * (1 - torch.tanh(self._inner(z)) * t_moved)
-        return 0.5 * (u * (1 + t_moved) + z * dt) / s
+        v = self._inner(z)
+        # (1 + tanh(v)) / 2 is sigmoid(2 v).
+        return (u * torch.sigmoid(2 * (v + dv)) + z * _sigmoid_difference(2 * v, 2 * dv)) / s
 
 
 @dataclass(frozen=True)

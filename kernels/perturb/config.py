@@ -13,6 +13,8 @@ PROPAGATION = ("difference", "direct", "auto")
 PAIRS = ("none", "odd", "both")
 DEFAULT_BYTES = 128 * 2**20
 
+_UNSATURATED = ("identity", "relu", "leaky_relu")
+
 CACHE = 1 << 18
 """Numbers of one temporary of the inner loop: a megabyte in float32, a core's second-level cache."""
 
@@ -87,6 +89,8 @@ def predicted_direct_error(layers: Sequence[Layer], scale: float) -> float:
     A layer's pre-activations have root mean square at most :math:`|[W\,b]|_F \sqrt{|h|^2 + 1} / \sqrt{H}`, their
     differences at least :math:`s \sqrt{|h|^2 + 1}`: the subtraction magnifies the rounding by the ratio. Where a
     function jumps, a difference is all or nothing, and a fraction of them errs: the error is the square root of that.
+    Both need every weight to move, an output that does not saturate, and teeth wider than the displacement; else the
+    error is unbounded.
 
     Args:
         layers: The MLP.
@@ -95,23 +99,24 @@ def predicted_direct_error(layers: Sequence[Layer], scale: float) -> float:
     Returns:
         The error relative to the root mean square of D.
     """
+    unbounded = any(layer.weight_ordinal is None or layer.activation.name == "sawtooth" for layer in layers)
+    if unbounded or layers[-1].activation.name not in _UNSATURATED:
+        return math.inf
     eps = torch.finfo(layers[0].weight.dtype).eps / 2
-    ratios = []
+    error = eps
     for layer in layers:
-        squared = layer.weight.double().square().sum()
-        if layer.bias is not None:
-            squared += layer.bias.double().square().sum()
-        ratios.append(math.sqrt(float(squared) / layer.weight.shape[0]) / scale)
-    error = eps * max(1.0, *ratios)
+        tensors = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+        norm = math.hypot(*(float(torch.linalg.vector_norm(tensor)) for tensor in tensors))
+        error = max(error, eps * norm / math.sqrt(layer.weight.shape[0]) / scale)
     return math.sqrt(error) if any(layer.activation.jumps for layer in layers) else error
 
 
 def choose_propagation(layers: Sequence[Layer], scale: float, samples: int, device: torch.device) -> str:
     """Direct evaluation costs one product a layer instead of two: take it where its error cannot matter.
 
-    That is where the predicted error is below a tenth of the smallest Monte-Carlo error that a kernel of ``samples``
-    displacements can have, sqrt(2 / samples), on devices without tensor cores. Elsewhere the differences are
-    propagated.
+    That is where the predicted error is below a tenth of the smallest relative Monte-Carlo error that a kernel of M
+    displacements and C outputs can have, sqrt(2 / (M C)), on devices without tensor cores. Elsewhere the differences
+    are propagated. The choice depends on the model and the settings alone, never on the inputs.
 
     Args:
         layers: The MLP.
@@ -124,4 +129,5 @@ def choose_propagation(layers: Sequence[Layer], scale: float, samples: int, devi
     """
     if device.type != "cpu":
         return "difference"
-    return "direct" if predicted_direct_error(layers, scale) < 0.1 * math.sqrt(2 / samples) else "difference"
+    smallest = math.sqrt(2 / (samples * layers[-1].weight.shape[0]))
+    return "direct" if predicted_direct_error(layers, scale) < 0.1 * smallest else "difference"
