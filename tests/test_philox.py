@@ -88,12 +88,21 @@ def test_slabs_and_row_subsets_give_the_same_numbers(shape, directions):
     whole = unit_displacements(torch.arange(10), 3, shape, SEED, directions)
     order = torch.tensor([7, 2, 9])
     key = split_seed(SEED)
-    parts = [
-        reference.unit_slab(directions, order, 3, shape, key, start, stop, torch.float32)
-        for start, stop in reference.slabs(shape, 5)
-    ]
-    assert len(parts) > 1
+    slabs = list(reference.slabs_of(3, shape, 5))
+    assert len(slabs) > 1
+    parts = [reference.unit_slabs(directions, order, [slab], key, torch.float32)[0] for slab in slabs]
     assert torch.equal(torch.cat(parts, 1), whole[order])
+    assert torch.equal(torch.cat(reference.unit_slabs(directions, order, slabs, key, torch.float32), 1), whole[order])
+
+
+def test_parameters_made_together_are_those_made_alone(directions):
+    """Batches of small tensors and cuts of large ones change nothing."""
+    shapes = {4: (7, 33), 0: (130,), 9: (), 2: (40, 17), 5: (3, 2, 2)}
+    rows = torch.tensor([3, 1, 8])
+    alone = {ordinal: unit_displacements(rows, ordinal, shape, SEED, directions) for ordinal, shape in shapes.items()}
+    for numbers in (1, 200, 10**6):
+        made = reference.displacements(directions, rows, shapes, split_seed(SEED), torch.float32, numbers)
+        assert list(made) == list(shapes) and all(torch.equal(made[ordinal], alone[ordinal]) for ordinal in shapes)
 
 
 def test_empty_shapes_and_rows(directions):
@@ -117,16 +126,16 @@ def test_threads_do_not_matter(directions):
 def test_row_parameter_seed_and_purpose_change_every_word():
     """Streams that differ in one of them share nothing."""
     block = torch.arange(1000)
-    base = torch.stack(reference.stream_words(torch.tensor([0]), block, 0, (1, 0)))
+    base = torch.stack(reference.stream_words(torch.tensor([0]), block, torch.tensor([0]), (1, 0)))
     for row, ordinal, key, purpose in ((1, 0, (1, 0), 0), (0, 1, (1, 0), 0), (0, 0, (1, 1), 0), (0, 0, (1, 0), 1)):
-        other = torch.stack(reference.stream_words(torch.tensor([row]), block, ordinal, key, purpose))
+        other = torch.stack(reference.stream_words(torch.tensor([row]), block, torch.tensor([ordinal]), key, purpose))
         assert (other == base).float().mean() < 1e-3
 
 
 def test_blocks_beyond_32_bits_are_new():
     """The high bits of a block number count."""
-    rows = torch.tensor([0])
-    low, high = (torch.stack(reference.stream_words(rows, torch.tensor([5 + far]), 0, (1, 0))) for far in (0, 2**32))
+    zero = torch.tensor([0])
+    low, high = (torch.stack(reference.stream_words(zero, zero + 5 + far, zero, (1, 0))) for far in (0, 2**32))
     assert not torch.equal(low, high)
     np.testing.assert_array_equal(high.flatten(), oracle.block_words(5 + 2**32, 0, 0, 1))
 

@@ -13,7 +13,7 @@ With unit differences D [M, N, C], weights alpha, squared norms :math:`|E_m|^2` 
 import torch
 from torch import Tensor
 
-from nntk.kernels.philox.reference import TILE, slabs, unit_slab
+from nntk.kernels.philox.reference import TILE, generate
 
 _LONGEST_PRODUCT = 1024
 """Terms of a product of displacements added in their own dtype before float64 takes over: 3e-7 in float32."""
@@ -117,13 +117,10 @@ def displacement_gram(
 ) -> Tensor:
     """Gram matrix of the unit displacements: products of generated slabs, accumulated in float64."""
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for parameter, ordinal in zip(parameters, ordinals, strict=True):
-        if not parameter.numel():
-            continue
-        shape = tuple(parameter.shape) or (1,)
-        # All rows are needed at once: the slab narrows as they grow in number.
-        for start, stop in slabs(shape, 4 * TILE // max(1, len(rows))):
-            noise = unit_slab(directions, rows, ordinal, shape, (seed_low, seed_high), start, stop, parameter.dtype)
-            for part in torch.split(noise.flatten(1), _LONGEST_PRODUCT, dim=1):
-                gram += part @ part.T
+    shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
+    dtype = parameters[0].dtype
+    # All rows are needed at once: the slabs narrow as they grow in number.
+    for _, noise in generate(directions, rows, shapes, (seed_low, seed_high), dtype, 4 * TILE):
+        for part in torch.split(noise.flatten(1), _LONGEST_PRODUCT, dim=1):
+            gram += part @ part.T
     return mirror(gram)

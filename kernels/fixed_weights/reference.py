@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nntk.kernels.philox.reference import TILE, slabs, unit_slab
+from nntk.kernels.philox.reference import TILE, generate
 
 NORM_DTYPE = torch.float64
 
@@ -13,18 +13,13 @@ def squared_norms(
 ) -> Tensor:
     """Sum of squares of the generated numbers; a sum of signs is their count."""
     total = torch.zeros(len(rows), dtype=NORM_DTYPE, device=rows.device)
+    num_params = sum(parameter.numel() for parameter in parameters)
     if directions == "rademacher":
-        return total + sum(parameter.numel() for parameter in parameters)
-    for parameter, ordinal in zip(parameters, ordinals, strict=True):
-        if not parameter.numel():
-            continue
-        shape = tuple(parameter.shape) or (1,)
-        rows_at_once = max(1, TILE // parameter.numel())
-        for first in range(0, len(rows), rows_at_once):
-            chunk = slice(first, first + rows_at_once)
-            for start, stop in slabs(shape, TILE):
-                noise = unit_slab(
-                    directions, rows[chunk], ordinal, shape, (seed_low, seed_high), start, stop, torch.float32
-                )
-                total[chunk] += noise.flatten(1).square().sum(1, dtype=NORM_DTYPE)
+        return total + num_params
+    shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
+    rows_at_once = max(1, TILE // max(1, num_params))
+    for first in range(0, len(rows), rows_at_once):
+        chunk = slice(first, first + rows_at_once)
+        for _, noise in generate(directions, rows[chunk], shapes, (seed_low, seed_high), torch.float32):
+            total[chunk] += noise.flatten(1).square().sum(1)
     return total

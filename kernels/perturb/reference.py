@@ -11,44 +11,54 @@ half of an antithetic pair has -E and -e: its sign goes to (h + s d), so that bo
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nntk.kernels.mlp import Layer, unperturbed
+from nntk.kernels.mlp import Layer, displaced, unperturbed
 from nntk.kernels.perturb.activations import State, decode
 from nntk.kernels.perturb.config import Plan, plan
-from nntk.kernels.philox.reference import slabs, unit_slab
+from nntk.kernels.philox.reference import Slab, displacements, slabs_of, unit_slabs
 
 
-@dataclass
 class _Noise:
-    """Unit displacements of a group of rows, made slab by slab and kept where the plan says so."""
+    """Unit displacements of a group of rows: made whole and kept, or slab by slab, as the plan says."""
 
-    rows: Tensor
-    directions: str
-    key: tuple[int, int]
-    plan: Plan
-    squared_norms: Tensor
-    """[rows], float64: grows with every slab that is made for the first time."""
-    made: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
+    def __init__(self, rows: Tensor, layers: Sequence[Layer], directions: str, key: tuple[int, int], cut: Plan) -> None:
+        self._rows, self._directions, self._key, self._plan = rows, directions, key, cut
+        self._kept: dict[int, Tensor] = {}
+        self._seen: set[tuple[int, int]] = set()
+        self.squared_norms = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        """[rows]; complete after an evaluation."""
+        if cut.keep_noise:
+            tensors = displaced(layers)
+            shapes = {ordinal: tuple(tensor.shape) for ordinal, tensor in tensors.items()}
+            dtype = layers[0].weight.dtype
+            self._kept = displacements(directions, rows, shapes, key, dtype, cut.slab_numbers)
+            for noise in self._kept.values():
+                self.squared_norms += noise.flatten(1).square().sum(1)
 
-    def slabs(self, weight: Tensor) -> Iterator[tuple[int, int]]:
-        """Ranges of output units whose noise is made together."""
-        return slabs(tuple(weight.shape), self.plan.slab_numbers // len(self.rows))
+    def slabs(self, weight: Tensor) -> Iterator[slice]:
+        """Ranges of output units that are evaluated together."""
+        if self._plan.keep_noise:
+            yield slice(0, len(weight))
+        else:
+            numbers = self._plan.slab_numbers // len(self._rows)
+            yield from (slice(slab.start, slab.stop) for slab in slabs_of(0, tuple(weight.shape), numbers))
 
-    def __call__(self, ordinal: int | None, tensor: Tensor, start: int, stop: int, tile: slice) -> Tensor | None:
-        """Unit displacement of slices [start, stop) of a tensor, for the rows of a tile; None if the tensor stays."""
+    def __call__(self, ordinal: int | None, tensor: Tensor, units: slice, tile: slice) -> Tensor | None:
+        """Unit displacement of some slices of a tensor, for the rows of a tile; None if the tensor stays."""
         if ordinal is None:
             return None
-        noise = self.made.get((ordinal, start))
-        if noise is None:
-            shape = tuple(tensor.shape)
-            noise = unit_slab(self.directions, self.rows, ordinal, shape, self.key, start, stop, tensor.dtype)
-            if (ordinal, start) not in self.made:
-                self.squared_norms += noise.flatten(1).square().sum(1)
-            self.made[ordinal, start] = noise if self.plan.keep_noise else None
+        if self._plan.keep_noise:
+            return self._kept[ordinal][tile, units]
+        slab = Slab(ordinal, tuple(tensor.shape), units.start, units.stop)
+        (noise,) = unit_slabs(self._directions, self._rows, [slab], self._key, tensor.dtype)
+        # A slab is made again for every group of inputs, and for every place of a tied tensor: it counts once.
+        if (ordinal, units.start) not in self._seen:
+            self._seen.add((ordinal, units.start))
+            self.squared_norms += noise.flatten(1).square().sum(1)
         return noise[tile]
 
 
@@ -64,15 +74,15 @@ class _Tile:
     signs: Tensor
     """[halves, 1, 1]: +1, and -1 for the mirrored half of an antithetic pair."""
 
-    def weight(self, layer: Layer, start: int, stop: int) -> Tensor | None:
-        """Unit displacement of the weights of units [start, stop): [rows, units, K]; None if they stay."""
-        return self.noise(layer.weight_ordinal, layer.weight, start, stop, self.rows)
+    def weight(self, layer: Layer, units: slice) -> Tensor | None:
+        """Unit displacement of the weights of some units: [rows, units, K]; None if they stay."""
+        return self.noise(layer.weight_ordinal, layer.weight, units, self.rows)
 
     def bias(self, layer: Layer) -> Tensor | None:
         """Unit displacement of the whole bias with its signs: [rows, halves, 1, H]; None if it stays."""
         if layer.bias is None:
             return None
-        noise = self.noise(layer.bias_ordinal, layer.bias, 0, len(layer.bias), self.rows)
+        noise = self.noise(layer.bias_ordinal, layer.bias, slice(0, len(layer.bias)), self.rows)
         return None if noise is None else self.signs * noise[:, None, None, :]
 
 
@@ -87,11 +97,10 @@ def difference_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tens
         moved = None if d is None else torch.addcmul(tile.signs * h, d, tile.scales * tile.signs)
         e = tile.bias(layer)
         parts = []
-        for start, stop in tile.noise.slabs(layer.weight):
-            units = slice(start, stop)
-            noise = tile.weight(layer, start, stop)
+        for units in tile.noise.slabs(layer.weight):
+            noise = tile.weight(layer, units)
             if d is None or moved is None:
-                dz = _first_difference(h, noise, stop - start, tile)
+                dz = _first_difference(h, noise, units.stop - units.start, tile)
             else:
                 dz = torch.matmul(d, layer.weight[units].T)
                 if noise is not None:
@@ -118,9 +127,8 @@ def direct_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tensor:
     for layer in layers:
         e = tile.bias(layer)
         parts = []
-        for start, stop in tile.noise.slabs(layer.weight):
-            units = slice(start, stop)
-            noise, weight = tile.weight(layer, start, stop), layer.weight[units]
+        for units in tile.noise.slabs(layer.weight):
+            noise, weight = tile.weight(layer, units), layer.weight[units]
             z = torch.matmul(h, (weight if noise is None else torch.addcmul(weight, noise[:, None], step)).mT)
             if layer.bias is not None:
                 bias = layer.bias[units]
@@ -173,12 +181,12 @@ def mlp_differences(
 
     shape = (len(rows), len(x), widths[-1])
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
-    norms = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
+    norms = torch.empty(len(rows), dtype=torch.float64, device=x.device)
     # No inputs are one empty piece: the norms are wanted all the same.
     for inputs in _pieces(0, max(1, len(x)), cut.group_inputs):
         unmoved = _unmoved(layers, x[inputs])
         for group in _pieces(0, len(rows), cut.group_rows):
-            noise = _Noise(rows[group], directions, (seed_low, seed_high), cut, norms[group].zero_())
+            noise = _Noise(rows[group], layers, directions, (seed_low, seed_high), cut)
             for tile_inputs in _pieces(inputs.start, inputs.stop, cut.tile_inputs):
                 here = _narrow(unmoved, tile_inputs.start - inputs.start, tile_inputs.stop - inputs.start)
                 for tile_rows in _pieces(group.start, group.stop, cut.tile_rows):
@@ -190,6 +198,7 @@ def mlp_differences(
                     else:
                         odd = d[:, 0] if pairs == "none" else (d[:, 0] - d[:, 1]).mul_(0.5)
                         out[tile_rows, tile_inputs] = odd
+            norms[group] = noise.squared_norms
     return out, norms
 
 

@@ -5,7 +5,8 @@ This file is the definition of the stream; README.md beside it draws the layout.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,14 +63,14 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def stream_words(
-    rows: Tensor, blocks: Tensor, ordinal: int, key: tuple[int, int], purpose: int = DISPLACEMENT
+    rows: Tensor, blocks: Tensor, ordinals: Tensor, key: tuple[int, int], purpose: int = DISPLACEMENT
 ) -> Words:
-    """The four words of each (row, block) of one parameter tensor.
+    """The four words of each (row, block).
 
     Args:
         rows: Row numbers m, [M], int64 in [0, 2**32).
         blocks: Block numbers, [B], int64 in [0, 2**48).
-        ordinal: Position of the parameter in registration order.
+        ordinals: Position of the blocks' parameters in registration order, [B] or [1], int64.
         key: Low and high 32 bits of the seed.
         purpose: What the words are for, in [0, 256).
 
@@ -77,10 +78,29 @@ def stream_words(
         Four int64 tensors, [M, B].
     """
     high = (STREAM_VERSION << 24) | (purpose << 16)
-    counter = (blocks & _MASK, torch.full_like(blocks[:1], ordinal), rows[:, None], high | (blocks >> 32))
     shape = (len(rows), len(blocks))
-    w0, w1, w2, w3 = philox(counter, key)
+    w0, w1, w2, w3 = philox((blocks & _MASK, ordinals, rows[:, None], high | (blocks >> 32)), key)
     return w0.expand(shape), w1.expand(shape), w2.expand(shape), w3.expand(shape)
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Slices [start, stop) along the leading axis of one parameter; start is a multiple of ``alignment(shape)``."""
+
+    ordinal: int
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def width(self) -> int:
+        """Numbers in a slice."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def size(self) -> int:
+        """Numbers in the slab."""
+        return (self.stop - self.start) * self.width
 
 
 def box_muller(word: Tensor, angle: Tensor) -> Tensor:
@@ -101,65 +121,53 @@ def box_muller(word: Tensor, angle: Tensor) -> Tensor:
     return torch.stack((t.cos().mul_(radius), t.sin_().mul_(radius)), dim=-1)
 
 
-def normals(
-    rows: Tensor, ordinal: int, shape: tuple[int, ...], key: tuple[int, int], start: int, stop: int, dtype: torch.dtype
-) -> Tensor:
-    """Unit gaussian displacement of the slices ``[start, stop)`` of one parameter; see :func:`unit_slab`."""
-    if len(shape) < 2:
-        blocks = torch.arange(start // 4, -(-stop // 4), device=rows.device)
-        words = stream_words(rows, blocks, ordinal, key)
-        pairs = torch.stack((box_muller(*words[:2]), box_muller(*words[2:])), dim=-2)
-        return pairs.flatten(1)[:, : stop - start].to(torch.bfloat16).to(dtype)
-    width = math.prod(shape[1:])
-    groups = -(-width // 16)
-    blocks = torch.arange(start * groups * 4, stop * groups * 4, device=rows.device)
-    words = stream_words(rows, blocks, ordinal, key)
+def _normals(words: Words) -> tuple[Tensor, ...]:
+    """The pairs of words (0, 1) and (2, 3) as two normals each, [M, B, 2], bfloat16."""
+    return box_muller(*words[:2]).to(torch.bfloat16), box_muller(*words[2:]).to(torch.bfloat16)
+
+
+def _arrange_normals(pairs: Sequence[Tensor], slab: Slab) -> Tensor:
+    rows, length = len(pairs[0]), slab.stop - slab.start
+    if len(slab.shape) < 2:
+        return torch.stack(tuple(pairs), dim=2).flatten(1)[:, :length]
     # A block's words (0, 1) give columns 2q, 2q + 1 of its group of 16, and (2, 3) columns 2q + 8, 2q + 9.
-    halves = [box_muller(*pair).to(torch.bfloat16).view(-1, 8) for pair in (words[:2], words[2:])]
-    padded = torch.stack(halves, dim=1).view(len(rows), stop - start, groups * 16)
-    return padded[..., :width].to(dtype).reshape(len(rows), stop - start, *shape[1:])
+    groups = torch.stack([pair.reshape(rows, -1, 8) for pair in pairs], dim=2)
+    return groups.view(rows, length, -1)[..., : slab.width].reshape(rows, length, *slab.shape[1:])
 
 
-def packed_signs(
-    rows: Tensor, ordinal: int, shape: tuple[int, ...], key: tuple[int, int], start: int, stop: int
-) -> Tensor:
+def _packed(words: Words) -> tuple[Tensor, ...]:
+    """The four words of signs, [M, B], int32."""
+    return tuple(word.to(torch.int32) for word in words)
+
+
+def arrange_packed_signs(words: Sequence[Tensor], slab: Slab) -> Tensor:
     """Random signs, 32 to a word: bit k mod 32 of word k // 32 is set where column k is -1.
 
     Args:
-        rows: Row numbers m, [M], int64.
-        ordinal: Position of the parameter in registration order.
-        shape: Shape of the parameter; viewed as [shape[0], rest], or flat where it has one axis.
-        key: Low and high 32 bits of the seed.
-        start: First slice along the leading axis; a multiple of :func:`alignment`.
-        stop: One past the last slice.
+        words: The four words of the slab's blocks, [M, B], int32.
+        slab: What they are the signs of.
 
     Returns:
-        int32 words: [M, stop - start, ceil(rest / 32)], or [M, ceil((stop - start) / 32)] for a vector. Bits past the
+        int32 words: [M, stop - start, ceil(width / 32)], or [M, ceil((stop - start) / 32)] for a vector. Bits past the
         end of a row are random and belong to nobody.
     """
-    if len(shape) < 2:
-        blocks = torch.arange(start // 128, -(-stop // 128), device=rows.device)
-        words = torch.stack(stream_words(rows, blocks, ordinal, key), dim=-1).flatten(1)
-        return words[:, : -(-(stop - start) // 32)].to(torch.int32)
-    columns = -(-math.prod(shape[1:]) // 32)
-    blocks = torch.arange(start // 4 * columns, -(-stop // 4) * columns, device=rows.device)
-    quad = stream_words(rows, blocks, ordinal, key)
-    quads = torch.stack([word.view(len(rows), -1, columns) for word in quad], dim=2)
-    return quads.view(len(rows), -1, columns)[:, : stop - start].to(torch.int32)
+    rows, length = len(words[0]), slab.stop - slab.start
+    if len(slab.shape) < 2:
+        return torch.stack(tuple(words), dim=-1).flatten(1)[:, : -(-length // 32)]
+    columns = -(-slab.width // 32)
+    quads = torch.stack([word.reshape(rows, -1, columns) for word in words], dim=2)
+    return quads.view(rows, -1, columns)[:, :length]
 
 
-def signs(
-    rows: Tensor, ordinal: int, shape: tuple[int, ...], key: tuple[int, int], start: int, stop: int, dtype: torch.dtype
-) -> Tensor:
-    """Random signs of the slices ``[start, stop)`` of one parameter; see :func:`unit_slab`."""
-    packed = packed_signs(rows, ordinal, shape, key, start, stop)
-    bits = torch.arange(8, device=rows.device)
-    values = 1 - 2 * ((torch.arange(256, device=rows.device)[:, None] >> bits) & 1)
-    octets = packed.contiguous().view(torch.uint8).int()
-    unpacked = torch.nn.functional.embedding(octets, values.to(dtype)).flatten(-2)
-    if len(shape) < 2:
-        return unpacked[:, : stop - start]
-    return unpacked[..., : math.prod(shape[1:])].reshape(len(rows), stop - start, *shape[1:])
+def _arrange_signs(words: Sequence[Tensor], slab: Slab) -> Tensor:
+    octets = arrange_packed_signs(words, slab).contiguous().view(torch.uint8).int()
+    bits = torch.arange(8, device=octets.device)
+    values = 1 - 2 * ((torch.arange(256, device=octets.device)[:, None] >> bits) & 1)
+    made = torch.nn.functional.embedding(octets, values.float()).flatten(-2)
+    length = slab.stop - slab.start
+    if len(slab.shape) < 2:
+        return made[:, :length]
+    return made[..., : slab.width].reshape(len(made), length, *slab.shape[1:])
 
 
 def alignment(shape: tuple[int, ...]) -> int:
@@ -167,42 +175,102 @@ def alignment(shape: tuple[int, ...]) -> int:
     return 4 if len(shape) > 1 else 128
 
 
-def unit_slab(
-    directions: str,
-    rows: Tensor,
-    ordinal: int,
-    shape: tuple[int, ...],
-    key: tuple[int, int],
-    start: int,
-    stop: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Unit displacements of the slices ``[start, stop)`` along the leading axis of one parameter.
+def _block_range(directions: str, slab: Slab) -> tuple[int, int]:
+    """The blocks of a slab, by the layout of README.md: so many blocks for so many slices."""
+    if directions == "gaussian":
+        blocks, slices = (-(-slab.width // 16) * 4, 1) if len(slab.shape) > 1 else (1, 4)
+    else:
+        blocks, slices = (-(-slab.width // 32), 4) if len(slab.shape) > 1 else (1, 128)
+    return slab.start // slices * blocks, -(-slab.stop // slices) * blocks
+
+
+def unit_slabs(
+    directions: str, rows: Tensor, slabs: Sequence[Slab], key: tuple[int, int], dtype: torch.dtype
+) -> list[Tensor]:
+    """Unit displacements of some slabs, made in one go.
 
     Args:
         directions: ``"gaussian"`` (rounded to bfloat16 by definition) or ``"rademacher"``.
         rows: Row numbers m, [M], int64.
-        ordinal: Position of the parameter in registration order.
-        shape: Shape of the whole parameter.
+        slabs: What to make.
         key: Low and high 32 bits of the seed.
-        start: First slice; a multiple of :func:`alignment`.
-        stop: One past the last slice.
         dtype: Floating dtype of the result; holds the values exactly.
 
     Returns:
-        [M, stop - start, *shape[1:]].
+        For each slab [M, stop - start, *shape[1:]].
     """
-    make = normals if directions == "gaussian" else signs
-    return make(rows, ordinal, shape, key, start, stop, dtype)
+    convert, arrange = (_normals, _arrange_normals) if directions == "gaussian" else (_packed, _arrange_signs)
+    ranges = [_block_range(directions, slab) for slab in slabs]
+    counts = [stop - start for start, stop in ranges]
+    blocks = torch.cat([torch.arange(start, stop, device=rows.device) for start, stop in ranges])
+    ordinals = torch.cat(
+        [torch.full((count,), slab.ordinal, device=rows.device) for count, slab in zip(counts, slabs, strict=True)]
+    )
+    numbers = [torch.split(part, counts, dim=1) for part in convert(stream_words(rows, blocks, ordinals, key))]
+    return [arrange(parts, slab).to(dtype) for *parts, slab in zip(*numbers, slabs, strict=True)]
 
 
-def slabs(shape: tuple[int, ...], numbers_per_slab: int) -> Iterator[tuple[int, int]]:
-    """Cut the leading axis into aligned slabs of at most ``numbers_per_slab`` numbers (or one block's span)."""
-    length = shape[0] if shape else 1
+def slabs_of(ordinal: int, shape: tuple[int, ...], numbers: int) -> Iterator[Slab]:
+    """Cut a parameter along its leading axis into slabs of at most ``numbers`` numbers, or one block's span."""
+    shape = shape or (1,)
+    if not math.prod(shape):
+        return
     align = alignment(shape)
-    step = max(align, numbers_per_slab // max(1, math.prod(shape[1:])) // align * align)
-    for start in range(0, length, step):
-        yield start, min(start + step, length)
+    step = max(align, numbers // math.prod(shape[1:]) // align * align)
+    for start in range(0, shape[0], step):
+        yield Slab(ordinal, shape, start, min(start + step, shape[0]))
+
+
+def generate(
+    directions: str,
+    rows: Tensor,
+    shapes: Mapping[int, tuple[int, ...]],
+    key: tuple[int, int],
+    dtype: torch.dtype,
+    numbers: int = TILE,
+) -> Iterator[tuple[int, Tensor]]:
+    """Unit displacements of several parameters, slab by slab; small ones are made together.
+
+    Args:
+        directions: ``"gaussian"`` or ``"rademacher"``.
+        rows: Row numbers m, [M], int64.
+        shapes: Shapes of the parameters by ordinal.
+        key: Low and high 32 bits of the seed.
+        dtype: Floating dtype of the result.
+        numbers: Numbers to make at once, about, over all rows.
+
+    Yields:
+        The ordinal and the slab, [M, slices, *shape[1:]], of each in order.
+    """
+    each = max(1, numbers // max(1, len(rows)))
+    batch: list[Slab] = []
+    for slab in (slab for ordinal, shape in shapes.items() for slab in slabs_of(ordinal, shape, each)):
+        if batch and sum(other.size for other in batch) + slab.size > each:
+            yield from zip((s.ordinal for s in batch), unit_slabs(directions, rows, batch, key, dtype), strict=True)
+            batch = []
+        batch.append(slab)
+    if batch:
+        yield from zip((s.ordinal for s in batch), unit_slabs(directions, rows, batch, key, dtype), strict=True)
+
+
+def displacements(
+    directions: str,
+    rows: Tensor,
+    shapes: Mapping[int, tuple[int, ...]],
+    key: tuple[int, int],
+    dtype: torch.dtype,
+    numbers: int = TILE,
+) -> dict[int, Tensor]:
+    """Whole unit displacements of several parameters, [M, *shape] by ordinal; see :func:`generate`."""
+    parts: dict[int, list[Tensor]] = {ordinal: [] for ordinal in shapes}
+    for ordinal, made in generate(directions, rows, shapes, key, dtype, numbers):
+        parts[ordinal].append(made)
+    return {
+        ordinal: (made[0] if len(made) == 1 else torch.cat(made, dim=1)).reshape(len(rows), *shapes[ordinal])
+        if made
+        else torch.empty(len(rows), *shapes[ordinal], dtype=dtype, device=rows.device)
+        for ordinal, made in parts.items()
+    }
 
 
 def unit_displacements(
@@ -214,15 +282,11 @@ def unit_displacements(
     directions: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Unit displacements of one whole parameter, made tile by tile; the op's reference."""
-    key = (seed_low, seed_high)
-    size = tuple(shape) or (1,)
+    """The op ``nntk::unit_displacements`` for every backend: one whole parameter."""
+    size = tuple(shape)
     out = torch.empty(len(rows), *size, dtype=dtype, device=rows.device)
-    if not out.numel():
-        return out.reshape(len(rows), *shape)
     rows_at_once = max(1, TILE // max(1, math.prod(size)))
     for first in range(0, len(rows), rows_at_once):
         chunk = slice(first, first + rows_at_once)
-        for start, stop in slabs(size, TILE):
-            out[chunk, start:stop] = unit_slab(directions, rows[chunk], ordinal, size, key, start, stop, dtype)
-    return out.reshape(len(rows), *shape)
+        out[chunk] = displacements(directions, rows[chunk], {ordinal: size}, (seed_low, seed_high), dtype)[ordinal]
+    return out
