@@ -21,7 +21,7 @@ def stacked_differences(
         gamma: Length scale; a coordinate's standard deviation is gamma / sqrt(2).
         samples: Number M of antithetic pairs.
         seed: Seed of torch's generator, which makes the noise.
-        stacked: Pairs whose parameters are held at once; 4 to 16 are fastest on two cores.
+        stacked: Pairs whose parameters are held at once; a larger stack leaves a CPU's caches.
 
     Returns:
         Odd differences [M, N, C], and squared norms of the displacements [M].

@@ -54,7 +54,7 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
         if number < 3:
             c0, c2 = ((p1 >> 32) ^ c1 ^ k0) & _MASK, ((p0 >> 32) ^ c3 ^ k1) & _MASK
         else:
-            # By now c0 and c2 have the broadcast shape and are ours: in place, for a third of the memory traffic.
+            # By now c0 and c2 have the broadcast shape and are ours: in place, which spares the caches.
             torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
             torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = p1, p0
