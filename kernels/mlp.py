@@ -48,8 +48,8 @@ def is_tied(layers: Sequence[Layer]) -> bool:
     return sum(1 for layer in layers for _ in layer.displaced()) > len(displaced(layers))
 
 
-def unperturbed(layers: Sequence[Layer], x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Inputs h and pre-activations z of every layer in float64, [(h [N, K], z [N, H])].
+def unperturbed(layers: Sequence[Layer], x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Inputs h and pre-activations z of every layer in float64, and the outputs.
 
     Float64 because every displacement of an input inherits the rounding of its z: next to a kink the last digit of a
     float32 z already spoils small differences.
@@ -59,7 +59,7 @@ def unperturbed(layers: Sequence[Layer], x: Tensor) -> list[tuple[Tensor, Tensor
         x: Inputs, [N, K].
 
     Returns:
-        A pair (h, z) a layer.
+        A pair (h [N, K], z [N, H]) a layer, and the outputs [N, C].
     """
     h, passed = x.double(), []
     for layer in layers:
@@ -67,7 +67,7 @@ def unperturbed(layers: Sequence[Layer], x: Tensor) -> list[tuple[Tensor, Tensor
         z = torch.nn.functional.linear(h, layer.weight.double(), bias)
         passed.append((h, z))
         h = layer.activation.value(z)
-    return passed
+    return passed, h
 
 
 def check(layers: Sequence[Layer], x: Tensor) -> None:

@@ -86,6 +86,7 @@ def _kernel(
     method: str,
     budget: int,
 ) -> Tensor:
+    """The kernel by one method, of arguments that were checked."""
     if method == "structured":
         mlp = recognise(model)
         return structured_ntk(mlp.layers, mlp.inputs("x1", x1), None if x2 is None else mlp.inputs("x2", x2), outputs)

@@ -86,14 +86,33 @@ class _Tile:
         return None if noise is None else self.signs * noise[:, None, None, :]
 
 
-Pass = list[tuple[Tensor, State]]
-"""Of every layer, the unperturbed inputs h and what its activation keeps of z."""
+@dataclass(frozen=True)
+class _Unmoved:
+    """The unperturbed pass, made in float64 and rounded once."""
+
+    layers: list[tuple[Tensor, State]]
+    """Of every layer, its inputs h and what its activation keeps of z."""
+    outputs: Tensor
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], x: Tensor) -> "_Unmoved":
+        """The pass of some inputs, in their dtype."""
+        passed, outputs = unperturbed(layers, x)
+        kept = [
+            (h.to(x.dtype), layer.activation.state(z, x.dtype)) for layer, (h, z) in zip(layers, passed, strict=True)
+        ]
+        return cls(kept, outputs.to(x.dtype))
+
+    def narrow(self, start: int, stop: int) -> "_Unmoved":
+        """The pass of inputs [start, stop)."""
+        some = [(h[start:stop], tuple(part[start:stop] for part in state)) for h, state in self.layers]
+        return _Unmoved(some, self.outputs[start:stop])
 
 
-def difference_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tensor:
+def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> Tensor:
     """Propagate differences: two products a layer, no cancellation. Returns unit differences [rows, halves, N, C]."""
     d: Tensor | None = None
-    for layer, (h, state) in zip(layers, unmoved, strict=True):
+    for layer, (h, state) in zip(layers, unmoved.layers, strict=True):
         moved = None if d is None else torch.addcmul(tile.signs * h, d, tile.scales * tile.signs)
         e = tile.bias(layer)
         parts = []
@@ -120,9 +139,9 @@ def _first_difference(h: Tensor, noise: Tensor | None, units: int, tile: _Tile) 
     return torch.matmul(h, noise.mT)[:, None] * tile.signs
 
 
-def direct_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tensor:
+def direct_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> Tensor:
     """Evaluate f(theta + delta), subtract f(theta): one product a layer; loses digits as the scale falls."""
-    h = unmoved[0][0]
+    h = unmoved.layers[0][0]
     step = tile.scales * tile.signs
     for layer in layers:
         e = tile.bias(layer)
@@ -135,17 +154,14 @@ def direct_form(layers: Sequence[Layer], unmoved: Pass, tile: _Tile) -> Tensor:
                 z = z + (bias if e is None else torch.addcmul(bias, e[..., units], tile.scales))
             parts.append(layer.activation.value(z))
         h = _join(parts)
-    base = unmoved[0][0]
-    for layer in layers:
-        base = layer.activation.value(torch.nn.functional.linear(base, layer.weight, layer.bias))
-    return torch.sub(h, base).div_(tile.scales)
+    return torch.sub(h, unmoved.outputs).div_(tile.scales)
 
 
 def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-Form = Callable[[Sequence[Layer], Pass, _Tile], Tensor]
+Form = Callable[[Sequence[Layer], _Unmoved, _Tile], Tensor]
 FORMS: dict[str, Form] = {"difference": difference_form, "direct": direct_form}
 
 
@@ -184,11 +200,11 @@ def mlp_differences(
     norms = torch.empty(len(rows), dtype=torch.float64, device=x.device)
     # No inputs are one empty piece: the norms are wanted all the same.
     for inputs in _pieces(0, max(1, len(x)), cut.group_inputs):
-        unmoved = _unmoved(layers, x[inputs])
+        unmoved = _Unmoved.of(layers, x[inputs])
         for group in _pieces(0, len(rows), cut.group_rows):
             noise = _Noise(rows[group], layers, directions, (seed_low, seed_high), cut)
             for tile_inputs in _pieces(inputs.start, inputs.stop, cut.tile_inputs):
-                here = _narrow(unmoved, tile_inputs.start - inputs.start, tile_inputs.stop - inputs.start)
+                here = unmoved.narrow(tile_inputs.start - inputs.start, tile_inputs.stop - inputs.start)
                 for tile_rows in _pieces(group.start, group.stop, cut.tile_rows):
                     s = (scales[:1] if shared else scales[tile_rows]).to(x.dtype)[:, None, None, None]
                     within = slice(tile_rows.start - group.start, tile_rows.stop - group.start)
@@ -200,16 +216,6 @@ def mlp_differences(
                         out[tile_rows, tile_inputs] = odd
             norms[group] = noise.squared_norms
     return out, norms
-
-
-def _unmoved(layers: Sequence[Layer], x: Tensor) -> Pass:
-    """The unperturbed pass in float64, rounded to the dtype of ``x`` once."""
-    passed = zip(layers, unperturbed(layers, x), strict=True)
-    return [(h.to(x.dtype), layer.activation.state(z, x.dtype)) for layer, (h, z) in passed]
-
-
-def _narrow(unmoved: Pass, start: int, stop: int) -> Pass:
-    return [(h[start:stop], tuple(part[start:stop] for part in state)) for h, state in unmoved]
 
 
 def _pieces(start: int, stop: int, size: int) -> Iterator[slice]:
