@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Sequence
-from typing import SupportsFloat
+from typing import SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def choice(name: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def integer(name: str, value: object, least: int, most: int | None = None, hint: str = "") -> int:
+def integer(name: str, value: SupportsIndex, least: int, most: int | None = None, hint: str = "") -> int:
     """Return ``value`` as an int if it is a whole number (no bool) in [least, most].
 
     Raises:
@@ -30,7 +30,7 @@ def integer(name: str, value: object, least: int, most: int | None = None, hint:
         ValueError: If it is out of range.
     """
     try:
-        number = operator.index(value)  # type: ignore[arg-type]  # the point is to ask
+        number: int | None = operator.index(value)
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):

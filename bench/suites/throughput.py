@@ -64,6 +64,9 @@ def _differences(setting: Setting) -> Iterator[Row | str]:
             model, gamma=_GAMMA, samples=samples, directions=directions, propagation=form, seed=seed
         )
 
+    def differences_by(directions: str, form: str) -> Callable[[Tensor, int], Tensor]:
+        return lambda x, seed: kernel(directions, form, samples, seed).differences(x)
+
     yield "checking against float64"
     errors = {}
     for name, directions, form in _FORMS:
@@ -77,9 +80,7 @@ def _differences(setting: Setting) -> Iterator[Row | str]:
         "unperturbed forwards": lambda x, seed: baselines.plain_forwards(model, x, 2 * samples),
     }
     for name, directions, form in _FORMS:
-        cases[name] = lambda x, seed, directions=directions, form=form: kernel(  # type: ignore[misc]
-            directions, form, samples, seed
-        ).differences(x)
+        cases[name] = differences_by(directions, form)
     timings = _time(setting, cases, rounds=7)
     for name, timing in timings.items():
         row = _timed_row(name, timing, timings[_BASELINE])
