@@ -126,7 +126,7 @@ def recognise(model: nn.Module) -> Mlp:
     flattens = False
     ordinals: dict[Tensor, int] = {parameter: ordinal for ordinal, parameter in enumerate(model.parameters())}
     for name, module in _leaves(model):
-        if isinstance(module, nn.Flatten):
+        if type(module) is nn.Flatten:
             if layers or (module.start_dim, module.end_dim) != (1, -1):
                 raise TypeError(_unrecognised(name, module, "Flatten() may only stand first, with its default axes"))
             flattens = True

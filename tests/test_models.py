@@ -42,6 +42,14 @@ def test_every_activation_is_known(name):
     assert layers[0].activation.name == name
 
 
+class Reversed(nn.Flatten):
+    """A subclass that computes something else."""
+
+    def forward(self, x):
+        """Flattened from the end."""
+        return super().forward(x).flip(1)
+
+
 class Shifted(nn.ReLU):
     """A subclass that computes something else."""
 
@@ -92,6 +100,7 @@ def integer():
         (nn.Sequential(), TypeError, "model must have at least one Linear layer, got none"),
         (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), TypeError, r"layer '1' \(LayerNorm\) is not recognised"),
         (nn.Sequential(nn.Sequential(nn.Conv1d(1, 1, 1))), TypeError, r"layer '0.0' \(Conv1d\) is not recognised"),
+        (nn.Sequential(Reversed(), nn.Linear(4, 4)), TypeError, r"layer '0' \(Reversed\)"),
         (nn.Sequential(nn.Linear(4, 4), Shifted()), TypeError, r"layer '1' \(Shifted\)"),
         (nn.Sequential(nn.ReLU(), nn.Linear(4, 4)), TypeError, "layer '0' .* an activation must follow a Linear layer"),
         (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Tanh()), TypeError, "layer '2' .* follows another activation"),
@@ -137,5 +146,5 @@ def test_calls_with_other_tensors_leave_shared_layers_alone():
     for bias in (shared.bias, shared.bias):
         expected = torch.tanh(expected + bias)
     torch.testing.assert_close(call(model, {"0.weight": weight}, x), expected + other.bias)
-    assert all(now is was for now, was in zip(model.parameters(), before.values(), strict=True))
+    assert all(left is put for left, put in zip(model.parameters(), before.values(), strict=True))
     assert shared.weight is other.weight is before["0.weight"]

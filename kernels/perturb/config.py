@@ -32,7 +32,7 @@ class Plan:
     tile_rows: int
     """Displacements evaluated together."""
     slab_numbers: int
-    """Numbers of noise made together for one tensor, over all rows of a group."""
+    """Numbers of noise made together, over all rows of a group."""
     keep_noise: bool
     """Whether a group's noise is held while its tiles are evaluated; else it is used for all inputs at once."""
 
@@ -89,8 +89,8 @@ def predicted_direct_error(layers: Sequence[Layer], scale: float) -> float:
     A layer's pre-activations have root mean square at most :math:`|[W\,b]|_F \sqrt{|h|^2 + 1} / \sqrt{H}`, their
     differences at least :math:`s \sqrt{|h|^2 + 1}`: the subtraction magnifies the rounding by the ratio. Where a
     function jumps, a difference is all or nothing, and a fraction of them errs: the error is the square root of that.
-    Both need every weight to move, an output that does not saturate, and teeth wider than the displacement; else the
-    error is unbounded.
+    Both need every weight to move, an output that does not saturate, and no sawtooth, whose teeth may be finer than
+    the rounding; else there is no bound.
 
     Args:
         layers: The MLP.

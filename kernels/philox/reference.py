@@ -221,6 +221,21 @@ def slabs_of(ordinal: int, shape: tuple[int, ...], numbers: int) -> Iterator[Sla
         yield Slab(ordinal, shape, start, min(start + step, shape[0]))
 
 
+def _batches(shapes: Mapping[int, tuple[int, ...]], numbers: int) -> Iterator[list[Slab]]:
+    """Slabs of all parameters in order, gathered up to ``numbers`` numbers: small tensors share a batch."""
+    batch: list[Slab] = []
+    size = 0
+    for ordinal, shape in shapes.items():
+        for slab in slabs_of(ordinal, shape, numbers):
+            if batch and size + slab.size > numbers:
+                yield batch
+                batch, size = [], 0
+            batch.append(slab)
+            size += slab.size
+    if batch:
+        yield batch
+
+
 def generate(
     directions: str,
     rows: Tensor,
@@ -242,15 +257,9 @@ def generate(
     Yields:
         The ordinal and the slab, [M, slices, *shape[1:]], of each in order.
     """
-    each = max(1, numbers // max(1, len(rows)))
-    batch: list[Slab] = []
-    for slab in (slab for ordinal, shape in shapes.items() for slab in slabs_of(ordinal, shape, each)):
-        if batch and sum(other.size for other in batch) + slab.size > each:
-            yield from zip((s.ordinal for s in batch), unit_slabs(directions, rows, batch, key, dtype), strict=True)
-            batch = []
-        batch.append(slab)
-    if batch:
-        yield from zip((s.ordinal for s in batch), unit_slabs(directions, rows, batch, key, dtype), strict=True)
+    for batch in _batches(shapes, max(1, numbers // max(1, len(rows)))):
+        for slab, made in zip(batch, unit_slabs(directions, rows, batch, key, dtype), strict=True):
+            yield slab.ordinal, made
 
 
 def displacements(
