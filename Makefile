@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPES := $(VENV)/types
 
-.PHONY: bench test lint typecheck format clean
+.PHONY: bench test lint typecheck resources format clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed-bench
@@ -12,6 +12,11 @@ bench: $(VENV)/.installed-bench
 
 test: lint typecheck
 	$(BIN)/python -m pytest
+	$(BIN)/nntk-bench resources
+
+# Every kernel compiled for four GPUs without one: spills, lost tensor cores and lost instructions fail.
+resources: $(VENV)/.installed-bench
+	$(BIN)/nntk-bench resources
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """Registration of the ops with PyTorch's dispatcher, which alone chooses the backend."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -20,13 +22,17 @@ def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
 Op = TypeVar("Op", bound=Callable[..., Tensor | tuple[Tensor, ...]])
 
 
-def register(schema: str, reference: Op, fake: Callable[..., Tensor | tuple[Tensor, ...]]) -> Op:
+def register(
+    schema: str, reference: Op, fake: Callable[..., Tensor | tuple[Tensor, ...]], launcher: str | None = None
+) -> Op:
     """Define ``nntk::<name>`` by its schema, with a reference for every backend and a fake kernel for tracing.
 
     Args:
         schema: The op in the dispatcher's language, e.g. ``"square(Tensor x) -> Tensor"``.
         reference: Plain torch implementation; serves every backend that registers no kernel of its own.
         fake: Returns empty tensors of the right shape, dtype and device.
+        launcher: Module whose function of the op's name serves CUDA tensors by Triton kernels. It is imported at the
+            first such call; where Triton is not installed, the reference serves them.
 
     Returns:
         The op, with the signature of its reference.
@@ -35,12 +41,20 @@ def register(schema: str, reference: Op, fake: Callable[..., Tensor | tuple[Tens
     qualified = f"nntk::{name}"
     _LIBRARY.define(schema)
 
-    def without_autocast(*arguments: Any) -> Any:
-        device = next(_tensors(arguments)).device.type
-        with torch.autocast(device, enabled=False):
-            return reference(*arguments)
+    def without_autocast(function: Callable[..., Any], arguments: Any) -> Any:
+        device = next(_tensors(arguments)).device
+        with torch.autocast(device.type, enabled=False):
+            return function(*arguments)
 
-    _LIBRARY.impl(name, without_autocast, "CompositeExplicitAutograd")
+    def launch(*arguments: Any) -> Any:
+        device = next(_tensors(arguments)).device
+        # Triton launches on the current device, which need not be the tensors'.
+        with torch.cuda.device(device):
+            return without_autocast(getattr(importlib.import_module(str(launcher)), name), arguments)
+
+    _LIBRARY.impl(name, lambda *arguments: without_autocast(reference, arguments), "CompositeExplicitAutograd")
+    if launcher is not None and importlib.util.find_spec("triton") is not None:
+        _LIBRARY.impl(name, launch, "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
 
     def backward(ctx: Any, *gradients: Tensor) -> None:

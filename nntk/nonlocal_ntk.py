@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from nntk.kernels import checks
 from nntk.kernels.assemble import ESTIMATORS, NORMALIZATIONS, OUTPUTS, assemble, displacement_gram
 from nntk.kernels.fixed_weights import squared_norms
-from nntk.kernels.perturb import DEFAULT_BYTES, PROPAGATION, choose_propagation, mlp_differences
-from nntk.kernels.philox import DIRECTIONS, split_seed, unit_displacements
+from nntk.kernels.perturb import DEFAULT_BYTES, PRECISIONS, PROPAGATION, check_precision, mlp_differences
+from nntk.kernels.philox import parse, split_seed, unit_displacements
 from nntk.models import Mlp, recognise
 
 _GAMMA_HINT = "gamma is the length scale of the displacements, e.g. 0.1; the kernel tends to the NTK as it falls."
@@ -43,17 +43,21 @@ class NonlocalNTK:
             fine: each call sees its present parameters.
         gamma: Length scale of the displacements, in parameter units, in [1e-30, 1e30].
         samples: Number M of displacements; an antithetic one costs two evaluations.
-        directions: ``"gaussian"``, or ``"rademacher"`` for random signs of the same standard deviation.
+        directions: ``"gaussian"``; ``"rademacher"``, random signs of the same standard deviation; ``"flipout(B)"``,
+            signs that share B bases; ``"lowrank(R)"``, products of two factors of rank R, the cheapest to evaluate and
+            make, at a larger Monte-Carlo error (README.md has the figures).
         antithetic: Take the odd part :math:`[f(\theta + \delta) - f(\theta - \delta)] / 2` as difference: closer to
             :math:`\langle G f, G f \rangle`, and free of the second-order term.
         estimator: ``"energy"``, ``"plugin"`` or ``"unbiased"``.
         normalization: ``"gradient"``, with the NTK as limit, or ``"paper"``, smaller by d squared.
         outputs: What to make of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
         propagation: ``"difference"``, ``"direct"`` or ``"auto"``; see :func:`nntk.kernels.perturb.mlp_differences`.
+        precision: Of the operands of float32 products: ``"fp32"``, ``"tf32"``, ``"bf16"``, or ``"auto"`` for the
+            cheapest whose error is below a tenth of the Monte-Carlo error; a CPU emulates the lower two, only if asked.
         seed: Seed of the displacements, in [0, 2**64).
-        max_memory: Bytes of temporary memory, at least 2**20; None for 128 MiB. On top come the results, a float64 copy
-            of one weight at a time, and for plugin and unbiased the differences, M N C numbers, with the M^2 products
-            of displacements and M slices of four rows of a weight.
+        max_memory: Bytes of temporary memory, at least 2**20; None for 128 MiB, on a GPU 256 MiB. On top come the
+            results, a float64 copy of one weight at a time, and for plugin and unbiased the differences, M N C numbers,
+            with the M^2 products of displacements and M slices of four rows of a weight.
 
     Raises:
         ValueError: If a number is out of range, a name unknown, or a parameter not finite.
@@ -80,24 +84,26 @@ class NonlocalNTK:
         normalization: str = "gradient",
         outputs: str = "trace",
         propagation: str = "auto",
+        precision: str = "auto",
         seed: int = 0,
         max_memory: int | None = None,
     ) -> None:
         self.gamma = checks.positive_float("gamma", gamma, 1e-30, 1e30, _GAMMA_HINT)
         self.samples = checks.integer("samples", samples, 1, 2**32, _SAMPLES_HINT)
-        self.directions = checks.choice("directions", directions, DIRECTIONS)
+        self.directions = str(parse(directions))
         self.antithetic = checks.boolean("antithetic", antithetic)
         self.estimator = checks.choice("estimator", estimator, ESTIMATORS)
         self.normalization = checks.choice("normalization", normalization, NORMALIZATIONS)
         self.outputs = checks.choice("outputs", outputs, OUTPUTS)
         self.propagation = checks.choice("propagation", propagation, PROPAGATION)
+        self.precision = checks.choice("precision", precision, PRECISIONS)
         split_seed(seed)
         self.seed = seed
-        self.max_memory = DEFAULT_BYTES if max_memory is None else checks.integer("max_memory", max_memory, 2**20)
+        self.max_memory = None if max_memory is None else checks.integer("max_memory", max_memory, 2**20)
         if estimator == "unbiased" and samples < 2:
             raise ValueError(f"samples must be at least 2 for the unbiased estimator, got {samples}.")
         self.model = model
-        recognise(model)
+        check_precision(precision, propagation, recognise(model).dtype)
 
     def __repr__(self) -> str:
         settings = {name: value for name, value in vars(self).items() if name != "model"}
@@ -214,12 +220,18 @@ class NonlocalNTK:
         return float(torch.tensor(self.gamma / math.sqrt(2), dtype=mlp.dtype, device="cpu"))
 
     def _unit_differences(self, mlp: Mlp, x: Tensor, rows: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
-        scale, propagation = self._scale(mlp), self.propagation
-        if propagation == "auto":
-            propagation = choose_propagation(mlp.layers, scale, self.samples, mlp.device)
-        scales = torch.full(rows.shape, scale, dtype=mlp.dtype, device=mlp.device)
         return mlp_differences(
-            x, mlp.layers, rows, scales, self.seed, self.directions, pairs, propagation, self.max_memory
+            x,
+            mlp.layers,
+            rows,
+            torch.full(rows.shape, self._scale(mlp), dtype=mlp.dtype, device=mlp.device),
+            self.seed,
+            self.directions,
+            pairs,
+            self.propagation,
+            self.precision,
+            self.max_memory,
+            self.samples,
         )
 
     def _gram(self, mlp: Mlp, rows: Tensor) -> Tensor:
@@ -232,4 +244,4 @@ class NonlocalNTK:
             return [rows]
         # Four copies: the differences, and the features that assembly makes of them.
         row_bytes = 4 * max(1, num_inputs) * mlp.num_outputs * mlp.dtype.itemsize
-        return torch.split(rows, max(64, self.max_memory // row_bytes))
+        return torch.split(rows, max(64, (self.max_memory or DEFAULT_BYTES) // row_bytes))

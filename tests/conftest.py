@@ -1,10 +1,19 @@
 """Models and inputs that many tests share."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from nntk import activations
+
+
+def pytest_configure():
+    """Without a GPU, Triton interprets its kernels; it must be told before a test imports them."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -50,7 +59,10 @@ def relative_error(actual, expected):
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.fixture(params=["gaussian", "rademacher"])
+FAMILIES = ("gaussian", "rademacher", "flipout(3)", "lowrank(2)")
+
+
+@pytest.fixture(params=FAMILIES)
 def directions(request):
     """Each family of directions."""
     return request.param

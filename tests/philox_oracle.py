@@ -28,7 +28,7 @@ def block_words(block, ordinal, m, seed, purpose=0):
     return philox(np.array(counter, dtype=np.uint64), (seed % 2**32, seed >> 32))
 
 
-def sign(m, ordinal, shape, index, seed):
+def sign(m, ordinal, shape, index, seed, purpose=0):
     """Sign of one entry: [h, k...] of a matrix, or [i] of a vector."""
     if len(shape) == 1:
         block, word, bit = index[0] // 128, index[0] % 128 // 32, index[0] % 32
@@ -36,11 +36,11 @@ def sign(m, ordinal, shape, index, seed):
         h, k = index[0], int(np.ravel_multi_index(index[1:], shape[1:]))
         columns = -(-int(np.prod(shape[1:])) // 32)
         block, word, bit = h // 4 * columns + k // 32, h % 4, k % 32
-    words = block_words(block, ordinal, m, seed)
+    words = block_words(block, ordinal, m, seed, purpose)
     return -1.0 if int(words[word]) >> bit & 1 else 1.0
 
 
-def normal(m, ordinal, shape, index, seed):
+def normal(m, ordinal, shape, index, seed, purpose=0):
     """One normal before its rounding to bfloat16."""
     if len(shape) == 1:
         block, place = index[0] // 4, index[0] % 4
@@ -50,8 +50,37 @@ def normal(m, ordinal, shape, index, seed):
         column = k % 16
         block = h * groups * 4 + k // 16 * 4 + column % 8 // 2
         place = column // 8 * 2 + column % 2
-    words = block_words(block, ordinal, m, seed)
+    words = block_words(block, ordinal, m, seed, purpose)
     radius_word, angle_word = words[0:2] if place < 2 else words[2:4]
     radius = np.sqrt(-2 * np.log(float(radius_word) / 2**32 + 2.0**-33))
     angle = 2 * np.pi * float(angle_word) / 2**32
     return radius * (np.cos(angle) if place % 2 == 0 else np.sin(angle))
+
+
+def bfloat16(x):
+    """The nearest number of eight significant bits, ties to even."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 256) / 256, exponent)
+
+
+def flipout(m, ordinal, shape, index, seed, bases):
+    """One entry of flipout's displacement: the base of row m mod B, times the signs of row m for its unit and input."""
+    if len(shape) == 1:
+        return sign(m, ordinal, shape, index, seed)
+    h, k = index[0], int(np.ravel_multi_index(index[1:], shape[1:]))
+    base = sign(m % bases, ordinal, shape, index, seed, purpose=1)
+    s = sign(m, ordinal, (int(np.prod(shape[1:])),), (k,), seed, purpose=2)
+    return base * s * sign(m, ordinal, (shape[0],), (h,), seed, purpose=3)
+
+
+def lowrank(m, ordinal, shape, seed, rank):
+    """A whole displacement of low rank: products of two normal factors, scaled to the norm of as many signs."""
+    if len(shape) == 1:
+        return np.array([sign(m, ordinal, shape, (i,), seed) for i in range(shape[0])])
+
+    def factor(width, purpose):
+        entries = [normal(m, ordinal, (rank, width), (r, i), seed, purpose) for r in range(rank) for i in range(width)]
+        return bfloat16(np.array(entries)).reshape(rank, width)
+
+    product = factor(shape[0], 4).T @ factor(int(np.prod(shape[1:])), 5)
+    return (product * np.sqrt(product.size / np.sum(product**2))).reshape(shape)

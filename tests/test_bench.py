@@ -86,7 +86,7 @@ def test_an_interrupted_run_keeps_the_rows_it_finished(suite, tmp_path, stop, wo
         (["run", "--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),
         (["run", "--device", "cpu:1"], "--device: must be cpu, cuda or cuda:N, got 'cpu:1'"),
         (["run", "--device", "cuda:99"], "--device: 'cuda:99' is not there: PyTorch sees"),
-        (["measure"], "argument COMMAND: invalid choice: 'measure' (choose from run)"),
+        (["measure"], "argument COMMAND: invalid choice: 'measure' (choose from run, resources)"),
         ([], "the following arguments are required: COMMAND"),
         (["run", "--fast"], "unrecognized arguments: --fast"),
     ],
@@ -99,7 +99,7 @@ def test_wrong_usage_is_one_line_and_exit_2(options, message, capsys):
     assert stopped.value.code == 2 and printed.out == ""
     assert printed.err.count("\n") == 1 and message in printed.err.replace(
         "'quick', 'digits'", "quick, digits"
-    ).replace("'run')", "run)")
+    ).replace("'run', 'resources')", "run, resources)")
 
 
 @pytest.mark.parametrize("folder", ["/proc/version/x", "x" * 300])

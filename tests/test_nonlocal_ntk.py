@@ -1,6 +1,7 @@
 """The nonlocal NTK: its limit, its convergence, its estimators' expectations, and the laws of its matrices."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -151,9 +152,12 @@ def test_inputs_may_have_more_axes_where_the_model_flattens():
 def test_seeds_and_settings_give_other_kernels():
     """Every setting that should matter does."""
     model, x = mlp(5, 16, 2), inputs(6, 5)
-    base = NonlocalNTK(model, samples=20)(x)
-    for change in ({"seed": 1}, {"directions": "rademacher"}, {"gamma": 1.0}, {"antithetic": False}, {"samples": 21}):
-        assert relative_error(NonlocalNTK(model, **{"samples": 20, **change})(x), base) > 1e-3
+    changes = [{"seed": 1}, {"gamma": 1.0}, {"antithetic": False}, {"samples": 21}]
+    changes += [{"directions": name} for name in ("rademacher", "flipout(2)", "flipout(3)", "lowrank(2)", "lowrank(3)")]
+    kernels = [NonlocalNTK(model, **{"samples": 20, **change})(x) for change in ({}, *changes)]
+    for one, other in itertools.combinations(kernels, 2):
+        assert relative_error(one, other) > 1e-3
+    assert 1e-4 < relative_error(NonlocalNTK(model, samples=20, precision="bf16")(x), kernels[0]) < 1e-2
 
 
 def test_training_between_calls_is_seen():
@@ -208,6 +212,7 @@ def test_repr_names_the_settings():
     """What a notebook prints."""
     text = repr(NonlocalNTK(mlp(4, 3), gamma=0.25, samples=7))
     assert text.startswith("NonlocalNTK(gamma=0.25, samples=7, directions='gaussian'") and "model" not in text
+    assert "precision='auto'" in text
 
 
 GOOD = {"model": mlp(4, 6, 2)}
@@ -227,12 +232,16 @@ GOOD = {"model": mlp(4, 6, 2)}
         ({"samples": 2.5}, TypeError, "samples must be an integer, got 2.5"),
         ({"samples": True}, TypeError, "samples must be an integer, got True"),
         ({"samples": 1, "estimator": "unbiased"}, ValueError, "samples must be at least 2 for the unbiased"),
-        ({"directions": "orthogonal"}, ValueError, "directions must be one of 'gaussian', 'rademacher'"),
+        ({"directions": "orthogonal"}, ValueError, "directions must be one of 'gaussian', 'rademacher', 'flipout"),
+        ({"directions": "lowrank"}, ValueError, r"got 'lowrank'. Write 'lowrank\(8\)', for example"),
         ({"antithetic": 1}, TypeError, "antithetic must be True or False, got 1"),
         ({"estimator": "exact"}, ValueError, "estimator must be one of"),
         ({"normalization": "d"}, ValueError, "normalization must be one of 'gradient', 'paper'"),
         ({"outputs": "all"}, ValueError, "outputs must be one of 'trace', 'mean', 'diagonal', 'full'; got 'all'"),
         ({"propagation": "exact"}, ValueError, "propagation must be one of"),
+        ({"precision": "half"}, ValueError, "precision must be one of 'auto', 'fp32', 'tf32', 'bf16'; got 'half'"),
+        ({"precision": "tf32", "propagation": "direct"}, ValueError, "precision must be 'auto' or 'fp32' with"),
+        ({"precision": "fp32", "model": mlp(4, 2).double()}, ValueError, "precision must be 'auto' for float64"),
         ({"seed": -3}, ValueError, "seed must be at least 0, got -3"),
         ({"max_memory": 1}, ValueError, "max_memory must be at least 1048576, got 1"),
     ],
@@ -262,11 +271,10 @@ def test_bad_inputs_are_named(x, error, message):
         NonlocalNTK(**GOOD)(x)
 
 
-@pytest.mark.parametrize("propagation", ["difference", "direct"])
-def test_autocast_and_default_devices_do_not_matter(propagation):
+def test_autocast_and_default_devices_do_not_matter(directions, propagation):
     """The kernel is computed in the model's dtype, on the model's device."""
     model, x = mlp(5, 16, 2), inputs(6, 5)
-    kernel = NonlocalNTK(model, samples=20, propagation=propagation)
+    kernel = NonlocalNTK(model, samples=20, directions=directions, propagation=propagation, estimator="plugin")
     expected = kernel(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(kernel(x), expected)

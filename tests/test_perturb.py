@@ -13,8 +13,17 @@ from nntk import NonlocalNTK
 from nntk.bench.reference import float64_differences, float64_kernel
 from nntk.kernels import perturb
 from nntk.kernels.perturb import Layer, mlp_differences
-from nntk.kernels.perturb.config import choose_propagation, plan
-from nntk.kernels.philox import unit_displacements
+from nntk.kernels.perturb.config import (
+    Plan,
+    choose_precision,
+    choose_propagation,
+    noise_numbers,
+    plan,
+    predicted_rounding_error,
+)
+from nntk.kernels.perturb.reference import ROUNDINGS
+from nntk.kernels.philox import parse, unit_displacements
+from nntk.kernels.philox.reference import lowrank_factors
 from nntk.models import recognise
 
 GAMMAS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -110,31 +119,33 @@ def test_chunks_order_batches_and_threads_do_not_matter(directions, propagation)
     check(alone, whole)
 
 
-def test_every_cut_of_the_plan_gives_the_same_differences(monkeypatch, propagation):
+def test_every_cut_of_the_plan_gives_the_same_differences(monkeypatch, directions, propagation):
     """Tiles of rows and inputs, slabs, kept noise and noise made anew: all the same D."""
-    model, x = mlp(19, 40, 33, 2), inputs(70, 19)
-    whole, norms = unit(model, x, propagation=propagation)
+    model, x = mlp(19, 40, 33, 2), inputs(40, 19)
+    settings = {"directions": directions, "propagation": propagation}
+    whole, norms = unit(model, x, **settings)
     plans = [
-        perturb.reference.Plan(70, 11, 70, 11, 1 << 20, True),
-        perturb.reference.Plan(70, 4, 13, 3, 1 << 20, True),
-        perturb.reference.Plan(32, 3, 32, 1, 100, True),
-        perturb.reference.Plan(32, 1, 32, 1, 1, False),
+        Plan(40, 11, 40, 11, 1 << 20, True),
+        Plan(40, 4, 13, 3, 1 << 20, True),
+        Plan(22, 3, 22, 1, 100, True),
+        Plan(22, 1, 22, 1, 1, False),
+        Plan(22, 2, 22, 2, 100, False),
     ]
     for cut in plans:
         monkeypatch.setattr(perturb.reference, "plan", lambda *_, cut=cut: cut)
-        made, made_norms = unit(model, x, propagation=propagation)
+        made, made_norms = unit(model, x, **settings)
         assert relative_error(made, whole) < (1e-6 if propagation == "difference" else 1e-4)
         torch.testing.assert_close(made_norms, norms, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("budget", [2**20, 2**24, 2**27])
-def test_plans_fit_their_budget(budget):
+def test_plans_fit_their_budget(budget, directions):
     """What a plan holds at once stays within the budget, for small and large networks and numbers of inputs."""
     for n in (1, 64, 10**6):
         for widths in ((1, 1), (64, 256, 256, 1), (784, 1024, 1024, 10)):
-            params = sum((k + 1) * h for k, h in zip(widths[:-1], widths[1:], strict=True))
-            cut = plan(n, 1000, widths, params, 2, 4, budget)
-            kept = cut.group_rows * params if cut.keep_noise else 0
+            cut = plan(n, 1000, widths, parse(directions), 2, 4, budget)
+            own, shared = noise_numbers(parse(directions), widths)
+            kept = cut.group_rows * own + shared if cut.keep_noise else 0
             held = cut.tile_rows * cut.tile_inputs * 2 * max(widths) * 8 * 4
             unperturbed = cut.group_inputs * sum(widths) * 24
             smallest = 48 * 4 * max(widths) + 24 * sum(widths) + 128 * 2 * max(widths) * 8 * 4
@@ -152,14 +163,14 @@ def test_rows_may_have_different_scales():
         assert relative_error(together[m], alone[0]) < 1e-6
 
 
-def test_frozen_parameters_stay(propagation):
+def test_frozen_parameters_stay(directions, propagation):
     """A frozen tensor is not displaced, and the others keep their streams."""
     model, x = mlp(5, 16, 9, 2, dtype=torch.float64), inputs(6, 5, torch.float64)
-    everything = NonlocalNTK(model, samples=3).displacements(1)
+    everything = NonlocalNTK(model, samples=3, directions=directions).displacements(1)
     model[0].weight.requires_grad_(False)
     model[2].bias.requires_grad_(False)
     model[4].weight.requires_grad_(False)
-    kernel = NonlocalNTK(model, samples=3, propagation=propagation)
+    kernel = NonlocalNTK(model, samples=3, directions=directions, propagation=propagation)
     some = kernel.displacements(1)
     assert list(some) == ["0.bias", "2.weight", "4.bias"] and kernel.num_params == 16 + 9 * 16 + 2
     assert all(torch.equal(some[name], everything[name]) for name in some)
@@ -169,30 +180,30 @@ def test_frozen_parameters_stay(propagation):
     )
 
 
-def test_tied_layers_move_together(propagation):
+def test_tied_layers_move_together(directions, propagation):
     """A layer that stands twice has one displacement, counted once."""
     shared = nn.Linear(8, 8)
     model = nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(8, 1)).double()
     x = inputs(5, 8, torch.float64)
-    kernel = NonlocalNTK(model, samples=4, propagation=propagation)
+    kernel = NonlocalNTK(model, samples=4, directions=directions, propagation=propagation)
     assert kernel.num_params == 72 + 9
     torch.testing.assert_close(kernel.differences(x), float64_differences(kernel, x), rtol=1e-10, atol=1e-12)
-    seeded = NonlocalNTK(model, samples=4, seed=3)
-    torch.testing.assert_close(
-        unit(model, x, torch.arange(4))[1] * seeded.gamma**2 / 2, seeded.squared_norms(), rtol=1e-6, atol=0
-    )
+    seeded = NonlocalNTK(model, samples=4, directions=directions, seed=3)
+    norms = unit(model, x, torch.arange(4), directions=directions)[1]
+    torch.testing.assert_close(norms * seeded.gamma**2 / 2, seeded.squared_norms(), rtol=1e-6, atol=0)
 
 
-def test_odd_sizes_and_empty_inputs():
+def test_odd_sizes_and_empty_inputs(directions):
     """Widths, inputs and samples of one; no inputs give no columns but all norms."""
     for widths in ((1, 1), (1, 1, 1), (3, 1, 17, 1), (2, 130, 1)):
         for n, m in ((1, 1), (3, 2), (0, 3)):
             model, x = mlp(*widths, dtype=torch.float64), inputs(n, widths[0], torch.float64)
-            kernel = NonlocalNTK(model, samples=m, propagation="difference")
+            kernel = NonlocalNTK(model, samples=m, directions=directions, propagation="difference")
             made = kernel.differences(x)
             assert made.shape == (m, n, widths[-1])
             torch.testing.assert_close(made, float64_differences(kernel, x), rtol=1e-9, atol=1e-12)
-            assert (unit(model, x, torch.arange(m))[1] > 0).all()
+            assert (unit(model, x, torch.arange(m), directions=directions)[1] > 0).all()
+    assert unit(model, x, torch.arange(0), directions=directions)[0].shape == (0, 0, 1)
 
 
 def test_auto_takes_the_direct_form_only_where_its_error_is_small():
@@ -256,7 +267,7 @@ def op_arguments(pairs):
     original = perturb._op
     try:
         perturb._op = lambda *arguments: passed.setdefault("arguments", arguments)
-        mlp_differences(**ARGUMENTS, pairs=pairs, propagation="difference")
+        mlp_differences(**ARGUMENTS, pairs=pairs, propagation="difference", precision="tf32")
     finally:
         perturb._op = original
     return passed["arguments"]
@@ -306,6 +317,9 @@ def test_backward_says_that_there_is_none():
         ({"seed": "1"}, TypeError, "seed must be an integer, got '1'"),
         ({"pairs": "even"}, ValueError, "pairs must be one of 'none', 'odd', 'both'; got 'even'"),
         ({"propagation": "fast"}, ValueError, "propagation must be one of"),
+        ({"precision": "fp16"}, ValueError, "precision must be one of 'auto', 'fp32', 'tf32', 'bf16'; got 'fp16'"),
+        ({"precision": "bf16", "propagation": "direct"}, ValueError, "precision must be 'auto' or 'fp32' with"),
+        ({"samples": 0}, ValueError, "samples must be at least 1, got 0"),
         ({"max_bytes": 10}, ValueError, "max_bytes must be at least 1048576, got 10"),
     ],
 )
@@ -313,6 +327,106 @@ def test_bad_arguments_are_named(arguments, error, message):
     """Each error names the argument, the value and what is allowed."""
     with pytest.raises(error, match=message):
         mlp_differences(**{**ARGUMENTS, **arguments})
+
+
+def test_roundings_are_to_the_nearest_and_keep_what_is_not_finite():
+    """bf16 and tf32: within half a unit in the last place, the same when repeated, signs and infinities kept."""
+    x = torch.cat([inputs(1000, 1, seed=s)[:, 0] * 10.0 ** (s - 20) for s in range(40)])
+    for name, roundoff in (("bf16", 2.0**-8), ("tf32", 2.0**-11)):
+        rounded = ROUNDINGS[name](x)
+        assert ((rounded - x).abs() <= roundoff * x.abs()).all() and (rounded != x).float().mean() > 0.9
+        assert torch.equal(ROUNDINGS[name](rounded), rounded) and torch.equal(ROUNDINGS[name](-x), -rounded)
+        special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1.0, 3.0e38])
+        torch.testing.assert_close(ROUNDINGS[name](special), special, rtol=roundoff, atol=0)
+        assert ROUNDINGS[name](torch.tensor([torch.nan, -torch.nan])).isnan().all()
+    ties = torch.tensor([1 + 2.0**-11, 1 + 3 * 2.0**-11, 2 - 2.0**-11])
+    assert ROUNDINGS["tf32"](ties).tolist() == [1 + 2.0**-10, 1 + 2 * 2.0**-10, 2.0]
+
+
+ROUNDOFF = {"tf32": 2.0**-11, "bf16": 2.0**-8}
+
+
+@pytest.mark.parametrize("precision", ROUNDOFF)
+@pytest.mark.parametrize("directions", ["gaussian", "flipout(3)"])
+def test_precision_rounds_the_operands_of_the_products(directions, precision):
+    """Layer 0 sees rounded inputs; the next is its formula with d, q and W rounded, dz = d W^T + q E^T + e."""
+    rounded, settings = ROUNDINGS[precision], {"directions": directions, "pairs": "none"}
+    model, x, rows = mlp(40, 30, 3, activation="identity"), inputs(20, 40), torch.arange(4)
+    d, _ = unit(model[:1], x, rows, precision=precision, **settings)
+    assert torch.equal(d, unit(model[:1], rounded(x), rows, **settings)[0])
+    made, _ = unit(model, x, rows, precision=precision, **settings)
+    q, weight = model[0](x).detach() + 0.01 * d, model[2].weight.detach()
+    e, bias = (
+        unit_displacements(rows, ordinal, p.shape, 3, directions) for ordinal, p in ((2, weight), (3, weight[:, 0]))
+    )
+    expected = rounded(d) @ rounded(weight).T + rounded(q) @ e.mT + bias[:, None]
+    # One operand in ten thousand may round the other way.
+    assert relative_error(made, expected) < 0.05 * ROUNDOFF[precision]
+    assert relative_error(made, unit(model, x, rows, **settings)[0]) > 0.2 * ROUNDOFF[precision]
+
+
+@pytest.mark.parametrize("precision", ROUNDOFF)
+def test_precision_rounds_the_inner_product_of_lowrank(precision):
+    """The product c q B^T is an operand of the second product, and rounded as one."""
+    rounded, model, x, rows = ROUNDINGS[precision], mlp(40, 30), inputs(20, 40), torch.arange(4)
+    left, right, scale = lowrank_factors(rows, {0: (30, 40)}, 2, (3, 0), torch.float64)[0]
+    inner = rounded((scale[:, None, None] * (rounded(x).double() @ right.mT)).float())
+    expected = inner.double() @ left + unit_displacements(rows, 1, (30,), 3, "lowrank(2)")[:, None]
+    made, _ = unit(model, x, rows, directions="lowrank(2)", pairs="none", precision=precision)
+    assert relative_error(made, expected) < 0.05 * ROUNDOFF[precision]
+
+
+@pytest.mark.parametrize("gamma", [1e-1, 1e-6])
+@pytest.mark.parametrize("precision", ROUNDOFF)
+def test_error_of_low_precision_does_not_depend_on_gamma(precision, directions, gamma):
+    """Relative to the differences it is within a factor of two of its roundings' root mean square, u / 2 sqrt(L)."""
+    for name in ("relu", "tanh", "gelu"):
+        model, x = mlp(33, 256, 130, 3, activation=name), inputs(40, 33)
+        kernel = NonlocalNTK(model, gamma=gamma, samples=8, directions=directions, precision=precision)
+        error = relative_error(kernel.differences(x), float64_differences(kernel, x))
+        assert 0.5 < error / (0.5 * ROUNDOFF[precision] * math.sqrt(3)) < 2
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "sign", "quantise"])
+def test_predicted_rounding_error_bounds_that_of_the_kernel(name):
+    """In units of the Monte-Carlo error: its least for smooth networks, its own where an activation jumps."""
+    samples, settings = 256, {"directions": "gaussian", "propagation": "difference"}
+    for widths in ((16, 16, 16, 1), (64, 128, 10)):
+        model, x = mlp(*widths, activation=name), inputs(24, widths[0])
+        layers = recognise(model).layers
+        exact = NonlocalNTK(model, samples=samples, **settings)(x)
+        error = math.sqrt(2 / (samples * widths[-1]))
+        if name in JUMPS:
+            again = NonlocalNTK(model, samples=samples, seed=1, **settings)(x)
+            error = relative_error(again, exact) / math.sqrt(2)
+        for precision in ROUNDOFF:
+            seen = relative_error(NonlocalNTK(model, samples=samples, precision=precision, **settings)(x), exact)
+            predicted = predicted_rounding_error(layers, samples, precision)
+            print(
+                f"{name} {widths} {precision}: {seen / error:.4f} of the Monte-Carlo error, predicted {predicted:.4f}"
+            )
+            assert 0.05 * predicted < seen / error < predicted
+
+
+def test_auto_takes_the_cheapest_precision_that_does_not_matter():
+    """On tensor cores bf16, tf32 as samples grow or activations jump, and no rounding beyond; none on a CPU."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    relu, sign, saw = (recognise(mlp(64, 256, 256, 1, activation=name)).layers for name in ("relu", "sign", "sawtooth"))
+    chosen = [choose_precision(relu, samples, torch.float32, cuda) for samples in (64, 1024, 4096, 10**6)]
+    assert chosen == ["bf16", "bf16", "tf32", "fp32"]
+    assert [choose_precision(layers, 64, torch.float32, cuda) for layers in (sign, saw)] == ["tf32", "fp32"]
+    assert choose_precision(relu, 64, torch.float32, cpu) == choose_precision(relu, 64, torch.float64, cuda) == "fp32"
+
+
+def test_low_precision_propagates_and_float64_has_none():
+    """Auto propagation follows an explicit precision; the default on a CPU is float32 to the bit."""
+    model, x = mlp(5, 16, 2), inputs(6, 5)
+    for precision, form in (("bf16", "difference"), ("fp32", "direct"), ("auto", "direct")):
+        auto = NonlocalNTK(model, samples=3, precision=precision).differences(x)
+        assert torch.equal(auto, NonlocalNTK(model, samples=3, precision=precision, propagation=form).differences(x))
+    for precision in ("fp32", "tf32", "bf16"):
+        with pytest.raises(ValueError, match=f"precision must be 'auto' for float64 parameters.* got '{precision}'"):
+            unit(mlp(5, 3, dtype=torch.float64), inputs(6, 5, torch.float64), precision=precision)
 
 
 MEMORY = """

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
-from nntk.kernels.philox import reference, split_seed, unit_displacements
+from nntk.kernels.philox import Directions, parse, reference, split_seed, unit_displacements
 
 EDGES = (0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
 SEED = 0xA4093822_299F31D0
@@ -68,6 +68,44 @@ def test_normals_equal_the_oracle(shape):
     for (i, m), index in itertools.product(enumerate(rows.tolist()), some_indices(shape)):
         expected = oracle.normal(m, 7, shape, index, SEED)
         assert abs(float(made[i][index]) - expected) <= 2.0**-8 * abs(expected) + 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flipout_equals_the_oracle(shape):
+    """Every sampled entry is the product of the three signs that the definition names."""
+    rows = torch.tensor([0, 3, 8, 2**32 - 1])
+    made = unit_displacements(rows, 7, shape, SEED, "flipout(5)")
+    for (i, m), index in itertools.product(enumerate(rows.tolist()), some_indices(shape)):
+        assert made[i][index] == oracle.flipout(m, 7, shape, index, SEED, 5)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lowrank_equals_the_oracle(shape, rank):
+    """Every entry, to float64 rounding; a hundredth where a factor's rounding to bfloat16 fell the other way."""
+    rows = torch.tensor([0, 3, 2**32 - 1])
+    made = unit_displacements(rows, 7, shape, SEED, f"lowrank({rank})", torch.float64).numpy()
+    error = np.abs(made - np.stack([oracle.lowrank(m, 7, shape, SEED, rank) for m in rows.tolist()]))
+    assert np.median(error) < 1e-12 and error.max() < 0.01 * np.abs(made).max()
+
+
+def test_the_factors_of_a_displacement_multiply_to_it():
+    """What an evaluation takes of flipout and lowrank gives the displacement that is written down."""
+    rows, shape, key = torch.tensor([4, 0, 9]), (13, 37), split_seed(SEED)
+    r, s = reference.flipout_signs(rows, {2: shape}, key, torch.float64)[2]
+    base = reference.flipout_bases(rows % 4, {2: shape}, key, torch.float64)[2]
+    made = unit_displacements(rows, 2, shape, SEED, "flipout(4)", torch.float64)
+    assert torch.equal(base * r[:, :, None] * s[:, None], made)
+    left, right, scale = reference.lowrank_factors(rows, {2: shape}, 3, key, torch.float32)[2]
+    made = unit_displacements(rows, 2, shape, SEED, "lowrank(3)", torch.float64)
+    torch.testing.assert_close(scale[:, None, None] * (left.double().mT @ right.double()), made, rtol=1e-12, atol=0)
+    torch.testing.assert_close(made.square().sum((1, 2)), torch.full_like(scale, 13 * 37), rtol=1e-14, atol=0)
+
+
+def test_a_vanishing_product_of_factors_is_no_displacement():
+    """The scale is zero, not infinite."""
+    left, right = torch.tensor([[[0.0]], [[2.0]]]), torch.tensor([[[1.0]], [[3.0]]])
+    assert reference.lowrank_scale(left, right).tolist() == pytest.approx([0, 1 / 6])
 
 
 def test_normals_are_exact_in_bfloat16_and_equal_in_every_dtype():
@@ -164,9 +202,10 @@ def test_extreme_words_give_finite_normals():
     assert (normals[grid[:, 0] == 2**32 - 1] == 0).all()
 
 
-def test_signs_are_balanced_and_uncorrelated():
+@pytest.mark.parametrize("directions", ["rademacher", "flipout(16)"])
+def test_signs_are_balanced_and_uncorrelated(directions):
     """Mean and neighbour correlations of a million signs within five standard errors."""
-    made = unit_displacements(torch.arange(16), 0, (256, 256), 3, "rademacher")
+    made = unit_displacements(torch.arange(16), 0, (256, 256), 3, directions)
     n = made.numel()
     for product in (made, made[1:] * made[:-1], made[:, 1:] * made[:, :-1], made[..., 1:] * made[..., :-1]):
         assert abs(float(product.sum())) < 5 * n**0.5
@@ -178,7 +217,8 @@ def test_signs_are_balanced_and_uncorrelated():
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": 2**64}, ValueError, "seed must be at most"),
         ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
-        ({"directions": "cauchy"}, ValueError, "directions must be one of 'gaussian', 'rademacher'; got 'cauchy'"),
+        ({"directions": "cauchy"}, ValueError, "directions must be one of 'gaussian', 'rademacher', 'flipout"),
+        ({"directions": "flipout"}, ValueError, r"got 'flipout'. Write 'flipout\(8\)', for example."),
         ({"ordinal": -1}, ValueError, "ordinal must be at least 0"),
         ({"rows": torch.arange(2.0)}, TypeError, "rows must be an int64 vector"),
     ],
@@ -188,3 +228,15 @@ def test_bad_arguments_are_named(arguments, error, message):
     good = {"rows": torch.arange(2), "ordinal": 0, "shape": (2, 2), "seed": 0}
     with pytest.raises(error, match=message):
         unit_displacements(**{**good, **arguments})
+
+
+def test_names_of_directions():
+    """Read and written the same; whatever else is refused."""
+    names = {"gaussian": 0, "rademacher": 0, "flipout(1)": 1, "flipout(1024)": 1024, "lowrank(64)": 64}
+    for name, count in names.items():
+        assert parse(name) == Directions(name.partition("(")[0], count) and str(parse(name)) == name
+    refused = ["", "flipout", "lowrank", "flipout()", "flipout(0)", "flipout(1025)", "lowrank(65)", "lowrank(-1)"]
+    refused += ["flipout(08)", "flipout(8", "flipout(8))", "flipout( 8)", "Gaussian", "gaussian(2)", "lowrank(²)", 8]
+    for name in refused:
+        with pytest.raises(ValueError, match="directions must be one of"):
+            parse(name)

@@ -53,6 +53,7 @@ def catalogue(suite: str) -> Sequence[Section]:
             throughput.KERNELS,
             accuracy.GAMMA,
             accuracy.SAMPLES,
+            accuracy.FAMILIES,
             digits.ONE_SEED,
         ),
         "digits": (digits.THREE_SEEDS,),

@@ -8,7 +8,7 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.kernels.assemble import reference
 from nntk.kernels.dispatch import register
-from nntk.kernels.philox import DIRECTIONS, split_seed
+from nntk.kernels.philox import parse, split_seed
 
 __all__ = ["ESTIMATORS", "NORMALIZATIONS", "OUTPUTS", "assemble", "displacement_gram"]
 
@@ -42,6 +42,7 @@ _gram = register(
     " -> Tensor",
     reference.displacement_gram,
     lambda parameters, ordinals, rows, *_: rows.new_empty((rows.shape[0], rows.shape[0]), dtype=torch.float64),
+    launcher="nntk.kernels.assemble.launch",
 )
 
 
@@ -54,7 +55,7 @@ def displacement_gram(
         parameters: The displaced parameters by ordinal; their shapes and dtype are read, not their values.
         rows: Numbers m of the displacements, [M], int64.
         seed: Seed of the stream, in [0, 2**64).
-        directions: ``"gaussian"`` or ``"rademacher"``.
+        directions: Name of the family of displacements, see :func:`nntk.kernels.philox.unit_displacements`.
 
     Returns:
         [M, M], float64, exactly symmetric; its diagonal is the squared norms.
@@ -64,7 +65,7 @@ def displacement_gram(
         TypeError: If ``rows`` is no int64 vector.
     """
     checks.row_numbers(rows)
-    checks.choice("directions", directions, DIRECTIONS)
+    parse(directions)
     return _gram(list(parameters.values()), list(parameters), rows, *split_seed(seed), directions)
 
 

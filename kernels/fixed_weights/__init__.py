@@ -7,7 +7,7 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.kernels.dispatch import register
 from nntk.kernels.fixed_weights import reference
-from nntk.kernels.philox import DIRECTIONS, split_seed
+from nntk.kernels.philox import parse, split_seed
 
 __all__ = ["squared_norms"]
 
@@ -16,6 +16,7 @@ _op = register(
     " -> Tensor",
     reference.squared_norms,
     lambda parameters, ordinals, rows, *_: rows.new_empty(rows.shape, dtype=reference.NORM_DTYPE),
+    launcher="nntk.kernels.philox.launch",
 )
 
 
@@ -26,7 +27,7 @@ def squared_norms(parameters: Mapping[int, Tensor], rows: Tensor, seed: int, dir
         parameters: The displaced parameters by ordinal; only their shapes are read.
         rows: Numbers m of the displacements, [M], int64.
         seed: Seed of the stream, in [0, 2**64).
-        directions: ``"gaussian"``, where the norm is a chi-squared number near d, or ``"rademacher"``, where it is d.
+        directions: ``"gaussian"``, where the norm is a chi-squared number near d, or another family, where it is d.
 
     Returns:
         [M], float64, in squared units of the scale s: :math:`|\delta_m|^2 = s_m^2 |E_m|^2`.
@@ -41,5 +42,5 @@ def squared_norms(parameters: Mapping[int, Tensor], rows: Tensor, seed: int, dir
         tensor([12., 12.], dtype=torch.float64)
     """
     checks.row_numbers(rows)
-    checks.choice("directions", directions, DIRECTIONS)
+    parse(directions)
     return _op(list(parameters.values()), list(parameters), rows, *split_seed(seed), directions)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.reference import TILE, generate
 
 NORM_DTYPE = torch.float64
@@ -14,7 +15,7 @@ def squared_norms(
     """Sum of squares of the generated numbers; a sum of signs is their count."""
     total = torch.zeros(len(rows), dtype=NORM_DTYPE, device=rows.device)
     num_params = sum(parameter.numel() for parameter in parameters)
-    if directions == "rademacher":
+    if parse(directions).has_fixed_norm:
         return total + num_params
     shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
     rows_at_once = max(1, TILE // max(1, num_params))

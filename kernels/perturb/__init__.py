@@ -11,10 +11,26 @@ from nntk.kernels.dispatch import register
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.activations import encode
-from nntk.kernels.perturb.config import DEFAULT_BYTES, PAIRS, PROPAGATION, choose_propagation
-from nntk.kernels.philox import DIRECTIONS, split_seed
+from nntk.kernels.perturb.config import (
+    DEFAULT_BYTES,
+    PAIRS,
+    PRECISIONS,
+    PROPAGATION,
+    check_precision,
+    default_bytes,
+    resolve,
+)
+from nntk.kernels.philox import parse, split_seed
 
-__all__ = ["DEFAULT_BYTES", "PAIRS", "PROPAGATION", "Layer", "choose_propagation", "mlp_differences"]
+__all__ = [
+    "DEFAULT_BYTES",
+    "PAIRS",
+    "PRECISIONS",
+    "PROPAGATION",
+    "Layer",
+    "check_precision",
+    "mlp_differences",
+]
 
 
 def _fake(x: Tensor, weights: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
@@ -27,9 +43,10 @@ def _fake(x: Tensor, weights: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]
 _op = register(
     "mlp_differences(Tensor x, Tensor[] weights, Tensor?[] biases, str[] activations, float[] activation_parameters,"
     " int[] weight_ordinals, int[] bias_ordinals, Tensor rows, Tensor scales, int seed_low, int seed_high,"
-    " str directions, str pairs, str propagation, int max_bytes) -> (Tensor, Tensor)",
+    " str directions, str pairs, str propagation, str precision, int max_bytes) -> (Tensor, Tensor)",
     reference.mlp_differences,
     _fake,
+    launcher="nntk.kernels.perturb.launch",
 )
 
 
@@ -42,7 +59,9 @@ def mlp_differences(
     directions: str = "gaussian",
     pairs: str = "odd",
     propagation: str = "auto",
-    max_bytes: int = DEFAULT_BYTES,
+    precision: str = "auto",
+    max_bytes: int | None = None,
+    samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Unit differences of an MLP at displaced parameters.
 
@@ -53,15 +72,23 @@ def mlp_differences(
         x: Inputs, [N, K], float32 or float64.
         layers: The MLP; parameters without an ordinal stay where they are.
         rows: Numbers m of the displacements in the random stream, [M], int64 in [0, 2**32); values are not checked.
-        scales: Scales :math:`s_m` > 0 of the displacements, [M], in parameter units; values are checked for ``"auto"``.
+        scales: Scales :math:`s_m` > 0 of the displacements, [M], in parameter units; they are checked where
+            ``"auto"`` reads them, on a CPU.
         seed: Seed of the stream, in [0, 2**64).
-        directions: Family of the unit displacements E, ``"gaussian"`` or ``"rademacher"``.
+        directions: Family of the unit displacements E: ``"gaussian"``, ``"rademacher"``, ``"flipout(B)"`` or
+            ``"lowrank(R)"``; see :func:`nntk.kernels.philox.unit_displacements`.
         pairs: ``"none"`` for the one-sided difference, ``"odd"`` for the odd part
             :math:`[f(\theta + \delta) - f(\theta - \delta)] / 2` of an antithetic pair, ``"both"`` for both one-sided
             differences of the pair.
         propagation: ``"difference"`` keeps its digits at any scale; ``"direct"`` evaluates and subtracts; ``"auto"``
             takes the direct form where its predicted error is below a tenth of the Monte-Carlo error.
-        max_bytes: Budget of temporary memory; the result comes on top, M times the number of parameters never does.
+        precision: What the operands of the difference form's products are rounded to, for float32: ``"fp32"``,
+            ``"tf32"`` or ``"bf16"``; sums are in float32 all the same. ``"auto"`` is ``"fp32"`` on a CPU, and where
+            there are tensor cores the cheapest whose predicted error of the kernel is below a tenth of the Monte-Carlo
+            error.
+        max_bytes: Budget of temporary memory, None for 128 MiB on a CPU and 256 MiB on a GPU; the result comes on top,
+            M times the number of parameters never does.
+        samples: Number of displacements of the whole kernel, which ``"auto"`` goes by; those given by default.
 
     Returns:
         Unit differences, [M, N, C] in the dtype of ``x``, or [2, M, N, C] for ``pairs="both"``, the mirrored half
@@ -80,10 +107,12 @@ def mlp_differences(
     """
     mlp.check(layers, x)
     checks.row_numbers(rows)
-    checks.choice("directions", directions, DIRECTIONS)
+    parse(directions)
     checks.choice("pairs", pairs, PAIRS)
     checks.choice("propagation", propagation, PROPAGATION)
-    checks.integer("max_bytes", max_bytes, 2**20, hint="The smallest budget that leaves room to work is 1 MiB.")
+    check_precision(precision, propagation, x.dtype)
+    budget = default_bytes(x.device) if max_bytes is None else max_bytes
+    checks.integer("max_bytes", budget, 2**20, hint="The smallest budget that leaves room to work is 1 MiB.")
     if scales.shape != rows.shape or not scales.is_floating_point():
         raise ValueError(
             f"scales must be a floating vector like rows, {tuple(rows.shape)}; "
@@ -91,11 +120,11 @@ def mlp_differences(
         )
     if not mlp.displaced(layers):
         raise ValueError("layers must have at least one parameter with an ordinal, to be displaced; got none.")
-    if propagation == "auto":
-        smallest = float(scales.min()) if len(scales) else 1.0
-        if not smallest > 0:
-            raise ValueError(f"scales must be positive, got {smallest:g} among them.")
-        propagation = choose_propagation(layers, smallest, max(1, len(rows)), x.device)
+    smallest = float(scales.min()) if propagation == "auto" and x.device.type == "cpu" and len(scales) else 1.0
+    if not smallest > 0:
+        raise ValueError(f"scales must be positive, got {smallest:g} among them.")
+    samples = max(1, len(rows)) if samples is None else checks.integer("samples", samples, 1)
+    propagation, precision = resolve(layers, smallest, samples, x.device, propagation, precision)
     names, parameters = encode([layer.activation for layer in layers])
     low, high = split_seed(seed)
     return _op(
@@ -113,5 +142,6 @@ def mlp_differences(
         directions,
         pairs,
         propagation,
-        max_bytes,
+        precision,
+        budget,
     )

@@ -16,74 +16,51 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nntk.kernels.mlp import Layer, displaced, unperturbed
+from nntk.kernels.mlp import Layer, unperturbed
 from nntk.kernels.perturb.activations import State, decode
-from nntk.kernels.perturb.config import Plan, plan
-from nntk.kernels.philox.reference import Slab, displacements, slabs_of, unit_slabs
+from nntk.kernels.perturb.config import plan
+from nntk.kernels.perturb.noise import NOISE, Group, Noise, row_groups
+from nntk.kernels.philox.directions import parse
+
+Rounding = Callable[[Tensor], Tensor]
+"""Rounds an operand of a product to the precision of the evaluation."""
 
 
-class _Noise:
-    """Unit displacements of a group of rows: made whole and kept, or slab by slab, as the plan says."""
+def round_to_bf16(x: Tensor) -> Tensor:
+    """To eight significant bits, ties to even."""
+    return x.to(torch.bfloat16).to(x.dtype)
 
-    def __init__(self, rows: Tensor, layers: Sequence[Layer], directions: str, key: tuple[int, int], cut: Plan) -> None:
-        self._rows, self._directions, self._key, self._plan = rows, directions, key, cut
-        self._kept: dict[int, Tensor] = {}
-        self._seen: set[tuple[int, int]] = set()
-        self.squared_norms = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        """[rows]; complete after an evaluation."""
-        if cut.keep_noise:
-            tensors = displaced(layers)
-            shapes = {ordinal: tuple(tensor.shape) for ordinal, tensor in tensors.items()}
-            dtype = layers[0].weight.dtype
-            self._kept = displacements(directions, rows, shapes, key, dtype, cut.slab_numbers)
-            for noise in self._kept.values():
-                self.squared_norms += noise.flatten(1).square().sum(1)
 
-    def slabs(self, weight: Tensor) -> Iterator[slice]:
-        """Ranges of output units that are evaluated together."""
-        if self._plan.keep_noise:
-            yield slice(0, len(weight))
-        else:
-            numbers = self._plan.slab_numbers // len(self._rows)
-            yield from (slice(slab.start, slab.stop) for slab in slabs_of(0, tuple(weight.shape), numbers))
+def round_to_tf32(x: Tensor) -> Tensor:
+    """To eleven significant bits, ties away from zero, as the GPU's conversion of float32 does."""
+    bits = x.float().view(torch.int32)
+    # The carry may run into the exponent: that is rounding up to the next power of two. An infinity stays what it is,
+    # and the bits of a NaN might run over into the sign.
+    rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(x.dtype)
+    return torch.where(torch.isfinite(x), rounded, x)
 
-    def __call__(self, ordinal: int | None, tensor: Tensor, units: slice, tile: slice) -> Tensor | None:
-        """Unit displacement of some slices of a tensor, for the rows of a tile; None if the tensor stays."""
-        if ordinal is None:
-            return None
-        if self._plan.keep_noise:
-            return self._kept[ordinal][tile, units]
-        slab = Slab(ordinal, tuple(tensor.shape), units.start, units.stop)
-        (noise,) = unit_slabs(self._directions, self._rows, [slab], self._key, tensor.dtype)
-        # A slab is made again for every group of inputs, and for every place of a tied tensor: it counts once.
-        if (ordinal, units.start) not in self._seen:
-            self._seen.add((ordinal, units.start))
-            self.squared_norms += noise.flatten(1).square().sum(1)
-        return noise[tile]
+
+ROUNDINGS: dict[str, Rounding] = {"fp32": lambda x: x, "tf32": round_to_tf32, "bf16": round_to_bf16}
 
 
 @dataclass(frozen=True)
 class _Tile:
     """Some displacements of a group, as one evaluation sees them."""
 
-    noise: _Noise
+    noise: Noise
     rows: slice
     """Which rows of the group."""
     scales: Tensor
     """[rows, 1, 1, 1], or [1, 1, 1, 1] where all share one scale."""
     signs: Tensor
     """[halves, 1, 1]: +1, and -1 for the mirrored half of an antithetic pair."""
-
-    def weight(self, layer: Layer, units: slice) -> Tensor | None:
-        """Unit displacement of the weights of some units: [rows, units, K]; None if they stay."""
-        return self.noise(layer.weight_ordinal, layer.weight, units, self.rows)
+    rounded: Rounding
 
     def bias(self, layer: Layer) -> Tensor | None:
         """Unit displacement of the whole bias with its signs: [rows, halves, 1, H]; None if it stays."""
-        if layer.bias is None:
+        if layer.bias is None or layer.bias_ordinal is None:
             return None
-        noise = self.noise(layer.bias_ordinal, layer.bias, slice(0, len(layer.bias)), self.rows)
-        return None if noise is None else self.signs * noise[:, None, None, :]
+        return self.signs * self.noise.bias(layer.bias_ordinal, layer.bias, self.rows)[:, None, None, :]
 
 
 @dataclass(frozen=True)
@@ -114,16 +91,16 @@ def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> 
     d: Tensor | None = None
     for layer, (h, state) in zip(layers, unmoved.layers, strict=True):
         moved = None if d is None else torch.addcmul(tile.signs * h, d, tile.scales * tile.signs)
+        operands = None if d is None or moved is None else (tile.rounded(d), tile.rounded(moved))
         e = tile.bias(layer)
         parts = []
         for units in tile.noise.slabs(layer.weight):
-            noise = tile.weight(layer, units)
-            if d is None or moved is None:
-                dz = _first_difference(h, noise, units.stop - units.start, tile)
+            if operands is None:
+                dz = _first_difference(layer, h, units, tile)
             else:
-                dz = torch.matmul(d, layer.weight[units].T)
-                if noise is not None:
-                    dz.flatten(1, 2).baddbmm_(moved.flatten(1, 2), noise.mT)
+                dz = torch.matmul(operands[0], tile.rounded(layer.weight[units]).T)
+                if layer.weight_ordinal is not None:
+                    tile.noise.product(operands[1].flatten(1, 2), layer, units, tile.rows, onto=dz.flatten(1, 2))
             if e is not None:
                 dz += e[..., units]
             parts.append(layer.activation.difference(tuple(part[:, units] for part in state), dz, tile.scales))
@@ -132,11 +109,11 @@ def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> 
     return d
 
 
-def _first_difference(h: Tensor, noise: Tensor | None, units: int, tile: _Tile) -> Tensor:
+def _first_difference(layer: Layer, h: Tensor, units: slice, tile: _Tile) -> Tensor:
     """Layer 0 has no earlier difference: dz = h E^T for one half, its negative for the other."""
-    if noise is None:
-        return h.new_zeros(tile.rows.stop - tile.rows.start, len(tile.signs), len(h), units)
-    return torch.matmul(h, noise.mT)[:, None] * tile.signs
+    if layer.weight_ordinal is None:
+        return h.new_zeros(tile.rows.stop - tile.rows.start, len(tile.signs), len(h), units.stop - units.start)
+    return tile.noise.product(tile.rounded(h), layer, units, tile.rows)[:, None] * tile.signs
 
 
 def direct_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> Tensor:
@@ -147,8 +124,10 @@ def direct_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> Tens
         e = tile.bias(layer)
         parts = []
         for units in tile.noise.slabs(layer.weight):
-            noise, weight = tile.weight(layer, units), layer.weight[units]
-            z = torch.matmul(h, (weight if noise is None else torch.addcmul(weight, noise[:, None], step)).mT)
+            if layer.weight_ordinal is None:
+                z = torch.matmul(h, layer.weight[units].T)
+            else:
+                z = tile.noise.displaced_product(h, layer, units, tile.rows, step)
             if layer.bias is not None:
                 bias = layer.bias[units]
                 z = z + (bias if e is None else torch.addcmul(bias, e[..., units], tile.scales))
@@ -180,6 +159,7 @@ def mlp_differences(
     directions: str,
     pairs: str,
     propagation: str,
+    precision: str,
     max_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     """The op ``nntk::mlp_differences`` for every backend; ordinals of -1 mark tensors that stay."""
@@ -191,8 +171,8 @@ def mlp_differences(
     ]
     signs = torch.tensor([1.0] if pairs == "none" else [1.0, -1.0], dtype=x.dtype, device=x.device)[:, None, None]
     widths = [x.shape[1], *(weight.shape[0] for weight in weights)]
-    num_params = sum(weight.numel() for weight in weights) + sum(widths[1:])
-    cut = plan(len(x), len(rows), widths, num_params, len(signs), x.element_size(), max_bytes)
+    family, rounded = parse(directions), ROUNDINGS[precision]
+    cut = plan(len(x), len(rows), widths, family, len(signs), x.element_size(), max_bytes)
     shared = len(scales) > 0 and bool((scales == scales[0]).all())
 
     shape = (len(rows), len(x), widths[-1])
@@ -201,19 +181,18 @@ def mlp_differences(
     # No inputs are one empty piece: the norms are wanted all the same.
     for inputs in _pieces(0, max(1, len(x)), cut.group_inputs):
         unmoved = _Unmoved.of(layers, x[inputs])
-        for group in _pieces(0, len(rows), cut.group_rows):
-            noise = _Noise(rows[group], layers, directions, (seed_low, seed_high), cut)
+        for group in row_groups(family, rows, cut.group_rows):
+            noise = NOISE[family.name](Group(family, rows[group], layers, (seed_low, seed_high), cut, rounded))
             for tile_inputs in _pieces(inputs.start, inputs.stop, cut.tile_inputs):
                 here = unmoved.narrow(tile_inputs.start - inputs.start, tile_inputs.stop - inputs.start)
-                for tile_rows in _pieces(group.start, group.stop, cut.tile_rows):
-                    s = (scales[:1] if shared else scales[tile_rows]).to(x.dtype)[:, None, None, None]
-                    within = slice(tile_rows.start - group.start, tile_rows.stop - group.start)
-                    d = FORMS[propagation](layers, here, _Tile(noise, within, s, signs))
+                for tile_rows in _pieces(0, len(group), cut.tile_rows):
+                    at = group[tile_rows]
+                    s = (scales[:1] if shared else scales[at]).to(x.dtype)[:, None, None, None]
+                    d = FORMS[propagation](layers, here, _Tile(noise, tile_rows, s, signs, rounded))
                     if pairs == "both":
-                        out[:, tile_rows, tile_inputs] = d.transpose(0, 1)
+                        out[:, at, tile_inputs] = d.transpose(0, 1)
                     else:
-                        odd = d[:, 0] if pairs == "none" else (d[:, 0] - d[:, 1]).mul_(0.5)
-                        out[tile_rows, tile_inputs] = odd
+                        out[at, tile_inputs] = d[:, 0] if pairs == "none" else (d[:, 0] - d[:, 1]).mul_(0.5)
             norms[group] = noise.squared_norms
     return out, norms
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.kernels.dispatch import register
 from nntk.kernels.philox import reference
-from nntk.kernels.philox.reference import DIRECTIONS, STREAM_VERSION
+from nntk.kernels.philox.directions import FAMILIES, Directions, parse
+from nntk.kernels.philox.reference import STREAM_VERSION
 
-__all__ = ["DIRECTIONS", "STREAM_VERSION", "split_seed", "unit_displacements"]
+__all__ = ["FAMILIES", "STREAM_VERSION", "Directions", "parse", "split_seed", "unit_displacements"]
 
 _op = register(
     "unit_displacements(Tensor rows, int ordinal, SymInt[] shape, int seed_low, int seed_high, str directions,"
@@ -19,6 +20,7 @@ _op = register(
     lambda rows, ordinal, shape, seed_low, seed_high, directions, dtype: rows.new_empty(
         (rows.shape[0], *shape), dtype=dtype
     ),
+    launcher="nntk.kernels.philox.launch",
 )
 
 
@@ -51,18 +53,20 @@ def unit_displacements(
     directions: str = "gaussian",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    r"""Unit displacements :math:`E_m` of one parameter: i.i.d. normals rounded to bfloat16, or signs.
+    r"""Unit displacements :math:`E_m` of one parameter; README.md beside this file defines every family.
 
     Args:
         rows: Which displacements m, [M], int64 in [0, 2**32).
         ordinal: Position of the parameter in registration order (frozen ones counted, tied ones once).
         shape: Shape of the parameter.
         seed: Seed of the stream, in [0, 2**64).
-        directions: ``"gaussian"`` or ``"rademacher"``.
+        directions: ``"gaussian"`` (normals rounded to bfloat16), ``"rademacher"`` (signs), ``"flipout(B)"`` (signs made
+            of B bases) or ``"lowrank(R)"`` (products of normal factors, of the norm of signs).
         dtype: Floating dtype of the result.
 
     Returns:
-        [M, *shape] on the device of ``rows``. The same values on every device and in every dtype.
+        [M, *shape] on the device of ``rows``. The same values on every device and in every dtype, rounded to it for
+        lowrank.
 
     Raises:
         ValueError: If a name is unknown, or the seed or the ordinal out of range.
@@ -74,7 +78,7 @@ def unit_displacements(
         (torch.Size([2, 3, 5]), True)
     """
     checks.row_numbers(rows)
-    checks.choice("directions", directions, DIRECTIONS)
+    parse(directions)
     checks.integer("ordinal", ordinal, 0, 2**32 - 1)
     low, high = split_seed(seed)
     return _op(rows, ordinal, list(shape), low, high, directions, dtype)

@@ -1,0 +1,130 @@
+"""Machine code as a list of instructions, from the text of nvdisasm (SASS) or of Triton's AMD assembly."""
+
+import re
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction of a warp.
+
+    Attributes:
+        opcode: Its mnemonic with all modifiers, e.g. ``IMAD.WIDE.U32`` or ``v_mfma_f32_32x32x8_bf16``.
+        operands: The rest of the line.
+        target: The label that it may branch to.
+        taken: How likely it branches there; the next instruction follows otherwise.
+        ends: Whether the program ends here.
+    """
+
+    opcode: str
+    operands: str = ""
+    target: str | None = None
+    taken: float = 0.0
+    ends: bool = False
+
+
+@dataclass
+class Listing:
+    """A kernel's instructions in the order of their addresses, and the indices that labels name."""
+
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+_LABEL = re.compile(r"([.$\w]+):")
+_SASS = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+_AMD = re.compile(r"\t([a-z]\w*)(?:\s+([^;]*))?")
+_ENDS = ("EXIT", "RET.", "s_endpgm", "s_setpc_b64")
+
+
+def sass(text: str) -> Listing:
+    """Read a disassembly of nvdisasm -c.
+
+    Two branches are read as what they do in a good run, because their slow sides stand out of line and would make
+    false loops: a wait for a barrier (TRYWAIT) succeeds at once, and the threads of a warp do not diverge (BRA.DIV).
+
+    Args:
+        text: What nvdisasm printed for one cubin.
+
+    Returns:
+        The instructions; those of functions that the kernel may call follow its own.
+    """
+    listing = Listing()
+    waits: set[str] = set()
+    immediates: dict[str, int] = {}
+    for line in text.splitlines():
+        line = line.strip()
+        if match := _SASS.match(line):
+            predicate, opcode, operands = match[1] or "", match[2], match[3]
+            listing.instructions.append(_sass_instruction(predicate, opcode, operands, waits, immediates))
+        elif match := _LABEL.fullmatch(line):
+            listing.labels[match[1]] = len(listing.instructions)
+            waits.clear()
+    return listing
+
+
+def _sass_instruction(
+    predicate: str, opcode: str, operands: str, waits: set[str], immediates: dict[str, int]
+) -> Instruction:
+    """One instruction; ``waits`` are the predicates that say a wait succeeded, ``immediates`` the known registers."""
+    # A call to a label of the kernel's own is ptxas's long jump; calls of functions come back.
+    if (target := re.search(r"`\((.+?)\)", operands)) and (
+        opcode.startswith("BRA") or opcode.startswith("CALL") and target[1].startswith(".L")
+    ):
+        taken = _likely(opcode, predicate or operands, waits)
+        return Instruction(opcode, operands, target[1] if taken else None, taken)
+    first, _, rest = operands.partition(", ")
+    waits.discard(first)
+    if "TRYWAIT" in opcode:
+        waits.add(first)
+    if opcode == "UMOV" and rest.startswith("0x"):
+        immediates[first] = int(rest, 16)
+    if opcode.startswith("UTC") and (descriptor := re.search(r"idesc\[(\w+)\]", operands)):
+        opcode += _tcgen05_shape(immediates.get(descriptor[1], 0))
+    # A predicated EXIT is for programs without work: the others go on.
+    return Instruction(opcode, operands, ends=not predicate and opcode.startswith(_ENDS))
+
+
+def _likely(opcode: str, condition: str, waits: set[str]) -> float:
+    """How likely a branch is taken whose condition, if any, is the first word."""
+    match = re.match(r"(!?)(U?P\d)\b", condition)
+    if opcode.startswith("BRA.DIV"):
+        return 0.0
+    if not match:
+        return 1.0
+    if match[2] in waits:
+        return 0.0 if match[1] else 1.0
+    return 0.5
+
+
+def _tcgen05_shape(descriptor: int) -> str:
+    """The shape that tcgen05's instruction descriptor holds, written as wgmma writes its own in the opcode."""
+    m, n, tf32 = (descriptor >> 24 & 31) * 16, (descriptor >> 17 & 63) * 8, descriptor >> 7 & 7 == 2
+    return f".{m}x{n}x{8 if tf32 else 16}{'.TF32' if tf32 else ''}"
+
+
+def amd(text: str) -> Listing:
+    """Read the assembly of an AMD kernel.
+
+    A branch over code for which no thread is active (``s_cbranch_execz``) is read as not taken: in the inside of a
+    tensor no mask is empty.
+
+    Args:
+        text: The assembly that Triton keeps as ``amdgcn``.
+
+    Returns:
+        The instructions.
+    """
+    listing = Listing()
+    for line in text.splitlines():
+        if line.startswith(".Lfunc_end"):
+            break
+        if match := _LABEL.match(line):
+            listing.labels[match[1]] = len(listing.instructions)
+        elif match := _AMD.match(line):
+            opcode, operands = match[1], (match[2] or "").strip()
+            branches = opcode.startswith(("s_branch", "s_cbranch"))
+            taken = {"s_branch": 1.0, "s_cbranch_execz": 0.0}.get(opcode, 0.5) if branches else 0.0
+            target = operands if branches else None
+            listing.instructions.append(Instruction(opcode, operands, target, taken, opcode.startswith(_ENDS)))
+    return listing

@@ -1,0 +1,157 @@
+"""What the architectures can do in a clock: pipes, rates of products, limits; and which pipe an instruction takes.
+
+Rates of the ordinary pipes are those of the CUDA programming guide's table of arithmetic instructions and of AMD's
+CDNA 3 instruction set guide. Rates of products are the data sheets' dense peaks over multiprocessors and boost clock,
+e.g. sm_90: 989.4 TFLOP/s / (2 x 132 x 1.83 GHz) = 2048 multiply-adds a clock and multiprocessor.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+CLASSES = {
+    "alu": "IADD IADD3 IADD32I LOP LOP3 LOP32I PLOP3 SHF SHL SHR PRMT ISETP ISET SEL IMNMX VIMNMX VIMNMX3 VIADD "
+    "VIADDMNMX LEA FSETP FSET FSEL FMNMX FMNMX3 FCHK F2FP I2FP BMSK SGXT IABS MOV MOV32I P2R R2P HMNMX2 "
+    "HSETP2 HSET2 VABSDIFF VABSDIFF4 VOTE",
+    "fma": "FFMA FFMA32I FFMA2 FADD FADD2 FADD32I FMUL FMUL2 FMUL32I HFMA2 HADD2 HMUL2 HADD2_32I HFMA2_32I",
+    "imad": "IMAD IMUL IMAD32I IDP IDP4A",
+    "special": "MUFU I2F F2I F2F FRND POPC FLO BREV I2I",
+    "fp64": "DADD DMUL DFMA DSETP DMNMX",
+    "tensor": "HMMA IMMA BMMA DMMA HGMMA IGMMA QGMMA BGMMA UTCHMMA UTCIMMA UTCQMMA UTCOMMA",
+    "memory": "LDG STG LDS STS LDSM STSM LD ST LDL STL LDGSTS SHFL ATOM ATOMG ATOMS RED REDG LDT STT LDTM STTM MATCH",
+}
+"""Pipe of each SASS opcode. Those that start with U, VOTEU and R2UR are the uniform pipe's; all others (branches,
+barriers, special registers, constants, copies by TMA) only take an issue slot here: ``other``."""
+
+_CLASS_OF = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcodes.split()}
+_AMD_CLASSES = (
+    ("tensor", r"v_s?mfmac?_"),
+    ("special", r"v_(exp|log|rcp|rsq|sqrt|sin|cos)_|v_mul_(lo|hi)_[iu]32|v_mad_[iu]64_[iu]32|v_\w+_f64"),
+    ("alu", r"v_"),
+    ("memory128", r"(ds|buffer|global|flat|scratch)_\w+(128|x4|x3)"),
+    ("memory64", r"(ds|buffer|global|flat|scratch)_\w+(64|x2)"),
+    ("memory", r"(ds|buffer|global|flat|scratch)_"),
+    ("uniform", r"s_(?!c?branch|barrier|waitcnt|endpgm|nop|sleep|setprio)"),
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One multiprocessor (compute unit) of an architecture.
+
+    Attributes:
+        warp_size: Threads a warp.
+        pipes: Clocks that an instruction of a class keeps a pipe of the multiprocessor busy, by pipe and class; the
+            class ``*`` stands for all that are not named.
+        products: Multiply-adds a clock on the matrix pipe, by operand.
+        shared: Most bytes of shared memory (LDS) a program may have.
+        tensor_memory: Columns of tensor memory.
+    """
+
+    warp_size: int
+    pipes: Mapping[str, Mapping[str, float]]
+    products: Mapping[str, float]
+    shared: int
+    tensor_memory: int = 0
+
+
+def _nvidia(fp32: int, products: float, shared: int, tensor_memory: int = 0) -> Machine:
+    pipes: dict[str, dict[str, float]] = {
+        "issue": {"*": 1 / 4},
+        "integer": {"alu": 32 / 64},
+        "fp": {"fma": 32 / fp32, "imad": 32 / fp32},
+        "integer multiply": {"imad": 32 / 64},
+        "special": {"special": 32 / 16},
+        "fp64": {"fp64": 32 / 64},
+        "memory": {"memory": 1, "memory64": 2, "memory128": 4},
+    }
+    rates = {"bf16": products, "fp16": products, "tf32": products / 2}
+    return Machine(32, pipes, rates, shared, tensor_memory)
+
+
+MACHINES = {
+    "sm_80": _nvidia(64, 1024, 166_912),
+    "sm_90": _nvidia(128, 2048, 232_448),
+    "sm_100": _nvidia(128, 4096, 232_448, 512),
+    # Four SIMDs of 16 lanes: a wave's vector or matrix instruction takes one of them 4 clocks, a transcendental or a
+    # wide integer multiply 16; scalar and memory instructions issue beside them.
+    "gfx942": Machine(
+        64,
+        {
+            "issue": {"alu": 4 / 4, "special": 16 / 4, "tensor": 4 / 4},
+            "memory": {"memory": 2, "memory64": 4, "memory128": 8},
+            "scalar": {"uniform": 1 / 4},
+        },
+        {"bf16": 1024, "fp16": 1024, "tf32": 512, "fp32": 128},
+        65_536,
+    ),
+}
+
+
+def classify(opcode: str) -> str:
+    """Find the pipe of an instruction.
+
+    Args:
+        opcode: Its mnemonic with all modifiers.
+
+    Returns:
+        A name of ``CLASSES``, ``uniform`` or ``other``; wide accesses to memory are ``memory64`` and ``memory128``.
+
+    Example:
+        >>> classify("IMAD.WIDE.U32"), classify("LDS.128"), classify("UIADD3"), classify("v_mfma_f32_32x32x8_bf16")
+        ('imad', 'memory128', 'uniform', 'tensor')
+    """
+    if opcode[0].islower():
+        return next((name for name, pattern in _AMD_CLASSES if re.match(pattern, opcode)), "other")
+    base, _, modifiers = opcode.partition(".")
+    name = _CLASS_OF.get(base) or (
+        "uniform" if base.startswith(("U", "VOTEU", "R2UR")) and not base.startswith(("UTMA", "UTC")) else "other"
+    )
+    if name == "memory" and (wide := re.search(r"\b(64|128)\b", modifiers)):
+        name += wide[1]
+    return {"LDSM": {"2": "memory64", "4": "memory128"}.get(modifiers[-1:], name)}.get(base, name)
+
+
+@dataclass(frozen=True)
+class MatrixShape:
+    """What one matrix instruction multiplies.
+
+    Attributes:
+        operand: Key of ``Machine.products``.
+        multiply_adds: How many it does.
+        warps: How many warps issue it together.
+    """
+
+    operand: str
+    multiply_adds: int
+    warps: float
+
+
+def matrix_shape(opcode: str, num_warps: int) -> MatrixShape:
+    """Read a matrix instruction's opcode.
+
+    Args:
+        opcode: An opcode of class ``tensor``.
+        num_warps: Warps of the program; one thread of them issues for all in tcgen05.
+
+    Returns:
+        Its shape, with no multiply-adds where the opcode is not known.
+
+    Example:
+        >>> matrix_shape("HGMMA.64x256x16.F32.BF16", 8)
+        MatrixShape(operand='bf16', multiply_adds=262144, warps=4)
+        >>> matrix_shape("HMMA.1688.F32.TF32", 4).multiply_adds
+        1024
+    """
+    if opcode.startswith("v_"):
+        match = re.search(r"_(\d+)x(\d+)x(\d+)_?(?:(\d)b_)?(bf16|f16|xf32|f32)", opcode)
+        operand = {"f16": "fp16", "xf32": "tf32", "f32": "fp32"}.get(match[5], match[5]) if match else ""
+        warps = 1
+    else:
+        match = re.search(r"\.(\d+)x(\d+)x(\d+)", opcode) or re.match(r"\w+\.(16)(8)(\d+)()", opcode)
+        operand = "tf32" if ".TF32" in opcode else "bf16" if ".BF16" in opcode or opcode.startswith("UTC") else "fp16"
+        warps = num_warps if opcode.startswith("UTC") else 4 if "GMMA" in opcode else 1
+    if not match:
+        return MatrixShape(operand, 0, warps)
+    m, n, k, *blocks = (int(number) for number in match.groups()[:4] if number and number.isdecimal())
+    return MatrixShape(operand, m * n * k * (blocks[0] if blocks else 1), warps)

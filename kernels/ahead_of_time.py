@@ -1,0 +1,178 @@
+"""Compiling Triton kernels for any GPU without one: the one place that knows how, for triton 3.6 and 3.7.
+
+Each kernel module lists what it ships as ``cases(arch) -> list[Case]``; ``nntk-bench resources`` compiles and judges
+them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TARGETS: dict[str, tuple[str, int | str, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+"""What Triton calls each architecture: backend, its name there, threads a warp."""
+
+Signature = str | tuple["Signature", ...]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product [M, K] x [K, N] of one program.
+
+    Attributes:
+        m: Rows of the tile.
+        n: Columns of the tile.
+        k: Length of the sums.
+        operand: ``bf16``, ``fp16`` or ``tf32`` for tensor cores, ``fp32`` for products on the ordinary pipes. A split
+            form is listed as what it does: tf32x3 is three tf32 products.
+    """
+
+    m: int
+    n: int
+    k: int
+    operand: str = "bf16"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all threads of one program do together in one turn of a loop (of the source, whatever it is unrolled to).
+
+    Attributes:
+        normals: Normal random numbers generated.
+        signs: Random signs generated.
+        products: Matrix products.
+        turns: How often this loop turns for one turn of the others; loops of equal length leave it at 1.
+    """
+
+    normals: int = 0
+    signs: int = 0
+    products: tuple[Product, ...] = ()
+    turns: float = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel in one configuration, and what it promises.
+
+    Attributes:
+        name: What a reader calls it, unique in its module, e.g. ``layer_step gaussian bf16 hidden``.
+        kernel: The function under ``triton.jit``.
+        signature: The type of every argument that is not in ``constants``, as ``triton.tools.compile`` writes them:
+            ``*bf16`` a pointer, ``*bf16:16`` one divisible by 16 bytes, ``i32``, ``i32:16``, ``fp32``; a tensor
+            descriptor made on the host is ``tensordesc<bf16[64, 64]>`` with its block shape, and a tuple a tuple.
+        constants: Values of ``tl.constexpr`` arguments (tuples and jitted functions too), and of any others that a
+            launch makes constant (an integer that is 1, a pointer that is None).
+        num_warps: Warps of a program.
+        num_stages: Depth of the software pipeline.
+        loops: The work of each main loop, in program order. Main loops are the innermost ones with a matrix
+            instruction; in a kernel without products, the innermost ones.
+        once: The work outside of the main loops, done once by a program (all of it, in a kernel without loops).
+        normal_budget: Most instructions a normal on sm_90, products included.
+        sign_budget: Most instructions a sign on sm_90, products included.
+        register_budget: Most registers a thread on sm_90.
+        tensor_bound: Whether issuing the main loops must cost no more cycles than their products on sm_90.
+        options: Further options of Triton's compiler, e.g. ``{"maxnreg": 128}``; a backend takes those it knows.
+
+    Example:
+        >>> Case("square", None, {"x": "*fp32:16", "n": "i32"}, {"BLOCK": 128}, once=Work(signs=128)).num_warps
+        4
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, Signature]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 3
+    loops: tuple[Work, ...] = ()
+    once: Work = Work()
+    normal_budget: float | None = None
+    sign_budget: float | None = None
+    register_budget: int | None = None
+    tensor_bound: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled case.
+
+    Attributes:
+        name: Name of the kernel's function in the machine code.
+        cubin: Machine code for NVIDIA; empty for AMD.
+        text: PTX for NVIDIA, assembly for AMD.
+        num_warps: Warps of a program.
+        shared: Bytes of shared memory (LDS) of a program.
+        tensor_memory: Columns of tensor memory of a program (sm_100).
+    """
+
+    name: str
+    cubin: bytes
+    text: str
+    num_warps: int
+    shared: int
+    tensor_memory: int
+
+
+def compile(case: Case, arch: str) -> Compiled:
+    """Compile a case; nothing of a GPU or its driver is needed.
+
+    Args:
+        case: What to compile.
+        arch: One of ``TARGETS``.
+
+    Returns:
+        Its machine code and what Triton says of it.
+
+    Raises:
+        RuntimeError: If the kernel was defined under Triton's interpreter, whose functions cannot be compiled.
+        ValueError: If an argument is listed twice or not at all.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if not isinstance(case.kernel, triton.runtime.JITFunction):
+        raise RuntimeError(
+            f"{case.name}: interpreted, not compilable; unset TRITON_INTERPRET before triton is imported"
+        )
+    listed = sorted([*case.signature, *case.constants])
+    if listed != sorted(case.kernel.arg_names):
+        raise ValueError(f"{case.name}: the kernel takes {sorted(case.kernel.arg_names)}, the case lists {listed}")
+    order = case.kernel.arg_names
+    # In the order of the arguments: triton 3.6 and 3.7 flatten descriptors and tuples in the order of this dict.
+    signature = {name: _type(case.signature[name]) if name in case.signature else "constexpr" for name in order}
+    aligned = {
+        path: [["tt.divisibility", 16]]
+        for name, kind in case.signature.items()
+        for path in _aligned(kind, (order.index(name),))
+    }
+    source = ASTSource(case.kernel, signature, dict(case.constants), aligned)
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
+    done = triton.compile(source, target=GPUTarget(*TARGETS[arch]), options=options)
+    return Compiled(
+        name=done.metadata.name,
+        cubin=done.asm.get("cubin", b""),
+        text=done.asm["amdgcn" if "amdgcn" in done.asm else "ptx"],
+        num_warps=done.metadata.num_warps,
+        shared=done.metadata.shared,
+        tensor_memory=getattr(done.metadata, "tmem_size", None) or 0,
+    )
+
+
+def _type(kind: Signature) -> Any:
+    return kind.removesuffix(":16") if isinstance(kind, str) else tuple(_type(part) for part in kind)
+
+
+def _aligned(kind: Signature, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Where in an argument the parts divisible by 16 stand."""
+    if isinstance(kind, str):
+        if kind.endswith(":16"):
+            yield path
+    else:
+        for number, part in enumerate(kind):
+            yield from _aligned(part, (*path, number))

@@ -1,0 +1,252 @@
+"""Every kernel of this op in the configurations that it ships with, for ``nntk-bench resources``."""
+
+from collections.abc import Iterator
+
+import triton.language as tl
+
+from nntk.kernels.ahead_of_time import Case, Product, Signature, Work
+from nntk.kernels.perturb import kernel, tiles
+
+_SHAPE = (1024, 1024, 2048)
+"""Inputs, units and columns of a layer that fills the largest tiles."""
+
+_STEPS = {
+    "bf16": ("gaussian", "rademacher", "staged", "flipout", "lowrank", "none"),
+    "tf32": ("gaussian", "rademacher", "flipout", "lowrank"),
+    "fp32": ("gaussian", "rademacher", "flipout", "lowrank"),
+}
+_BUDGETS = {("gaussian", True): 20.5, ("gaussian", False): 23.0, ("rademacher", True): 4.5, ("rademacher", False): 6.5}
+"""Most instructions for a random number on sm_90 in bf16, products included, at layer 0 and behind it."""
+
+_EPILOGUE: dict[str, Signature] = {
+    "bias_noise": "*fp32:16",
+    "state_a": "*fp32:16",
+    "state_b": "*fp32:16",
+    "h_next": "*fp32:16",
+    "scales": "*fp32",
+    "parameter0": "fp32",
+    "parameter1": "fp32",
+    "stride": "i32:16",
+}
+_STREAM: dict[str, Signature] = {"rows": "*i64", "key0": "i32", "key1": "i32", "ordinal": "i32"}
+_SIZES: dict[str, Signature] = {"width": "i32", "height": "i32", "num_inputs": "i32", "num_columns": "i32"}
+
+
+def cases(arch: str) -> list[Case]:
+    """The cases of one architecture; the heaviest activation (gelu) stands for all in all but one kernel."""
+    return [*_steps(arch), *_stationary(arch), *_fused(arch), *_projections(arch)]
+
+
+def _steps(arch: str) -> Iterator[Case]:
+    for precision, sources in _STEPS.items():
+        for source in sources:
+            for first in (False, True) if precision == "bf16" and source != "none" else (False,):
+                yield layer_step(arch, source, precision, first)
+    for activation in ("quantise", "softplus"):
+        yield layer_step(arch, "gaussian", "bf16", False, activation)
+    yield layer_step(arch, "gaussian", "bf16", False, "relu", (1024, 10, 2048))
+    yield layer_step(arch, "gaussian", "bf16", False, "relu", (300, 300, 20))
+
+
+def layer_step(
+    arch: str,
+    source: str,
+    precision: str,
+    first: bool,
+    activation: str = "gelu",
+    shape: tuple[int, int, int] = _SHAPE,
+) -> Case:
+    """The layer step for one family, precision and activation, with the tiles that it takes at ``shape``."""
+    width, height, columns = shape
+    cut = tiles.step_tiles(source, precision, width, height, columns, arch)
+    operand, rank = _operand(precision), 16
+    inputs, units = _descriptor(operand, cut.block_n, cut.block_k), _descriptor(operand, cut.block_h, cut.block_k)
+    signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "q": inputs, "d": inputs, "weight": units}
+    signature |= {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
+    if source == "lowrank":
+        signature |= {
+            "noise": _descriptor(operand, rank, cut.block_h),
+            "factors": _descriptor(operand, cut.block_n, rank),
+        }
+    elif source in ("staged", "flipout"):
+        signature["noise"] = units
+    if source == "flipout":
+        words: dict[str, Signature] = {
+            name: "*i32" for name in ("starts", "stops", "groups", "out_signs", "next_signs")
+        }
+        signature |= {**words, "out_signs_a_row": "i32", "next_signs_a_row": "i32"}
+    if source in ("none", "lowrank"):
+        del signature["q"]
+    if first:
+        del signature["d"], signature["weight"]
+    product = _products(cut.block_h, cut.block_n, cut.block_k, precision, arch)
+    numbers = cut.block_h * cut.block_k
+    loops = [] if source in ("none", "lowrank") else [_noise(source, numbers, product)]
+    loops += [] if first else [Work(products=product)]
+    small = Work(products=_products(cut.block_h, cut.block_n, rank, precision, arch) if source == "lowrank" else ())
+    budget = _BUDGETS.get((source, first)) if precision == "bf16" and shape == _SHAPE else None
+    return _case(
+        f"layer_step {source} {precision} {'first' if first else 'hidden'} {activation} {width}x{height}x{columns}",
+        kernel.layer_step,
+        signature,
+        {"SOURCE": source, "FIRST": first, "HALVES": 2, "ACTIVATION": activation, "WIDE": False, "PARTS": cut.parts}
+        | {"BH": cut.block_h, "BN": cut.block_n, "BK": cut.block_k, "RANK": rank},
+        precision,
+        arch,
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+        loops=tuple(loops),
+        once=small,
+        normal_budget=budget if source == "gaussian" else None,
+        sign_budget=budget if source == "rademacher" else None,
+        tensor_bound=budget is not None and not first,
+    )
+
+
+def _stationary(arch: str) -> Iterator[Case]:
+    for precision in _STEPS:
+        for source in tiles.GENERATED:
+            for width, first in ((256, False), (256, True), (64, False)):
+                cut = tiles.stationary_tiles(source, precision, width, arch)
+                if cut is not None:
+                    yield _stationary_step(arch, source, precision, width, first, cut)
+
+
+def _stationary_step(arch: str, source: str, precision: str, width: int, first: bool, cut: tiles.Tiles) -> Case:
+    operand = _operand(precision)
+    inputs = _descriptor(operand, cut.block_n, cut.block_k)
+    signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "q": inputs, "d": inputs}
+    signature |= {"weight": _descriptor(operand, cut.block_h, cut.block_k)}
+    signature |= {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
+    if first:
+        del signature["d"], signature["weight"]
+    product = _products(cut.block_h, cut.block_n, cut.block_k, precision, arch)
+    return _case(
+        f"stationary_step {source} {precision} {'first' if first else 'hidden'} gelu {width}",
+        kernel.stationary_step,
+        signature,
+        {"SOURCE": source, "FIRST": first, "HALVES": 2, "ACTIVATION": "gelu", "PARTS": cut.parts}
+        | {"BH": cut.block_h, "BN": cut.block_n, "BK": cut.block_k},
+        precision,
+        arch,
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+        loops=(Work(products=product if first else (*product, *product)),),
+        once=_noise(source, cut.block_h * cut.block_k, ()),
+    )
+
+
+def _fused(arch: str) -> Iterator[Case]:
+    for precision in _STEPS:
+        for source in tiles.GENERATED:
+            for widths in ((128, 128, 128, 10), (64, 64, 1)):
+                cut = tiles.fused_tiles(source, precision, widths, ["gelu"] * (len(widths) - 2) + ["identity"], arch)
+                if cut is not None:
+                    yield _small_mlp(arch, source, precision, widths, cut)
+
+
+def _small_mlp(arch: str, source: str, precision: str, widths: tuple[int, ...], cut: tiles.Fused) -> Case:
+    operand, layers = _operand(precision), len(widths) - 1
+    state = _descriptor("fp32", cut.pad, min(cut.part, cut.block_n // 2))
+    signature: dict[str, Signature] = {
+        "inputs": "*fp32:16",
+        "weights": _descriptor(operand, cut.pad, cut.pad),
+        "last_weight": _descriptor(operand, cut.block_c(widths[-1]), cut.pad),
+        "states_a": state,
+        "states_b": state,
+        "hidden": state,
+        "rows": "*i64",
+        "scales": "*fp32",
+        "parameters": "*fp32",
+        "key0": "i32",
+        "key1": "i32",
+        "num_inputs": "i32",
+        "num_rows": "i32",
+        "out": "*fp32:16",
+    }
+    block_k, block_c = tiles.power_of_two(widths[0], 32, 128), cut.block_c(widths[-1])
+    shapes = [(cut.pad, block_k), *[(cut.pad, cut.pad), (cut.pad, cut.pad)] * (layers - 2)]
+    shapes += [(block_c, cut.pad)] * 2
+    products = [one for h, k in shapes for one in _products(h, cut.block_n, k, precision, arch)]
+    numbers = cut.pad * block_k + (layers - 2) * cut.pad**2 + block_c * cut.pad
+    return _case(
+        f"small_mlp {source} {precision} gelu {'-'.join(map(str, widths))}",
+        kernel.small_mlp,
+        signature,
+        {"SOURCE": source, "WIDTHS": widths, "ORDINALS": tuple(range(2 * layers)), "PAIRS": "odd"}
+        | {"ACTIVATIONS": ("gelu",) * (layers - 1), "BK": block_k, "PAD": cut.pad, "BC": block_c, "BN": cut.block_n}
+        | {"BP": min(cut.part, cut.block_n // 2)},
+        precision,
+        arch,
+        num_warps=cut.num_warps,
+        num_stages=1,
+        once=_noise(source, numbers, tuple(products)),
+    )
+
+
+def _projections(arch: str) -> Iterator[Case]:
+    for precision in _STEPS:
+        cut = tiles.step_tiles("lowrank", precision, *_SHAPE, arch)
+        operand = _operand(precision)
+        yield _case(
+            f"project {precision}",
+            kernel.project,
+            {
+                "q": _descriptor(operand, cut.block_n, cut.block_k),
+                "factors": _descriptor(operand, 16, cut.block_k),
+                "coefficients": "*fp32",
+                "out": f"*{operand}:16",
+                "width": "i32",
+                "num_columns": "i32",
+            },
+            {"FIRST": False, "BN": cut.block_n, "BK": cut.block_k, "RANK": 16},
+            precision,
+            arch,
+            num_warps=4,
+            num_stages=cut.num_stages,
+            loops=(Work(products=_products(cut.block_n, 16, cut.block_k, precision, arch)),),
+        )
+
+
+def _case(
+    name: str,
+    function: object,
+    signature: dict[str, Signature],
+    constants: dict[str, object],
+    precision: str,
+    arch: str,
+    **rest: object,
+) -> Case:
+    """A case whose arguments without a type are None, or 0 where they count what is not there."""
+    constants = {**constants, "PRECISION": tiles.input_precision(precision, arch)}
+    names: list[str] = function.arg_names  # type: ignore[attr-defined]
+    ptx = arch.startswith("sm_")
+    constants |= {"PTX": ptx, "DTYPE": tl.bfloat16 if precision == "bf16" else tl.float32}
+    constants = {key: value for key, value in constants.items() if key in names}
+    for key in names:
+        if key not in signature and key not in constants:
+            constants[key] = 0 if key.endswith("_a_row") else None
+    return Case(name, function, signature, constants, **rest)  # type: ignore[arg-type]
+
+
+def _operand(precision: str) -> str:
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def _descriptor(kind: str, lines: int, length: int) -> str:
+    return f"tensordesc<{kind}[{lines}, {length}]>"
+
+
+def _products(m: int, n: int, k: int, precision: str, arch: str) -> tuple[Product, ...]:
+    if precision == "fp32":
+        # Split into three on tensor cores; elsewhere one product of float32.
+        return (Product(m, n, k, "tf32"),) * 3 if arch.startswith("sm_") else (Product(m, n, k, "fp32"),)
+    return (Product(m, n, k, precision),)
+
+
+def _noise(source: str, numbers: int, products: tuple[Product, ...]) -> Work:
+    return Work(
+        normals=numbers if source == "gaussian" else 0,
+        signs=numbers if source == "rademacher" else 0,
+        products=products,
+    )

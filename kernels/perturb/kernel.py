@@ -1,0 +1,312 @@
+"""The layer step on the device, fused: dz = d W^T + (h + s d) E^T + e, then the activation's difference.
+
+A tile is [BH, BN]: BH units against BN columns, a column being one input at one displacement, or at its mirror image.
+Noise is the left operand, made in registers; q = +-(h + s d) and d come from the previous step in the precision of the
+products. README.md draws the data flow; launch.py has the loops around these kernels.
+"""
+
+import triton
+import triton.language as tl
+
+from nntk.kernels.perturb.differences import difference
+from nntk.kernels.philox.kernel import (
+    DISPLACEMENT,
+    gaussian_tile,
+    gaussian_vector,
+    sign_vector,
+    sign_words,
+    unpack_signs,
+)
+
+
+@triton.jit
+def _noise_tile(
+    h0, k, width, ordinal, row, key0, key1, SOURCE: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr,
+    BH: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Unit displacements of units [h0, h0 + BH) and weights [k, k + BK), made where they are used."""
+    if SOURCE == "gaussian":
+        h = h0 + tl.arange(0, BH)
+        return gaussian_tile(h, k, width, ordinal, row, key0, key1, BK, DISPLACEMENT, DTYPE, PTX)
+    packed = sign_words(h0, k, width, ordinal, row, key0, key1, BH, BK // 32, DISPLACEMENT)
+    return unpack_signs(packed, DTYPE)
+
+
+@triton.jit
+def _packed_signs(words, row, words_a_row, i, mask):
+    """+1 or -1 at entries ``i`` of packed sign vectors [rows, words_a_row]."""
+    word = tl.load(words + row * words_a_row + i // 32, mask=mask, other=0).to(tl.uint32, bitcast=True)
+    return (((word >> (i % 32).to(tl.uint32)) << 31) | 0x3F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _finish(
+    dz, h, c0, stop, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, ACTIVATION: tl.constexpr,
+    PTX: tl.constexpr,
+):  # fmt: skip
+    """Bias, activation and stores of columns [c0, stop).
+
+    Where ``MIRROR``, columns are inputs at displacements, and both halves of an antithetic pair are made of one: at
+    layer 0, dz- = -dz+. Else the halves are columns of their own, [displacement, half, input]. Offsets are 32-bit: a
+    chunk has less than 2**31 numbers.
+    """
+    (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, signs, signs_a_row,
+     d_out, q_out) = layer  # fmt: skip
+    column = c0 + tl.arange(0, dz.shape[1])
+    # Rows are padded to 16 units, so that masks keep loads and stores wide; nobody reads what padding gets.
+    keep = (h < stride)[:, None] & (column < stop)[None, :]
+    columns_a_row = num_inputs if MIRROR else HALVES * num_inputs
+    row, n = column // columns_a_row, column % num_inputs
+    half = column % columns_a_row // num_inputs
+    sign = (1 - 2 * half).to(tl.float32)[None, :]
+    s = tl.load(scales + row, mask=column < stop, other=1.0)
+    s, inverse = s[None, :], (1.0 / s)[None, :]
+    at = n[None, :] * stride + h[:, None]
+    if bias_noise is not None:
+        e = tl.load(bias_noise + row[None, :] * stride + h[:, None], mask=keep, other=0.0)
+        dz += sign * e
+    a = dz
+    b = dz
+    if ACTIVATION != "identity":
+        a = tl.load(state_a + at, mask=keep, other=0.0)
+    if ACTIVATION == "quantise":
+        b = tl.load(state_b + at, mask=keep, other=0.0)
+    for mirrored in tl.static_range(2 if MIRROR and HALVES == 2 else 1):
+        d = difference(a, b, -dz if mirrored else dz, s, inverse, parameter0, parameter1, ACTIVATION, PTX)
+        line = (row * HALVES + half + mirrored) * num_inputs + n
+        to = line[None, :] * stride + h[:, None]
+        tl.store(d_out + to, d.to(d_out.dtype.element_ty), mask=keep)
+        if q_out is not None:
+            q = tl.load(h_next + at, mask=keep, other=0.0) + s * d
+            q *= -sign if mirrored else sign
+            if signs is not None:
+                q *= _packed_signs(signs, row[None, :], signs_a_row, h[:, None], keep)
+            tl.store(q_out + to, q.to(q_out.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _finish_in_parts(
+    acc, h, c0, stop, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, ACTIVATION: tl.constexpr, PTX: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    """The epilogue of a tile cut into PARTS: all of it beside a whole accumulator would not fit the registers."""
+    if PARTS == 1:
+        _finish(acc, h, c0, stop, layer, HALVES, MIRROR, ACTIVATION, PTX)
+    else:
+        BH: tl.constexpr = acc.shape[0]
+        BN: tl.constexpr = acc.shape[1] // 2
+        first, second = tl.split(tl.permute(tl.reshape(acc, (BH, 2, BN)), (0, 2, 1)))
+        _finish_in_parts(first, h, c0, stop, layer, HALVES, MIRROR, ACTIVATION, PTX, PARTS // 2)
+        _finish_in_parts(second, h, c0 + BN, stop, layer, HALVES, MIRROR, ACTIVATION, PTX, PARTS // 2)
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
+def layer_step(
+    q, d, weight, noise, factors,
+    rows, key0, key1, ordinal, width, height, num_inputs, num_columns,
+    starts, stops, groups, out_signs, out_signs_a_row,
+    bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, next_signs, next_signs_a_row,
+    d_out, q_out, stride,
+    SOURCE: tl.constexpr, FIRST: tl.constexpr, HALVES: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
+    BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """One layer for all displacements of a chunk; README.md has the picture, launch.py the arguments' shapes."""
+    tiles_h = tl.cdiv(height, BH)
+    tile_h, tile = tl.program_id(0) % tiles_h, tl.program_id(0) // tiles_h
+    # The columns of a tile share one displacement, or with flipout one base.
+    if SOURCE == "flipout":
+        c0, stop, group = tl.load(starts + tile), tl.load(stops + tile), tl.load(groups + tile)
+    else:
+        tiles_a_row = tl.cdiv(num_columns, BN)
+        group = tile // tiles_a_row
+        c0, stop = group * num_columns + tile % tiles_a_row * BN, (group + 1) * num_columns
+    if c0 < stop:
+        h0 = tile_h * BH
+        h = h0 + tl.arange(0, BH)
+        # At layer 0 all displacements see the same inputs.
+        q0 = c0
+        if FIRST and SOURCE != "flipout":
+            q0 = c0 - group * num_columns
+        acc = tl.zeros((BH, BN), tl.float32)
+        if SOURCE == "gaussian" or SOURCE == "rademacher":
+            row = tl.load(rows + group)
+            hw = h0
+            if WIDE:
+                hw = h0.to(tl.int64)
+            for k in range(0, width, BK):
+                e = _noise_tile(hw, k, width, ordinal, row, key0, key1, SOURCE, DTYPE, PTX, BH, BK)
+                acc = tl.dot(e, q.load([q0, k]).T, acc, input_precision=PRECISION)
+        elif SOURCE == "lowrank":
+            # noise: left factors [M RANK, height]; factors: the columns' products with the right ones, [columns, RANK].
+            left = noise.load([group * RANK, h0])
+            acc = tl.dot(left.T, factors.load([c0, 0]).T, acc, input_precision=PRECISION)
+        elif SOURCE != "none":
+            for k in range(0, width, BK):
+                e = noise.load([group * height + h0, k])
+                acc = tl.dot(e, q.load([q0, k]).T, acc, input_precision=PRECISION)
+        if SOURCE == "flipout":
+            column = c0 + tl.arange(0, BN)
+            row = column // (num_inputs if FIRST else HALVES * num_inputs)
+            inside = (h < height)[:, None] & (column < stop)[None, :]
+            acc *= _packed_signs(out_signs, row[None, :], out_signs_a_row, h[:, None], inside)
+        if not FIRST:
+            for k in range(0, width, BK):
+                acc = tl.dot(weight.load([h0, k]), d.load([c0, k]).T, acc, input_precision=PRECISION)
+        layer = (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, next_signs,
+                 next_signs_a_row, d_out, q_out)  # fmt: skip
+        _finish_in_parts(acc, h, c0, stop, layer, HALVES, FIRST, ACTIVATION, PTX, PARTS)
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
+def stationary_step(
+    q, d, weight,
+    rows, key0, key1, ordinal, width, height, num_inputs, num_columns,
+    bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1,
+    d_out, q_out, stride,
+    SOURCE: tl.constexpr, FIRST: tl.constexpr, HALVES: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The layer step for width <= BK: noise is made once and held over all columns of a displacement."""
+    tiles_h = tl.cdiv(height, BH)
+    tile_h, group = tl.program_id(0) % tiles_h, tl.program_id(0) // tiles_h
+    h0 = tile_h * BH
+    h = h0 + tl.arange(0, BH)
+    e = _noise_tile(h0, 0, width, ordinal, tl.load(rows + group), key0, key1, SOURCE, DTYPE, PTX, BH, BK)
+    if not FIRST:
+        w = weight.load([h0, 0])
+    stop = (group + 1) * num_columns
+    layer = (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, None, 0,
+             d_out, q_out)  # fmt: skip
+    for c in range(0, num_columns, BN):
+        c0 = group * num_columns + c
+        acc = tl.zeros((BH, BN), tl.float32)
+        if FIRST:
+            acc = tl.dot(e, q.load([c, 0]).T, acc, input_precision=PRECISION)
+        else:
+            acc = tl.dot(e, q.load([c0, 0]).T, acc, input_precision=PRECISION)
+            acc = tl.dot(w, d.load([c0, 0]).T, acc, input_precision=PRECISION)
+        _finish_in_parts(acc, h, c0, stop, layer, HALVES, FIRST, ACTIVATION, PTX, PARTS)
+
+
+@triton.jit
+def project(
+    q, factors, coefficients, out, width, num_columns, FIRST: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """Products with the right factors of low rank: ``out`` [columns, RANK] = c_m q B_m^T, B_m [RANK, width]."""
+    tiles_a_row = tl.cdiv(num_columns, BN)
+    group, c = tl.program_id(0) // tiles_a_row, tl.program_id(0) % tiles_a_row * BN
+    c0 = group * num_columns + c
+    acc = tl.zeros((BN, RANK), tl.float32)
+    for k in range(0, width, BK):
+        right = factors.load([group * RANK, k])
+        acc = tl.dot(q.load([c if FIRST else c0, k]), right.T, acc, input_precision=PRECISION)
+    acc *= tl.load(coefficients + group)
+    column = c + tl.arange(0, BN)
+    to = (group * num_columns + column).to(tl.int64)[:, None] * RANK + tl.arange(0, RANK)[None, :]
+    tl.store(out + to, acc.to(out.dtype.element_ty), mask=(column < num_columns)[:, None])
+
+
+@triton.jit
+def _small_finish(
+    dz, c0, n0, s, network, LAYER: tl.constexpr, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr,
+    PTX: tl.constexpr, PAD: tl.constexpr, BI: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Differences behind the activation, zero where padded, and moved activations, BP columns of one half at a time."""
+    if dz.shape[1] > BP:
+        BN: tl.constexpr = dz.shape[1] // 2
+        left, right = tl.split(tl.permute(tl.reshape(dz, (PAD, 2, BN)), (0, 2, 1)))
+        d0, q0 = _small_finish(left, c0, n0, s, network, LAYER, WIDTH, ACTIVATION, DTYPE, PTX, PAD, BI, BP)
+        d1, q1 = _small_finish(right, c0 + BN, n0, s, network, LAYER, WIDTH, ACTIVATION, DTYPE, PTX, PAD, BI, BP)
+        d = tl.reshape(tl.permute(tl.join(d0, d1), (0, 2, 1)), (PAD, 2 * BN))
+        q = tl.reshape(tl.permute(tl.join(q0, q1), (0, 2, 1)), (PAD, 2 * BN))
+    else:
+        _, _, states_a, states_b, hidden, parameters, _, _ = network
+        n = n0 + c0 % BI
+        a = dz
+        b = dz
+        if ACTIVATION != "identity":
+            a = states_a.load([LAYER * PAD, n])
+        if ACTIVATION == "quantise":
+            b = states_b.load([LAYER * PAD, n])
+        p0, p1 = tl.load(parameters + 2 * LAYER), tl.load(parameters + 2 * LAYER + 1)
+        moved = difference(a, b, dz, s, 1.0 / s, p0, p1, ACTIVATION, PTX)
+        moved = tl.where((tl.arange(0, PAD) < WIDTH)[:, None], moved, 0.0)
+        q = hidden.load([LAYER * PAD, n]) + s * moved
+        q = (q if c0 < BI else -q).to(DTYPE)
+        d = moved.to(DTYPE)
+    return d, q
+
+
+@triton.jit
+def _small_products(
+    q, d, sign, row, network, LAYER: tl.constexpr, SOURCE: tl.constexpr, WIDTH: tl.constexpr, WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr,
+    PAD: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
+    """Dz = E q + W d + e of one layer; ordinals WEIGHT and BIAS are -1 where these stay."""
+    weights, last_weight, _, _, _, _, key0, key1 = network
+    unit = tl.arange(0, BH)
+    dz = tl.zeros((BH, q.shape[1]), tl.float32)
+    if WEIGHT >= 0:
+        ordinal = tl.full((), WEIGHT, tl.int64)
+        e = _noise_tile(0, 0, WIDTH, ordinal, row, key0, key1, SOURCE, DTYPE, PTX, BH, q.shape[0])
+        dz = tl.dot(e, q, dz, input_precision=PRECISION)
+    if LAYER > 0:
+        w = last_weight.load([0, 0]) if LAST else weights.load([LAYER * PAD, 0])
+        dz = tl.dot(w, d, dz, input_precision=PRECISION)
+    if BIAS >= 0:
+        ordinal = tl.full((), BIAS, tl.int64)
+        if SOURCE == "gaussian":
+            dz += sign * gaussian_vector(unit, ordinal, row, key0, key1, PTX)[:, None]
+        else:
+            dz += sign * sign_vector(unit, ordinal, row, key0, key1, DISPLACEMENT)[:, None]
+    return dz
+
+
+@triton.jit(do_not_specialize=["key0", "key1"])
+def small_mlp(
+    inputs, weights, last_weight, states_a, states_b, hidden, rows, scales, parameters, key0, key1, num_inputs,
+    num_rows, out,
+    SOURCE: tl.constexpr, WIDTHS: tl.constexpr, ORDINALS: tl.constexpr, ACTIVATIONS: tl.constexpr, PAIRS: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, BK: tl.constexpr, PAD: tl.constexpr,
+    BC: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """A whole MLP of widths up to 128 at one displacement, for BN columns: nothing leaves the chip between layers.
+
+    Tiles are BK inputs, PAD hidden units, BC outputs; there is no activation behind the last layer. States and hidden
+    activations are [layer, PAD, inputs], the weights [layer, PAD, PAD], zero where padded. The halves of a pair are the
+    halves of the columns.
+    """
+    LAYERS: tl.constexpr = len(WIDTHS) - 1
+    BI: tl.constexpr = BN if PAIRS == "none" else BN // 2
+    tiles = tl.cdiv(num_inputs, BI)
+    m, n0 = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BI
+    column, k, unit = tl.arange(0, BN), tl.arange(0, BK), tl.arange(0, BC)
+    n, sign = n0 + column % BI, (1 - 2 * (column // BI)).to(tl.float32)[None, :]
+    row, s = tl.load(rows + m), tl.load(scales + m)
+    keep = (k < WIDTHS[0])[:, None] & (n < num_inputs)[None, :]
+    q = (sign * tl.load(inputs + k[:, None] * num_inputs + n[None, :], mask=keep, other=0.0)).to(DTYPE)
+    d = q
+    network = (weights, last_weight, states_a, states_b, hidden, parameters, key0, key1)
+    for layer in tl.static_range(LAYERS - 1):
+        dz = _small_products(
+            q, d, sign, row, network, layer, SOURCE, WIDTHS[layer], ORDINALS[2 * layer], ORDINALS[2 * layer + 1],
+            False, PRECISION, DTYPE, PTX, PAD, PAD,
+        )  # fmt: skip
+        d, q = _small_finish(
+            dz, 0, n0, s, network, layer, WIDTHS[layer + 1], ACTIVATIONS[layer], DTYPE, PTX, PAD, BI, BP
+        )
+    out_d = _small_products(
+        q, d, sign, row, network, LAYERS - 1, SOURCE, WIDTHS[LAYERS - 1], ORDINALS[2 * LAYERS - 2],
+        ORDINALS[2 * LAYERS - 1], True, PRECISION, DTYPE, PTX, PAD, BC,
+    )  # fmt: skip
+    if PAIRS == "odd":
+        out_d = tl.sum(tl.reshape(out_d * (0.5 * sign), (BC, 2, BI)), axis=1)
+        n = n0 + tl.arange(0, BI)
+        line = m.to(tl.int64) * num_inputs + n
+    else:
+        line = (m + column // BI * num_rows).to(tl.int64) * num_inputs + n
+    keep = (unit < WIDTHS[LAYERS])[:, None] & (n < num_inputs)[None, :]
+    tl.store(out + line[None, :] * WIDTHS[LAYERS] + unit[:, None], out_d, mask=keep)
