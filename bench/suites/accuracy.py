@@ -25,7 +25,9 @@ def _differences(setting: Setting) -> Iterator[Row | str]:
             yield f"{name}, gamma {gamma:g}"
             row: Row = {"case": name, "gamma": gamma, "samples": 32, "inputs": len(x)}
             for propagation in ("difference", "direct"):
-                kernel = nntk.NonlocalNTK(model, gamma=gamma, samples=32, propagation=propagation, seed=setting.seed)
+                kernel = nntk.NonlocalNTK(
+                    model, gamma=gamma, samples=32, propagation=propagation, precision="fp32", seed=setting.seed
+                )
                 made, expected = kernel.differences(x), reference.float64_differences(kernel, x)
                 row[propagation] = reference.relative_error(made, expected)
                 if propagation == "difference":

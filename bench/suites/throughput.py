@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 import nntk
@@ -46,31 +48,57 @@ def _timed_row(name: str, timing: Timing, baseline: Timing) -> Row:
     }
 
 
-_FORMS = [
-    (f"nntk {directions}, {form}", directions, form)
-    for directions in ("gaussian", "rademacher")
-    for form in ("difference", "direct")
-]
+@dataclass(frozen=True)
+class _Form:
+    """One way to the differences, and the error that it may have."""
+
+    name: str
+    directions: str
+    propagation: str
+    precision: str
+    tolerance: float
+
+
+def _forms(device: torch.device) -> list[_Form]:
+    """Both forms where there are no tensor cores; where there are, every family in every precision."""
+    if device.type == "cpu":
+        return [
+            _Form(f"nntk {directions}, {form}", directions, form, "fp32", tolerance)
+            for directions in ("gaussian", "rademacher")
+            for form, tolerance in (("difference", 1e-5), ("direct", 1e-3))
+        ]
+    return [
+        _Form(f"nntk {directions}, {precision}", directions, "difference", precision, tolerance)
+        for directions in ("gaussian", "rademacher", "flipout(8)", "lowrank(1)")
+        for precision, tolerance in (("bf16", 2e-2), ("tf32", 2e-3), ("fp32", 1e-5))
+    ]
+
+
 _NONLOCAL = {"nntk gaussian": "gaussian", "nntk rademacher": "rademacher"}
-_TOLERANCES = {"difference": 1e-5, "direct": 1e-3}
 
 
 def _differences(setting: Setting) -> Iterator[Row | str]:
     samples = 128
     model = data.he_network(_WIDTHS, nn.ReLU, setting.seed, setting.device)
 
-    def kernel(directions: str, form: str, samples: int, seed: int) -> nntk.NonlocalNTK:
+    def kernel(form: _Form, samples: int, seed: int) -> nntk.NonlocalNTK:
         return nntk.NonlocalNTK(
-            model, gamma=_GAMMA, samples=samples, directions=directions, propagation=form, seed=seed
+            model,
+            gamma=_GAMMA,
+            samples=samples,
+            directions=form.directions,
+            propagation=form.propagation,
+            precision=form.precision,
+            seed=seed,
         )
 
-    def differences_by(directions: str, form: str) -> Callable[[Tensor, int], Tensor]:
-        return lambda x, seed: kernel(directions, form, samples, seed).differences(x)
+    def differences_by(form: _Form) -> Callable[[Tensor, int], Tensor]:
+        return lambda x, seed: kernel(form, samples, seed).differences(x)
 
     yield "checking against float64"
-    errors = {}
-    for name, directions, form in _FORMS:
-        few = kernel(directions, form, 16, setting.seed)
+    errors, forms = {}, {form.name: form for form in _forms(setting.device)}
+    for name, form in forms.items():
+        few = kernel(form, 16, setting.seed)
         x = _batches(setting)[0]
         errors[name] = reference.relative_error(few.differences(x), reference.float64_differences(few, x))
 
@@ -79,15 +107,15 @@ def _differences(setting: Setting) -> Iterator[Row | str]:
         _BASELINE: lambda x, seed: baselines.stacked_differences(model, x, _GAMMA, samples, seed),
         "unperturbed forwards": lambda x, seed: baselines.plain_forwards(model, x, 2 * samples),
     }
-    for name, directions, form in _FORMS:
-        cases[name] = differences_by(directions, form)
+    for name, form in forms.items():
+        cases[name] = differences_by(form)
     timings = _time(setting, cases, rounds=7)
     for name, timing in timings.items():
         row = _timed_row(name, timing, timings[_BASELINE])
         row["evaluations_per_s"] = 2 * samples * _INPUTS / timing.median
         if name in errors:
             row["error"] = errors[name]
-            tolerance = _TOLERANCES[name.rpartition(" ")[2]]
+            tolerance = forms[name].tolerance
             if not errors[name] <= tolerance:
                 row = {"case": name, "error": errors[name], "failure": f"error {errors[name]:.1e} > {tolerance:.0e}"}
         yield row
