@@ -40,6 +40,7 @@ def judged(tmp_path_factory):
         ("good", "sm_100", {}),
         ("good", "gfx942", {}),
         ("good tf32", "sm_90", {}),
+        ("no loop", "sm_100", {}),
         ("good noise", "sm_90", {}),
         ("stack", "sm_90", {"stack": "bytes of stack a thread", "spills": "registers are spilled", "wgmma": ""}),
         ("stack", "gfx942", {"stack": "bytes of stack a thread", "spills": "registers are spilled"}),

@@ -40,8 +40,9 @@ _ENDS = ("EXIT", "RET.", "s_endpgm", "s_setpc_b64")
 def sass(text: str) -> Listing:
     """Read a disassembly of nvdisasm -c.
 
-    Two branches are read as what they do in a good run, because their slow sides stand out of line and would make
-    false loops: a wait for a barrier (TRYWAIT) succeeds at once, and the threads of a warp do not diverge (BRA.DIV).
+    Three branches are read as what they do in a good run, because their slow sides would make false loops: a wait for
+    a barrier (TRYWAIT) and for tensor memory (FIND_AND_SET) succeeds at once, and the threads of a warp do not diverge
+    (BRA.DIV).
 
     Args:
         text: What nvdisasm printed for one cubin.
@@ -75,7 +76,7 @@ def _sass_instruction(
         return Instruction(opcode, operands, target[1] if taken else None, taken)
     first, _, rest = operands.partition(", ")
     waits.discard(first)
-    if "TRYWAIT" in opcode:
+    if "TRYWAIT" in opcode or "FIND_AND_SET" in opcode:
         waits.add(first)
     if opcode == "UMOV" and rest.startswith("0x"):
         immediates[first] = int(rest, 16)
