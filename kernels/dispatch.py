@@ -1,12 +1,13 @@
 """Registration of the ops with PyTorch's dispatcher, which alone chooses the backend."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from nntk.kernels.target import serves
 
 _LIBRARY = torch.library.Library("nntk", "DEF")
 
@@ -17,6 +18,21 @@ def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
             yield argument
         elif isinstance(argument, list):
             yield from _tensors(argument)
+
+
+def _without_autocast(function: Callable[..., Any], arguments: Any, device: torch.device) -> Any:
+    with torch.autocast(device.type, enabled=False):
+        return function(*arguments)
+
+
+def _implementation(
+    name: str, reference: Callable[..., Any], launcher: str | None, device: torch.device
+) -> Callable[..., Any]:
+    """What serves CUDA tensors on a device: the launcher's function of that name, or the reference."""
+    if launcher is None or not serves(device):
+        return reference
+    function: Callable[..., Any] = getattr(importlib.import_module(launcher), name)
+    return function
 
 
 Op = TypeVar("Op", bound=Callable[..., Tensor | tuple[Tensor, ...]])
@@ -32,7 +48,8 @@ def register(
         reference: Plain torch implementation; serves every backend that registers no kernel of its own.
         fake: Returns empty tensors of the right shape, dtype and device.
         launcher: Module whose function of the op's name serves CUDA tensors by Triton kernels. It is imported at the
-            first such call; where Triton is not installed, the reference serves them.
+            first such call. The reference serves those of cards that the kernels are not written for
+            (``target.serves``), and all where Triton is not installed.
 
     Returns:
         The op, with the signature of its reference.
@@ -41,19 +58,18 @@ def register(
     qualified = f"nntk::{name}"
     _LIBRARY.define(schema)
 
-    def without_autocast(function: Callable[..., Any], arguments: Any) -> Any:
-        device = next(_tensors(arguments)).device
-        with torch.autocast(device.type, enabled=False):
-            return function(*arguments)
+    def refer(*arguments: Any) -> Any:
+        return _without_autocast(reference, arguments, next(_tensors(arguments)).device)
 
     def launch(*arguments: Any) -> Any:
-        device = next(_tensors(arguments)).device
+        device = next(tensor.device for tensor in _tensors(arguments) if tensor.device.type == "cuda")
+        function = _implementation(name, reference, launcher, device)
         # Triton launches on the current device, which need not be the tensors'.
         with torch.cuda.device(device):
-            return without_autocast(getattr(importlib.import_module(str(launcher)), name), arguments)
+            return _without_autocast(function, arguments, device)
 
-    _LIBRARY.impl(name, lambda *arguments: without_autocast(reference, arguments), "CompositeExplicitAutograd")
-    if launcher is not None and importlib.util.find_spec("triton") is not None:
+    _LIBRARY.impl(name, refer, "CompositeExplicitAutograd")
+    if launcher is not None:
         _LIBRARY.impl(name, launch, "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
 

@@ -1,10 +1,14 @@
 """Which machine code a kernel may use: the only place that asks."""
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
 import torch
-import triton
+
+AMD = ("gfx942",)
+"""Architectures of AMD that the kernels are compiled for; it alone has products of TF32."""
+_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,16 @@ class Target:
         """Whether products run asynchronously for four warps at once."""
         return self.arch == "sm_90"
 
+    @property
+    def served(self) -> bool:
+        """Whether the kernels run there: bfloat16 and TF32 are on NVIDIA's cards from capability 8.0 on."""
+        return int(self.arch[3:]) >= 80 if self.ptx else self.arch in (*AMD, "interpreter")
+
 
 def interpreted() -> bool:
     """Whether Triton interprets its kernels on the CPU (TRITON_INTERPRET=1 when they were imported)."""
+    import triton
+
     return bool(triton.knobs.runtime.interpret)
 
 
@@ -43,3 +54,8 @@ def target_of(device: torch.device) -> Target:
     if torch.version.hip is not None:
         return Target(properties.gcnArchName.partition(":")[0], properties.multi_processor_count)
     return Target(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
+
+
+def serves(device: torch.device) -> bool:
+    """Whether the kernels serve a device, not the references; true where there is no card to ask, in tracing."""
+    return _TRITON and device.type == "cuda" and (not torch.cuda.is_available() or target_of(device).served)

@@ -77,6 +77,10 @@ class Mlp:
         """Device of the parameters."""
         return self.layers[0].weight.device
 
+    def outputs(self, x: Tensor) -> Tensor:
+        """Outputs [N, C] at the unmoved parameters, float64, of inputs as :meth:`inputs` gives them."""
+        return mlp.unperturbed(self.layers, x)[1]
+
     def inputs(self, name: str, x: Tensor) -> Tensor:
         """Check inputs against the model and give them as a matrix [N, K].
 

@@ -1,14 +1,28 @@
 """The nonlocal neural tangent kernel: finite, randomly displaced parameter differences instead of gradients."""
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nntk.attention import Attention
+from nntk.displacements import Displacements
 from nntk.kernels import checks
-from nntk.kernels.assemble import ESTIMATORS, NORMALIZATIONS, OUTPUTS, assemble, displacement_gram
-from nntk.kernels.fixed_weights import squared_norms
+from nntk.kernels.assemble import (
+    ESTIMATORS,
+    NORMALIZATIONS,
+    OUTPUTS,
+    Total,
+    assemble,
+    assemble_by_gradients,
+    attended_energy,
+    displacement_gram,
+    inner_product_route,
+    nonlocal_gradients,
+)
+from nntk.kernels.attention import Attended, attend
+from nntk.kernels.fixed_weights import FixedKernel
 from nntk.kernels.perturb import DEFAULT_BYTES, PRECISIONS, PROPAGATION, check_precision, mlp_differences
 from nntk.kernels.philox import parse, split_seed, unit_displacements
 from nntk.models import Mlp, recognise
@@ -26,8 +40,9 @@ class NonlocalNTK:
         G_\gamma f(x) = \int \frac{f(x; \theta + \delta) - f(x; \theta)}{|\delta|^2}\,
         \delta\,\rho_\gamma(\delta)\,d\delta, \qquad \rho_\gamma(\delta) \propto e^{-|\delta|^2 / \gamma^2},
 
-    so that models without a useful gradient have a kernel too. From M displacements, of standard deviation
-    :math:`\gamma / \sqrt 2` per coordinate, and the differences :math:`D_m(x)`, the default ``"energy"`` estimator is
+    so that models without a useful gradient have a kernel too. From M displacements drawn from rho, here of standard
+    deviation :math:`\gamma / \sqrt 2` per coordinate, and the differences :math:`D_m(x)`, the default ``"energy"``
+    estimator is
 
     .. math::
         K(x, x') = \frac{d}{M} \sum_m \frac{D_m(x) D_m(x')}{|\delta_m|^2} \to \Theta(x, x') \quad (\gamma \to 0),
@@ -48,6 +63,8 @@ class NonlocalNTK:
             make, at a larger Monte-Carlo error (README.md has the figures).
         antithetic: Take the odd part :math:`[f(\theta + \delta) - f(\theta - \delta)] / 2` as difference: closer to
             :math:`\langle G f, G f \rangle`, and free of the second-order term.
+        weights: A :class:`nntk.FixedKernel`, from which displacements are drawn (or, given a proposal, by which they
+            are weighted), or :class:`nntk.Attention`. The gaussian above by default.
         estimator: ``"energy"``, ``"plugin"`` or ``"unbiased"``.
         normalization: ``"gradient"``, with the NTK as limit, or ``"paper"``, smaller by d squared.
         outputs: What to make of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
@@ -80,6 +97,7 @@ class NonlocalNTK:
         samples: int = 1024,
         directions: str = "gaussian",
         antithetic: bool = True,
+        weights: FixedKernel | Attention | None = None,
         estimator: str = "energy",
         normalization: str = "gradient",
         outputs: str = "trace",
@@ -92,6 +110,9 @@ class NonlocalNTK:
         self.samples = checks.integer("samples", samples, 1, 2**32, _SAMPLES_HINT)
         self.directions = str(parse(directions))
         self.antithetic = checks.boolean("antithetic", antithetic)
+        self.weights = FixedKernel("gaussian") if weights is None else weights
+        if not isinstance(self.weights, FixedKernel | Attention):
+            raise TypeError(f"weights must be a FixedKernel or an Attention, got {type(weights).__name__}.")
         self.estimator = checks.choice("estimator", estimator, ESTIMATORS)
         self.normalization = checks.choice("normalization", normalization, NORMALIZATIONS)
         self.outputs = checks.choice("outputs", outputs, OUTPUTS)
@@ -128,27 +149,101 @@ class NonlocalNTK:
         mlp = recognise(self.model)
         first = mlp.inputs("x1", x1)
         second = None if x2 is None else mlp.inputs("x2", x2)
+        if self.estimator != "energy":
+            kernel = self._inner_product(mlp, first, second)
+        elif (drawn := self._displacements(mlp)).by_input:
+            kernel = self._attended_energy(drawn, first, second)
+        else:
+            kernel = self._energy(drawn, first, second)
+        checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
+        return kernel
+
+    def _energy(self, drawn: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
+        """The energy form with weights of the displacements alone: a sum over chunks of them."""
         # The columns' inputs ride along: one pass, one generation of the noise.
-        joint = first if second is None else torch.cat((first, second))
+        joint, weights = x1 if x2 is None else torch.cat((x1, x2)), drawn.row_weights
         kernel: Tensor | None = None
-        for rows in self._pieces(mlp, len(joint)):
-            unit, norms = self._unit_differences(mlp, joint, rows, "odd" if self.antithetic else "none")
-            weights = torch.full((len(rows),), 1 / self.samples, dtype=torch.float64, device=mlp.device)
+        for rows in self._pieces(drawn.mlp, len(joint)):
+            unit, norms = self._unit_differences(drawn, joint, rows, "odd" if self.antithetic else "none")
             part = assemble(
-                unit[:, : len(first)],
-                weights,
+                unit[:, : len(x1)],
+                weights[rows],
                 norms,
-                mlp.num_params,
-                d2=None if second is None else unit[:, len(first) :],
-                estimator=self.estimator,
-                gram=None if self.estimator == "energy" else self._gram(mlp, rows),
+                drawn.mlp.num_params,
+                d2=None if x2 is None else unit[:, len(x1) :],
                 normalization=self.normalization,
                 outputs=self.outputs,
             )
             kernel = part if kernel is None else kernel.add_(part)
         assert kernel is not None, "there is at least one sample"
-        checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
         return kernel
+
+    def _attended_energy(self, drawn: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
+        """The energy form under attention on outputs: chunks add up before the softmax's sums are known."""
+        joint, total = x1 if x2 is None else torch.cat((x1, x2)), Total()
+        for rows in self._pieces(drawn.mlp, len(joint)):
+            first, second, norms = self._attend(drawn, x1, x2, rows)
+            part = attended_energy(first, second, norms, drawn.mlp.num_params, self.normalization, self.outputs)
+            total.add(part, first.statistics, None if second is None else second.statistics)
+        for statistics in (total.statistics1, total.statistics2):
+            if statistics is not None:
+                drawn.warn_of(statistics)
+        return total.result()
+
+    def _attend(
+        self, drawn: Displacements, x1: Tensor, x2: Tensor | None, rows: Tensor
+    ) -> tuple[Attended, Attended | None, Tensor]:
+        """Differences under attention at the lines' and the entries' inputs, and the squared norms."""
+        attention, joint = self.weights, x1 if x2 is None else torch.cat((x1, x2))
+        assert isinstance(attention, Attention), "the caller looked"
+        own = callable(attention.score)
+        pairs = "none" if not self.antithetic else "odd" if own else "both"
+        unit, norms = self._unit_differences(drawn, joint, rows, pairs)
+        keys = drawn.mlp.outputs(joint).to(unit.dtype)
+        priors, factors = drawn.priors[rows], attention.factors(drawn.scales[rows], unit.shape[-1])
+        numbers = range(int(rows[0]), int(rows[-1]) + 1)
+
+        def at(x: Tensor, place: slice) -> Attended:
+            given = attention.given(x, numbers, self.antithetic) if own else None
+            score = "given" if callable(attention.score) else attention.score
+            return attend(unit[..., place, :], score, priors, factors, keys[place], given)
+
+        first = at(x1, slice(0, len(x1)))
+        return first, None if x2 is None else at(x2, slice(len(x1), None)), norms
+
+    def _inner_product(self, mlp: Mlp, x1: Tensor, x2: Tensor | None) -> Tensor:
+        """The plugin or the unbiased form: all displacements at once, since every pair of them counts."""
+        drawn = self._displacements(mlp)
+        d1, d2, weights1, weights2, norms = self._all(drawn, x1, x2)
+        inputs = (len(x1), 0 if x2 is None else len(x2))
+        route = inner_product_route(self.samples, inputs, mlp.num_outputs, mlp.num_params, self.outputs == "full")
+        options: dict[str, Any] = {
+            "d2": d2,
+            "weights2": weights2,
+            "estimator": self.estimator,
+            "normalization": self.normalization,
+            "outputs": self.outputs,
+        }
+        stream = (mlp.displaced, drawn.rows, self.seed, self.directions)
+        if route == "gradients":
+            return assemble_by_gradients(d1, weights1, norms, *stream, **options)
+        return assemble(d1, weights1, norms, mlp.num_params, gram=displacement_gram(*stream), **options)
+
+    def _all(
+        self, drawn: Displacements, x1: Tensor, x2: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
+        """All unit differences and weights at the lines' and the entries' inputs, and the squared norms."""
+        if drawn.by_input:
+            first, second, norms = self._attend(drawn, x1, x2, drawn.rows)
+            for attended in (first, second):
+                if attended is not None:
+                    drawn.warn_of(attended.statistics)
+            if second is None:
+                return first.difference(), None, first.weights(), None, norms
+            return first.difference(), second.difference(), first.weights(), second.weights(), norms
+        joint, weights = x1 if x2 is None else torch.cat((x1, x2)), drawn.row_weights
+        unit, norms = self._unit_differences(drawn, joint, drawn.rows, "odd" if self.antithetic else "none")
+        return unit[:, : len(x1)], None if x2 is None else unit[:, len(x1) :], weights, None, norms
 
     @torch.no_grad()
     def differences(self, x: Tensor, halves: bool = False) -> Tensor:
@@ -169,12 +264,60 @@ class NonlocalNTK:
         if checks.boolean("halves", halves) and not self.antithetic:
             raise ValueError("halves must be False for a kernel with antithetic=False, got True.")
         mlp = recognise(self.model)
-        rows = torch.arange(self.samples, device=mlp.device)
+        drawn = self._displacements(mlp)
         pairs = "none" if not self.antithetic else "both" if halves else "odd"
-        unit, _ = self._unit_differences(mlp, mlp.inputs("x", x), rows, pairs)
-        differences = unit.mul_(self._scale(mlp))
+        unit, _ = self._unit_differences(drawn, mlp.inputs("x", x), drawn.rows, pairs)
+        differences = unit.mul_(drawn.scales[:, None, None])
         checks.finite("the differences of the model's outputs", differences)
         return differences
+
+    @torch.no_grad()
+    def jacobian(self, x: Tensor) -> Tensor:
+        r"""The nonlocal gradients :math:`G f(x) = d \sum_m \alpha_m(x) D_m(x)\, \delta_m / |\delta_m|^2`, estimated.
+
+        Their inner products are the ``"plugin"`` kernel; for a smooth model they tend to the gradients as gamma falls
+        and M grows beyond d. N C d numbers: for small models.
+
+        Args:
+            x: Inputs, [N, K], in the model's dtype.
+
+        Returns:
+            [N, C, d] in the model's dtype, the displaced parameters flattened in registration order; divided by d for
+            ``normalization="paper"``.
+
+        Raises:
+            ValueError: If inputs do not fit the model or are not finite.
+            TypeError: If inputs have another dtype than the model.
+        """
+        mlp = recognise(self.model)
+        drawn = self._displacements(mlp)
+        unit, _, weights, _, norms = self._all(drawn, mlp.inputs("x", x), None)
+        made = nonlocal_gradients(unit, weights, norms, mlp.displaced, drawn.rows, self.seed, self.directions)
+        checks.finite("the nonlocal gradients", made)
+        return made / mlp.num_params if self.normalization == "paper" else made
+
+    @torch.no_grad()
+    def displacement_weights(self, x: Tensor | None = None) -> Tensor:
+        r"""The weights :math:`\alpha_m`, which sum to one over the displacements.
+
+        Args:
+            x: Inputs, [N, K]; needed for attention on outputs, whose weights depend on them, and else not taken.
+
+        Returns:
+            [M], float64; with attention on outputs [M, N] in the model's dtype.
+
+        Raises:
+            ValueError: If inputs are missing or of no use, or do not fit the model.
+            TypeError: If inputs have another dtype than the model.
+        """
+        mlp = recognise(self.model)
+        drawn = self._displacements(mlp)
+        if drawn.by_input != (x is not None):
+            need = "be given for attention on outputs" if x is None else "be None for weights that ignore the inputs"
+            raise ValueError(f"x must {need}, got {'None' if x is None else 'a tensor'}.")
+        return (
+            drawn.row_weights if x is None else self._attend(drawn, mlp.inputs("x", x), None, drawn.rows)[0].weights()
+        )
 
     def displacements(self, m: int) -> dict[str, Tensor]:
         r"""The displacement :math:`\delta_m` itself, for inspection.
@@ -192,18 +335,17 @@ class NonlocalNTK:
         """
         checks.integer("m", m, 0, self.samples - 1)
         mlp = recognise(self.model)
-        row = torch.tensor([m], device=mlp.device)
+        drawn = self._displacements(mlp)
+        row, scale = drawn.rows[m : m + 1], drawn.scales[m]
         return {
-            mlp.names[ordinal]: self._scale(mlp)
+            mlp.names[ordinal]: scale
             * unit_displacements(row, ordinal, parameter.shape, self.seed, self.directions, mlp.dtype)[0]
             for ordinal, parameter in mlp.displaced.items()
         }
 
     def squared_norms(self) -> Tensor:
         r"""Squared norms :math:`|\delta_m|^2` of the displacements, [M], float64, in squared parameter units."""
-        mlp = recognise(self.model)
-        rows = torch.arange(self.samples, device=mlp.device)
-        return squared_norms(mlp.displaced, rows, self.seed, self.directions) * self._scale(mlp) ** 2
+        return self._displacements(recognise(self.model)).squared_lengths
 
     @property
     def num_params(self) -> int:
@@ -215,16 +357,15 @@ class NonlocalNTK:
         """Displaced evaluations of the model for each input: an antithetic sample counts two."""
         return self.samples * (2 if self.antithetic else 1)
 
-    def _scale(self, mlp: Mlp) -> float:
-        """Standard deviation of a displacement per coordinate, as the model's dtype holds it."""
-        return float(torch.tensor(self.gamma / math.sqrt(2), dtype=mlp.dtype, device="cpu"))
+    def _displacements(self, mlp: Mlp) -> Displacements:
+        return Displacements(mlp, self.weights, self.gamma, self.samples, self.seed, self.directions, self.antithetic)
 
-    def _unit_differences(self, mlp: Mlp, x: Tensor, rows: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
+    def _unit_differences(self, drawn: Displacements, x: Tensor, rows: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
         return mlp_differences(
             x,
-            mlp.layers,
+            drawn.mlp.layers,
             rows,
-            torch.full(rows.shape, self._scale(mlp), dtype=mlp.dtype, device=mlp.device),
+            drawn.scales[rows],
             self.seed,
             self.directions,
             pairs,
@@ -234,14 +375,10 @@ class NonlocalNTK:
             self.samples,
         )
 
-    def _gram(self, mlp: Mlp, rows: Tensor) -> Tensor:
-        return displacement_gram(mlp.displaced, rows, self.seed, self.directions)
-
     def _pieces(self, mlp: Mlp, num_inputs: int) -> Sequence[Tensor]:
-        """Rows to assemble together: all where every pair of displacements counts, else as the budget allows."""
+        """Rows to assemble together, as the budget allows."""
         rows = torch.arange(self.samples, device=mlp.device)
-        if self.estimator != "energy":
-            return [rows]
-        # Four copies: the differences, and the features that assembly makes of them.
-        row_bytes = 4 * max(1, num_inputs) * mlp.num_outputs * mlp.dtype.itemsize
+        # Four copies: the differences, and the features that assembly makes of them; twice under attention on pairs.
+        copies = 8 if isinstance(self.weights, Attention) and self.weights.by_input else 4
+        row_bytes = copies * max(1, num_inputs) * mlp.num_outputs * mlp.dtype.itemsize
         return torch.split(rows, max(64, (self.max_memory or DEFAULT_BYTES) // row_bytes))

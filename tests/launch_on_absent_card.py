@@ -4,6 +4,7 @@ The interpreter takes arguments as they are; here they meet Triton's own binding
 descriptors. A process of its own, since interpreted kernels cannot be compiled.
 """
 
+import re
 import sys
 
 import torch
@@ -42,14 +43,18 @@ def main():
 
     def bind_and_compile(self, *arguments, grid, warmup, **options):
         compiled.add(self.__name__)
-        return run(self, *arguments, grid=grid, warmup=True, **options)
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        # The larger of a number and NaN must be NaN: without .NaN the instructions return the number.
+        finite = re.search(r"\b(max|min)\.f32", kernel.asm["ptx"])
+        assert not finite, f"{self.__name__} makes NaN finite by {finite}"
+        return kernel
 
     JITFunction.run = bind_and_compile
     routes = [("gaussian", path) for path in ("step", "stationary", "staged", "fused")]
     for directions, path in [*routes, ("rademacher", None), ("flipout(3)", None), ("lowrank(2)", None)]:
-        for widths, number in (((20, 20, 3), 20), ((1, 1, 1), 1)):
+        for widths, number, activation in (((20, 20, 3), 20, "quantise"), ((1, 1, 1), 1, "relu")):
             scales = torch.full((3,), 0.1)
-            model, x = mlp(*widths, activation="quantise"), inputs(number, widths[0])
+            model, x = mlp(*widths, activation=activation), inputs(number, widths[0])
             kernel_differences(model, x, torch.arange(3), scales, directions, precision="bf16", path=path)
     philox.squared_norms([torch.zeros(5, 7), torch.zeros(1)], [0, 1], torch.arange(3), 1, 2, "gaussian")
     philox.unit_displacements(torch.arange(3), 0, [5, 7], 1, 2, "gaussian", torch.float32)

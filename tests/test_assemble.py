@@ -6,7 +6,17 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from nntk.kernels.assemble import ESTIMATORS, OUTPUTS, assemble, displacement_gram
+from nntk.kernels.assemble import (
+    ESTIMATORS,
+    OUTPUTS,
+    assemble,
+    assemble_by_gradients,
+    displacement_gram,
+    energy_product,
+    inner_product_route,
+    nonlocal_gradients,
+    reference,
+)
 from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.philox import unit_displacements
@@ -159,6 +169,53 @@ def test_directions_are_isotropic(directions):
     assert ((products.mean(0) - torch.eye(d, dtype=torch.float64) / d).abs() <= 5 * error + 1e-12).all()
 
 
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_blocks_of_a_symmetric_kernel_do_not_matter(outputs, monkeypatch):
+    """Blocks on and below the diagonal, the last one short."""
+    a = random(M, 10, C)
+    whole = reference.symmetric_contract(a, outputs)
+    monkeypatch.setattr(reference, "_BLOCK", 4)
+    torch.testing.assert_close(reference.symmetric_contract(a, outputs), whole)
+
+
+@pytest.mark.parametrize("weights", ["uniform", "row", "input"])
+def test_products_with_vectors_form_no_kernel(weights, monkeypatch):
+    """K @ v for several v, in pieces of the displacements; symmetric and cross."""
+    monkeypatch.setattr(reference, "TILE", 50)
+    d1, d2, w1, w2, q = case(weights)
+    vectors = random(N2, 6, seed=9)
+    expected = assemble(d1, w1, q.diagonal(), D, d2=d2, weights2=w2) @ vectors
+    torch.testing.assert_close(energy_product(d1, w1, q.diagonal(), D, vectors, d2=d2, weights2=w2), expected)
+    own = random(N1, 6, seed=9)
+    torch.testing.assert_close(energy_product(d1, w1, q.diagonal(), D, own), assemble(d1, w1, q.diagonal(), D) @ own)
+
+
+@pytest.mark.parametrize("directions", [*FAMILIES, "lowrank(1)"])
+@pytest.mark.parametrize("estimator", ["plugin", "unbiased"])
+@pytest.mark.parametrize("weights", ["uniform", "input"])
+def test_gradients_give_what_the_gram_gives(weights, estimator, directions):
+    """Two ways to one inner product, in all modes of outputs, symmetric and cross; the gradients' products are it."""
+    d1, d2, w1, w2, _ = case(weights)
+    parameters, rows = {0: torch.zeros(6, 7).double(), 3: torch.zeros(9).double()}, torch.arange(M)
+    stream = (parameters, rows, 5, directions)
+    gram, norms = displacement_gram(*stream), squared_norms(*stream)
+    for outputs, second in itertools.product(OUTPUTS, (False, True)):
+        options = {"estimator": estimator, "outputs": outputs}
+        options |= {"d2": d2, "weights2": w2} if second else {}
+        expected = assemble(d1, w1, norms, 51, gram=gram, **options)
+        made = assemble_by_gradients(d1, w1, norms, *stream, **options)
+        torch.testing.assert_close(made, expected, rtol=1e-6, atol=1e-6)
+    if estimator == "plugin":
+        g1, g2 = (nonlocal_gradients(d, w, norms, *stream) for d, w in ((d1, w1), (d2, w2)))
+        torch.testing.assert_close(torch.einsum("icd,jkd->ijck", g1, g2), made, rtol=1e-6, atol=1e-6)
+
+
+def test_the_cheaper_way_to_an_inner_product():
+    """Many displacements of few inputs go by the gradients, few of many by the Gram matrix."""
+    assert inner_product_route(4096, (8, 0), 1, 10**6, False) == "gradients"
+    assert inner_product_route(256, (1000, 1000), 10, 10**6, False) == "gram"
+
+
 def test_mirror_copies_the_lower_triangle():
     """For [N, N], [N, N, C] and [N, N, C, C]."""
     for shape in ((4, 4), (4, 4, 3), (4, 4, 3, 3)):
@@ -176,9 +233,17 @@ def test_opcheck(outputs, d2):
     """Schema, fake kernel, autograd registration and ahead-of-time dispatch agree with the ops."""
     d1, _, w1, _, q = case("row")
     operations = torch.ops.nntk
-    torch.library.opcheck(operations.energy.default, (d1, d2, w1, None, q.diagonal().clone(), D, outputs))
+    torch.library.opcheck(operations.energy.default, (d1, d2, w1, "rows", *[None] * 8, outputs))
     inner = (d1, d2, w1, None, q.diagonal().clone(), q, D, True, outputs)
     torch.library.opcheck(operations.inner_product.default, inner)
+    stream = ([torch.zeros(4, 5)], [0], torch.arange(M), 1, 2**32 - 1, "gaussian")
+    norms = torch.rand(M).double()
+    torch.library.opcheck(
+        operations.inner_product_of_gradients.default, (d1, d2, w1, None, norms, *stream, True, outputs)
+    )
+    torch.library.opcheck(operations.nonlocal_gradients.default, (d1, w1, norms, *stream))
+    vectors = random(N1 if d2 is None else N2, 2)
+    torch.library.opcheck(operations.energy_product.default, (d1, d2, w1, w1, norms, vectors))
 
 
 def test_opcheck_of_the_streams_ops():
@@ -207,6 +272,7 @@ def test_opcheck_of_the_streams_ops():
         ({"d1": torch.ones(M, N1)}, r"d1 must be a floating tensor \[M, N1, C\], got torch.float32 of shape \(9, 5\)"),
         ({"d1": torch.ones(M, N1, C).long()}, "d1 must be a floating tensor"),
         ({"num_params": 0}, "num_params must be at least 1, got 0"),
+        ({"squared_norms": torch.ones(M, 1)}, r"squared_norms must be \[9\]"),
         ({"estimator": "plugin"}, r"gram must be the \[9, 9\] Gram of displacements for 'plugin', got None"),
     ],
 )
@@ -215,6 +281,14 @@ def test_bad_arguments_are_named(arguments, message):
     good = {"d1": torch.ones(M, N1, C), "weights1": torch.ones(M), "squared_norms": torch.ones(M), "num_params": D}
     with pytest.raises(ValueError, match=message):
         assemble(**{**good, **arguments})
+
+
+def test_bad_vectors_are_named():
+    """A line for each input."""
+    with pytest.raises(
+        ValueError, match=r"vectors must be \[5, R\] in torch.float32, got torch.float32 of shape \(4, 1\)"
+    ):
+        energy_product(torch.ones(M, N1, C), torch.ones(M), torch.ones(M), D, torch.ones(4, 1))
 
 
 def test_unbiased_needs_two_displacements():

@@ -127,6 +127,37 @@ def test_squared_norms_equal_those_of_the_noise(shape):
     torch.testing.assert_close(made.cpu(), expected, rtol=1e-6 if DEVICE == "cpu" else 1e-3, atol=0)
 
 
+def test_sums_in_64_bits_are_the_same(monkeypatch):
+    """Loops over more than 2**30 blocks count in 64 bits; so does a short one if told to, with the same bits."""
+    rows, parameters = torch.arange(2, device=DEVICE), [torch.zeros(33, 500, device=DEVICE)]
+    expected = launch.squared_norms(parameters, [0], rows, 1, 2, "gaussian")
+    monkeypatch.setattr(launch, "_WIDE_BLOCKS", 0)
+    assert torch.equal(launch.squared_norms(parameters, [0], rows, 1, 2, "gaussian"), expected)
+
+
+def test_many_blocks_are_counted_in_64_bits(monkeypatch):
+    """Beyond 2**30, where the last step of a 32-bit loop would run over its end."""
+    wide = {}
+
+    class Recorder:
+        def __getitem__(self, grid):
+            return lambda *arguments: wide.update({arguments[5]: arguments[-2]})
+
+    monkeypatch.setattr(kernel, "sum_squares", Recorder())
+    for shape in ((2**15, 2**17), (2**15 + 1, 2**17), (2**16, 2**17)):
+        launch._sum_squares(torch.arange(1, device=DEVICE), 0, shape, (1, 2))
+    assert wide == {2**30: False, 2**30 + 2**15: True, 2**31: True}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_few_rows_make_few_bases(rows, monkeypatch):
+    """Displacements of flipout take a base for each row, or all bases where these are fewer."""
+    made, write = [], launch.write_matrix
+    monkeypatch.setattr(launch, "write_matrix", lambda out, *rest: (made.append(len(out)), write(out, *rest)))
+    launch.unit_displacements(torch.arange(rows, device=DEVICE), 0, [5, 9], 1, 2, "flipout(7)", torch.float32)
+    assert made == [min(rows, 7)]
+
+
 @pytest.mark.parametrize("directions", FAMILIES)
 def test_gram_of_displacements(directions, monkeypatch):
     """Slabs of noise, however small, give the Gram of the explicit displacements to 1e-6 of d."""
@@ -137,7 +168,7 @@ def test_gram_of_displacements(directions, monkeypatch):
         [unit_displacements(rows, ordinal, one.shape, 3, directions, torch.float64).flatten(1)
          for ordinal, one in parameters.items()], dim=1,
     )  # fmt: skip
-    monkeypatch.setattr(assemble_launch, "_SLAB_BYTES", 4 * 3 * 50 * 8)
+    monkeypatch.setattr(launch, "_SLAB_BYTES", 4 * 3 * 50 * 8)
     made = assemble_launch.displacement_gram(
         [one.to(DEVICE) for one in parameters.values()], list(parameters), rows.to(DEVICE), 3, 0, directions
     )

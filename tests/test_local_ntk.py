@@ -9,7 +9,11 @@ from conftest import ACTIVATIONS, inputs, mlp
 from torch import nn
 
 from nntk import local_ntk
+from nntk.kernels import local_ntk as op
 from nntk.kernels.assemble import OUTPUTS
+from nntk.kernels.local_ntk import reference
+from nntk.kernels.perturb.activations import encode
+from nntk.models import recognise
 
 METHODS = ("structured", "jacobian", "vector-products")
 REFERENCE = np.load(Path(__file__).parent / "data" / "neural_tangents.npz")
@@ -101,6 +105,40 @@ def test_blocks_do_not_matter(method, monkeypatch):
         torch.testing.assert_close(
             local_ntk(model, x1, other, method=method, max_memory=2**20), local_ntk(model, x1, other, method=method)
         )
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_blocks_of_the_structured_method_do_not_matter(outputs, monkeypatch):
+    """Blocks of seven lines give what one gives, with and without a second set of inputs, to the last bit symmetric."""
+    layers = recognise(mlp(5, 17, 3, dtype=torch.float64)).layers
+    x1, x2 = inputs(23, 5, torch.float64), inputs(11, 5, torch.float64, seed=2)
+    whole = [op.structured_ntk(layers, x1, other, outputs) for other in (None, x2)]
+    monkeypatch.setattr(reference, "_LINES", 7)
+    blocks = [op.structured_ntk(layers, x1, other, outputs) for other in (None, x2)]
+    for one, other in zip(whole, blocks, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        assert other.is_contiguous()
+    swapped = blocks[0].transpose(0, 1)
+    assert torch.equal(blocks[0], swapped.transpose(2, 3) if outputs == "full" else swapped)
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(dtype, cross, outputs):
+    """Schema, fake kernel and autograd registration."""
+    layers = recognise(mlp(4, 6, 3, dtype=dtype)).layers
+    ordinals = [[2 * number + place for number in range(2)] for place in (0, 1)]
+    arguments = (
+        inputs(5, 4, dtype),
+        inputs(3, 4, dtype, seed=2) if cross else None,
+        [layer.weight.detach() for layer in layers],
+        [layer.bias.detach() for layer in layers],
+        *encode([layer.activation for layer in layers]),
+        *ordinals,
+        outputs,
+    )
+    torch.library.opcheck(torch.ops.nntk.structured_ntk.default, arguments)
 
 
 @pytest.mark.parametrize("method", METHODS)

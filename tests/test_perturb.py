@@ -314,6 +314,12 @@ def test_backward_says_that_there_is_none():
         ({"layers": [Layer(torch.ones(5, 4), torch.ones(4))]}, ValueError, r"bias of layer '0' must have shape \(5,\)"),
         ({"rows": torch.arange(2).int()}, TypeError, "rows must be an int64 vector"),
         ({"scales": torch.ones(3)}, ValueError, r"scales must be a floating vector like rows, \(2,\)"),
+        (
+            {"rows": torch.arange(2, device="meta")},
+            ValueError,
+            "rows must be on cpu like the inputs, got meta",
+        ),
+        ({"scales": torch.ones(2, device="meta")}, ValueError, "scales must be on cpu like the inputs, got meta"),
         ({"seed": "1"}, TypeError, "seed must be an integer, got '1'"),
         ({"pairs": "even"}, ValueError, "pairs must be one of 'none', 'odd', 'both'; got 'even'"),
         ({"propagation": "fast"}, ValueError, "propagation must be one of"),

@@ -1,9 +1,15 @@
 """Where the tests of the kernels run: on the GPU, else in Triton's interpreter on the CPU."""
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from nntk.kernels.perturb import launch
+from nntk.kernels.perturb import kernel, launch
 from nntk.kernels.perturb.activations import encode
+from nntk.kernels.philox import kernel as stream
+from nntk.kernels.philox import launch as philox
+from nntk.kernels.target import Target
 from nntk.models import recognise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,3 +37,44 @@ def kernel_differences(model, x, rows, scales, directions, pairs="odd", precisio
         max_bytes,
         path,
     )
+
+
+class NoKernel:
+    """A kernel that does nothing, whatever its grid and arguments."""
+
+    def __getitem__(self, grid):
+        """Its launcher."""
+        return lambda *arguments, **options: None
+
+
+def without_kernels(monkeypatch):
+    """Launch nothing, as if on an H200: what is left are the tensors around the kernels."""
+    for module, names in (
+        (kernel, ("layer_step", "stationary_step", "project", "small_mlp")),
+        (stream, ("write_noise", "write_vector", "write_words", "sum_squares")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, NoKernel())
+    for module in (launch, philox):
+        monkeypatch.setattr(module, "target_of", lambda device: Target("sm_90"))
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of the tensors made inside that are alive at once; ``peak`` is their most."""
+
+    def __init__(self):
+        """Nothing yet."""
+        super().__init__()
+        self.peak, self._alive = 0, {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        """Run an operator, and count what it made."""
+        before = {id(t.untyped_storage()) for t in tree_leaves((arguments, options)) if isinstance(t, torch.Tensor)}
+        made = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in before:
+                storage = StorageWeakRef(tensor.untyped_storage())
+                self._alive.setdefault(storage.cdata, (storage, tensor.untyped_storage().nbytes()))
+        self._alive = {key: one for key, one in self._alive.items() if not one[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return made

@@ -12,7 +12,9 @@ from nntk.bench.resources.measure import Measured, measure
 from nntk.kernels import ahead_of_time
 from nntk.kernels.ahead_of_time import Case
 
-MODULES = ("nntk.kernels.philox.cases", "nntk.kernels.perturb.cases")
+MODULES = tuple(
+    f"nntk.kernels.{op}.cases" for op in ("philox", "perturb", "fixed_weights", "attention", "assemble", "local_ntk")
+)
 """Every module with kernels; each has ``cases(arch)``."""
 
 

@@ -6,11 +6,26 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import checks
-from nntk.kernels.assemble import reference
+from nntk.kernels.assemble import gradients, gram, reference
+from nntk.kernels.assemble.config import inner_product_route
+from nntk.kernels.assemble.total import Total
+from nntk.kernels.attention import Attended
 from nntk.kernels.dispatch import register
 from nntk.kernels.philox import parse, split_seed
 
-__all__ = ["ESTIMATORS", "NORMALIZATIONS", "OUTPUTS", "assemble", "displacement_gram"]
+__all__ = [
+    "ESTIMATORS",
+    "NORMALIZATIONS",
+    "OUTPUTS",
+    "Total",
+    "assemble",
+    "assemble_by_gradients",
+    "attended_energy",
+    "displacement_gram",
+    "energy_product",
+    "inner_product_route",
+    "nonlocal_gradients",
+]
 
 ESTIMATORS = ("energy", "plugin", "unbiased")
 NORMALIZATIONS = ("gradient", "paper")
@@ -18,16 +33,17 @@ OUTPUTS = ("trace", "mean", "diagonal", "full")
 
 
 def _shape(d1: Tensor, d2: Tensor | None, outputs: str) -> tuple[int, ...]:
-    c = d1.shape[2]
+    c = d1.shape[-1]
     axes = {"trace": (), "mean": (), "diagonal": (c,), "full": (c, c)}[outputs]
-    return (d1.shape[1], (d1 if d2 is None else d2).shape[1], *axes)
+    return (d1.shape[-2], (d1 if d2 is None else d2).shape[-2], *axes)
 
 
 _energy = register(
-    "energy(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor squared_norms, int num_params,"
-    " str outputs) -> Tensor",
+    "energy(Tensor d1, Tensor? d2, Tensor scales, str weighting, Tensor? values1, Tensor? values2, Tensor? keys1,"
+    " Tensor? keys2, Tensor? priors, Tensor? factors, Tensor? shifts1, Tensor? shifts2, str outputs) -> Tensor",
     reference.energy,
-    lambda d1, d2, weights1, weights2, squared_norms, num_params, outputs: d1.new_empty(_shape(d1, d2, outputs)),
+    lambda d1, d2, *rest: d1.new_empty(_shape(d1, d2, rest[-1])),
+    launcher="nntk.kernels.assemble.launch",
 )
 _inner_product = register(
     "inner_product(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor squared_norms, Tensor gram,"
@@ -37,12 +53,32 @@ _inner_product = register(
         _shape(d1, d2, outputs)
     ),
 )
+_STREAM = "Tensor[] parameters, int[] ordinals, Tensor rows, int seed_low, int seed_high, str directions"
 _gram = register(
-    "displacement_gram(Tensor[] parameters, int[] ordinals, Tensor rows, int seed_low, int seed_high, str directions)"
-    " -> Tensor",
-    reference.displacement_gram,
+    f"displacement_gram({_STREAM}) -> Tensor",
+    gram.displacement_gram,
     lambda parameters, ordinals, rows, *_: rows.new_empty((rows.shape[0], rows.shape[0]), dtype=torch.float64),
     launcher="nntk.kernels.assemble.launch",
+)
+_by_gradients = register(
+    "inner_product_of_gradients(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor squared_norms,"
+    f" {_STREAM}, bool unbiased, str outputs) -> Tensor",
+    gradients.inner_product_of_gradients,
+    lambda d1, d2, *rest: d1.new_empty(_shape(d1, d2, rest[-1])),
+    launcher="nntk.kernels.assemble.launch",
+)
+_gradients = register(
+    f"nonlocal_gradients(Tensor d, Tensor weights, Tensor squared_norms, {_STREAM}) -> Tensor",
+    gradients.nonlocal_gradients,
+    lambda d, weights, norms, parameters, *_: d.new_empty(
+        (*d.shape[1:], sum(parameter.numel() for parameter in parameters))
+    ),
+    launcher="nntk.kernels.assemble.launch",
+)
+_product = register(
+    "energy_product(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor scales, Tensor vectors) -> Tensor",
+    reference.energy_product,
+    lambda d1, d2, w1, w2, scales, vectors: vectors.new_empty((d1.shape[1], vectors.shape[1])),
 )
 
 
@@ -123,7 +159,7 @@ def assemble(
     checks.integer("num_params", num_params, 1)
     _check_shapes(d1, weights1, squared_norms, d2, weights2)
     if estimator == "energy":
-        kernel = _energy(d1, d2, weights1, weights2, squared_norms, num_params, outputs)
+        kernel = _weighted_energy(d1, d2, weights1, weights2, squared_norms, num_params, outputs)
     else:
         samples = len(d1)
         if gram is None or gram.shape != (samples, samples):
@@ -131,11 +167,239 @@ def assemble(
             raise ValueError(
                 f"gram must be the [{samples}, {samples}] Gram of displacements for {estimator!r}, got {given}."
             )
-        if estimator == "unbiased" and samples < 2:
-            raise ValueError(f"samples must be at least 2 for the unbiased estimator, got {samples}.")
+        _check_samples(estimator, samples)
         unbiased = estimator == "unbiased"
         kernel = _inner_product(d1, d2, weights1, weights2, squared_norms, gram, num_params, unbiased, outputs)
     return kernel / num_params**2 if normalization == "paper" else kernel
+
+
+def _weighted_energy(
+    d1: Tensor,
+    d2: Tensor | None,
+    weights1: Tensor,
+    weights2: Tensor | None,
+    squared_norms: Tensor,
+    num_params: int,
+    outputs: str,
+) -> Tensor:
+    scales, nothing = num_params / squared_norms.double(), (None,) * 6
+    if weights2 is None and weights1.dim() == 1:
+        return _energy(d1, d2, scales * weights1.double(), "rows", None, None, *nothing, outputs)
+    values1 = _by_input(weights1, d1)
+    values2 = None if d2 is None or weights2 is None else _by_input(weights2, d2)
+    return _energy(d1, d2, scales, "weights", values1, values2, *nothing, outputs)
+
+
+def _by_input(weights: Tensor, d: Tensor) -> Tensor:
+    """Weights [M] or [M, N] as [M, N] in the dtype of the differences."""
+    return (weights if weights.dim() == 2 else weights[:, None].expand(d.shape[:2])).to(d.dtype)
+
+
+def attended_energy(
+    first: Attended,
+    second: Attended | None,
+    squared_norms: Tensor,
+    num_params: int,
+    normalization: str = "gradient",
+    outputs: str = "trace",
+) -> Tensor:
+    r"""Assemble the energy form of differences under attention, up to the softmax's sums.
+
+    .. math::
+        d \sum_m \frac{\sqrt{w_m(x) w_m(x')}}{|E_m|^2} D_m(x) D_m(x'), \qquad
+        w_m(x) = \sum_\pm e^{e_m^\pm(x) - \max_m e_m^\pm(x)}
+
+    The weights are made as the differences are loaded. Divided by the roots of both inputs' sums this is the kernel;
+    until then it adds up over chunks of displacements: see :class:`nntk.kernels.assemble.Total`.
+
+    Args:
+        first: Differences and scores at the rows' inputs.
+        second: Those at the columns' inputs, of the same displacements; None for the symmetric kernel of ``first``.
+        squared_norms: Squared norms of the unit displacements, [M], > 0.
+        num_params: Number d of displaced parameters.
+        normalization: ``"gradient"`` or ``"paper"``.
+        outputs: ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
+
+    Returns:
+        As :func:`assemble`, to be normalised.
+
+    Raises:
+        ValueError: If a name is unknown or shapes disagree.
+    """
+    checks.choice("normalization", normalization, NORMALIZATIONS)
+    checks.choice("outputs", outputs, OUTPUTS)
+    checks.integer("num_params", num_params, 1)
+    d1, d2 = first.d, None if second is None else second.d
+    if squared_norms.shape != d1.shape[-3:-2]:
+        raise ValueError(f"squared_norms must be [{d1.shape[-3]}], got {tuple(squared_norms.shape)}.")
+    if second is not None and (second.score, second.d.shape[:-2]) != (first.score, first.d.shape[:-2]):
+        raise ValueError("second must hold the displacements and the score of first.")
+    kernel = _energy(
+        d1,
+        d2,
+        num_params / squared_norms.double(),
+        first.score,
+        first.values,
+        None if second is None else second.values,
+        first.keys,
+        None if second is None else second.keys,
+        first.priors,
+        first.factors,
+        first.statistics[0],
+        None if second is None else second.statistics[0],
+        outputs,
+    )
+    return kernel / num_params**2 if normalization == "paper" else kernel
+
+
+def assemble_by_gradients(
+    d1: Tensor,
+    weights1: Tensor,
+    squared_norms: Tensor,
+    parameters: Mapping[int, Tensor],
+    rows: Tensor,
+    seed: int,
+    directions: str = "gaussian",
+    d2: Tensor | None = None,
+    weights2: Tensor | None = None,
+    estimator: str = "plugin",
+    normalization: str = "gradient",
+    outputs: str = "trace",
+) -> Tensor:
+    r"""Assemble the plugin or the unbiased form as inner products of nonlocal gradients, without a Gram matrix.
+
+    .. math::
+        K_\text{plugin} = \langle G(x), G(x') \rangle, \qquad
+        K_\text{unbiased} = \frac{\langle G(x), G(x') \rangle
+            - d^2 \sum_m \alpha_m(x) \alpha_m(x') D_m(x) D_m(x') / |E_m|^2}{1 - \sum_m \alpha_m(x) \alpha_m(x')}
+
+    Cheaper than the Gram matrix for many displacements and few inputs (:func:`inner_product_route` compares them).
+
+    Args:
+        d1: Unit differences at the rows' inputs, [M, N1, C].
+        weights1: Weights, [M] or [M, N1].
+        squared_norms: Squared norms of the unit displacements, [M], > 0.
+        parameters: The displaced parameters by ordinal; their shapes are read, not their values.
+        rows: Numbers m of the displacements, [M], int64.
+        seed: Seed of the stream, in [0, 2**64).
+        directions: Family of the displacements.
+        d2: Unit differences at the columns' inputs, [M, N2, C]; None for the symmetric kernel of ``d1``.
+        weights2: Weights at the columns' inputs, as for :func:`assemble`.
+        estimator: ``"plugin"`` or ``"unbiased"``.
+        normalization: ``"gradient"`` or ``"paper"``.
+        outputs: ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
+
+    Returns:
+        As :func:`assemble`.
+
+    Raises:
+        ValueError: If a name is unknown, shapes disagree, or ``"unbiased"`` has fewer than two rows.
+        TypeError: If ``rows`` is no int64 vector.
+    """
+    checks.choice("estimator", estimator, ESTIMATORS[1:])
+    checks.choice("normalization", normalization, NORMALIZATIONS)
+    checks.choice("outputs", outputs, OUTPUTS)
+    checks.row_numbers(rows)
+    parse(directions)
+    _check_shapes(d1, weights1, squared_norms, d2, weights2)
+    _check_samples(estimator, len(d1))
+    kernel = _by_gradients(
+        d1,
+        d2,
+        weights1,
+        weights2,
+        squared_norms,
+        list(parameters.values()),
+        list(parameters),
+        rows,
+        *split_seed(seed),
+        directions,
+        estimator == "unbiased",
+        outputs,
+    )
+    num_params = sum(parameter.numel() for parameter in parameters.values())
+    return kernel / num_params**2 if normalization == "paper" else kernel
+
+
+def nonlocal_gradients(
+    d: Tensor,
+    weights: Tensor,
+    squared_norms: Tensor,
+    parameters: Mapping[int, Tensor],
+    rows: Tensor,
+    seed: int,
+    directions: str = "gaussian",
+) -> Tensor:
+    r"""Nonlocal gradients :math:`G(x) = d \sum_m \alpha_m(x) D_m(x) E_m / |E_m|^2`.
+
+    Args:
+        d: Unit differences, [M, N, C].
+        weights: Weights, [M] or [M, N].
+        squared_norms: Squared norms of the unit displacements, [M], > 0.
+        parameters: The displaced parameters by ordinal; their shapes are read, not their values.
+        rows: Numbers m of the displacements, [M], int64.
+        seed: Seed of the stream, in [0, 2**64).
+        directions: Family of the displacements.
+
+    Returns:
+        [N, C, d] in the dtype of ``d``, parameters flattened in the order given.
+
+    Raises:
+        ValueError: If a name is unknown or shapes disagree.
+        TypeError: If ``rows`` is no int64 vector.
+    """
+    checks.row_numbers(rows)
+    parse(directions)
+    _check_shapes(d, weights, squared_norms, None, None)
+    held = list(parameters.values())
+    return _gradients(d, weights, squared_norms, held, list(parameters), rows, *split_seed(seed), directions)
+
+
+def energy_product(
+    d1: Tensor,
+    weights1: Tensor,
+    squared_norms: Tensor,
+    num_params: int,
+    vectors: Tensor,
+    d2: Tensor | None = None,
+    weights2: Tensor | None = None,
+) -> Tensor:
+    """The traced energy kernel times vectors, K @ v, in O(M N C R): the kernel is never formed.
+
+    Args:
+        d1: Unit differences at the rows' inputs, [M, N1, C].
+        weights1: Weights, [M] or [M, N1].
+        squared_norms: Squared norms of the unit displacements, [M], > 0.
+        num_params: Number d of displaced parameters.
+        vectors: Right-hand sides, [N2, R], in the dtype of ``d1``.
+        d2: Unit differences at the columns' inputs, [M, N2, C]; None for ``d1``.
+        weights2: Weights at the columns' inputs, as for :func:`assemble`.
+
+    Returns:
+        [N1, R]; products over chunks of displacements add up.
+
+    Raises:
+        ValueError: If shapes disagree.
+
+    Example:
+        >>> d = torch.ones(4, 3, 1)
+        >>> energy_product(d, torch.full((4,), 0.25), torch.full((4,), 2.0), 2, torch.ones(3, 1)).flatten()
+        tensor([3., 3., 3.])
+    """
+    checks.integer("num_params", num_params, 1)
+    _check_shapes(d1, weights1, squared_norms, d2, weights2)
+    lines = (d1 if d2 is None else d2).shape[1]
+    if vectors.dim() != 2 or len(vectors) != lines or vectors.dtype != d1.dtype:
+        raise ValueError(
+            f"vectors must be [{lines}, R] in {d1.dtype}, got {vectors.dtype} of shape {tuple(vectors.shape)}."
+        )
+    second = weights1 if weights2 is None else weights2
+    return _product(d1, d2, weights1, second, num_params / squared_norms.double(), vectors)
+
+
+def _check_samples(estimator: str, samples: int) -> None:
+    if estimator == "unbiased" and samples < 2:
+        raise ValueError(f"samples must be at least 2 for the unbiased estimator, got {samples}.")
 
 
 def _check_shapes(

@@ -1,37 +1,130 @@
-"""The Gram of displacements on a GPU: products of noise that kernels write, slab by slab."""
+"""Assembly on a GPU: the rank update, and what takes slabs of noise that kernels write."""
 
-import math
+from collections.abc import Iterator
 
 import torch
+import triton
 from torch import Tensor
 
-from nntk.kernels.assemble import reference
+from nntk.kernels.assemble import config, gradients, gram, kernel, reference
+from nntk.kernels.attention.reference import finite
+from nntk.kernels.perturb.tiles import input_precision
 from nntk.kernels.philox import launch as philox
 from nntk.kernels.philox.directions import parse
-from nntk.kernels.philox.reference import DISPLACEMENT, slabs_of
+from nntk.kernels.target import target_of
 
-_SLAB_BYTES = 64 * 2**20
-"""Noise of all rows that is held at once; four lines of each weight at least."""
+
+def energy(
+    d1: Tensor,
+    d2: Tensor | None,
+    scales: Tensor,
+    weighting: str,
+    values1: Tensor | None,
+    values2: Tensor | None,
+    keys1: Tensor | None,
+    keys2: Tensor | None,
+    priors: Tensor | None,
+    factors: Tensor | None,
+    shifts1: Tensor | None,
+    shifts2: Tensor | None,
+    outputs: str,
+) -> Tensor:
+    """The op ``nntk::energy`` for CUDA tensors; float64, and lines of 10^7 entries and more, go to the reference."""
+    if not _served(d1, d1 if d2 is None else d2, outputs):
+        return reference.energy(
+            d1, d2, scales, weighting, values1, values2, keys1, keys2, priors, factors, shifts1, shifts2, outputs
+        )
+    symmetric = d2 is None
+    num_rows, n1, c = d1.shape[-3:]
+    n2 = n1 if d2 is None else d2.shape[-2]
+    first = (_dense(d1), _dense(values1), _dense(keys1), _shift(shifts1))
+    second = first if d2 is None else (_dense(d2), _dense(values2), _dense(keys2), _shift(shifts2))
+    axes = {"diagonal": (c,), "full": (c, c)}.get(outputs, ())
+    out = torch.empty(n1, n2, *axes, device=d1.device)
+    if not out.numel():
+        return out
+    target, lines = target_of(d1.device), c if outputs == "full" else 1
+    halves = d1.dim() - 2
+    cut = config.tiles(n1 * lines, n2 * lines, symmetric, weighting, halves, target.processors, target.arch)
+    tiles1, tiles2 = triton.cdiv(n1 * lines, cut.block), triton.cdiv(n2 * lines, cut.block)
+    programs = tiles1 * (tiles1 + 1) // 2 if symmetric else tiles1 * tiles2
+    roots = (scales.double() / (c if outputs == "mean" else 1)).sqrt().float()
+    kernel.rank_update[(programs * (c if outputs == "diagonal" else 1),)](
+        first[0], second[0], roots, first[1], second[1], first[2], second[2], _dense(priors), _dense(factors),
+        first[3], second[3], out, num_rows, n1, n2, c,
+        weighting, halves, symmetric, "trace" if outputs == "mean" else outputs,
+        input_precision("fp32", target.arch), cut.block, cut.block, cut.block_k, cut.parts,
+        num_warps=cut.num_warps, num_stages=cut.num_stages,
+    )  # fmt: skip
+    return out
+
+
+def _served(d1: Tensor, d2: Tensor, outputs: str) -> bool:
+    """Whether the kernel takes these: float32, and offsets within a tile that fit 32 bits."""
+    n1, n2, c = d1.shape[-2], d2.shape[-2], d1.shape[-1]
+    line = n2 * {"diagonal": c, "full": c * c}.get(outputs, 1)
+    return d1.dtype == torch.float32 and 128 * max(line, n1 * c, n2 * c) < 2**31
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float().contiguous()
+
+
+def _shift(shifts: Tensor | None) -> Tensor | None:
+    return None if shifts is None else finite(shifts).float().contiguous()
 
 
 def displacement_gram(
     parameters: list[Tensor], ordinals: list[int], rows: Tensor, seed_low: int, seed_high: int, directions: str
 ) -> Tensor:
     """The op ``nntk::displacement_gram`` for CUDA tensors; flipout and lowrank have closed forms in the reference."""
-    family, key = parse(directions), (seed_low, seed_high)
-    if family.name not in ("gaussian", "rademacher"):
-        return reference.displacement_gram(parameters, ordinals, rows, seed_low, seed_high, directions)
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    signs, numbers = family.name == "rademacher", _SLAB_BYTES // 4 // max(1, len(rows))
-    for parameter, ordinal in zip(parameters, ordinals, strict=True):
-        if parameter.dim() < 2:
-            noise = torch.empty(len(rows), parameter.numel(), device=rows.device)
-            philox.write_vector(noise, rows, ordinal, parameter.numel(), key, signs)
-            reference.add_products(gram, noise)
-            continue
-        width = math.prod(parameter.shape[1:])
-        for slab in slabs_of(ordinal, tuple(parameter.shape), numbers):
-            noise = torch.empty(len(rows), slab.stop - slab.start, width, device=rows.device)
-            philox.write_matrix(noise, rows, ordinal, width, key, signs, DISPLACEMENT, slab.start)
-            reference.add_products(gram, noise.flatten(1))
-    return reference.mirror(gram)
+    if parse(directions).name not in ("gaussian", "rademacher"):
+        return gram.displacement_gram(parameters, ordinals, rows, seed_low, seed_high, directions)
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for _, noise in philox.generate(directions, rows, parameters, ordinals, (seed_low, seed_high)):
+        gram.add_products(total, noise.flatten(1))
+    return reference.mirror(total)
+
+
+def inner_product_of_gradients(
+    d1: Tensor,
+    d2: Tensor | None,
+    weights1: Tensor,
+    weights2: Tensor | None,
+    squared_norms: Tensor,
+    parameters: list[Tensor],
+    ordinals: list[int],
+    rows: Tensor,
+    seed_low: int,
+    seed_high: int,
+    directions: str,
+    unbiased: bool,
+    outputs: str,
+) -> Tensor:
+    """The op ``nntk::inner_product_of_gradients`` for CUDA tensors: noise that kernels write, products in float64."""
+    slabs = _slabs(parameters, ordinals, rows, (seed_low, seed_high), directions)
+    count = sum(parameter.numel() for parameter in parameters)
+    return gradients.contract_gradients(slabs, d1, d2, weights1, weights2, squared_norms, count, unbiased, outputs)
+
+
+def nonlocal_gradients(
+    d: Tensor,
+    weights: Tensor,
+    squared_norms: Tensor,
+    parameters: list[Tensor],
+    ordinals: list[int],
+    rows: Tensor,
+    seed_low: int,
+    seed_high: int,
+    directions: str,
+) -> Tensor:
+    """The op ``nntk::nonlocal_gradients`` for CUDA tensors."""
+    slabs = _slabs(parameters, ordinals, rows, (seed_low, seed_high), directions)
+    return gradients.gradients_of(slabs, d, weights, squared_norms, sum(parameter.numel() for parameter in parameters))
+
+
+def _slabs(
+    parameters: list[Tensor], ordinals: list[int], rows: Tensor, key: philox.Key, directions: str
+) -> Iterator[Tensor]:
+    for _, noise in philox.generate(directions, rows, parameters, ordinals, key):
+        yield noise.flatten(1)

@@ -10,16 +10,14 @@ With unit differences D [M, N, C], weights alpha, squared norms :math:`|E_m|^2` 
     K_\text{unbiased} &= \frac{K_\text{plugin} \text{ without } m = m'}{1 - \sum_m \alpha_m(x) \alpha_m(x')}
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from nntk.kernels.philox.directions import parse
-from nntk.kernels.philox.reference import TILE, flipout_signs, generate, lowrank_factors
+from nntk.kernels.attention.reference import relative_weights
+from nntk.kernels.philox.reference import TILE
 
-_LONGEST_PRODUCT = 1024
-"""Terms of a product of displacements added in their own dtype before float64 takes over: 3e-7 in float32."""
+_BLOCK = 1024
+"""Inputs of a block of a symmetric product: only blocks on and below the diagonal are multiplied."""
 
 _CONTRACTIONS = {
     "trace": "mic,mjc->ij",
@@ -60,24 +58,58 @@ def _columns(weights: Tensor) -> Tensor:
     return weights[:, None, None] if weights.dim() == 1 else weights[:, :, None]
 
 
+def symmetric_contract(a: Tensor, outputs: str) -> Tensor:
+    """``contract(a, a, outputs)`` from the blocks on and below its diagonal, exactly symmetric."""
+    n, c = a.shape[1:]
+    axes = {"diagonal": (c,), "full": (c, c)}.get(outputs, ())
+    kernel = a.new_empty(n, n, *axes)
+    for first in range(0, n, _BLOCK):
+        stop = min(first + _BLOCK, n)
+        kernel[first:stop, :stop] = contract(a[:, first:stop], a[:, :stop], outputs)
+    return mirror(kernel)
+
+
 def energy(
     d1: Tensor,
     d2: Tensor | None,
-    weights1: Tensor,
-    weights2: Tensor | None,
-    squared_norms: Tensor,
-    num_params: int,
+    scales: Tensor,
+    weighting: str,
+    values1: Tensor | None,
+    values2: Tensor | None,
+    keys1: Tensor | None,
+    keys2: Tensor | None,
+    priors: Tensor | None,
+    factors: Tensor | None,
+    shifts1: Tensor | None,
+    shifts2: Tensor | None,
     outputs: str,
 ) -> Tensor:
-    """The energy form; see the head of this file. ``d2=None`` means the symmetric kernel of ``d1``."""
+    """The energy form, with ``scales`` [M] of d / |E_m|^2, times alpha_m where that is the whole weight.
 
-    def features(d: Tensor, weights: Tensor) -> Tensor:
-        return d * _columns(weights.double() * num_params / _as_rows(squared_norms, weights)).sqrt().to(d.dtype)
+    ``weighting`` says what else there is: ``"rows"`` nothing, ``"weights"`` alpha [M, N] in ``values``, and ``"dot"``,
+    ``"distance"`` or ``"given"`` softmax attention relative to exp(shift), from d itself where ``values`` is None.
+    ``d2=None`` means the symmetric kernel of ``d1``.
 
-    a = features(d1, weights1)
+    Returns:
+        [N1, N2] with the axes of the outputs.
+    """
+
+    def features(d: Tensor, values: Tensor | None, keys: Tensor | None, shifts: Tensor | None) -> Tensor:
+        odd = d if d.dim() == 3 else (d[0] - d[1]) / 2
+        weights = scales.double()[:, None]
+        if weighting == "weights":
+            assert values is not None, "the caller gave them"
+            weights = weights * values
+        elif weighting != "rows":
+            assert priors is not None and factors is not None and shifts is not None, "the caller gave them"
+            scored = d if values is None else values.unsqueeze(-1)
+            weights = weights * relative_weights(scored, keys, priors, factors, shifts, weighting)
+        return odd * weights.sqrt().to(d.dtype)[:, :, None]
+
+    a = features(d1, values1, keys1, shifts1)
     if d2 is None:
-        return mirror(contract(a, a, outputs)).contiguous()
-    return contract(a, features(d2, weights1 if weights2 is None else weights2), outputs).contiguous()
+        return symmetric_contract(a, outputs).contiguous()
+    return contract(a, features(d2, values2, keys2, shifts2), outputs).contiguous()
 
 
 def inner_product(
@@ -92,91 +124,56 @@ def inner_product(
     outputs: str,
 ) -> Tensor:
     """The plugin form, or the unbiased one; in float64, since their terms are d/M times larger than their sum."""
-    symmetric = d2 is None
     weights2 = weights1 if weights2 is None else weights2
-
-    def features(d: Tensor, weights: Tensor) -> Tensor:
-        return d.double() * _columns(weights.double() * num_params / _as_rows(squared_norms, weights))
-
-    a, b = features(d1, weights1), features(d1 if d2 is None else d2, weights2)
+    a = gradient_weights(d1, weights1, squared_norms, num_params)
+    b = a if d2 is None else gradient_weights(d2, weights2, squared_norms, num_params)
     q = gram.double()
     if unbiased:
         q = q - torch.diag_embed(q.diagonal())
     kernel = contract(torch.tensordot(q, a, dims=1), b, outputs)
     if unbiased:
-        repeated = _columns(weights1.double()), _columns(weights2.double())
-        rest = 1 - torch.einsum("mic,mjc->ij", *repeated)
-        kernel = kernel / rest.view(*rest.shape, *[1] * (kernel.dim() - 2))
+        kernel = kernel / rest(weights1, weights2, kernel.dim())
     kernel = kernel.to(d1.dtype)
-    return (mirror(kernel) if symmetric else kernel).contiguous()
+    return (mirror(kernel) if d2 is None else kernel).contiguous()
+
+
+def gradient_weights(d: Tensor, weights: Tensor, squared_norms: Tensor, num_params: int) -> Tensor:
+    """Factors a of unit displacements in the nonlocal gradient G = sum_m a_m E_m: d alpha_m D_m / |E_m|^2, float64."""
+    return d.double() * _columns(weights.double() * num_params / _as_rows(squared_norms, weights))
+
+
+def rest(weights1: Tensor, weights2: Tensor, axes: int) -> Tensor:
+    """What the unbiased form divides by, 1 - sum_m alpha_m(x) alpha_m(x'), with further axes of size 1."""
+    left = 1 - torch.einsum("mic,mjc->ij", _columns(weights1.double()), _columns(weights2.double()))
+    return left.view(*left.shape, *[1] * (axes - 2))
+
+
+def energy_product(
+    d1: Tensor, d2: Tensor | None, weights1: Tensor, weights2: Tensor | None, scales: Tensor, vectors: Tensor
+) -> Tensor:
+    """The energy form times ``vectors`` [N2, R], summed over outputs, without the kernel: [N1, R].
+
+    A displacement's rows are used twice while they are at hand; no weighted copy of all of D is made.
+
+    Returns:
+        [N1, R].
+    """
+    out = vectors.new_zeros(d1.shape[1], vectors.shape[1])
+    columns = max(1, d1.shape[1] + (0 if d2 is None else d2.shape[1])) * d1.shape[2]
+    for chunk in torch.split(torch.arange(len(d1), device=d1.device), max(1, TILE // columns)):
+        piece = slice(int(chunk[0]), int(chunk[-1]) + 1)
+        a = d1[piece] * _columns(_weighted(scales, weights1, piece)).sqrt().to(d1.dtype)
+        b = a if d2 is None else d2[piece] * _columns(_weighted(scales, weights2, piece)).sqrt().to(d1.dtype)
+        out += torch.einsum("mnc,mcr->nr", a, torch.einsum("mnc,nr->mcr", b, vectors))
+    return out
+
+
+def _weighted(scales: Tensor, weights: Tensor | None, piece: slice) -> Tensor:
+    """Scales [M] times weights [M] or [M, N], of a piece of the displacements."""
+    if weights is None:
+        return scales[piece].double()
+    return weights[piece].double() * _as_rows(scales[piece], weights)
 
 
 def _as_rows(squared_norms: Tensor, weights: Tensor) -> Tensor:
     return squared_norms if weights.dim() == 1 else squared_norms[:, None]
-
-
-def displacement_gram(
-    parameters: list[Tensor], ordinals: list[int], rows: Tensor, seed_low: int, seed_high: int, directions: str
-) -> Tensor:
-    """Gram matrix of the unit displacements, accumulated in float64: from factors where they are the shorter way."""
-    key, family = (seed_low, seed_high), parse(directions)
-    shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
-    matrices = {ordinal: shape for ordinal, shape in shapes.items() if len(shape) > 1 and 0 not in shape}
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    if not len(rows):
-        return gram
-    factored: dict[int, tuple[int, ...]] = {}
-    if family.name == "flipout" and bool((rows % family.count == rows[0] % family.count).all()):
-        factored = matrices
-        _add_flipout(gram, rows, factored, key)
-    if family.name == "lowrank":
-        factored = {ordinal: shape for ordinal, shape in matrices.items() if _factors_are_shorter(shape, family.count)}
-        _add_lowrank(gram, rows, factored, family.count, key)
-    others = {ordinal: shape for ordinal, shape in shapes.items() if ordinal not in factored}
-    _add_generated(gram, rows, others, directions, key, parameters[0].dtype)
-    if family.has_fixed_norm:
-        gram.fill_diagonal_(sum(parameter.numel() for parameter in parameters))
-    return mirror(gram)
-
-
-def _add_generated(
-    gram: Tensor,
-    rows: Tensor,
-    shapes: dict[int, tuple[int, ...]],
-    directions: str,
-    key: tuple[int, int],
-    dtype: torch.dtype,
-) -> None:
-    # All rows are needed at once: the slabs narrow as they grow in number.
-    for _, noise in generate(directions, rows, shapes, key, dtype, 4 * TILE):
-        add_products(gram, noise.flatten(1))
-
-
-def add_products(gram: Tensor, noise: Tensor) -> None:
-    """Add the inner products of the rows of ``noise`` [M, n] to a float64 Gram matrix, a few terms at a time."""
-    for part in torch.split(noise, _LONGEST_PRODUCT, dim=1):
-        gram += part @ part.T
-
-
-def _add_flipout(gram: Tensor, rows: Tensor, shapes: dict[int, tuple[int, ...]], key: tuple[int, int]) -> None:
-    """Rows of one base, whose squares are one: the inner product is (r . r') (s . s'), a product of integers."""
-    for r, s in flipout_signs(rows, shapes, key, torch.float64).values():
-        gram.addcmul_(r @ r.T, s @ s.T)
-
-
-def _factors_are_shorter(shape: tuple[int, ...], rank: int) -> bool:
-    """Whether R^2 (H + K) multiply-adds a pair of rows are fewer than H K."""
-    return rank**2 * (shape[0] + math.prod(shape[1:])) < math.prod(shape)
-
-
-def _add_lowrank(
-    gram: Tensor, rows: Tensor, shapes: dict[int, tuple[int, ...]], rank: int, key: tuple[int, int]
-) -> None:
-    r"""Displacements :math:`c A^T B`: the inner product is c c' times the sum over :math:`A A'^T \circ B B'^T`."""
-    for left, right, scale in lowrank_factors(rows, shapes, rank, key, torch.float64).values():
-        a, b = left.flatten(0, 1), right.flatten(0, 1)
-        # R x R products of every pair of rows: some rows at a time.
-        for some in torch.split(torch.arange(len(rows), device=rows.device), max(1, TILE // (rank * len(a)))):
-            products = (left[some].flatten(0, 1) @ a.T).mul_(right[some].flatten(0, 1) @ b.T)
-            sums = products.view(len(some), rank, len(rows), rank).sum((1, 3))
-            gram[some] += sums * scale[some, None] * scale

@@ -1,22 +1,60 @@
-"""What fixed-kernel weights need of the displacements: their squared norms."""
+"""Fixed kernels: the lengths of displacements that are drawn from them, and weights for displacements that are not."""
 
+import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.kernels.dispatch import register
 from nntk.kernels.fixed_weights import reference
+from nntk.kernels.fixed_weights.fixed_kernel import FixedKernel
+from nntk.kernels.fixed_weights.laws import LAWS
+from nntk.kernels.fixed_weights.softmax import (
+    EffectiveSampleWarning,
+    effective_samples,
+    merge,
+    summarise,
+    warn_if_few,
+    weigh,
+)
 from nntk.kernels.philox import parse, split_seed
 
-__all__ = ["squared_norms"]
+__all__ = [
+    "LAWS",
+    "EffectiveSampleWarning",
+    "FixedKernel",
+    "effective_samples",
+    "log_weights",
+    "merge",
+    "normalise",
+    "radial_weights",
+    "radii",
+    "squared_norms",
+    "summarise",
+    "warn_if_few",
+    "weigh",
+]
 
-_op = register(
+_squared_norms = register(
     "squared_norms(Tensor[] parameters, int[] ordinals, Tensor rows, int seed_low, int seed_high, str directions)"
     " -> Tensor",
     reference.squared_norms,
     lambda parameters, ordinals, rows, *_: rows.new_empty(rows.shape, dtype=reference.NORM_DTYPE),
     launcher="nntk.kernels.philox.launch",
+)
+_radii = register(
+    "radii(Tensor rows, int seed_low, int seed_high, str law, int num_params, float scale, float order) -> Tensor",
+    reference.radii,
+    lambda rows, *_: rows.new_empty(rows.shape, dtype=reference.NORM_DTYPE),
+)
+_radial_weights = register(
+    "radial_weights(Tensor squared_lengths, str law, float[] parameters, str proposal_law, float[] proposal_parameters)"
+    " -> (Tensor, Tensor)",
+    reference.radial_weights,
+    lambda squared_lengths, *_: (torch.empty_like(squared_lengths), squared_lengths.new_empty(3)),
+    launcher="nntk.kernels.fixed_weights.launch",
 )
 
 
@@ -43,4 +81,157 @@ def squared_norms(parameters: Mapping[int, Tensor], rows: Tensor, seed: int, dir
     """
     checks.row_numbers(rows)
     parse(directions)
-    return _op(list(parameters.values()), list(parameters), rows, *split_seed(seed), directions)
+    return _squared_norms(list(parameters.values()), list(parameters), rows, *split_seed(seed), directions)
+
+
+def radii(rows: Tensor, seed: int, kernel: FixedKernel, num_params: int, gamma: float | None = None) -> Tensor:
+    r"""Lengths :math:`R_m = |\delta_m|` of displacements drawn from a fixed kernel, or from its proposal.
+
+    With directions :math:`E_m / |E_m|`, displacements are :math:`\delta_m = R_m E_m / |E_m|`: the unit displacement
+    times a scale :math:`s_m = R_m / |E_m|` of its own.
+
+    Args:
+        rows: Numbers m of the displacements, [M], int64.
+        seed: Seed of the stream, in [0, 2**64).
+        kernel: The fixed kernel; where it has a proposal, that one's lengths are drawn.
+        num_params: Number d of displaced parameters.
+        gamma: Length scale of a kernel that has none of its own.
+
+    Returns:
+        [M], float64, in parameter units; a function of the seed and the row alone: on all devices the same, to
+        rounding.
+
+    Raises:
+        ValueError: If there is no gamma at all, or a number is out of range.
+        TypeError: If ``rows`` is no int64 vector.
+
+    Example:
+        >>> import torch
+        >>> bool((radii(torch.arange(100), 0, FixedKernel("ball", horizon=2.0), num_params=10) <= 2).all())
+        True
+    """
+    checks.row_numbers(rows)
+    source = kernel.drawn_from
+    low, high = split_seed(seed)
+    return _radii(rows, low, high, source.name, num_params, source.scale(num_params, gamma), source.order or 0.0)
+
+
+def log_weights(kernel: FixedKernel, squared_lengths: Tensor, num_params: int, gamma: float | None = None) -> Tensor:
+    r"""Log weights :math:`\ln \rho(\delta_m) - \ln q(\delta_m)` of displacements drawn from the proposal q.
+
+    Args:
+        kernel: The fixed kernel rho with its proposal q.
+        squared_lengths: :math:`|\delta_m|^2`, [M], float64, in squared parameter units.
+        num_params: Number d of displaced parameters.
+        gamma: Length scale of whichever kernel has none of its own.
+
+    Returns:
+        [M], float64, up to a constant: zeros without a proposal, minus infinity where rho is zero (beyond its horizon,
+        below its cutoff), plus infinity where only q is.
+
+    Raises:
+        ValueError: If a number is out of range, or the lengths are no vector.
+        TypeError: If the lengths are not float64.
+    """
+    _check_lengths(squared_lengths)
+    if kernel.proposal is None:
+        return torch.zeros_like(squared_lengths)
+    return reference.log_ratio(squared_lengths, *_laws(kernel, kernel.proposal, num_params, gamma))
+
+
+def normalise(log_weights: Tensor, kernel: FixedKernel | None = None) -> tuple[Tensor, float]:
+    r"""Weights :math:`\alpha_m = e^{l_m} / \sum_{m'} e^{l_{m'}}`, and how many samples they are worth.
+
+    The largest log weight is taken off first, so that nothing overflows and no normaliser is formed.
+
+    Args:
+        log_weights: l, [M], float64; minus infinity for a displacement without weight.
+        kernel: Where they come from, for the error's words.
+
+    Returns:
+        The weights [M], float64, summing to one, and :math:`1 / \sum_m \alpha_m^2`, between 1 and M.
+
+    Raises:
+        ValueError: If no displacement has a weight, or a log weight is NaN or plus infinity.
+
+    Example:
+        >>> import torch
+        >>> normalise(torch.tensor([0.0, 0.0, -torch.inf], dtype=torch.float64))
+        (tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64), 2.0)
+    """
+    statistics = summarise(log_weights)
+    _check_statistics(statistics, len(log_weights), kernel)
+    return weigh(log_weights, statistics), float(effective_samples(statistics))
+
+
+def radial_weights(
+    kernel: FixedKernel, squared_lengths: Tensor, num_params: int, gamma: float | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Weights of displacements drawn from the proposal q: the softmax of :math:`\ln \rho - \ln q`.
+
+    The same as :func:`normalise` of :func:`log_weights`, on a GPU in two passes over the lengths.
+
+    Args:
+        kernel: The fixed kernel rho with its proposal q; without one, all weights are 1 / M.
+        squared_lengths: :math:`|\delta_m|^2`, [M], float64, in squared parameter units.
+        num_params: Number d of displaced parameters.
+        gamma: Length scale of whichever kernel has none of its own.
+
+    Returns:
+        The weights [M], float64, summing to one, and their statistics, [3], float64: see :func:`summarise` and
+        :func:`effective_samples`.
+
+    Raises:
+        ValueError: If a number is out of range, no displacement has a weight, or one lies where q is zero.
+        TypeError: If the lengths are not float64.
+
+    Example:
+        >>> import torch
+        >>> kernel = FixedKernel("ball", horizon=2.0, proposal=FixedKernel("gaussian", gamma=1.0))
+        >>> radial_weights(kernel, torch.tensor([1.0, 9.0], dtype=torch.float64), num_params=3)[0]
+        tensor([1., 0.], dtype=torch.float64)
+    """
+    _check_lengths(squared_lengths)
+    count = len(squared_lengths)
+    if kernel.proposal is None:
+        return torch.full_like(squared_lengths, 1 / max(1, count)), squared_lengths.new_tensor([0.0, count, count])
+    weights, statistics = _radial_weights(squared_lengths, *_laws(kernel, kernel.proposal, num_params, gamma))
+    _check_statistics(statistics, count, kernel)
+    return weights, statistics
+
+
+def _laws(
+    kernel: FixedKernel, proposal: FixedKernel, num_params: int, gamma: float | None
+) -> tuple[str, list[float], str, list[float]]:
+    """A kernel and a proposal as the op takes them."""
+    first, second = ([one.scale(num_params, gamma), one.steepness(num_params)] for one in (kernel, proposal))
+    return kernel.name, first, proposal.name, second
+
+
+def _check_lengths(squared_lengths: Tensor) -> None:
+    if squared_lengths.dim() != 1:
+        raise ValueError(f"squared_lengths must be a vector [M], got shape {tuple(squared_lengths.shape)}.")
+    if squared_lengths.dtype != torch.float64:
+        raise TypeError(
+            f"squared_lengths must be float64, got {squared_lengths.dtype}: log densities are d times as large as the "
+            "logarithm of a length, and so are their roundings."
+        )
+
+
+def _check_statistics(statistics: Tensor, samples: int, kernel: FixedKernel | None) -> None:
+    top, total, _ = statistics.tolist()
+    if top == math.inf:
+        raise ValueError(
+            "log weights must be finite or minus infinity, got plus infinity: a displacement lies where the proposal "
+            "is zero, so that it was not drawn from it."
+        )
+    if math.isnan(total) or math.isnan(top):
+        raise ValueError("log weights must not be NaN: a length or a score is NaN or infinite.")
+    if total == 0:
+        inside = {"ball": "within the horizon", "power": "beyond the cutoff"}
+        where = inside.get(kernel.name if kernel else "", " or ".join(inside.values()))
+        raise ValueError(f"0 of {samples} displacements remain {where} of the fixed kernel{_named(kernel)}.")
+
+
+def _named(kernel: FixedKernel | None) -> str:
+    return f" {kernel!r}; its proposal must reach there" if kernel else ""

@@ -1,15 +1,31 @@
 """The ordinary (local) NTK of an MLP from its structure: the strongest local baseline."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from nntk.kernels import checks, mlp
 from nntk.kernels.assemble import OUTPUTS
+from nntk.kernels.dispatch import register
 from nntk.kernels.local_ntk import reference
 from nntk.kernels.mlp import Layer
+from nntk.kernels.perturb.activations import encode
 
 __all__ = ["structured_ntk"]
+
+
+def _fake(x1: Tensor, x2: Tensor | None, weights: list[Tensor], *rest: Any) -> Tensor:
+    return reference.new_kernel(x1, x2, weights, rest[-1])
+
+
+_op = register(
+    "structured_ntk(Tensor x1, Tensor? x2, Tensor[] weights, Tensor?[] biases, str[] activations,"
+    " float[] activation_parameters, int[] weight_ordinals, int[] bias_ordinals, str outputs) -> Tensor",
+    reference.structured_ntk,
+    _fake,
+    launcher="nntk.kernels.local_ntk.launch",
+)
 
 
 def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None, outputs: str = "trace") -> Tensor:
@@ -27,6 +43,12 @@ def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None
     Raises:
         ValueError: If shapes, devices or names do not fit, a parameter serves two layers, or none moves.
         TypeError: If dtypes do not fit.
+
+    Example:
+        >>> layer = Layer(torch.ones(1, 2), torch.zeros(1), weight_ordinal=0, bias_ordinal=1)
+        >>> structured_ntk([layer], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))  # <x, x'> + 1
+        tensor([[ 6., 12.],
+                [12., 26.]])
     """
     mlp.check(layers, x1)
     if x2 is not None:
@@ -36,4 +58,15 @@ def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None
         raise ValueError("layers must have at least one parameter that moves, got only fixed ones.")
     if mlp.is_tied(layers):
         raise ValueError("layers must not share parameters for the structured NTK; use method='jacobian'.")
-    return reference.structured_ntk(layers, x1, x2, outputs)
+    names, parameters = encode([layer.activation for layer in layers])
+    return _op(
+        x1,
+        x2,
+        [layer.weight for layer in layers],
+        [layer.bias for layer in layers],
+        names,
+        parameters,
+        [-1 if layer.weight_ordinal is None else layer.weight_ordinal for layer in layers],
+        [-1 if layer.bias_ordinal is None else layer.bias_ordinal for layer in layers],
+        outputs,
+    )

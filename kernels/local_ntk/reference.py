@@ -11,16 +11,65 @@ the 1 standing for the bias. No gradient is ever formed: O(N^2) numbers instead 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nntk.kernels.assemble.reference import contract, mirror
+from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.mlp import Layer
+from nntk.kernels.perturb.activations import decode
+
+_LINES = 512
+"""Fewest lines of a symmetric kernel in a block, a quarter of the most: products of fewer are slower."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one layer adds to the kernel of N1 inputs against N2.
+
+    Attributes:
+        weight: Whether the layer's weight moves, so that products of its inputs count.
+        bias: Whether its bias moves, which adds one to each of these.
+        h1: Inputs of the layer, [N1, K].
+        b1: Derivatives of the outputs by its pre-activations, [N1, C, H].
+        h2: The same of the other inputs, [N2, K].
+        b2: [N2, C, H].
+    """
+
+    weight: bool
+    bias: bool
+    h1: Tensor
+    b1: Tensor
+    h2: Tensor
+    b2: Tensor
+
+
+def decoded(
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    activations: list[str],
+    activation_parameters: list[float],
+    weight_ordinals: list[int],
+    bias_ordinals: list[int],
+) -> list[Layer]:
+    """The layers, from how the op's schema carries them; a parameter with an ordinal below zero stays."""
+    return [
+        Layer(weight, bias, activation, None if w < 0 else w, None if b < 0 or bias is None else b)
+        for weight, bias, activation, w, b in zip(
+            weights, biases, decode(activations, activation_parameters), weight_ordinals, bias_ordinals, strict=True
+        )
+    ]
+
+
+def new_kernel(x1: Tensor, x2: Tensor | None, weights: Sequence[Tensor], outputs: str) -> Tensor:
+    """Memory for the kernel, not written: [N1, N2], with an axis [C] for each output that stays apart."""
+    axes = {"diagonal": 1, "full": 2}.get(outputs, 0)
+    return x1.new_empty(len(x1), len(x1 if x2 is None else x2), *[len(weights[-1])] * axes)
 
 
 def passes(layers: Sequence[Layer], x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Forward and backward pass: for each layer its inputs h [N, K] and derivatives B, units first, [H, N, C]."""
+    """Forward and backward pass: for each layer its inputs h [N, K] and the outputs' derivatives B [N, C, H]."""
     h, forward = x, []
     for layer in layers:
         z = torch.nn.functional.linear(h, layer.weight, layer.bias)
@@ -32,22 +81,75 @@ def passes(layers: Sequence[Layer], x: Tensor) -> list[tuple[Tensor, Tensor]]:
     for layer, (_, slope) in zip(reversed(layers[1:]), reversed(forward[:-1]), strict=True):
         b = torch.matmul(b, layer.weight) * slope[:, None, :]
         backward.append(b)
-    return [(h, b.permute(2, 0, 1)) for (h, _), b in zip(forward, reversed(backward), strict=True)]
+    return [(h, b) for (h, _), b in zip(forward, reversed(backward), strict=True)]
 
 
-def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None, outputs: str) -> Tensor:
-    """The sum over layers above; ``x2=None`` means the symmetric kernel. Tied weights are not covered."""
+def terms(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None) -> list[Term]:
+    """Both passes of every layer with a parameter that moves; without ``x2`` those of ``x1`` serve twice."""
     passes1 = passes(layers, x1)
     passes2 = passes1 if x2 is None else passes(layers, x2)
+    return [
+        Term(layer.weight_ordinal is not None, layer.bias_ordinal is not None, h1, b1, h2, b2)
+        for layer, (h1, b1), (h2, b2) in zip(layers, passes1, passes2, strict=True)
+        if layer.weight_ordinal is not None or layer.bias_ordinal is not None
+    ]
+
+
+def structured_ntk(
+    x1: Tensor,
+    x2: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    activations: list[str],
+    activation_parameters: list[float],
+    weight_ordinals: list[int],
+    bias_ordinals: list[int],
+    outputs: str,
+) -> Tensor:
+    """The op ``nntk::structured_ntk``: block by block, of a symmetric kernel one triangle, which is mirrored."""
+    layers = decoded(weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals)
+    kernel, parts = new_kernel(x1, x2, weights, outputs), terms(layers, x1, x2)
+    # An eighth leaves out seven sixteenths of the work; smaller blocks only make more of them, each with its overhead.
+    apart = len(weights[-1]) if outputs == "full" else 1
+    largest = 4 * _LINES // apart
+    lines = max(1, largest if x2 is not None else max(_LINES // apart, min(largest, len(kernel) // 8)))
+    for rows in _pieces(len(kernel), lines):
+        for columns in _pieces(kernel.shape[1] if x2 is not None else rows.stop, lines):
+            block = _block(parts, rows, columns, outputs)
+            kernel[rows, columns] = mirror(block) if x2 is None and rows == columns else block
+            if x2 is None and columns.stop <= rows.start:
+                swapped = block.transpose(0, 1)
+                kernel[columns, rows] = swapped.transpose(2, 3) if outputs == "full" else swapped
+    return kernel
+
+
+def _pieces(number: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, number)) for start in range(0, number, size)]
+
+
+def _block(parts: Sequence[Term], rows: slice, columns: slice, outputs: str) -> Tensor:
+    """Rows [n] and columns [m] of the kernel, summed over layers as products make them, e.g. [n, C, m, C]."""
     total: Tensor | None = None
-    for layer, (h1, b1), (h2, b2) in zip(layers, passes1, passes2, strict=True):
-        if layer.weight_ordinal is None and layer.bias_ordinal is None:
-            continue
-        inputs = h1 @ h2.T if layer.weight_ordinal is not None else h1.new_zeros(len(h1), len(h2))
-        if layer.bias_ordinal is not None:
-            inputs += 1
-        term = contract(b1, b2, outputs)
-        term *= inputs.view(*inputs.shape, *[1] * (term.dim() - 2))
-        total = term if total is None else total.add_(term)
+    for term in parts:
+        block = _products(term.b1[rows], term.b2[columns], outputs)
+        if term.weight:
+            h1, h2 = term.h1[rows], term.h2[columns].T
+            inputs = torch.addmm(h1.new_ones(1), h1, h2) if term.bias else h1 @ h2
+            factor = inputs[:, None, :, None] if outputs == "full" else inputs
+            total = block.mul_(factor) if total is None else total.addcmul_(block, factor)
+        else:
+            total = block if total is None else total.add_(block)
     assert total is not None, "at least one parameter moves"
-    return mirror(total) if x2 is None else total
+    if outputs == "mean":
+        total /= parts[0].b1.shape[1]
+    return total.permute({"diagonal": (1, 2, 0), "full": (0, 2, 1, 3)}.get(outputs, (0, 1)))
+
+
+def _products(b1: Tensor, b2: Tensor, outputs: str) -> Tensor:
+    """Inner products of derivatives [n, C, H] and [m, C, H]: [n, m], ``diagonal`` [C, n, m], ``full`` [n, C, m, C]."""
+    if outputs == "full":
+        products = b1.flatten(0, 1) @ b2.flatten(0, 1).T
+        return products.view(*b1.shape[:2], *b2.shape[:2])
+    if outputs == "diagonal":
+        return torch.bmm(b1.transpose(0, 1), b2.permute(1, 2, 0))
+    return b1.flatten(1) @ b2.flatten(1).T

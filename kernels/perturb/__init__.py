@@ -118,6 +118,9 @@ def mlp_differences(
             f"scales must be a floating vector like rows, {tuple(rows.shape)}; "
             f"got {scales.dtype} of shape {tuple(scales.shape)}."
         )
+    for name, tensor in (("rows", rows), ("scales", scales)):
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like the inputs, got {tensor.device}.")
     if not mlp.displaced(layers):
         raise ValueError("layers must have at least one parameter with an ordinal, to be displaced; got none.")
     smallest = float(scales.min()) if propagation == "auto" and x.device.type == "cpu" and len(scales) else 1.0

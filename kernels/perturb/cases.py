@@ -12,9 +12,13 @@ _SHAPE = (1024, 1024, 2048)
 
 _STEPS = {
     "bf16": ("gaussian", "rademacher", "staged", "flipout", "lowrank", "none"),
-    "tf32": ("gaussian", "rademacher", "flipout", "lowrank"),
-    "fp32": ("gaussian", "rademacher", "flipout", "lowrank"),
+    "tf32": ("gaussian", "rademacher", "flipout", "lowrank", "none"),
+    "fp32": ("gaussian", "rademacher", "flipout", "lowrank", "none"),
 }
+_SMALLER = [(1024, height, columns) for height in (1024, 50) for columns in (2048, 100, 50)]
+"""Shapes that take every size of tile there is, the largest first; shorter sums only take less memory."""
+_RANKS = (16, 32, 64)
+_FUSED = ((128, 128, 128, 10), (64, 64, 1), (128, 128, 128, 128, 10), (128, 64, 128, 100), (64, 64, 64, 64, 64))
 _BUDGETS = {("gaussian", True): 20.5, ("gaussian", False): 23.0, ("rademacher", True): 4.5, ("rademacher", False): 6.5}
 """Most instructions for a random number on sm_90 in bf16, products included, at layer 0 and behind it."""
 
@@ -40,12 +44,23 @@ def cases(arch: str) -> list[Case]:
 def _steps(arch: str) -> Iterator[Case]:
     for precision, sources in _STEPS.items():
         for source in sources:
-            for first in (False, True) if precision == "bf16" and source != "none" else (False,):
-                yield layer_step(arch, source, precision, first)
+            if precision == "bf16" and source != "none":
+                yield layer_step(arch, source, precision, True)
+            yield from _every_tile(arch, source, precision)
+    for precision in _STEPS:
+        for rank in _RANKS[1:]:
+            yield layer_step(arch, "lowrank", precision, False, rank=rank)
     for activation in ("quantise", "softplus"):
         yield layer_step(arch, "gaussian", "bf16", False, activation)
-    yield layer_step(arch, "gaussian", "bf16", False, "relu", (1024, 10, 2048))
-    yield layer_step(arch, "gaussian", "bf16", False, "relu", (300, 300, 20))
+    for source in tiles.GENERATED:
+        yield layer_step(arch, source, "bf16", False, "relu", (20, 300, 2048))
+
+
+def _every_tile(arch: str, source: str, precision: str) -> Iterator[Case]:
+    """One case for each of the tiles that there are."""
+    shapes = {tiles.step_tiles(source, precision, *shape, arch): shape for shape in reversed(_SMALLER)}
+    for shape in reversed(shapes.values()):
+        yield layer_step(arch, source, precision, False, shape=shape)
 
 
 def layer_step(
@@ -55,11 +70,12 @@ def layer_step(
     first: bool,
     activation: str = "gelu",
     shape: tuple[int, int, int] = _SHAPE,
+    rank: int = _RANKS[0],
 ) -> Case:
     """The layer step for one family, precision and activation, with the tiles that it takes at ``shape``."""
     width, height, columns = shape
     cut = tiles.step_tiles(source, precision, width, height, columns, arch)
-    operand, rank = _operand(precision), 16
+    operand = _operand(precision)
     inputs, units = _descriptor(operand, cut.block_n, cut.block_k), _descriptor(operand, cut.block_h, cut.block_k)
     signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "q": inputs, "d": inputs, "weight": units}
     signature |= {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
@@ -85,8 +101,9 @@ def layer_step(
     loops += [] if first else [Work(products=product)]
     small = Work(products=_products(cut.block_h, cut.block_n, rank, precision, arch) if source == "lowrank" else ())
     budget = _BUDGETS.get((source, first)) if precision == "bf16" and shape == _SHAPE else None
+    name = f"{source}({rank})" if source == "lowrank" else source
     return _case(
-        f"layer_step {source} {precision} {'first' if first else 'hidden'} {activation} {width}x{height}x{columns}",
+        f"layer_step {name} {precision} {'first' if first else 'hidden'} {activation} {width}x{height}x{columns}",
         kernel.layer_step,
         signature,
         {"SOURCE": source, "FIRST": first, "HALVES": 2, "ACTIVATION": activation, "WIDE": False, "PARTS": cut.parts}
@@ -139,15 +156,18 @@ def _stationary_step(arch: str, source: str, precision: str, width: int, first: 
 def _fused(arch: str) -> Iterator[Case]:
     for precision in _STEPS:
         for source in tiles.GENERATED:
-            for widths in ((128, 128, 128, 10), (64, 64, 1)):
+            for widths in _FUSED:
                 cut = tiles.fused_tiles(source, precision, widths, ["gelu"] * (len(widths) - 2) + ["identity"], arch)
                 if cut is not None:
-                    yield _small_mlp(arch, source, precision, widths, cut)
+                    # Without a mirrored half all columns are inputs.
+                    for pairs in ("odd",) if len(widths) < 5 else ("odd", "none"):
+                        yield _small_mlp(arch, source, precision, widths, cut, pairs)
 
 
-def _small_mlp(arch: str, source: str, precision: str, widths: tuple[int, ...], cut: tiles.Fused) -> Case:
+def _small_mlp(arch: str, source: str, precision: str, widths: tuple[int, ...], cut: tiles.Fused, pairs: str) -> Case:
     operand, layers = _operand(precision), len(widths) - 1
-    state = _descriptor("fp32", cut.pad, min(cut.part, cut.block_n // 2))
+    part = min(cut.part, cut.block_n if pairs == "none" else cut.block_n // 2)
+    state = _descriptor("fp32", cut.pad, part)
     signature: dict[str, Signature] = {
         "inputs": "*fp32:16",
         "weights": _descriptor(operand, cut.pad, cut.pad),
@@ -157,7 +177,7 @@ def _small_mlp(arch: str, source: str, precision: str, widths: tuple[int, ...], 
         "hidden": state,
         "rows": "*i64",
         "scales": "*fp32",
-        "parameters": "*fp32",
+        "parameters": ("fp32",) * (2 * layers),
         "key0": "i32",
         "key1": "i32",
         "num_inputs": "i32",
@@ -170,12 +190,12 @@ def _small_mlp(arch: str, source: str, precision: str, widths: tuple[int, ...], 
     products = [one for h, k in shapes for one in _products(h, cut.block_n, k, precision, arch)]
     numbers = cut.pad * block_k + (layers - 2) * cut.pad**2 + block_c * cut.pad
     return _case(
-        f"small_mlp {source} {precision} gelu {'-'.join(map(str, widths))}",
+        f"small_mlp {source} {precision} gelu {'-'.join(map(str, widths))} {pairs}",
         kernel.small_mlp,
         signature,
-        {"SOURCE": source, "WIDTHS": widths, "ORDINALS": tuple(range(2 * layers)), "PAIRS": "odd"}
+        {"SOURCE": source, "WIDTHS": widths, "ORDINALS": tuple(range(2 * layers)), "PAIRS": pairs}
         | {"ACTIVATIONS": ("gelu",) * (layers - 1), "BK": block_k, "PAD": cut.pad, "BC": block_c, "BN": cut.block_n}
-        | {"BP": min(cut.part, cut.block_n // 2)},
+        | {"BP": part},
         precision,
         arch,
         num_warps=cut.num_warps,
@@ -186,26 +206,31 @@ def _small_mlp(arch: str, source: str, precision: str, widths: tuple[int, ...], 
 
 def _projections(arch: str) -> Iterator[Case]:
     for precision in _STEPS:
-        cut = tiles.step_tiles("lowrank", precision, *_SHAPE, arch)
-        operand = _operand(precision)
-        yield _case(
-            f"project {precision}",
-            kernel.project,
-            {
-                "q": _descriptor(operand, cut.block_n, cut.block_k),
-                "factors": _descriptor(operand, 16, cut.block_k),
-                "coefficients": "*fp32",
-                "out": f"*{operand}:16",
-                "width": "i32",
-                "num_columns": "i32",
-            },
-            {"FIRST": False, "BN": cut.block_n, "BK": cut.block_k, "RANK": 16},
-            precision,
-            arch,
-            num_warps=4,
-            num_stages=cut.num_stages,
-            loops=(Work(products=_products(cut.block_n, 16, cut.block_k, precision, arch)),),
-        )
+        for rank in _RANKS:
+            yield _projection(arch, precision, rank)
+
+
+def _projection(arch: str, precision: str, rank: int) -> Case:
+    cut = tiles.step_tiles("lowrank", precision, *_SHAPE, arch)
+    operand = _operand(precision)
+    return _case(
+        f"project({rank}) {precision}",
+        kernel.project,
+        {
+            "q": _descriptor(operand, cut.block_n, cut.block_k),
+            "factors": _descriptor(operand, rank, cut.block_k),
+            "coefficients": "*fp32",
+            "out": f"*{operand}:16",
+            "width": "i32",
+            "num_columns": "i32",
+        },
+        {"FIRST": False, "BN": cut.block_n, "BK": cut.block_k, "RANK": rank},
+        precision,
+        arch,
+        num_warps=4,
+        num_stages=cut.num_stages,
+        loops=(Work(products=_products(cut.block_n, rank, cut.block_k, precision, arch)),),
+    )
 
 
 def _case(

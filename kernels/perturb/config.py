@@ -10,6 +10,7 @@ from nntk.kernels import checks
 from nntk.kernels.mlp import Layer
 from nntk.kernels.philox.directions import Directions
 from nntk.kernels.philox.reference import TILE
+from nntk.kernels.target import serves
 
 PROPAGATION = ("difference", "direct", "auto")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -200,12 +201,13 @@ def choose_precision(layers: Sequence[Layer], samples: int, dtype: torch.dtype, 
         layers: The MLP.
         samples: Number M of displacements of the whole kernel.
         dtype: Dtype of the parameters; float64 is never rounded.
-        device: Where it is evaluated; a CPU has no tensor cores, and rounds only when asked.
+        device: Where it is evaluated; what the kernels do not serve, a CPU above all, has no tensor cores that would
+            gain by it, and rounds only when asked.
 
     Returns:
         ``"fp32"`` (operands as they are), ``"tf32"`` or ``"bf16"``.
     """
-    if device.type == "cpu" or dtype != torch.float32:
+    if not serves(device) or dtype != torch.float32:
         return "fp32"
     return next((name for name in _ROUNDOFF if predicted_rounding_error(layers, samples, name) < 0.1), "fp32")
 

@@ -33,6 +33,17 @@ def _noise_tile(
 
 
 @triton.jit
+def _operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """Float32 as an operand of a product. Tensor cores drop the last 13 bits for TF32: they are rounded off before."""
+    if PRECISION == "tf32":
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+        # The carry may run into the exponent, which is right, or from a NaN into the sign, which is not.
+        return tl.where(x == x, rounded, x)
+    return x.to(DTYPE)
+
+
+@triton.jit
 def _packed_signs(words, row, words_a_row, i, mask):
     """+1 or -1 at entries ``i`` of packed sign vectors [rows, words_a_row]."""
     word = tl.load(words + row * words_a_row + i // 32, mask=mask, other=0).to(tl.uint32, bitcast=True)
@@ -42,7 +53,7 @@ def _packed_signs(words, row, words_a_row, i, mask):
 @triton.jit
 def _finish(
     dz, h, c0, stop, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, ACTIVATION: tl.constexpr,
-    PTX: tl.constexpr,
+    PRECISION: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Bias, activation and stores of columns [c0, stop).
 
@@ -75,29 +86,31 @@ def _finish(
         d = difference(a, b, -dz if mirrored else dz, s, inverse, parameter0, parameter1, ACTIVATION, PTX)
         line = (row * HALVES + half + mirrored) * num_inputs + n
         to = line[None, :] * stride + h[:, None]
-        tl.store(d_out + to, d.to(d_out.dtype.element_ty), mask=keep)
-        if q_out is not None:
+        if q_out is None:
+            tl.store(d_out + to, d.to(d_out.dtype.element_ty), mask=keep)
+        else:
+            tl.store(d_out + to, _operand(d, d_out.dtype.element_ty, PRECISION), mask=keep)
             q = tl.load(h_next + at, mask=keep, other=0.0) + s * d
             q *= -sign if mirrored else sign
             if signs is not None:
                 q *= _packed_signs(signs, row[None, :], signs_a_row, h[:, None], keep)
-            tl.store(q_out + to, q.to(q_out.dtype.element_ty), mask=keep)
+            tl.store(q_out + to, _operand(q, q_out.dtype.element_ty, PRECISION), mask=keep)
 
 
 @triton.jit
 def _finish_in_parts(
-    acc, h, c0, stop, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, ACTIVATION: tl.constexpr, PTX: tl.constexpr,
-    PARTS: tl.constexpr,
+    acc, h, c0, stop, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The epilogue of a tile cut into PARTS: all of it beside a whole accumulator would not fit the registers."""
     if PARTS == 1:
-        _finish(acc, h, c0, stop, layer, HALVES, MIRROR, ACTIVATION, PTX)
+        _finish(acc, h, c0, stop, layer, HALVES, MIRROR, ACTIVATION, PRECISION, PTX)
     else:
         BH: tl.constexpr = acc.shape[0]
         BN: tl.constexpr = acc.shape[1] // 2
         first, second = tl.split(tl.permute(tl.reshape(acc, (BH, 2, BN)), (0, 2, 1)))
-        _finish_in_parts(first, h, c0, stop, layer, HALVES, MIRROR, ACTIVATION, PTX, PARTS // 2)
-        _finish_in_parts(second, h, c0 + BN, stop, layer, HALVES, MIRROR, ACTIVATION, PTX, PARTS // 2)
+        _finish_in_parts(first, h, c0, stop, layer, HALVES, MIRROR, ACTIVATION, PRECISION, PTX, PARTS // 2)
+        _finish_in_parts(second, h, c0 + BN, stop, layer, HALVES, MIRROR, ACTIVATION, PRECISION, PTX, PARTS // 2)
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
@@ -155,7 +168,7 @@ def layer_step(
                 acc = tl.dot(weight.load([h0, k]), d.load([c0, k]).T, acc, input_precision=PRECISION)
         layer = (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, next_signs,
                  next_signs_a_row, d_out, q_out)  # fmt: skip
-        _finish_in_parts(acc, h, c0, stop, layer, HALVES, FIRST, ACTIVATION, PTX, PARTS)
+        _finish_in_parts(acc, h, c0, stop, layer, HALVES, FIRST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
@@ -186,7 +199,7 @@ def stationary_step(
         else:
             acc = tl.dot(e, q.load([c0, 0]).T, acc, input_precision=PRECISION)
             acc = tl.dot(w, d.load([c0, 0]).T, acc, input_precision=PRECISION)
-        _finish_in_parts(acc, h, c0, stop, layer, HALVES, FIRST, ACTIVATION, PTX, PARTS)
+        _finish_in_parts(acc, h, c0, stop, layer, HALVES, FIRST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit
@@ -205,24 +218,27 @@ def project(
     acc *= tl.load(coefficients + group)
     column = c + tl.arange(0, BN)
     to = (group * num_columns + column).to(tl.int64)[:, None] * RANK + tl.arange(0, RANK)[None, :]
-    tl.store(out + to, acc.to(out.dtype.element_ty), mask=(column < num_columns)[:, None])
+    tl.store(out + to, _operand(acc, out.dtype.element_ty, PRECISION), mask=(column < num_columns)[:, None])
 
 
 @triton.jit
 def _small_finish(
-    dz, c0, n0, s, network, LAYER: tl.constexpr, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr,
-    PTX: tl.constexpr, PAD: tl.constexpr, BI: tl.constexpr, BP: tl.constexpr,
+    dz, c0, n0, s, network, LAYER: tl.constexpr, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, PAD: tl.constexpr, BI: tl.constexpr,
+    BP: tl.constexpr,
 ):  # fmt: skip
     """Differences behind the activation, zero where padded, and moved activations, BP columns of one half at a time."""
     if dz.shape[1] > BP:
         BN: tl.constexpr = dz.shape[1] // 2
         left, right = tl.split(tl.permute(tl.reshape(dz, (PAD, 2, BN)), (0, 2, 1)))
-        d0, q0 = _small_finish(left, c0, n0, s, network, LAYER, WIDTH, ACTIVATION, DTYPE, PTX, PAD, BI, BP)
-        d1, q1 = _small_finish(right, c0 + BN, n0, s, network, LAYER, WIDTH, ACTIVATION, DTYPE, PTX, PAD, BI, BP)
+        d0, q0 = _small_finish(left, c0, n0, s, network, LAYER, WIDTH, ACTIVATION, PRECISION, DTYPE, PTX, PAD, BI, BP)
+        d1, q1 = _small_finish(
+            right, c0 + BN, n0, s, network, LAYER, WIDTH, ACTIVATION, PRECISION, DTYPE, PTX, PAD, BI, BP
+        )
         d = tl.reshape(tl.permute(tl.join(d0, d1), (0, 2, 1)), (PAD, 2 * BN))
         q = tl.reshape(tl.permute(tl.join(q0, q1), (0, 2, 1)), (PAD, 2 * BN))
     else:
-        _, _, states_a, states_b, hidden, parameters, _, _ = network
+        _, _, states_a, states_b, hidden, parameters, _, _, _ = network
         n = n0 + c0 % BI
         a = dz
         b = dz
@@ -230,12 +246,11 @@ def _small_finish(
             a = states_a.load([LAYER * PAD, n])
         if ACTIVATION == "quantise":
             b = states_b.load([LAYER * PAD, n])
-        p0, p1 = tl.load(parameters + 2 * LAYER), tl.load(parameters + 2 * LAYER + 1)
-        moved = difference(a, b, dz, s, 1.0 / s, p0, p1, ACTIVATION, PTX)
+        moved = difference(a, b, dz, s, 1.0 / s, parameters[2 * LAYER], parameters[2 * LAYER + 1], ACTIVATION, PTX)
         moved = tl.where((tl.arange(0, PAD) < WIDTH)[:, None], moved, 0.0)
         q = hidden.load([LAYER * PAD, n]) + s * moved
-        q = (q if c0 < BI else -q).to(DTYPE)
-        d = moved.to(DTYPE)
+        q = _operand(q if c0 < BI else -q, DTYPE, PRECISION)
+        d = _operand(moved, DTYPE, PRECISION)
     return d, q
 
 
@@ -246,12 +261,15 @@ def _small_products(
     PAD: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """Dz = E q + W d + e of one layer; ordinals WEIGHT and BIAS are -1 where these stay."""
-    weights, last_weight, _, _, _, _, key0, key1 = network
+    weights, last_weight, _, _, _, _, key0, key1, my_row = network
     unit = tl.arange(0, BH)
     dz = tl.zeros((BH, q.shape[1]), tl.float32)
     if WEIGHT >= 0:
         ordinal = tl.full((), WEIGHT, tl.int64)
-        e = _noise_tile(0, 0, WIDTH, ordinal, row, key0, key1, SOURCE, DTYPE, PTX, BH, q.shape[0])
+        # A zero that the compiler does not know: Philox's first rounds are the same in layers of one shape, and kept
+        # for all of them they would spill.
+        h0 = (tl.load(my_row, volatile=True) - row).to(tl.int32)
+        e = _noise_tile(h0, 0, WIDTH, ordinal, row, key0, key1, SOURCE, DTYPE, PTX, BH, q.shape[0])
         dz = tl.dot(e, q, dz, input_precision=PRECISION)
     if LAYER > 0:
         w = last_weight.load([0, 0]) if LAST else weights.load([LAYER * PAD, 0])
@@ -277,7 +295,7 @@ def small_mlp(
 
     Tiles are BK inputs, PAD hidden units, BC outputs; there is no activation behind the last layer. States and hidden
     activations are [layer, PAD, inputs], the weights [layer, PAD, PAD], zero where padded. The halves of a pair are the
-    halves of the columns.
+    halves of the columns. ``parameters`` are the activations' own, two a layer.
     """
     LAYERS: tl.constexpr = len(WIDTHS) - 1
     BI: tl.constexpr = BN if PAIRS == "none" else BN // 2
@@ -287,16 +305,17 @@ def small_mlp(
     n, sign = n0 + column % BI, (1 - 2 * (column // BI)).to(tl.float32)[None, :]
     row, s = tl.load(rows + m), tl.load(scales + m)
     keep = (k < WIDTHS[0])[:, None] & (n < num_inputs)[None, :]
-    q = (sign * tl.load(inputs + k[:, None] * num_inputs + n[None, :], mask=keep, other=0.0)).to(DTYPE)
+    q = sign * tl.load(inputs + k[:, None] * num_inputs + n[None, :], mask=keep, other=0.0)
+    q = _operand(q, DTYPE, PRECISION)
     d = q
-    network = (weights, last_weight, states_a, states_b, hidden, parameters, key0, key1)
+    network = (weights, last_weight, states_a, states_b, hidden, parameters, key0, key1, rows + m)
     for layer in tl.static_range(LAYERS - 1):
         dz = _small_products(
             q, d, sign, row, network, layer, SOURCE, WIDTHS[layer], ORDINALS[2 * layer], ORDINALS[2 * layer + 1],
             False, PRECISION, DTYPE, PTX, PAD, PAD,
         )  # fmt: skip
         d, q = _small_finish(
-            dz, 0, n0, s, network, layer, WIDTHS[layer + 1], ACTIVATIONS[layer], DTYPE, PTX, PAD, BI, BP
+            dz, 0, n0, s, network, layer, WIDTHS[layer + 1], ACTIVATIONS[layer], PRECISION, DTYPE, PTX, PAD, BI, BP
         )
     out_d = _small_products(
         q, d, sign, row, network, LAYERS - 1, SOURCE, WIDTHS[LAYERS - 1], ORDINALS[2 * LAYERS - 2],

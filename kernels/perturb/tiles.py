@@ -78,7 +78,7 @@ _LARGE = {
 _FUSED = {
     ("sm_90", "bf16", "gaussian"): Fused(128, 64, 32, 8),
     ("sm_90", "bf16", "rademacher"): Fused(128, 64, 32, 8),
-    ("sm_90", "tf32", "gaussian"): Fused(128, 32, 16, 8),
+    ("sm_90", "tf32", "gaussian"): Fused(64, 32, 16, 8),
     ("sm_90", "tf32", "rademacher"): Fused(128, 32, 16, 8),
     ("sm_90", "fp32", "gaussian"): Fused(64, 32, 16, 4),
     ("sm_90", "fp32", "rademacher"): Fused(64, 32, 16, 4),
@@ -143,12 +143,14 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     smaller_n = power_of_two(columns, min(64, block_n), block_n)
     if smaller_h * smaller_n < 128 * 128 and family_of(arch) not in ("sm_80", "sm_100"):
         warps = min(warps, 4)
-    if block_k == 128 and smaller_h * smaller_n == block_h * block_n:
+    block_k = power_of_two(width, 32, block_k)
+    if block_k == 128 and smaller_n == 256:
+        # A stage of q alone is 64 KB, whatever the height.
         stages = 2
     return Tiles(
         smaller_h,
         smaller_n,
-        power_of_two(width, 32, block_k),
+        block_k,
         warps,
         stages,
         max(1, smaller_h * smaller_n // (warps * 32) // 16),
@@ -201,7 +203,7 @@ def staged_pays(source: str, precision: str, columns: int, first: bool, arch: st
     """
     if source != "gaussian" or precision != "bf16" or family_of(arch) == "gfx942":
         return False
-    multiply_adds_a_clock = {"sm_80": 1024, "sm_100": 4096}.get(arch, 2048)
+    multiply_adds_a_clock = {"sm_80": 1024, "sm_100": 4096}.get(family_of(arch), 2048)
     numbers, products = 128 * 64, 1 if first else 2
     make = numbers * _INSTRUCTIONS[source] / 128
     multiply = products * 128 * 256 * 64 / multiply_adds_a_clock
@@ -211,10 +213,10 @@ def staged_pays(source: str, precision: str, columns: int, first: bool, arch: st
 
 
 def input_precision(precision: str, arch: str) -> str:
-    """What Triton calls the precision of a product of float32."""
-    if precision == "fp32":
-        return "tf32x3" if arch.startswith("sm_") else "ieee"
-    return "tf32"
+    """What Triton calls the precision of a product; the operands of ``"tf32"`` were rounded to it where written."""
+    if precision == "tf32":
+        return "tf32"
+    return "tf32x3" if precision == "fp32" and arch.startswith("sm_") else "ieee"
 
 
 def choose_path(source: str, precision: str, width: int, columns: int, first: bool, arch: str) -> str:

@@ -55,11 +55,12 @@ def _words() -> Case:
 
 
 def _squares(arch: str) -> Iterator[Case]:
-    for vector, padded in ((False, False), (False, True), (True, True)):
+    for vector, padded, wide in ((False, False, False), (False, True, False), (True, True, False), (False, True, True)):
         yield Case(
-            f"sum_squares {'vector' if vector else 'matrix'}{' padded' if padded else ''}",
+            f"sum_squares {'vector' if vector else 'matrix'}{' padded' if padded else ''}{' wide' if wide else ''}",
             kernel.sum_squares,
             {"out": "*fp32", **_STREAM, "blocks": "i32", "blocks_a_row": "i32", "width": "i32", "splits": "i32"},
-            {"VECTOR": vector, "PADDED": padded, "PTX": arch.startswith("sm_"), "BLOCK": launch.SQUARES_BLOCK},
+            {"VECTOR": vector, "PADDED": padded, "PTX": arch.startswith("sm_"), "WIDE": wide}
+            | {"BLOCK": launch.SQUARES_BLOCK},
             loops=(Work(normals=4 * launch.SQUARES_BLOCK),),
         )

@@ -174,24 +174,27 @@ def write_noise(
 ):  # fmt: skip
     """Unit displacements of rows [start, start + height) of a matrix: ``out`` [M, height, columns], a tile a program.
 
-    Columns beyond the width get noise that is nobody's: where rows are padded, stores stay wide.
+    Columns beyond the width get noise that is nobody's: where rows are padded, stores stay wide. A row of -1 is left
+    as it is.
     """
     tiles_h, tiles_k = tl.cdiv(height, BH), tl.cdiv(columns, BK)
     tile, m = tl.program_id(0) % (tiles_h * tiles_k), tl.program_id(0) // (tiles_h * tiles_k)
     h0, k0 = tile // tiles_k * BH, tile % tiles_k * BK
     row = tl.load(rows + m)
-    h = h0 + tl.arange(0, BH)
-    first = start + h0
-    if WIDE:
-        first = first.to(tl.int64)
-    k = k0 + tl.arange(0, BK)
-    if SIGNS:
-        packed = sign_words(first, k0, width, ordinal, row, key0, key1, BH, BK // 32, PURPOSE)
-        noise = unpack_signs(packed, DTYPE)
-    else:
-        noise = gaussian_tile(first + tl.arange(0, BH), k0, width, ordinal, row, key0, key1, BK, PURPOSE, DTYPE, PTX)
-    at = out + m.to(tl.int64) * stride_m + h.to(tl.int64)[:, None] * stride_h + k[None, :]
-    tl.store(at, noise, mask=(h < height)[:, None] & (k < columns)[None, :])
+    if row >= 0:
+        h = h0 + tl.arange(0, BH)
+        first = start + h0
+        if WIDE:
+            first = first.to(tl.int64)
+        k = k0 + tl.arange(0, BK)
+        if SIGNS:
+            packed = sign_words(first, k0, width, ordinal, row, key0, key1, BH, BK // 32, PURPOSE)
+            noise = unpack_signs(packed, DTYPE)
+        else:
+            lines = first + tl.arange(0, BH)
+            noise = gaussian_tile(lines, k0, width, ordinal, row, key0, key1, BK, PURPOSE, DTYPE, PTX)
+        at = out + m.to(tl.int64) * stride_m + h.to(tl.int64)[:, None] * stride_h + k[None, :]
+        tl.store(at, noise, mask=(h < height)[:, None] & (k < columns)[None, :])
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
@@ -233,13 +236,16 @@ def _squares(pair, column, width, valid, PADDED: tl.constexpr):
 @triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
 def sum_squares(
     out, rows, key0, key1, ordinal, blocks, blocks_a_row, width, splits, VECTOR: tl.constexpr, PADDED: tl.constexpr,
-    PTX: tl.constexpr, BLOCK: tl.constexpr,
+    PTX: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Partial squared norms of normals: ``out`` [M, splits], float32; a program sums every splits-th tile of blocks."""
     split, m = tl.program_id(0) % splits, tl.program_id(0) // splits
     row = tl.load(rows + m)
     total = tl.zeros((BLOCK,), tl.float32)
-    for first in range(split * BLOCK, blocks, splits * BLOCK):
+    start, stride = split * BLOCK, splits * BLOCK
+    if WIDE:
+        start, stride = split.to(tl.int64) * BLOCK, splits.to(tl.int64) * BLOCK
+    for first in range(start, blocks, stride):
         block = first + tl.arange(0, BLOCK)
         w0, w1, w2, w3 = words(block, ordinal, row, key0, key1, DISPLACEMENT)
         column, step = block * 4, 2

@@ -1,14 +1,14 @@
 """The random stream on a GPU: shapes to grids. Operands of the kernels of other ops are made here too."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from nntk.kernels.philox import kernel
+from nntk.kernels.philox import kernel, reference
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.reference import (
     BASE,
@@ -30,6 +30,10 @@ NORMALS_TILE = (64, 64)
 """Rows and columns of normals that one program of four warps writes: eight blocks of words a thread."""
 SIGNS_TILE = (64, 128)
 """Of signs: a block of words for every other thread; with one for each, stores of float32 spill."""
+_SLAB_BYTES = 64 * 2**20
+"""Noise of all rows that ``generate`` holds at once; four lines of each weight at least."""
+_WIDE_BLOCKS = 2**30
+"""Blocks that a loop in 32 bits counts without running over, its last step included."""
 VECTOR_BLOCK = 256
 WORDS_BLOCK = 128
 SQUARES_BLOCK = 1024
@@ -112,18 +116,27 @@ def signs_of(packed: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     return (1 - 2 * (bits & 1)).flatten(1)[:, :length].to(dtype)
 
 
-def flipout_bases(bases: int, ordinal: int, height: int, width: int, key: Key, dtype: torch.dtype,
-                  device: torch.device) -> Tensor:  # fmt: skip
-    """The bases of flipout, [bases, height, padded(width)]; what stands in the padding is nobody's."""
-    out = torch.empty(bases, height, padded(width), dtype=dtype, device=device)
-    write_matrix(out, torch.arange(bases, device=device), ordinal, width, key, True, BASE)
+def flipout_bases(numbers: Tensor, ordinal: int, height: int, width: int, key: Key, dtype: torch.dtype) -> Tensor:
+    """Bases of flipout by number, [bases, height, padded(width)]: -1 leaves a place empty, padding is nobody's."""
+    out = torch.empty(len(numbers), height, padded(width), dtype=dtype, device=numbers.device)
+    write_matrix(out, numbers, ordinal, width, key, True, BASE)
     return out
 
 
 def lowrank_factors(
-    rows: Tensor, rank: int, ordinal: int, height: int, width: int, key: Key, dtype: torch.dtype, rows_a_factor: int
+    rows: Tensor,
+    rank: int,
+    ordinal: int,
+    height: int,
+    width: int,
+    key: Key,
+    dtype: torch.dtype,
+    rows_a_factor: int,
+    slab_bytes: int = _SLAB_BYTES,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The factors of low rank as operands: zero beyond their rank, and rows padded.
+
+    The scales' sums are in float64, of copies of so many rows at a time that they take ``slab_bytes``.
 
     Returns:
         Left factors [M, rows_a_factor, padded(height)], right ones [M, rows_a_factor, padded(width)], and the scales
@@ -135,7 +148,36 @@ def lowrank_factors(
         write_matrix(factor[:, :rank], rows, ordinal, length, key, False, purpose)
         made.append(factor)
     left, right = made
-    return left, right, lowrank_scale(left[:, :rank, :height].double(), right[:, :rank, :width].double())
+    at_once = max(1, slab_bytes // (8 * rank * (height + width)))
+    pieces = zip(left.split(at_once), right.split(at_once), strict=True)
+    scales = [lowrank_scale(a[:, :rank, :height].double(), b[:, :rank, :width].double()) for a, b in pieces]
+    return left, right, torch.cat(scales)
+
+
+def generate(
+    directions: str, rows: Tensor, parameters: Sequence[Tensor], ordinals: Sequence[int], key: Key
+) -> Iterator[tuple[int, Tensor]]:
+    """Unit displacements of several parameters in float32, slab by slab; see ``reference.generate``.
+
+    Yields:
+        The ordinal and the slab, [M, slices, width] or [M, length], of each in order.
+    """
+    family, shapes = parse(directions), {o: tuple(p.shape) for o, p in zip(ordinals, parameters, strict=True)}
+    if family.name not in ("gaussian", "rademacher"):
+        yield from reference.generate(directions, rows, shapes, key, torch.float32, 4 * reference.TILE)
+        return
+    signs, numbers = family.name == "rademacher", _SLAB_BYTES // 4 // max(1, len(rows))
+    for ordinal, shape in shapes.items():
+        if len(shape) < 2:
+            noise = torch.empty(len(rows), math.prod(shape), device=rows.device)
+            write_vector(noise, rows, ordinal, math.prod(shape), key, signs)
+            yield ordinal, noise
+            continue
+        width = math.prod(shape[1:])
+        for slab in reference.slabs_of(ordinal, shape, numbers):
+            noise = torch.empty(len(rows), slab.stop - slab.start, width, device=rows.device)
+            write_matrix(noise, rows, ordinal, width, key, signs, DISPLACEMENT, slab.start)
+            yield ordinal, noise
 
 
 def unit_displacements(
@@ -157,12 +199,15 @@ def unit_displacements(
         return vector.view(len(rows), *size).to(dtype)
     height, width = size[0], math.prod(size[1:])
     if family.name == "flipout":
-        base = flipout_bases(family.count, ordinal, height, width, key, made_as, rows.device)[..., :width]
+        # Each base once, or for each row its own, whichever are fewer.
+        base, shared = rows % family.count, len(rows) > family.count
+        numbers = torch.arange(family.count, device=rows.device) if shared else base
+        made = flipout_bases(numbers, ordinal, height, width, key, made_as)[..., :width]
         r, s = (
             signs_of(packed_signs(rows, ordinal, length, key, purpose), length, made_as)
             for length, purpose in ((height, OUTPUT_SIGNS), (width, INPUT_SIGNS))
         )
-        out = base[rows % family.count] * r[:, :, None] * s[:, None, :]
+        out = (made[base] if shared else made) * r[:, :, None] * s[:, None, :]
     elif family.name == "lowrank":
         left, right, scale = lowrank_factors(
             rows, family.count, ordinal, height, width, key, torch.float32, family.count
@@ -202,6 +247,6 @@ def _sum_squares(rows: Tensor, ordinal: int, shape: tuple[int, ...], key: Key) -
     for some, part in zip(*_pieces(rows, out, splits), strict=True):
         kernel.sum_squares[(len(some) * splits,)](
             part, some, *keys(key), signed(ordinal), blocks, blocks_a_row, width, splits, vector,
-            bool(width % (4 if vector else 16)), target_of(rows.device).ptx, SQUARES_BLOCK,
+            bool(width % (4 if vector else 16)), target_of(rows.device).ptx, blocks > _WIDE_BLOCKS, SQUARES_BLOCK,
         )  # fmt: skip
     return out.double().sum(1)

@@ -17,9 +17,9 @@ from nntk.kernels.philox.directions import parse
 STREAM_VERSION = 1
 """Changes whenever the same seed would give other displacements; stored in every result."""
 
-DISPLACEMENT, BASE, INPUT_SIGNS, OUTPUT_SIGNS, LEFT, RIGHT = range(6)
-"""Purposes of words: the displacement itself; flipout's bases and its signs; lowrank's two factors. Streams of the same
-seed and of different purposes are independent."""
+DISPLACEMENT, BASE, INPUT_SIGNS, OUTPUT_SIGNS, LEFT, RIGHT, RADIUS, PROJECTION = range(8)
+"""Purposes of words: the displacement itself; flipout's bases and its signs; lowrank's two factors; the radii of fixed
+kernels; projections for attention. Streams of the same seed and of different purposes are independent."""
 
 TILE = 1 << 19
 """Numbers made at once: their integer words and the numbers themselves then stay in a core's caches."""

@@ -1,0 +1,296 @@
+"""Layer by layer: the buffers between launches, and the noise that each layer step reads."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from nntk.kernels.perturb import kernel, tiles
+from nntk.kernels.perturb.operands import Call, Unmoved, as_operand, described, parameters
+from nntk.kernels.philox import launch as philox
+from nntk.kernels.philox.reference import DISPLACEMENT, INPUT_SIGNS, OUTPUT_SIGNS
+
+LEAST_RANK = 16
+"""Low rank is padded to what a product sums over at least."""
+
+
+def padded_rank(rank: int) -> int:
+    """Rows of a factor in memory."""
+    return tiles.power_of_two(rank, LEAST_RANK, 64)
+
+
+@dataclass(frozen=True)
+class _Bases:
+    """The bases of flipout that a chunk needs, its rows being sorted by base.
+
+    Which they are stays on the device, so nobody waits for it: there are as many slots as there may be bases, and those
+    left over stay empty.
+    """
+
+    numbers: Tensor
+    """Base of each slot, int64, -1 where it is empty."""
+    counts: Tensor
+    """Rows of each slot."""
+
+    @classmethod
+    def of(cls, rows: Tensor, bases: int) -> "_Bases":
+        """The bases of some rows, each once."""
+        base = rows % bases
+        starts = torch.ones_like(base)
+        starts[1:] = base[1:] != base[:-1]
+        slot, slots = starts.cumsum(0) - 1, min(bases, len(rows))
+        numbers = torch.full((slots,), -1, dtype=torch.int64, device=rows.device).scatter_(0, slot, base)
+        counts = torch.zeros_like(numbers).scatter_add_(0, slot, torch.ones_like(slot))
+        return cls(numbers, counts)
+
+    def column_tiles(self, num_rows: int, columns: int, block: int) -> "_Groups":
+        """Tiles of ``block`` columns that share a base, of ``columns`` a row; the last may have none."""
+        counts, slots = self.counts * columns, len(self.counts)
+        tiles_of = (counts + block - 1) // block
+        ends, tile_ends = counts.cumsum(0), tiles_of.cumsum(0)
+        tile = torch.arange(num_rows * columns // block + slots, device=counts.device)
+        slot = torch.searchsorted(tile_ends, tile, right=True)
+        beyond, slot = slot == slots, slot.clamp(max=slots - 1)
+        first = (ends - counts)[slot] + (tile - (tile_ends - tiles_of)[slot]) * block
+        stop = torch.where(beyond, 0, ends[slot])
+        return _Groups(len(tile), first.int(), stop.int(), slot.int())
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Tiles of columns that share their noise. Without tensors: each displacement's columns, in order."""
+
+    tiles: int
+    starts: Tensor | None = None
+    """First column of each tile, int32."""
+    stops: Tensor | None = None
+    """End of the tile's group."""
+    slots: Tensor | None = None
+    """Where its base stands."""
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Noise that the layer step reads: slabs or bases [groups, H, K], or left factors [M, rank, H]."""
+
+    operand: TensorDescriptor | None = None
+    factors: TensorDescriptor | None = None
+    """With low rank the columns' products with the right factors, [columns, rank]."""
+    signs: Tensor | None = None
+    """With flipout the packed signs r_m, [M, words]."""
+    rank: int = LEAST_RANK
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some inputs and some displacements."""
+
+    call: Call
+    unmoved: Unmoved
+    rows: Tensor
+    scales: Tensor
+    bases: _Bases | None
+    """With flipout."""
+
+    def signs(self, number: int, purpose: int) -> Tensor | None:
+        """Packed signs r_m or s_m of a layer's weight, [M, words]; None where there are none."""
+        layers = self.call.layers
+        if number == len(layers) or self.call.source(layers[number]) != "flipout":
+            return None
+        ordinal = layers[number].weight_ordinal
+        assert ordinal is not None, "the weight moves"
+        length = layers[number].weight.shape[0 if purpose == OUTPUT_SIGNS else 1]
+        return philox.packed_signs(self.rows, ordinal, length, self.call.key, purpose)
+
+    def first_operand(self) -> Tensor:
+        """The inputs, [N, K], with flipout under every displacement's signs, [M, N, K]."""
+        h = as_operand(self.unmoved.inputs, self.call.precision, self.call.target)
+        signs = self.signs(0, INPUT_SIGNS)
+        return h if signs is None else philox.signs_of(signs, h.shape[1], h.dtype)[:, None, :] * h
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """What one layer reads of the one before: its differences d, and q = +-(h + s d), [M, halves, N, padded(K)]."""
+
+    q: Tensor
+    d: Tensor | None
+    """None at layer 0, where q is h for all displacements, or with flipout the inputs with their signs, [M, N, K]."""
+
+
+def evaluate_layers(call: Call, unmoved: Unmoved, rows: Tensor, scales: Tensor) -> Tensor:
+    """Layer by layer; rows of flipout sorted by base. Returns [M, N, C] or [2, M, N, C], a view of a buffer."""
+    bases = _Bases.of(rows, call.directions.count) if call.directions.name == "flipout" else None
+    chunk = _Chunk(call, unmoved, rows, scales, bases)
+    operands = _Operands(chunk.first_operand(), None)
+    for number in range(len(call.layers)):
+        operands = _Step(chunk, number, operands).launch()
+    assert operands.d is not None, "there is a last layer"
+    last = operands.d[..., : call.widths[-1]]
+    if call.pairs == "both":
+        return last.transpose(0, 1)
+    return last[:, 0] if call.pairs == "none" else last[:, 0].sub_(last[:, 1]).mul_(0.5)
+
+
+class _Step:
+    """One layer of one chunk: its buffers, its noise, its launch."""
+
+    def __init__(self, chunk: _Chunk, number: int, operands: _Operands) -> None:
+        self.chunk, self.call, self.rows, self.operands = chunk, chunk.call, chunk.rows, operands
+        self.number, self.layer, self.first = number, self.call.layers[number], operands.d is None
+        self.height, self.width = self.layer.weight.shape
+        self.num_inputs = len(chunk.unmoved.inputs)
+        self.columns = self.num_inputs * (1 if self.first else self.call.halves)
+        """Columns of one displacement."""
+        self.source = self.call.source(self.layer)
+        self.last = number + 1 == len(self.call.layers)
+
+    def launch(self) -> _Operands:
+        """Evaluate the layer; what the next one reads."""
+        shape = (len(self.rows), self.call.halves, self.num_inputs, philox.padded(self.height))
+        d = torch.empty(shape, dtype=torch.float32 if self.last else self.call.dtype, device=self.rows.device)
+        q = d if self.last else torch.empty_like(d)
+        bias = self._bias_noise()
+        path = self._path()
+        if path == "staged":
+            self._staged(d, q, bias)
+        elif path == "stationary":
+            self._stationary(d, q, bias)
+        else:
+            self._in_registers(d, q, bias, slice(0, len(self.rows)), None)
+        return _Operands(q, d)
+
+    def _path(self) -> str:
+        arch, forced = self.call.target.arch, self.call.path
+        if self.source not in tiles.GENERATED or forced == "step":
+            return "step"
+        held = tiles.stationary_tiles(self.source, self.call.precision, self.width, arch)
+        if forced == "stationary" and held is not None and self.width <= tiles.STATIONARY_WIDTH:
+            return "stationary"
+        if forced is not None:
+            return "staged" if forced == "staged" else "step"
+        return tiles.choose_path(self.source, self.call.precision, self.width, self.columns, self.first, arch)
+
+    def _bias_noise(self) -> Tensor | None:
+        ordinal = self.layer.bias_ordinal
+        if ordinal is None:
+            return None
+        noise = torch.zeros(len(self.rows), philox.padded(self.height), device=self.rows.device)
+        signs = self.call.directions.name != "gaussian"
+        philox.write_vector(noise, self.rows, ordinal, self.height, self.call.key, signs)
+        return noise
+
+    def _epilogue(self, bias: Tensor | None, some: slice) -> tuple[object, ...]:
+        """Arguments of the epilogue up to the next layer's signs."""
+        state = self.chunk.unmoved.states[self.number]
+        hidden = None if self.last else self.chunk.unmoved.hidden[self.number]
+        noise = None if bias is None else bias[some]
+        return (noise, state[0], state[-1], hidden, self.chunk.scales[some], *parameters([self.layer]))
+
+    def _weight(self, cut: tiles.Tiles) -> TensorDescriptor | None:
+        if self.first:
+            return None
+        return described(self.call.weights[self.number - 1], self.width, (cut.block_h, cut.block_k))
+
+    def _key_arguments(self) -> tuple[int, int, int]:
+        return (*philox.keys(self.call.key), philox.signed(self.layer.weight_ordinal or 0))
+
+    def _stationary(self, d: Tensor, q: Tensor, bias: Tensor | None) -> None:
+        call, operands = self.call, self.operands
+        cut = tiles.stationary_tiles(self.source, call.precision, self.width, call.target.arch)
+        assert cut is not None, "the path was chosen"
+        everyone = slice(None)
+        kernel.stationary_step[(triton.cdiv(self.height, cut.block_h) * len(self.rows),)](
+            self._inputs(operands.q, cut, everyone),
+            None if operands.d is None else self._inputs(operands.d, cut, everyone),
+            self._weight(cut), self.rows, *self._key_arguments(), self.width, self.height, self.num_inputs,
+            self.columns, *self._epilogue(bias, everyone), d, None if self.last else q, d.shape[-1],
+            self.source, self.first, call.halves, self.layer.activation.name, call.input_precision,
+            call.element, call.target.ptx, cut.parts, cut.block_h, cut.block_n, cut.block_k,
+            num_warps=cut.num_warps, num_stages=cut.num_stages,
+        )  # fmt: skip
+
+    def _staged(self, d: Tensor, q: Tensor, bias: Tensor | None) -> None:
+        """Noise of a slab of displacements into memory, small enough for the cache, then their products."""
+        ordinal, stride, call = self.layer.weight_ordinal, philox.padded(self.width), self.call
+        assert ordinal is not None, "the weight moves"
+        most = min(tiles.STAGED_BYTES, call.slab_bytes)
+        at_once = max(1, most // (self.height * stride * call.dtype.itemsize))
+        for start in range(0, len(self.rows), at_once):
+            some = slice(start, min(start + at_once, len(self.rows)))
+            noise = d.new_empty(some.stop - start, self.height, stride, dtype=call.dtype)
+            signs = self.source == "rademacher"
+            philox.write_matrix(noise, self.rows[some], ordinal, self.width, call.key, signs, DISPLACEMENT)
+            self._in_registers(d, q, bias, some, noise)
+
+    def _in_registers(self, d: Tensor, q: Tensor, bias: Tensor | None, some: slice, staged: Tensor | None) -> None:
+        """The layer step of some displacements, whose noise is made in it, or was written to memory before."""
+        call, count = self.call, some.stop - some.start
+        source = self.source if staged is None else "staged"
+        columns = self.columns * (count if source == "flipout" else 1)
+        cut = tiles.step_tiles(source, call.precision, self.width, self.height, columns, call.target.arch)
+        groups, noise = self._column_groups(cut, count), self._noise(cut, staged)
+        following = self.chunk.signs(self.number + 1, INPUT_SIGNS)
+        kernel.layer_step[(triton.cdiv(self.height, cut.block_h) * groups.tiles,)](
+            None if source in ("none", "lowrank") else self._inputs(self.operands.q, cut, some),
+            None if self.operands.d is None else self._inputs(self.operands.d, cut, some),
+            self._weight(cut), noise.operand, noise.factors,
+            self.rows[some], *self._key_arguments(), self.width, self.height, self.num_inputs, self.columns,
+            groups.starts, groups.stops, groups.slots, *_words(noise.signs),
+            *self._epilogue(bias, some), *_words(following), d[some], None if self.last else q[some], d.shape[-1],
+            source, self.first, call.halves, self.layer.activation.name, call.input_precision, call.element,
+            call.target.ptx, philox.is_wide(self.height, self.width), cut.parts,
+            cut.block_h, cut.block_n, cut.block_k, noise.rank,
+            num_warps=cut.num_warps, num_stages=cut.num_stages,
+        )  # fmt: skip
+
+    def _inputs(self, operand: Tensor, cut: tiles.Tiles, some: slice) -> TensorDescriptor:
+        """A descriptor of q or d of some displacements; the inputs themselves, [N, K], serve all."""
+        part = operand if operand.dim() == 2 else operand[some]
+        return described(part, self.width, (cut.block_n, cut.block_k))
+
+    def _column_groups(self, cut: tiles.Tiles, count: int) -> _Groups:
+        if self.source == "flipout":
+            assert self.chunk.bases is not None, "the chunk was sorted by base"
+            return self.chunk.bases.column_tiles(count, self.columns, cut.block_n)
+        return _Groups(count * triton.cdiv(self.columns, cut.block_n))
+
+    def _noise(self, cut: tiles.Tiles, staged: Tensor | None) -> _Noise:
+        """What the layer step reads of the noise; nothing where it makes it."""
+        block = (cut.block_h, cut.block_k)
+        if staged is not None:
+            return _Noise(described(staged, self.width, block))
+        if self.source == "flipout":
+            return _Noise(
+                described(self._bases(), self.width, block), signs=self.chunk.signs(self.number, OUTPUT_SIGNS)
+            )
+        return self._lowrank(cut) if self.source == "lowrank" else _Noise()
+
+    def _bases(self) -> Tensor:
+        """Flipout's bases, [slots, H, padded(K)]."""
+        call, ordinal = self.call, self.layer.weight_ordinal
+        assert ordinal is not None and self.chunk.bases is not None, "the weight moves, by bases"
+        return philox.flipout_bases(self.chunk.bases.numbers, ordinal, self.height, self.width, call.key, call.dtype)
+
+    def _lowrank(self, cut: tiles.Tiles) -> _Noise:
+        """The left factors, and the columns' products with the right ones."""
+        call, ordinal, rank = self.call, self.layer.weight_ordinal, padded_rank(self.call.directions.count)
+        assert ordinal is not None, "the weight moves"
+        left, right, scale = philox.lowrank_factors(
+            self.rows, call.directions.count, ordinal, self.height, self.width, call.key, call.dtype, rank,
+            call.slab_bytes,
+        )  # fmt: skip
+        products = torch.empty(len(self.rows) * self.columns, rank, dtype=call.dtype, device=self.rows.device)
+        kernel.project[(len(self.rows) * triton.cdiv(self.columns, cut.block_n),)](
+            self._inputs(self.operands.q, cut, slice(0, len(self.rows))),
+            described(right, self.width, (rank, cut.block_k)), scale.float(), products, self.width, self.columns,
+            self.first, call.input_precision, cut.block_n, cut.block_k, rank, num_warps=4, num_stages=cut.num_stages,
+        )  # fmt: skip
+        factors = described(products, rank, (cut.block_n, rank))
+        return _Noise(described(left, self.height, (rank, cut.block_h)), factors, rank=rank)
+
+
+def _words(packed: Tensor | None) -> tuple[Tensor | None, int]:
+    return packed, 0 if packed is None else packed.shape[1]

@@ -1,0 +1,125 @@
+"""What the kernels of one evaluation read: the settings that its chunks share, and their operands in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from nntk.kernels.mlp import Layer, unperturbed
+from nntk.kernels.perturb import tiles
+from nntk.kernels.perturb.activations import encode
+from nntk.kernels.perturb.reference import ROUNDINGS
+from nntk.kernels.philox import launch as philox
+from nntk.kernels.philox.directions import Directions
+from nntk.kernels.target import Target
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all chunks of one call share."""
+
+    layers: Sequence[Layer]
+    weights: list[Tensor]
+    """Weights of the layers behind the first as operands of the products, [H, padded(K)]; made once for all chunks."""
+    directions: Directions
+    key: philox.Key
+    pairs: str
+    precision: str
+    target: Target
+    path: str | None
+    """Forces one of ``tiles.PATHS`` wherever it applies; None leaves the choice to the cost model."""
+    slab_bytes: int
+    """What noise may take that is made piece by piece."""
+
+    @property
+    def halves(self) -> int:
+        """Evaluations of a displacement."""
+        return 1 if self.pairs == "none" else 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the products' operands."""
+        return operand_dtype(self.precision, self.target)
+
+    @property
+    def element(self) -> tl.dtype:
+        """The same for Triton."""
+        return philox.triton_type(self.dtype)
+
+    @property
+    def input_precision(self) -> str:
+        """What Triton calls the precision of a product."""
+        return tiles.input_precision(self.precision, self.target.arch)
+
+    @property
+    def widths(self) -> list[int]:
+        """Widths of the network, inputs and outputs included."""
+        return [self.layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in self.layers)]
+
+    def source(self, layer: Layer) -> str:
+        """Family of a layer's noise, ``"none"`` where its weight stays."""
+        return "none" if layer.weight_ordinal is None else self.directions.name
+
+    def fused(self) -> tiles.Fused | None:
+        """Tiles of the fused path where it is taken."""
+        if self.directions.name not in tiles.GENERATED or self.path not in (None, "fused"):
+            return None
+        names = [layer.activation.name for layer in self.layers]
+        return tiles.fused_tiles(self.directions.name, self.precision, self.widths, names, self.target.arch)
+
+
+@dataclass(frozen=True)
+class Unmoved:
+    """The unperturbed pass of a chunk of inputs, made in float64 and rounded once; rows padded to 16 units."""
+
+    inputs: Tensor
+    """[N, padded(K)], float32."""
+    states: list[tuple[Tensor, ...]]
+    """What each activation keeps of z, [N, padded(H)] each, float32."""
+    hidden: list[Tensor]
+    """Inputs of the next layer, [N, padded(H)], float32; none behind the last."""
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], x: Tensor) -> "Unmoved":
+        """The pass of some inputs."""
+        passed, _ = unperturbed(layers, x)
+        states = [layer.activation.state(z, torch.float32) for layer, (_, z) in zip(layers, passed, strict=True)]
+        rows = [pad(h, torch.float32) for h, _ in passed]
+        return cls(rows[0], [tuple(pad(part, torch.float32) for part in state) for state in states], rows[1:])
+
+
+def operand_dtype(precision: str, target: Target) -> torch.dtype:
+    """Dtype of the products' operands."""
+    if precision != "bf16":
+        return torch.float32
+    # The interpreter has no bfloat16: float16 stands for it there.
+    return torch.bfloat16 if target.arch != "interpreter" else torch.float16
+
+
+def as_operand(matrix: Tensor, precision: str, target: Target) -> Tensor:
+    """Float32 numbers as an operand of a product, rounded to its precision."""
+    # Tensor cores drop what float32 has beyond TF32; the conversion to bfloat16 rounds by itself.
+    rounded = ROUNDINGS[precision](matrix) if precision == "tf32" else matrix
+    return rounded.to(operand_dtype(precision, target))
+
+
+def pad(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy, in ``dtype`` if given, with rows padded by zeros, as descriptors and wide stores want."""
+    shape = matrix.shape[0], philox.padded(matrix.shape[1])
+    out = torch.zeros(shape, dtype=dtype or matrix.dtype, device=matrix.device)
+    out[:, : matrix.shape[1]] = matrix
+    return out
+
+
+def described(rows: Tensor, width: int, block: tuple[int, int]) -> TensorDescriptor:
+    """A descriptor of a matrix [lines, >= width]; what it reads beyond is zero."""
+    flat = rows.view(-1, rows.shape[-1])
+    return TensorDescriptor(flat, [flat.shape[0], width], [flat.stride(0), 1], list(block))
+
+
+def parameters(layers: Sequence[Layer]) -> tuple[float, ...]:
+    """The activations' own parameters, two a layer; numbers, so that nothing is copied to the device."""
+    return tuple(encode([layer.activation for layer in layers])[1])

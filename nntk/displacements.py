@@ -1,0 +1,120 @@
+"""Which displacements there are, and what they weigh before any input is seen."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nntk.attention import Attention
+from nntk.kernels.fixed_weights import (
+    FixedKernel,
+    effective_samples,
+    log_weights,
+    normalise,
+    radial_weights,
+    radii,
+    squared_norms,
+    warn_if_few,
+)
+from nntk.models import Mlp
+
+_REMEDIES = {
+    "kernel": "Draw from the kernel itself (proposal=None), or from a proposal nearer to it.",
+    "attention": "Raise the attention's temperature, or take more samples.",
+}
+
+
+@dataclass(frozen=True)
+class Displacements:
+    r"""The displacements :math:`\delta_m = s_m E_m` of one model: scales and weights, for all m.
+
+    Attributes:
+        mlp: The model.
+        weights: A fixed kernel, or attention with one.
+        gamma: Length scale of kernels without one of their own.
+        samples: Number M of displacements.
+        seed: Seed of the stream.
+        directions: Family of the unit displacements E.
+        antithetic: Whether each comes with its mirror image.
+    """
+
+    mlp: Mlp
+    weights: FixedKernel | Attention
+    gamma: float
+    samples: int
+    seed: int
+    directions: str
+    antithetic: bool
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Their numbers in the stream, [M]."""
+        return torch.arange(self.samples, device=self.mlp.device)
+
+    @property
+    def law(self) -> FixedKernel:
+        """The fixed kernel of the lengths."""
+        return self.weights.kernel if isinstance(self.weights, Attention) else self.weights
+
+    @cached_property
+    def unit_squared_norms(self) -> Tensor:
+        """Squared norms :math:`|E_m|^2`, [M], float64."""
+        return squared_norms(self.mlp.displaced, self.rows, self.seed, self.directions)
+
+    @cached_property
+    def scales(self) -> Tensor:
+        r"""Scales s, [M], in the model's dtype: :math:`R_m / |E_m|`, so that lengths follow the law's.
+
+        A gaussian unit displacement of gaussian length is a normal vector: there the scale is the same for all, its
+        standard deviation, and no norm is needed.
+        """
+        source, dtype = self.law.drawn_from, self.mlp.dtype
+        if source.name == "gaussian" and self.directions == "gaussian":
+            scale = source.scale(self.mlp.num_params, self.gamma) / math.sqrt(2)
+            return torch.full(self.rows.shape, scale, dtype=dtype, device=self.mlp.device)
+        lengths = radii(self.rows, self.seed, self.law, self.mlp.num_params, self.gamma)
+        return (lengths / self.unit_squared_norms.sqrt()).to(dtype)
+
+    @property
+    def squared_lengths(self) -> Tensor:
+        r"""Squared lengths :math:`|\delta_m|^2`, [M], float64."""
+        return self.unit_squared_norms * self.scales.double().square()
+
+    @property
+    def by_input(self) -> bool:
+        """Whether weights depend on the input."""
+        return isinstance(self.weights, Attention) and self.weights.by_input
+
+    @cached_property
+    def priors(self) -> Tensor:
+        """Log weights that attention starts from, [M], float64, the largest of them zero."""
+        if self.law.proposal is None or isinstance(self.weights, Attention) and not self.weights.prior:
+            return torch.zeros(self.samples, dtype=torch.float64, device=self.mlp.device)
+        raw = log_weights(self.law, self.squared_lengths, self.mlp.num_params, self.gamma)
+        # Formed for its checks: that something remains within the kernel's support.
+        normalise(raw, self.law)
+        return raw - raw.amax()
+
+    @cached_property
+    def row_weights(self) -> Tensor:
+        """Weights that do not depend on the input, [M], float64, summing to one; warns where few count."""
+        if isinstance(self.weights, Attention):
+            scores = self.weights.on_parameters(
+                self.mlp.displaced, self.rows, self.scales, self.seed, self.directions, self.antithetic
+            )
+            weights, effective = normalise(self.priors + scores, self.law)
+            warn_if_few(effective, self.samples, _REMEDIES["attention"], stacklevel=4)
+            return weights
+        if self.law.proposal is None:
+            return torch.full((self.samples,), 1 / self.samples, dtype=torch.float64, device=self.mlp.device)
+        weights, statistics = radial_weights(self.law, self.squared_lengths, self.mlp.num_params, self.gamma)
+        warn_if_few(float(effective_samples(statistics)), self.samples, _REMEDIES["kernel"], stacklevel=4)
+        return weights
+
+    def warn_of(self, statistics: Tensor) -> None:
+        """Warn where at some input few displacements count, from the softmax's statistics [3, N]."""
+        if statistics.shape[1]:
+            fewest = float(effective_samples(statistics).min())
+            warn_if_few(fewest, self.samples, f"At one input or more. {_REMEDIES['attention']}", stacklevel=4)
