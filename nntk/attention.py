@@ -18,7 +18,7 @@ DIM = 16
 CustomScore = Callable[[Tensor, range], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attention:
     r"""Softmax attention over displacements: :math:`\alpha_m \propto \exp(\text{prior}_m + \text{score}_m / \tau)`.
 
@@ -35,7 +35,8 @@ class Attention:
 
     Args:
         on: ``"outputs"`` or ``"parameters"``.
-        score: ``"dot"``, ``"distance"``, or (on outputs) a function of the inputs [N, ...] and a range of m that
+        score: ``"dot"``, ``"distance"``, or (on outputs) a function of the inputs [N, K] (as the first
+            layer takes them, flattened) and a range of m that
             returns scores [m, N], or [2, m, N] for both halves of antithetic pairs. It must treat each input and each
             m by itself: chunks of both are asked for.
         temperature: :math:`\tau > 0`; equal weights as it rises, the best score's displacement alone as it falls.
@@ -58,7 +59,7 @@ class Attention:
     score: str | CustomScore = "dot"
     temperature: float = 1.0
     dim: int | None = None
-    projection: tuple[Tensor, Tensor] | None = None
+    projection: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     prior: bool = True
     kernel: FixedKernel = field(default_factory=FixedKernel)
 
@@ -86,11 +87,8 @@ class Attention:
             object.__setattr__(self, "dim", checks.integer("dim", DIM if self.dim is None else self.dim, 1, 2**16))
         elif self.dim is not None:
             raise ValueError("dim must be None where projection is given, which has a dimension of its own.")
-        elif len(self.projection) != 2 or not all(isinstance(matrix, Tensor) for matrix in self.projection):
-            raise TypeError("projection must be a pair of tensors (W_Q, W_K), [k, d] each.")
-        elif self.projection[0].shape != self.projection[1].shape or self.projection[0].dim() != 2:
-            shapes = " and ".join(str(tuple(matrix.shape)) for matrix in self.projection)
-            raise ValueError(f"projection must be two matrices [k, d], got shapes {shapes}.")
+        else:
+            _check_matrices(self.projection)
 
     @property
     def by_input(self) -> bool:
@@ -110,12 +108,12 @@ class Attention:
         """Scores of a callable: of pairs the temperature times the log of the sum over both halves.
 
         Args:
-            x: Inputs, [N, ...].
+            x: Inputs, [N, K].
             rows: Which displacements.
             antithetic: Whether these are pairs.
 
         Returns:
-            [m, N] in the dtype of the inputs.
+            [m, N], float64: only differences count, of scores of any size.
 
         Raises:
             ValueError: If the callable returns another shape, or a score that is NaN or infinite.
@@ -130,11 +128,14 @@ class Attention:
         if made.shape != shape and not (antithetic and made.shape == (2, *shape)):
             also = f", or {(2, *shape)} for both halves of the pairs" if antithetic else ""
             raise ValueError(f"score must return scores of shape {shape}{also}; got {tuple(made.shape)}.")
+        if made.device != x.device:
+            raise ValueError(f"score must return scores on {x.device} like the inputs, got {made.device}.")
         checks.finite("the scores that score returned", made)
+        made = made.double()
         if made.dim() == 3:
-            scaled = made.double() / self.temperature
+            scaled = made / self.temperature
             made = torch.logaddexp(scaled[0], scaled[1]) * self.temperature
-        return made.to(x.dtype)
+        return made
 
     def on_parameters(
         self, parameters: dict[int, Tensor], rows: Tensor, scales: Tensor, seed: int, directions: str, antithetic: bool
@@ -177,3 +178,25 @@ class Attention:
             odd, even = moved @ own, moved.square().sum(1) / -2
         plus, minus = ((even + odd) / self.temperature, (even - odd) / self.temperature)
         return torch.logaddexp(plus, minus) if antithetic else plus
+
+
+def _check_matrices(projection: object) -> None:
+    """Check a pair (W_Q, W_K).
+
+    Raises:
+        TypeError: If it is no pair of floating tensors.
+        ValueError: If they are no matrices of one shape, are empty, or hold NaN or infinity.
+    """
+    if not isinstance(projection, tuple | list) or len(projection) != 2:
+        raise TypeError(
+            f"projection must be a pair of tensors (W_Q, W_K), [k, d] each; got {type(projection).__name__}."
+        )
+    for matrix in projection:
+        checks.tensor("a matrix of projection", matrix)
+    query, key = projection
+    if query.shape != key.shape or query.dim() != 2 or not query.numel():
+        raise ValueError(
+            f"projection must be two matrices [k, d], got shapes {tuple(query.shape)} and {tuple(key.shape)}."
+        )
+    checks.finite("W_Q of projection", query)
+    checks.finite("W_K of projection", key)

@@ -34,7 +34,7 @@ class Displacements:
         mlp: The model.
         weights: A fixed kernel, or attention with one.
         gamma: Length scale of kernels without one of their own.
-        samples: Number M of displacements.
+        rows: Their numbers in the stream, [M].
         seed: Seed of the stream.
         directions: Family of the unit displacements E.
         antithetic: Whether each comes with its mirror image.
@@ -43,15 +43,10 @@ class Displacements:
     mlp: Mlp
     weights: FixedKernel | Attention
     gamma: float
-    samples: int
+    rows: Tensor
     seed: int
     directions: str
     antithetic: bool
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """Their numbers in the stream, [M]."""
-        return torch.arange(self.samples, device=self.mlp.device)
 
     @property
     def law(self) -> FixedKernel:
@@ -91,7 +86,7 @@ class Displacements:
     def priors(self) -> Tensor:
         """Log weights that attention starts from, [M], float64, the largest of them zero."""
         if self.law.proposal is None or isinstance(self.weights, Attention) and not self.weights.prior:
-            return torch.zeros(self.samples, dtype=torch.float64, device=self.mlp.device)
+            return torch.zeros(len(self.rows), dtype=torch.float64, device=self.mlp.device)
         raw = log_weights(self.law, self.squared_lengths, self.mlp.num_params, self.gamma)
         # Formed for its checks: that something remains within the kernel's support.
         normalise(raw, self.law)
@@ -105,16 +100,16 @@ class Displacements:
                 self.mlp.displaced, self.rows, self.scales, self.seed, self.directions, self.antithetic
             )
             weights, effective = normalise(self.priors + scores, self.law)
-            warn_if_few(effective, self.samples, _REMEDIES["attention"], stacklevel=4)
+            warn_if_few(effective, len(self.rows), _REMEDIES["attention"])
             return weights
         if self.law.proposal is None:
-            return torch.full((self.samples,), 1 / self.samples, dtype=torch.float64, device=self.mlp.device)
+            return torch.full((len(self.rows),), 1 / len(self.rows), dtype=torch.float64, device=self.mlp.device)
         weights, statistics = radial_weights(self.law, self.squared_lengths, self.mlp.num_params, self.gamma)
-        warn_if_few(float(effective_samples(statistics)), self.samples, _REMEDIES["kernel"], stacklevel=4)
+        warn_if_few(float(effective_samples(statistics)), len(self.rows), _REMEDIES["kernel"])
         return weights
 
     def warn_of(self, statistics: Tensor) -> None:
         """Warn where at some input few displacements count, from the softmax's statistics [3, N]."""
         if statistics.shape[1]:
             fewest = float(effective_samples(statistics).min())
-            warn_if_few(fewest, self.samples, f"At one input or more. {_REMEDIES['attention']}", stacklevel=4)
+            warn_if_few(fewest, len(self.rows), f"At one input or more. {_REMEDIES['attention']}")

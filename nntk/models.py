@@ -11,6 +11,7 @@ from nntk import activations
 from nntk.kernels import checks, mlp
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb import activations as functions
+from nntk.kernels.philox.reference import TILE
 
 _SMOOTH_SOFTPLUS = 20.0
 """Above this threshold torch's softplus becomes the identity, with a step of at most 2e-9 there."""
@@ -78,8 +79,10 @@ class Mlp:
         return self.layers[0].weight.device
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Outputs [N, C] at the unmoved parameters, float64, of inputs as :meth:`inputs` gives them."""
-        return mlp.unperturbed(self.layers, x)[1]
+        """Outputs [N, C] at the unmoved parameters, in their dtype, of inputs as :meth:`inputs` gives them."""
+        # Some inputs at a time: the pass holds every layer in float64.
+        parts = torch.split(x, max(1, TILE // sum(layer.weight.shape[0] for layer in self.layers)))
+        return torch.cat([mlp.unperturbed(self.layers, part)[1] for part in parts]).to(x.dtype)
 
     def inputs(self, name: str, x: Tensor) -> Tensor:
         """Check inputs against the model and give them as a matrix [N, K].

@@ -180,9 +180,9 @@ class NonlocalNTK:
 
     def _attended_energy(self, drawn: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
         """The energy form under attention on outputs: chunks add up before the softmax's sums are known."""
-        joint, total = x1 if x2 is None else torch.cat((x1, x2)), Total()
-        for rows in self._pieces(drawn.mlp, len(joint)):
-            first, second, norms = self._attend(drawn, x1, x2, rows)
+        total, keys = Total(), self._keys(drawn.mlp, x1, x2)
+        for rows in self._pieces(drawn.mlp, len(x1) + (0 if x2 is None else len(x2))):
+            first, second, norms = self._attend(drawn, x1, x2, keys, rows)
             part = attended_energy(first, second, norms, drawn.mlp.num_params, self.normalization, self.outputs)
             total.add(part, first.statistics, None if second is None else second.statistics)
         for statistics in (total.statistics1, total.statistics2):
@@ -190,8 +190,14 @@ class NonlocalNTK:
                 drawn.warn_of(statistics)
         return total.result()
 
+    def _keys(self, mlp: Mlp, x1: Tensor, x2: Tensor | None) -> Tensor | None:
+        """Outputs at the unmoved parameters, of the lines' and of the entries' inputs, where scores need them."""
+        if not isinstance(self.weights, Attention) or self.weights.score != "dot":
+            return None
+        return mlp.outputs(x1 if x2 is None else torch.cat((x1, x2)))
+
     def _attend(
-        self, drawn: Displacements, x1: Tensor, x2: Tensor | None, rows: Tensor
+        self, drawn: Displacements, x1: Tensor, x2: Tensor | None, keys: Tensor | None, rows: Tensor
     ) -> tuple[Attended, Attended | None, Tensor]:
         """Differences under attention at the lines' and the entries' inputs, and the squared norms."""
         attention, joint = self.weights, x1 if x2 is None else torch.cat((x1, x2))
@@ -199,14 +205,13 @@ class NonlocalNTK:
         own = callable(attention.score)
         pairs = "none" if not self.antithetic else "odd" if own else "both"
         unit, norms = self._unit_differences(drawn, joint, rows, pairs)
-        keys = drawn.mlp.outputs(joint).to(unit.dtype)
         priors, factors = drawn.priors[rows], attention.factors(drawn.scales[rows], unit.shape[-1])
         numbers = range(int(rows[0]), int(rows[-1]) + 1)
 
         def at(x: Tensor, place: slice) -> Attended:
             given = attention.given(x, numbers, self.antithetic) if own else None
             score = "given" if callable(attention.score) else attention.score
-            return attend(unit[..., place, :], score, priors, factors, keys[place], given)
+            return attend(unit[..., place, :], score, priors, factors, None if keys is None else keys[place], given)
 
         first = at(x1, slice(0, len(x1)))
         return first, None if x2 is None else at(x2, slice(len(x1), None)), norms
@@ -234,7 +239,7 @@ class NonlocalNTK:
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
         """All unit differences and weights at the lines' and the entries' inputs, and the squared norms."""
         if drawn.by_input:
-            first, second, norms = self._attend(drawn, x1, x2, drawn.rows)
+            first, second, norms = self._attend(drawn, x1, x2, self._keys(drawn.mlp, x1, x2), drawn.rows)
             for attended in (first, second):
                 if attended is not None:
                     drawn.warn_of(attended.statistics)
@@ -315,9 +320,13 @@ class NonlocalNTK:
         if drawn.by_input != (x is not None):
             need = "be given for attention on outputs" if x is None else "be None for weights that ignore the inputs"
             raise ValueError(f"x must {need}, got {'None' if x is None else 'a tensor'}.")
-        return (
-            drawn.row_weights if x is None else self._attend(drawn, mlp.inputs("x", x), None, drawn.rows)[0].weights()
-        )
+        if x is None:
+            return drawn.row_weights
+        x = mlp.inputs("x", x)
+        attended, _, _ = self._attend(drawn, x, None, self._keys(mlp, x, None), drawn.rows)
+        weights = attended.weights().to(mlp.dtype)
+        checks.finite("the weights, from scores at displaced parameters,", weights)
+        return weights
 
     def displacements(self, m: int) -> dict[str, Tensor]:
         r"""The displacement :math:`\delta_m` itself, for inspection.
@@ -333,13 +342,12 @@ class NonlocalNTK:
             ValueError: If ``m`` is out of range.
             TypeError: If ``m`` is no integer.
         """
-        checks.integer("m", m, 0, self.samples - 1)
+        m = checks.integer("m", m, 0, self.samples - 1)
         mlp = recognise(self.model)
-        drawn = self._displacements(mlp)
-        row, scale = drawn.rows[m : m + 1], drawn.scales[m]
+        drawn = self._displacements(mlp, range(m, m + 1))
         return {
-            mlp.names[ordinal]: scale
-            * unit_displacements(row, ordinal, parameter.shape, self.seed, self.directions, mlp.dtype)[0]
+            mlp.names[ordinal]: drawn.scales[0]
+            * unit_displacements(drawn.rows, ordinal, parameter.shape, self.seed, self.directions, mlp.dtype)[0]
             for ordinal, parameter in mlp.displaced.items()
         }
 
@@ -357,8 +365,10 @@ class NonlocalNTK:
         """Displaced evaluations of the model for each input: an antithetic sample counts two."""
         return self.samples * (2 if self.antithetic else 1)
 
-    def _displacements(self, mlp: Mlp) -> Displacements:
-        return Displacements(mlp, self.weights, self.gamma, self.samples, self.seed, self.directions, self.antithetic)
+    def _displacements(self, mlp: Mlp, rows: range | None = None) -> Displacements:
+        numbers = rows or range(self.samples)
+        made = torch.arange(numbers.start, numbers.stop, device=mlp.device)
+        return Displacements(mlp, self.weights, self.gamma, made, self.seed, self.directions, self.antithetic)
 
     def _unit_differences(self, drawn: Displacements, x: Tensor, rows: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
         return mlp_differences(
@@ -378,7 +388,9 @@ class NonlocalNTK:
     def _pieces(self, mlp: Mlp, num_inputs: int) -> Sequence[Tensor]:
         """Rows to assemble together, as the budget allows."""
         rows = torch.arange(self.samples, device=mlp.device)
-        # Four copies: the differences, and the features that assembly makes of them; twice under attention on pairs.
-        copies = 8 if isinstance(self.weights, Attention) and self.weights.by_input else 4
-        row_bytes = copies * max(1, num_inputs) * mlp.num_outputs * mlp.dtype.itemsize
+        # Four copies: the differences, and the features that assembly makes of them. Under attention twice, for pairs,
+        # and what is made of scores in float64: those of both halves, three times over, and the weight.
+        attends = isinstance(self.weights, Attention) and self.weights.by_input
+        numbers = (8 if attends else 4) * mlp.num_outputs * mlp.dtype.itemsize + (56 if attends else 0)
+        row_bytes = max(1, num_inputs) * numbers
         return torch.split(rows, max(64, (self.max_memory or DEFAULT_BYTES) // row_bytes))

@@ -59,6 +59,26 @@ def relative_error(actual, expected):
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """What a test asks of PyTorch's threads ends with it."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def poisoned_memory():
+    """Every new tensor is full of NaN until it is written."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
 FAMILIES = ("gaussian", "rademacher", "flipout(3)", "lowrank(2)")
 
 

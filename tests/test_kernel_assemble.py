@@ -19,15 +19,7 @@ from nntk.kernels.perturb.tiles import input_precision
 SHAPES = ((1, 1, 1, 1), (5, 17, 3, 10), (70, 130, 66, 1))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def poisoned_memory():
-    """Every new tensor is full of NaN until it is written."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def random(*shape, seed):
@@ -85,6 +77,20 @@ def test_kernel_against_float64(weighting, halves, outputs):
                 swapped = made.transpose(0, 1)
                 assert torch.equal(made, swapped.transpose(2, 3) if outputs == "full" else swapped)
         assert torch.equal(made, launch.energy(*placed(some), outputs))
+
+
+@pytest.mark.parametrize("size", [-1e3, 1e3])
+@pytest.mark.parametrize("halves", [1, 2])
+def test_large_exponents_stay_finite(halves, size):
+    """Far from zero on either side, with terms beyond the last displacement: only differences count."""
+    d = random(*((2,) if halves == 2 else ()), 5, 17, 1, seed=1)
+    scores = size + random(*d.shape[:-1], seed=2)
+    one, zero, scales = torch.ones(5), torch.zeros(5), torch.ones(5).double()
+    for dtype, close in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
+        a = attend(d, "given", zero, one, given=scores.to(dtype))
+        call = d, None, scales, "given", a.values, None, None, None, zero, one, a.statistics[0], None
+        made = launch.energy(*placed(call), "trace").cpu()
+        assert relative_error(made, reference.energy(*doubled(call), "trace")) < close
 
 
 @pytest.mark.parametrize("block", [16, 32])

@@ -19,15 +19,7 @@ KERNELS = {
 PAIRS = [(name, proposal) for name in KERNELS for proposal in KERNELS]
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Every new tensor is full of NaN until it is written."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def laws(name, proposal, d, gamma=1.0):
@@ -112,11 +104,3 @@ def test_lengths_need_not_be_contiguous():
     pair = laws("cauchy", "gaussian", 10)
     assert torch.equal(launch.radial_weights(squared[::2], *pair)[0],
                        launch.radial_weights(squared[::2].clone(), *pair)[0])  # fmt: skip
-
-
-def test_opcheck():
-    """PyTorch's own tests of an op: schema, fake kernel, autograd registration, tracing."""
-    operations = torch.ops.nntk
-    squared = torch.rand(5, dtype=torch.float64)
-    torch.library.opcheck(operations.radial_weights.default, (squared, *laws("cauchy", "gaussian", 10)))
-    torch.library.opcheck(operations.radii.default, (torch.arange(5), 1, 2**32 - 1, "cauchy", 10, 0.1, 0.0))

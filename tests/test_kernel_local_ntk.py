@@ -18,15 +18,7 @@ EPS = torch.finfo(torch.float32).eps
 SHAPES = (((5, 7, 10), 3, 17), ((3, 33, 1), 130, 17), ((17, 10), 17, 1), ((1, 1, 1), 1, 3))
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Every new tensor is full of NaN until it is written."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def arguments(model, device="cpu"):

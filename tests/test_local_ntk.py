@@ -12,7 +12,6 @@ from nntk import local_ntk
 from nntk.kernels import local_ntk as op
 from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.local_ntk import reference
-from nntk.kernels.perturb.activations import encode
 from nntk.models import recognise
 
 METHODS = ("structured", "jacobian", "vector-products")
@@ -120,25 +119,6 @@ def test_blocks_of_the_structured_method_do_not_matter(outputs, monkeypatch):
         assert other.is_contiguous()
     swapped = blocks[0].transpose(0, 1)
     assert torch.equal(blocks[0], swapped.transpose(2, 3) if outputs == "full" else swapped)
-
-
-@pytest.mark.parametrize("outputs", OUTPUTS)
-@pytest.mark.parametrize("cross", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck(dtype, cross, outputs):
-    """Schema, fake kernel and autograd registration."""
-    layers = recognise(mlp(4, 6, 3, dtype=dtype)).layers
-    ordinals = [[2 * number + place for number in range(2)] for place in (0, 1)]
-    arguments = (
-        inputs(5, 4, dtype),
-        inputs(3, 4, dtype, seed=2) if cross else None,
-        [layer.weight.detach() for layer in layers],
-        [layer.bias.detach() for layer in layers],
-        *encode([layer.activation for layer in layers]),
-        *ordinals,
-        outputs,
-    )
-    torch.library.opcheck(torch.ops.nntk.structured_ntk.default, arguments)
 
 
 @pytest.mark.parametrize("method", METHODS)

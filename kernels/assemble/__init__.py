@@ -232,8 +232,10 @@ def attended_energy(
     d1, d2 = first.d, None if second is None else second.d
     if squared_norms.shape != d1.shape[-3:-2]:
         raise ValueError(f"squared_norms must be [{d1.shape[-3]}], got {tuple(squared_norms.shape)}.")
-    if second is not None and (second.score, second.d.shape[:-2]) != (first.score, first.d.shape[:-2]):
-        raise ValueError("second must hold the displacements and the score of first.")
+    if second is not None and (second.score, second.d.shape[:-2], second.d.dtype) != (
+        first.score, first.d.shape[:-2], first.d.dtype
+    ):  # fmt: skip
+        raise ValueError("second must hold the displacements, the score and the dtype of first.")
     kernel = _energy(
         d1,
         d2,
@@ -408,8 +410,10 @@ def _check_shapes(
     if d1.dim() != 3 or not d1.is_floating_point():
         raise ValueError(f"d1 must be a floating tensor [M, N1, C], got {d1.dtype} of shape {tuple(d1.shape)}.")
     samples, n1, c = d1.shape
-    if d2 is not None and (d2.dim() != 3 or (d2.shape[0], d2.shape[2]) != (samples, c)):
-        raise ValueError(f"d2 must be [{samples}, N2, {c}] like d1, got {tuple(d2.shape)}.")
+    if d2 is not None and (d2.dim() != 3 or (d2.shape[0], d2.shape[2], d2.dtype) != (samples, c, d1.dtype)):
+        raise ValueError(
+            f"d2 must be [{samples}, N2, {c}] in {d1.dtype} like d1, got {d2.dtype} of shape {tuple(d2.shape)}."
+        )
     if squared_norms.shape != (samples,):
         raise ValueError(f"squared_norms must be [{samples}], got {tuple(squared_norms.shape)}.")
     if weights1.shape not in ((samples,), (samples, n1)):

@@ -125,15 +125,14 @@ def _operand(
         at += (i % outputs)[None, :]
     else:
         at += output
-    root = tl.load(roots + m, mask=m < num_rows, other=0.0)[:, None]
+    root = tl.load(roots + m)[:, None]
     a = tl.load(d + start * outputs + at, mask=keep, other=0.0)
     if WEIGHTING == "rows":
         a *= root
     elif WEIGHTING == "weights":
         a *= root * tl.sqrt(tl.load(values + start + place, mask=keep, other=0.0))
     else:
-        prior = tl.load(priors + m, mask=m < num_rows, other=0.0)[:, None]
-        factor = tl.load(factors + m, mask=m < num_rows, other=0.0)[:, None]
+        prior, factor = tl.load(priors + m)[:, None], tl.load(factors + m)[:, None]
         # The shift is the largest exponent: what is taken to the power is never positive.
         prior = prior - tl.load(shifts + n, mask=n < num_inputs, other=0.0)[None, :]
         key = tl.zeros((i.shape[0],), tl.float32)
@@ -143,7 +142,8 @@ def _operand(
         if HALVES == 1:
             a *= root * tl.exp(0.5 * e)
         else:
-            count = num_rows.to(tl.int64) * num_inputs
+            # Of one row, num_rows is a plain 1: the zero makes it a number of 64 bits.
+            count = (tl.zeros((), tl.int64) + num_rows) * num_inputs
             mirrored = tl.load(d + (start + count) * outputs + at, mask=keep, other=0.0)
             second = _exponent_of(mirrored, values, start + count, place, key, prior, factor, keep, WEIGHTING)
             a = (a - mirrored) * (0.5 * root) * tl.sqrt(tl.exp(e) + tl.exp(second))
@@ -162,6 +162,9 @@ def rank_update(
     ``roots`` [M] are the roots of d alpha / |E|^2; weights that depend on the input are made where the operand is
     loaded: from ``values`` [M, N] as they are (``weights``), or as exp(prior + factor t - shift) with t from the
     differences of one output themselves (``dot``, ``distance``) or ``values`` [HALVES, M, N] (``given``).
+
+    ``roots``, ``priors`` and ``factors`` go on for BK numbers behind the last row, of 0, minus infinity and 0: no term
+    beyond the last has a weight. (Of a prior of 0 it would be exp(-shift), which may be infinite.)
     """
     program, output = tl.program_id(0), 0
     if OUTPUTS == "diagonal":

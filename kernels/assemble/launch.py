@@ -1,5 +1,6 @@
 """Assembly on a GPU: the rank update, and what takes slabs of noise that kernels write."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -7,7 +8,7 @@ import triton
 from torch import Tensor
 
 from nntk.kernels.assemble import config, gradients, gram, kernel, reference
-from nntk.kernels.attention.reference import finite
+from nntk.kernels.attention.reference import finite, odd, relative_weights
 from nntk.kernels.perturb.tiles import input_precision
 from nntk.kernels.philox import launch as philox
 from nntk.kernels.philox.directions import parse
@@ -34,6 +35,15 @@ def energy(
         return reference.energy(
             d1, d2, scales, weighting, values1, values2, keys1, keys2, priors, factors, shifts1, shifts2, outputs
         )
+    if values1 is not None and priors is not None and factors is not None and values1.dtype == torch.float64:
+        # Scores of one's own, of any size: relative to the largest they are what float32 can hold.
+        w1, w2 = (
+            None if values is None or shifts is None else
+            relative_weights(values.unsqueeze(-1), None, priors, factors, shifts, weighting).float()
+            for values, shifts in ((values1, shifts1), (values2, shifts2))
+        )  # fmt: skip
+        d1, d2 = odd(d1), None if d2 is None else odd(d2)
+        return energy(d1, d2, scales, "weights", w1, w2, None, None, None, None, None, None, outputs)
     symmetric = d2 is None
     num_rows, n1, c = d1.shape[-3:]
     n2 = n1 if d2 is None else d2.shape[-2]
@@ -48,9 +58,10 @@ def energy(
     cut = config.tiles(n1 * lines, n2 * lines, symmetric, weighting, halves, target.processors, target.arch)
     tiles1, tiles2 = triton.cdiv(n1 * lines, cut.block), triton.cdiv(n2 * lines, cut.block)
     programs = tiles1 * (tiles1 + 1) // 2 if symmetric else tiles1 * tiles2
-    roots = (scales.double() / (c if outputs == "mean" else 1)).sqrt().float()
+    roots = _followed((scales.double() / (c if outputs == "mean" else 1)).sqrt(), cut.block_k, 0.0)
+    priors, factors = _followed(priors, cut.block_k, -math.inf), _followed(factors, cut.block_k, 0.0)
     kernel.rank_update[(programs * (c if outputs == "diagonal" else 1),)](
-        first[0], second[0], roots, first[1], second[1], first[2], second[2], _dense(priors), _dense(factors),
+        first[0], second[0], roots, first[1], second[1], first[2], second[2], priors, factors,
         first[3], second[3], out, num_rows, n1, n2, c,
         weighting, halves, symmetric, "trace" if outputs == "mean" else outputs,
         input_precision("fp32", target.arch), cut.block, cut.block, cut.block_k, cut.parts,
@@ -60,14 +71,20 @@ def energy(
 
 
 def _served(d1: Tensor, d2: Tensor, outputs: str) -> bool:
-    """Whether the kernel takes these: float32, and offsets within a tile that fit 32 bits."""
-    n1, n2, c = d1.shape[-2], d2.shape[-2], d1.shape[-1]
+    """Whether the kernel takes these: float32, and terms and offsets within a tile that fit 32 bits."""
+    num_rows, n1, c = d1.shape[-3:]
+    n2 = d2.shape[-2]
     line = n2 * {"diagonal": c, "full": c * c}.get(outputs, 1)
-    return d1.dtype == torch.float32 and 128 * max(line, n1 * c, n2 * c) < 2**31
+    return d1.dtype == torch.float32 and max(128 * max(line, n1 * c, n2 * c), num_rows * c + 128) < 2**31
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float().contiguous()
+
+
+def _followed(rows: Tensor | None, count: int, value: float) -> Tensor | None:
+    """Numbers of the rows in float32, and so many of a value behind them, for a kernel that reads whole steps."""
+    return None if rows is None else torch.nn.functional.pad(rows.float(), (0, count), value=value)
 
 
 def _shift(shifts: Tensor | None) -> Tensor | None:

@@ -13,7 +13,7 @@ With unit differences D [M, N, C], weights alpha, squared norms :math:`|E_m|^2` 
 import torch
 from torch import Tensor
 
-from nntk.kernels.attention.reference import relative_weights
+from nntk.kernels.attention.reference import odd, relative_weights
 from nntk.kernels.philox.reference import TILE
 
 _BLOCK = 1024
@@ -95,7 +95,6 @@ def energy(
     """
 
     def features(d: Tensor, values: Tensor | None, keys: Tensor | None, shifts: Tensor | None) -> Tensor:
-        odd = d if d.dim() == 3 else (d[0] - d[1]) / 2
         weights = scales.double()[:, None]
         if weighting == "weights":
             assert values is not None, "the caller gave them"
@@ -104,7 +103,7 @@ def energy(
             assert priors is not None and factors is not None and shifts is not None, "the caller gave them"
             scored = d if values is None else values.unsqueeze(-1)
             weights = weights * relative_weights(scored, keys, priors, factors, shifts, weighting)
-        return odd * weights.sqrt().to(d.dtype)[:, :, None]
+        return odd(d) * weights.sqrt().to(d.dtype)[:, :, None]
 
     a = features(d1, values1, keys1, shifts1)
     if d2 is None:

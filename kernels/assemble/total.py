@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from nntk.kernels.attention.reference import finite
-from nntk.kernels.fixed_weights.softmax import merge
+from nntk.kernels.fixed_weights.softmax import merge, share
+from nntk.kernels.philox.reference import TILE
 
 
 @dataclass
@@ -25,9 +26,10 @@ class Total:
     Example:
         >>> total = Total()
         >>> for largest in (0.0, 5.0):
-        ...     total.add(torch.ones(1, 1), torch.tensor([[largest], [1.0], [1.0]]), None)
-        >>> total.result()
-        tensor([[1.]])
+        ...     statistics = torch.tensor([[largest], [1.0], [1.0]], dtype=torch.float64)
+        ...     total.add(torch.ones(1, 1, dtype=torch.float64), statistics, None)
+        >>> f"{float(total.result()):.12f}"
+        '1.000000000000'
     """
 
     kernel: Tensor | None = None
@@ -62,8 +64,8 @@ class Total:
         """
         if self.kernel is None or self.statistics1 is None:
             raise ValueError("a total of no chunks has no result; add one first.")
-        second = None if self.statistics2 is None else self.statistics2[1].rsqrt()
-        return _scale(self.kernel, self.statistics1[1].rsqrt(), second)
+        second = None if self.statistics2 is None else share(self.statistics2[1]).sqrt()
+        return _scale(self.kernel, share(self.statistics1[1]).sqrt(), second)
 
 
 def _factor(own: Tensor, merged: Tensor) -> Tensor:
@@ -73,5 +75,10 @@ def _factor(own: Tensor, merged: Tensor) -> Tensor:
 def _scale(kernel: Tensor, lines: Tensor, entries: Tensor | None) -> Tensor:
     """Multiply lines and entries of a kernel in place; with the same factors it stays exactly symmetric."""
     entries = lines if entries is None else entries
-    both = torch.outer(lines, entries).to(kernel.dtype)
-    return kernel.mul_(both.view(*both.shape, *[1] * (kernel.dim() - 2)))
+    # Some lines at a time: the products are float64, and as many as the kernel has entries.
+    at_once = max(1, TILE // max(1, len(entries)))
+    for first in range(0, len(kernel), at_once):
+        part = kernel[first : first + at_once]
+        both = torch.outer(lines[first : first + at_once], entries).to(kernel.dtype)
+        part.mul_(both.view(*both.shape, *[1] * (kernel.dim() - 2)))
+    return kernel

@@ -92,7 +92,7 @@ class Attended:
 
     def difference(self) -> Tensor:
         """The differences [M, N, C], of pairs their odd part."""
-        return self.d if self.d.dim() == 3 else (self.d[0] - self.d[1]) / 2
+        return reference.odd(self.d)
 
 
 def attend(
@@ -112,7 +112,7 @@ def attend(
         factors: Factors of the scores of unit differences, [M]: :math:`s_m / (\sqrt C \tau)` for ``"dot"``,
             :math:`s_m^2 / \tau` for ``"distance"``, :math:`1 / \tau` for ``"given"``.
         keys: Outputs f(x) at the unmoved parameters, [N, C]; for ``"dot"``.
-        given: Scores [M, N] (of pairs too: one for both halves) for ``"given"``.
+        given: Scores for ``"given"``, [M, N], or [2, M, N] where ``d`` has both halves.
 
     Returns:
         What :func:`nntk.kernels.assemble.attended_energy` takes. For several outputs it holds the scores, a C-th of
@@ -130,7 +130,7 @@ def attend(
     if score == "given":
         if given is None or given.shape != d.shape[:-1]:
             raise ValueError(
-                f"given must be scores {tuple(d.shape[:-1])}, got {None if given is None else given.shape}."
+                f"given must be scores {tuple(d.shape[:-1])}, got {None if given is None else tuple(given.shape)}."
             )
         values, keys = given, None
     elif d.shape[-1] != 1:

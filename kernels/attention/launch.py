@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from nntk.kernels.attention import config, kernel, reference
+from nntk.kernels.fixed_weights.softmax import share
 from nntk.kernels.philox import launch as philox
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.target import target_of
@@ -66,7 +67,7 @@ def attention_weights(
     out = torch.empty(num_rows, num_inputs, device=values.device)
     kernel.weights[(triton.cdiv(num_rows, block_m) * triton.cdiv(num_inputs, block_n),)](
         values, _line(keys), _rows(priors), _rows(factors), reference.finite(statistics[0]).float(),
-        statistics[1].reciprocal().float(), out, num_rows, num_inputs, num_rows * num_inputs, score, halves,
+        share(statistics[1]).float(), out, num_rows, num_inputs, num_rows * num_inputs, score, halves,
         block_m, block_n,
     )  # fmt: skip
     return out

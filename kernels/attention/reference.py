@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from nntk.kernels.fixed_weights.softmax import share
 from nntk.kernels.philox.reference import PROJECTION, TILE, Slab, generate, normals, slabs_of, unit_slabs
 
 
@@ -26,7 +27,7 @@ def attention_scores(d: Tensor, keys: Tensor | None, score: str) -> Tensor:
     """Raw scores t of differences [..., M, N, C], with the outputs ``keys`` [N, C] for ``"dot"``: [..., M, N]."""
     if score == "dot":
         assert keys is not None, "the op checked"
-        return torch.einsum("...mnc,nc->...mn", d, keys)
+        return torch.einsum("...mnc,nc->...mn", d, keys).contiguous()
     return d.square().sum(-1).mul_(-0.5) if score == "distance" else d.squeeze(-1)
 
 
@@ -54,7 +55,7 @@ def attention_weights(
 ) -> Tensor:
     """The weights alpha [M, N] in the dtype of ``values``, of a softmax whose statistics are known."""
     e = exponents(values, keys, priors, factors, score)
-    weights = (e - finite(statistics[0])).exp().sum(0) / statistics[1]
+    weights = (e - finite(statistics[0])).exp().sum(0) * share(statistics[1])
     return weights.to(values.dtype)
 
 
@@ -63,6 +64,11 @@ def relative_weights(
 ) -> Tensor:
     """Weights [M, N] relative to exp(shift), float64: what a chunk contributes before its sum is known."""
     return (exponents(values, keys, priors, factors, score) - finite(shifts.double())).exp().sum(0)
+
+
+def odd(d: Tensor) -> Tensor:
+    """Differences [M, N, C], of both halves of pairs [2, M, N, C] their odd part."""
+    return d if d.dim() == 3 else (d[0] - d[1]) / 2
 
 
 def finite(largest: Tensor) -> Tensor:

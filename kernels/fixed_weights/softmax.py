@@ -1,6 +1,7 @@
 """Weights from log weights, their normaliser never formed: what a softmax keeps of a set, and how two sets merge."""
 
 import math
+import sys
 import warnings
 
 import torch
@@ -68,8 +69,12 @@ def weigh(log_weights: Tensor, statistics: Tensor) -> Tensor:
     Returns:
         The weights, in the shape and dtype of the log weights; zeros where nothing has a weight.
     """
-    total = statistics[1]
-    return _relative(log_weights, statistics[0]) * torch.where(total == 0, 0.0, total.reciprocal())
+    return _relative(log_weights, statistics[0]) * share(statistics[1])
+
+
+def share(total: Tensor) -> Tensor:
+    """What a weight of one is of a sum of weights: zero where nothing has a weight."""
+    return torch.where(total == 0, 0.0, total.reciprocal())
 
 
 def effective_samples(statistics: Tensor) -> Tensor:
@@ -90,19 +95,26 @@ def _relative(log_weights: Tensor, top: Tensor) -> Tensor:
     return torch.where(log_weights == -math.inf, 0.0, torch.exp(log_weights - top))
 
 
-def warn_if_few(effective: float, samples: int, remedy: str, stacklevel: int = 2) -> None:
-    """Warn where weights leave less than a tenth of the samples.
+def warn_if_few(effective: float, samples: int, remedy: str) -> None:
+    """Warn where weights leave less than a tenth of the samples; the warning names the user's line.
 
     Args:
         effective: Effective number of samples.
         samples: Number M of displacements.
         remedy: What to change, as a sentence.
-        stacklevel: Whose line the warning names, as if the caller warned itself: 1 its own, 2 that of its caller.
     """
     if effective < samples / 10:
         warnings.warn(
             f"the weights leave {effective:.3g} effective of {samples} displacements: the Monte-Carlo error is that of "
             f"so few. {remedy}",
             EffectiveSampleWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=_users_level(),
         )
+
+
+def _users_level() -> int:
+    """How far up the caller's callers is the first line outside of this package and the decorators around it."""
+    frame, level, own = sys._getframe(1), 1, ("nntk", "torch", "functools")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in own:
+        frame, level = frame.f_back, level + 1
+    return level

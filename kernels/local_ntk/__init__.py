@@ -45,6 +45,7 @@ def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None
         TypeError: If dtypes do not fit.
 
     Example:
+        >>> import torch
         >>> layer = Layer(torch.ones(1, 2), torch.zeros(1), weight_ordinal=0, bias_ordinal=1)
         >>> structured_ntk([layer], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))  # <x, x'> + 1
         tensor([[ 6., 12.],
