@@ -22,6 +22,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": {
             "kind": device.type,
             "name": device_name(device),
+            "driver": driver(device),
             "threads": torch.get_num_threads(),
             "processors": len(os.sched_getaffinity(0)),
         },
@@ -41,6 +42,16 @@ def device_name(device: torch.device) -> str:
     except OSError:
         models = []
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def driver(device: torch.device) -> str | None:
+    """Version of the kernel driver of an NVIDIA GPU; None for other devices, and where the system does not tell."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text() if device.type == "cuda" else ""
+    except OSError:
+        text = ""
+    found = re.search(r"Kernel Module.*?\s([0-9]+(?:\.[0-9]+)+)", text)
+    return found[1] if found else None
 
 
 def slug(device: torch.device) -> str:

@@ -45,19 +45,34 @@ def side_by_side(cases: Mapping[str, Case], rounds: int, device: torch.device) -
         The durations by name.
     """
     for case in cases.values():
-        _seconds(case, 0, device)
+        case(0)
     samples: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(1, rounds + 1):
         for name, case in cases.items():
-            samples[name].append(_seconds(case, number, device))
+            samples[name].append(seconds(lambda case=case, number=number: case(number), device))
     return {name: Timing(tuple(durations)) for name, durations in samples.items()}
 
 
-def _seconds(case: Case, number: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    case(number)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Time one run.
+
+    Args:
+        run: What to time.
+        device: Where it works. On a GPU the time is that between two events of its stream, around all that was
+            submitted; on a CPU that of the monotonic clock.
+
+    Returns:
+        Its duration in seconds.
+    """
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        run()
+        return time.perf_counter() - begin
+    torch.cuda.synchronize(device)
+    with torch.cuda.device(device):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        run()
+        last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1000

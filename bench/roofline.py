@@ -1,0 +1,191 @@
+"""Measured roofs of a device: copies and dense products, which bound what any op on it can do.
+
+A roof is the fastest of many runs: what is faster than the roof was not measured right.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from nntk.bench import environment, tables
+from nntk.bench.tables import Column
+from nntk.bench.timing import seconds
+
+SCHEMA = 1
+"""Version of the layout of the cache and of the JSON."""
+
+PRODUCTS = {
+    "cpu": {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16},
+    "cuda": {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16},
+}
+"""Precisions of products by kind of device, and what they are made of; a GPU's fp32 goes by its ordinary pipes."""
+
+COLUMNS = (
+    Column("roof", "case"),
+    Column("best", "best"),
+    Column("median", "median"),
+    Column("runs", "runs"),
+    Column("measured", "measured"),
+)
+CAPTION = (
+    "A copy reads and writes buffers far larger than the caches; products are square, two operations a multiply-add. "
+    "The best run is the roof."
+)
+
+
+@dataclass(frozen=True)
+class Roof:
+    """A measured ceiling.
+
+    Attributes:
+        name: ``"copy"``, or the precision of a product.
+        unit: What is counted: ``"bytes"``, read and written, or ``"flops"``, two for a multiply-add.
+        work: How many of them one run takes.
+        samples_s: Durations of the runs, in seconds.
+        measured: When, in UTC.
+    """
+
+    name: str
+    unit: str
+    work: float
+    samples_s: tuple[float, ...]
+    measured: str
+
+    @property
+    def per_second(self) -> float:
+        """The roof: what the fastest run did in a second."""
+        return self.work / min(self.samples_s)
+
+
+def measure(device: torch.device, duration: float = 1.0, scale: int = 1) -> Iterator[Roof]:
+    """Measure every roof of a device.
+
+    Args:
+        device: The device, a CPU or a CUDA GPU.
+        duration: Seconds that the runs of one roof take together, at least; there are five or more.
+        scale: How many times shorter than a roof's the sides of products are, and buffers: for a rehearsal.
+
+    Yields:
+        The roofs, copies first.
+    """
+    on_gpu = device.type == "cuda"
+    yield _copy((2**30 if on_gpu else 2**28) // scale, device, duration)
+    size = (8192 if on_gpu else 2048) // scale
+    for name, dtype in PRODUCTS[device.type].items():
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        with _tf32(name == "tf32"):
+            yield _roof(
+                name, "flops", 2.0 * size**3, lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, duration
+            )
+
+
+def _copy(count: int, device: torch.device, duration: float) -> Roof:
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return _roof("copy", "bytes", 2 * count, lambda: target.copy_(source), device, duration)
+
+
+def _roof(
+    name: str, unit: str, work: float, run: Callable[[], object], device: torch.device, duration: float
+) -> Roof:  # fmt: skip
+    seconds(run, device)
+    samples: list[float] = []
+    while len(samples) < 5 or sum(samples) < duration:
+        samples.append(seconds(run, device))
+    return Roof(name, unit, work, tuple(samples), f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M}")
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def cache_path(device: torch.device) -> Path:
+    """Where the roofs of a device are kept: one file for each device, its driver, PyTorch and number of threads."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if device.type == "cuda":
+        software = f"driver-{environment.driver(device)}"
+    else:
+        software = f"threads-{torch.get_num_threads()}"
+    return base / "nntk" / f"roofline-{environment.slug(device)}-{software}-torch-{torch.__version__}.json"
+
+
+def cached(device: torch.device) -> list[Roof] | None:
+    """The roofs that were measured before on this device with this software, if they were."""
+    try:
+        content = json.loads(cache_path(device).read_text())
+        if content["schema"] != SCHEMA:
+            return None
+        return [Roof(**{**roof, "samples_s": tuple(roof["samples_s"])}) for roof in content["roofs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # Measured again, which mends it.
+
+
+def run(device: torch.device, again: bool, path: Path | None, console: Console) -> int:
+    """Show the roofs of a device, measured now or before.
+
+    Args:
+        device: The device.
+        again: Measure even if they are cached.
+        path: Where a JSON goes, if anywhere.
+        console: Where the table goes.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        OSError: If the JSON cannot be written.
+    """
+    found = None if again else cached(device)
+    roofs: list[Roof] = []
+    with tables.growing(console, f"Roofs of {environment.device_name(device)}", CAPTION, COLUMNS) as show:
+        for roof in measure(device) if found is None else found:
+            roofs.append(roof)
+            show(_cells(roof), "measuring" if found is None else "")
+    content = {"schema": SCHEMA, **environment.describe(device), "roofs": [asdict(roof) for roof in roofs]}
+    if found is None:
+        _write(cache_path(device), content)
+        console.print(f"kept in {cache_path(device)}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"from {cache_path(device)}; --again measures", highlight=False, soft_wrap=True)
+    if path:
+        _write(path, content)
+    return 0
+
+
+def _cells(roof: Roof) -> dict[str, Any]:
+    middle = sorted(roof.samples_s)[len(roof.samples_s) // 2]
+    return {
+        "case": roof.name,
+        "best": _rate(roof.per_second, roof.unit),
+        "median": _rate(roof.work / middle, roof.unit),
+        "runs": len(roof.samples_s),
+        "measured": roof.measured,
+    }
+
+
+def _rate(per_second: float, unit: str) -> str:
+    name = {"bytes": "B/s", "flops": "FLOP/s"}[unit]
+    scale, prefix = (1e12, "T") if per_second >= 1e12 else (1e9, "G")
+    return f"{per_second / scale:.4g} {prefix}{name}"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
