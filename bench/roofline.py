@@ -80,12 +80,13 @@ def measure(device: torch.device, duration: float = 1.0, scale: int = 1) -> Iter
     yield _copy((2**30 if on_gpu else 2**28) // scale, device, duration)
     size = (8192 if on_gpu else 2048) // scale
     for name, dtype in PRODUCTS[device.type].items():
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
         with _tf32(name == "tf32"):
-            yield _roof(
-                name, "flops", 2.0 * size**3, lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, duration
-            )
+            yield _product(name, size, dtype, device, duration)
+
+
+def _product(name: str, size: int, dtype: torch.dtype, device: torch.device, duration: float) -> Roof:
+    a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
+    return _roof(name, "flops", 2.0 * size**3, lambda: torch.mm(a, b, out=out), device, duration)
 
 
 def _copy(count: int, device: torch.device, duration: float) -> Roof:

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -49,7 +50,7 @@ def side_by_side(cases: Mapping[str, Case], rounds: int, device: torch.device) -
     samples: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(1, rounds + 1):
         for name, case in cases.items():
-            samples[name].append(seconds(lambda case=case, number=number: case(number), device))
+            samples[name].append(seconds(partial(case, number), device))
     return {name: Timing(tuple(durations)) for name, durations in samples.items()}
 
 
@@ -75,4 +76,4 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
         run()
         last.record()
     last.synchronize()
-    return first.elapsed_time(last) / 1000
+    return float(first.elapsed_time(last)) / 1000
