@@ -10,23 +10,24 @@ from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.perturb.activations import encode
 from nntk.models import recognise
 
-ROWS, INPUTS, OUTPUT_WIDTH, WIDTH = 5, 4, 3, 6
 _KEY = (1, 2**32 - 1)
 
 Call = tuple[str, tuple[Any, ...]]
 """The name of an op of ``torch.ops.nntk``, and its arguments."""
 
 
-def calls(device: torch.device | str = "cpu") -> list[Call]:
+def calls(device: torch.device | str = "cpu", size: int = 1) -> list[Call]:
     """Every op, some in several forms; the numbers are the same each time.
 
     Args:
         device: Where the tensors are.
+        size: How many times larger than the smallest every axis is.
 
     Returns:
         Names and arguments, by name.
     """
-    made = [*_stream(), *_weights(), *_evaluation(), *_assembly(), *_local()]
+    small = _Small(size)
+    made = [*small.stream(), *small.weights(), *small.evaluation(), *small.assembly(), *small.local()]
     return sorted(((name, _placed(arguments, torch.device(device))) for name, arguments in made), key=lambda c: c[0])
 
 
@@ -40,89 +41,99 @@ def _random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
 
 
-def _displacements(directions: str = "gaussian") -> tuple[Any, ...]:
-    """What ops that make noise take: parameters, ordinals, rows, key, family."""
-    return ([torch.zeros(4, 5), torch.zeros(4)], [0, 1], torch.arange(ROWS), *_KEY, directions)
+class _Small:
+    """Arguments whose axes are a few numbers, times a size: rows M, inputs N, outputs C, features K."""
 
+    def __init__(self, size: int) -> None:
+        self.m, self.n, self.c, self.k = 5 * size, 4 * size, 3 * size, 6 * size
+        self.parameters = [torch.zeros(4 * size, 5 * size), torch.zeros(4 * size)]
+        self.d, self.other = _random(self.m, self.n, self.c), _random(self.m, 2, self.c)
+        self.pairs, self.keys = _random(2, self.m, self.n, 1), _random(self.n, 1)
+        # Of a softmax: log weights and factors of rows, statistics of inputs.
+        self.priors, self.factors = _random(self.m), _random(self.m).abs()
+        self.statistics = torch.stack((_random(self.n), *[1 + _random(self.n).square()] * 2))
+        self.alpha, self.norms = torch.softmax(_random(self.m), 0), 1 + _random(self.m).square()
 
-def _network(dtype: torch.dtype) -> tuple[Any, ...]:
-    """An MLP as schemas carry it: weights, biases, activations and their parameters."""
-    model = nn.Sequential(nn.Linear(WIDTH, 7), nn.Tanh(), nn.Linear(7, OUTPUT_WIDTH))
-    for number, parameter in enumerate(model.parameters()):
-        parameter.data = _random(*parameter.shape, dtype=dtype) / (number + 2)
-    layers = recognise(model).layers
-    tensors = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    return (*tensors, *encode([layer.activation for layer in layers]), [0, 2], [1, 3])
+    def displacements(self, directions: str = "gaussian") -> tuple[Any, ...]:
+        """What ops that make noise take: parameters, ordinals, rows, key, family."""
+        return (self.parameters, [0, 1], torch.arange(self.m), *_KEY, directions)
 
+    def network(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """An MLP as schemas carry it: weights, biases, activations and their parameters, ordinals."""
+        model = nn.Sequential(nn.Linear(self.k, 7), nn.Tanh(), nn.Linear(7, self.c))
+        for number, parameter in enumerate(model.parameters()):
+            parameter.data = _random(*parameter.shape, dtype=dtype) / (number + 2)
+        layers = recognise(model).layers
+        tensors = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        return (*tensors, *encode([layer.activation for layer in layers]), [0, 2], [1, 3])
 
-def _stream() -> Sequence[Call]:
-    rows = torch.arange(ROWS)
-    return [
-        ("unit_displacements", (rows, 0, [4, 5], *_KEY, "gaussian", torch.float64)),
-        ("unit_displacements", (rows, 0, [4, 5], *_KEY, "flipout(2)", torch.float64)),
-        ("squared_norms", _displacements()),
-        ("squared_norms", _displacements("lowrank(2)")),
-        ("displacement_gram", _displacements()),
-        ("displacement_gram", _displacements("lowrank(2)")),
-        ("project_displacements", (*_displacements(), 3)),
-        ("multiply_displacements", (*_displacements("rademacher"), torch.ones(2, 24))),
-    ]
+    def stream(self) -> Sequence[Call]:
+        """Displacements, their norms and products."""
+        unit, shape = (torch.arange(self.m), 0), list(self.parameters[0].shape)
+        matrix = torch.ones(2, sum(parameter.numel() for parameter in self.parameters))
+        return [
+            *(
+                ("unit_displacements", (*unit, shape, *_KEY, directions, torch.float64))
+                for directions in ("gaussian", "flipout(2)", "lowrank(2)")
+            ),
+            ("squared_norms", self.displacements()),
+            ("squared_norms", self.displacements("lowrank(2)")),
+            ("displacement_gram", self.displacements()),
+            ("displacement_gram", self.displacements("lowrank(1)")),
+            ("project_displacements", (*self.displacements(), 3)),
+            ("multiply_displacements", (*self.displacements("rademacher"), matrix)),
+        ]
 
+    def weights(self) -> Sequence[Call]:
+        """Fixed kernels and attention."""
+        softmax = (self.pairs, self.keys, self.priors, self.factors)
+        return [
+            ("radii", (torch.arange(self.m), *_KEY, "cauchy", 10, 0.1, 0.0)),
+            ("radial_weights", (self.norms, "cauchy", [0.1, 5.5], "power", [1e-3, 6.0])),
+            ("attention_scores", (self.d, _random(self.n, self.c), "dot")),
+            ("attention_statistics", (*softmax, "dot")),
+            ("attention_weights", (*softmax, self.statistics, "dot")),
+        ]
 
-def _softmax() -> tuple[Tensor, Tensor, Tensor]:
-    """Log weights and factors of rows, and statistics of inputs."""
-    positive = 1 + _random(INPUTS).square()
-    return _random(ROWS), _random(ROWS).abs(), torch.stack((_random(INPUTS), positive, positive))
+    def evaluation(self) -> Sequence[Call]:
+        """Differences of an MLP, in both forms and of two families."""
+        x, scales = _random(self.n, self.k, dtype=torch.float32), torch.full((self.m,), 0.1)
+        common = (x, *self.network(torch.float32), torch.arange(self.m), scales, *_KEY)
+        forms = (
+            ("gaussian", "none", "difference", "tf32"),
+            ("gaussian", "odd", "direct", "fp32"),
+            ("flipout(1)", "odd", "direct", "fp32"),
+            ("lowrank(2)", "both", "difference", "fp32"),
+            ("gaussian", "both", "difference", "fp32"),
+        )
+        return [("mlp_differences", (*common, *form, 2**20)) for form in forms]
 
+    def assembly(self) -> Sequence[Call]:
+        """Kernels by every estimator, in every mode, symmetric and not."""
+        gram, (largest1, largest2) = _random(self.m, self.m), (self.statistics[0].clone() for _ in range(2))
+        dot = (None, None, self.keys, self.keys.clone(), self.priors, self.factors, largest1, largest2)
+        d, alpha, norms = self.d, self.alpha, self.norms
+        num_params = sum(parameter.numel() for parameter in self.parameters)
+        found: list[Call] = [
+            ("energy", (d, None, norms, "weights", _random(self.m, self.n).abs(), *(None,) * 7, "trace")),
+            ("energy", (self.pairs, self.pairs.clone(), norms, "dot", *dot, "trace")),
+            ("nonlocal_gradients", (d, alpha, norms, *self.displacements())),
+            ("energy_product", (d, None, alpha, alpha.clone(), norms, _random(self.n, 2))),
+        ]
+        for d2 in (None, self.other):
+            for mode in OUTPUTS:
+                found += [
+                    ("energy", (d, d2, norms, "rows", *(None,) * 8, mode)),
+                    ("inner_product", (d, d2, alpha, None, norms, gram, num_params, True, mode)),
+                    ("inner_product_of_gradients", (d, d2, alpha, None, norms, *self.displacements(), True, mode)),
+                ]
+        return found
 
-def _weights() -> Sequence[Call]:
-    priors, factors, statistics = _softmax()
-    pairs, keys = _random(2, ROWS, INPUTS, 1), _random(INPUTS, 1)
-    return [
-        ("radii", (torch.arange(ROWS), *_KEY, "cauchy", 10, 0.1, 0.0)),
-        ("radial_weights", (_random(ROWS).square(), "cauchy", [0.1, 5.5], "power", [1e-3, 6.0])),
-        ("attention_scores", (_random(ROWS, INPUTS, OUTPUT_WIDTH), _random(INPUTS, OUTPUT_WIDTH), "dot")),
-        ("attention_statistics", (pairs, keys, priors, factors, "dot")),
-        ("attention_weights", (pairs, keys, priors, factors, statistics, "dot")),
-    ]
-
-
-def _evaluation() -> Sequence[Call]:
-    x, scales = _random(INPUTS, WIDTH, dtype=torch.float32), torch.full((ROWS,), 0.1)
-    common = (x, *_network(torch.float32), torch.arange(ROWS), scales, *_KEY, "gaussian")
-    forms = (("none", "difference", "tf32"), ("odd", "direct", "fp32"), ("both", "difference", "fp32"))
-    return [("mlp_differences", (*common, *form, 2**20)) for form in forms]
-
-
-def _assembly() -> Sequence[Call]:
-    d, other, pairs, keys = _random(ROWS, INPUTS, OUTPUT_WIDTH), _random(ROWS, 2, OUTPUT_WIDTH), *_pairs()
-    alpha, norms, gram = torch.softmax(_random(ROWS), 0), 1 + _random(ROWS).square(), _random(ROWS, ROWS)
-    priors, factors, statistics = _softmax()
-    largest = statistics[0]
-    found: list[Call] = [
-        ("energy", (d, None, norms, "weights", _random(ROWS, INPUTS).abs(), *(None,) * 7, "trace")),
-        ("energy", (pairs, pairs, norms, "dot", None, None, keys, keys, priors, factors, largest, largest, "trace")),
-        ("nonlocal_gradients", (d, alpha, norms, *_displacements())),
-        ("energy_product", (d, None, alpha, alpha, norms, _random(INPUTS, 2))),
-    ]
-    for d2 in (None, other):
-        for mode in OUTPUTS:
-            found += [
-                ("energy", (d, d2, norms, "rows", *(None,) * 8, mode)),
-                ("inner_product", (d, d2, alpha, None, norms, gram, 24, True, mode)),
-                ("inner_product_of_gradients", (d, d2, alpha, None, norms, *_displacements(), True, mode)),
-            ]
-    return found
-
-
-def _pairs() -> tuple[Tensor, Tensor]:
-    """Both halves of the differences of one output, and its keys."""
-    return _random(2, ROWS, INPUTS, 1), _random(INPUTS, 1)
-
-
-def _local() -> Sequence[Call]:
-    return [
-        ("structured_ntk", (_random(INPUTS, WIDTH, dtype=dtype), other, *_network(dtype), mode))
-        for dtype, other in ((torch.float32, None), (torch.float64, _random(3, WIDTH)))
-        for mode in OUTPUTS
-    ]
+    def local(self) -> Sequence[Call]:
+        """The structured NTK, in every mode, symmetric and not."""
+        cases = ((torch.float32, None), (torch.float64, _random(3, self.k)))
+        return [
+            ("structured_ntk", (_random(self.n, self.k, dtype=dtype), other, *self.network(dtype), mode))
+            for dtype, other in cases
+            for mode in OUTPUTS
+        ]

@@ -2,14 +2,36 @@
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from nntk.kernels import cost as costs
+from nntk.kernels.cost import Cost, Declared
 from nntk.kernels.target import serves
 
 _LIBRARY = torch.library.Library("nntk", "DEF")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What an op was registered with."""
+
+    reference: Callable[..., Any]
+    fake: Callable[..., Any]
+    cost: Declared
+
+
+REGISTERED: dict[str, Registered] = {}
+"""Every op by its name in ``torch.ops.nntk``."""
+
+
+def cost_of(name: str, arguments: Iterable[Any]) -> Cost:
+    """The least work of one call of an op, results included: nothing is computed, and shapes alone are read."""
+    op = REGISTERED[name]
+    return costs.call(op.cost, op.fake, arguments)
 
 
 def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
@@ -39,13 +61,18 @@ Op = TypeVar("Op", bound=Callable[..., Tensor | tuple[Tensor, ...]])
 
 
 def register(
-    schema: str, reference: Op, fake: Callable[..., Tensor | tuple[Tensor, ...]], launcher: str | None = None
+    schema: str,
+    reference: Op,
+    cost: Declared,
+    fake: Callable[..., Tensor | tuple[Tensor, ...]],
+    launcher: str | None = None,
 ) -> Op:
     """Define ``nntk::<name>`` by its schema, with a reference for every backend and a fake kernel for tracing.
 
     Args:
         schema: The op in the dispatcher's language, e.g. ``"square(Tensor x) -> Tensor"``.
         reference: Plain torch implementation; serves every backend that registers no kernel of its own.
+        cost: The least work of a call, from its arguments, without the results' bytes: see nntk.kernels.cost.
         fake: Returns empty tensors of the right shape, dtype and device.
         launcher: Module whose function of the op's name serves CUDA tensors by Triton kernels. It is imported at the
             first such call. The reference serves those of cards that the kernels are not written for
@@ -56,6 +83,7 @@ def register(
     """
     name = schema.partition("(")[0]
     qualified = f"nntk::{name}"
+    REGISTERED[name] = Registered(reference, fake, cost)
     _LIBRARY.define(schema)
 
     def refer(*arguments: Any) -> Any:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import checks
-from nntk.kernels.assemble import gradients, gram, reference
+from nntk.kernels.assemble import cost, gradients, gram, reference
 from nntk.kernels.assemble.config import inner_product_route
 from nntk.kernels.assemble.total import Total
 from nntk.kernels.attention import Attended
@@ -42,6 +42,7 @@ _energy = register(
     "energy(Tensor d1, Tensor? d2, Tensor scales, str weighting, Tensor? values1, Tensor? values2, Tensor? keys1,"
     " Tensor? keys2, Tensor? priors, Tensor? factors, Tensor? shifts1, Tensor? shifts2, str outputs) -> Tensor",
     reference.energy,
+    cost.energy,
     lambda d1, d2, *rest: d1.new_empty(_shape(d1, d2, rest[-1])),
     launcher="nntk.kernels.assemble.launch",
 )
@@ -49,6 +50,7 @@ _inner_product = register(
     "inner_product(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor squared_norms, Tensor gram,"
     " int num_params, bool unbiased, str outputs) -> Tensor",
     reference.inner_product,
+    cost.inner_product,
     lambda d1, d2, weights1, weights2, squared_norms, gram, num_params, unbiased, outputs: d1.new_empty(
         _shape(d1, d2, outputs)
     ),
@@ -57,6 +59,7 @@ _STREAM = "Tensor[] parameters, int[] ordinals, Tensor rows, int seed_low, int s
 _gram = register(
     f"displacement_gram({_STREAM}) -> Tensor",
     gram.displacement_gram,
+    cost.displacement_gram,
     lambda parameters, ordinals, rows, *_: rows.new_empty((rows.shape[0], rows.shape[0]), dtype=torch.float64),
     launcher="nntk.kernels.assemble.launch",
 )
@@ -64,12 +67,14 @@ _by_gradients = register(
     "inner_product_of_gradients(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor squared_norms,"
     f" {_STREAM}, bool unbiased, str outputs) -> Tensor",
     gradients.inner_product_of_gradients,
+    cost.inner_product_of_gradients,
     lambda d1, d2, *rest: d1.new_empty(_shape(d1, d2, rest[-1])),
     launcher="nntk.kernels.assemble.launch",
 )
 _gradients = register(
     f"nonlocal_gradients(Tensor d, Tensor weights, Tensor squared_norms, {_STREAM}) -> Tensor",
     gradients.nonlocal_gradients,
+    cost.nonlocal_gradients,
     lambda d, weights, norms, parameters, *_: d.new_empty(
         (*d.shape[1:], sum(parameter.numel() for parameter in parameters))
     ),
@@ -78,6 +83,7 @@ _gradients = register(
 _product = register(
     "energy_product(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor scales, Tensor vectors) -> Tensor",
     reference.energy_product,
+    cost.energy_product,
     lambda d1, d2, w1, w2, scales, vectors: vectors.new_empty((d1.shape[1], vectors.shape[1])),
 )
 

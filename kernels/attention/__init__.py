@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import checks
-from nntk.kernels.attention import reference
+from nntk.kernels.attention import cost, reference
 from nntk.kernels.dispatch import register
 from nntk.kernels.philox import parse, split_seed
 
@@ -28,12 +28,14 @@ SCORES = ("dot", "distance", "given")
 _scores = register(
     "attention_scores(Tensor d, Tensor? keys, str score) -> Tensor",
     reference.attention_scores,
+    cost.attention_scores,
     lambda d, keys, score: d.new_empty(d.shape[:-1]),
     launcher="nntk.kernels.attention.launch",
 )
 _statistics = register(
     "attention_statistics(Tensor values, Tensor? keys, Tensor priors, Tensor factors, str score) -> Tensor",
     reference.attention_statistics,
+    cost.attention_statistics,
     lambda values, *_: values.new_empty((3, values.shape[-2]), dtype=torch.float64),
     launcher="nntk.kernels.attention.launch",
 )
@@ -41,6 +43,7 @@ _weights = register(
     "attention_weights(Tensor values, Tensor? keys, Tensor priors, Tensor factors, Tensor statistics, str score)"
     " -> Tensor",
     reference.attention_weights,
+    cost.attention_weights,
     lambda values, *_: values.new_empty(values.shape[-3:-1]),
     launcher="nntk.kernels.attention.launch",
 )
@@ -48,6 +51,7 @@ _STREAM = "Tensor[] parameters, int[] ordinals, Tensor rows, int seed_low, int s
 _project = register(
     f"project_displacements({_STREAM}, int dim) -> Tensor",
     reference.project_displacements,
+    cost.project_displacements,
     lambda parameters, ordinals, rows, low, high, directions, dim: rows.new_empty(
         (rows.shape[0], dim), dtype=torch.float64
     ),
@@ -56,6 +60,7 @@ _project = register(
 _multiply = register(
     f"multiply_displacements({_STREAM}, Tensor matrix) -> Tensor",
     reference.multiply_displacements,
+    cost.multiply_displacements,
     lambda parameters, ordinals, rows, low, high, directions, matrix: rows.new_empty(
         (rows.shape[0], matrix.shape[0]), dtype=torch.float64
     ),

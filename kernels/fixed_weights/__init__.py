@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.kernels.dispatch import register
-from nntk.kernels.fixed_weights import reference
+from nntk.kernels.fixed_weights import cost, reference
 from nntk.kernels.fixed_weights.fixed_kernel import FixedKernel
 from nntk.kernels.fixed_weights.laws import LAWS
 from nntk.kernels.fixed_weights.softmax import (
@@ -41,18 +41,21 @@ _squared_norms = register(
     "squared_norms(Tensor[] parameters, int[] ordinals, Tensor rows, int seed_low, int seed_high, str directions)"
     " -> Tensor",
     reference.squared_norms,
+    cost.squared_norms,
     lambda parameters, ordinals, rows, *_: rows.new_empty(rows.shape, dtype=reference.NORM_DTYPE),
     launcher="nntk.kernels.philox.launch",
 )
 _radii = register(
     "radii(Tensor rows, int seed_low, int seed_high, str law, int num_params, float scale, float order) -> Tensor",
     reference.radii,
+    cost.radii,
     lambda rows, *_: rows.new_empty(rows.shape, dtype=reference.NORM_DTYPE),
 )
 _radial_weights = register(
     "radial_weights(Tensor squared_lengths, str law, float[] parameters, str proposal_law, float[] proposal_parameters)"
     " -> (Tensor, Tensor)",
     reference.radial_weights,
+    cost.radial_weights,
     lambda squared_lengths, *_: (torch.empty_like(squared_lengths), squared_lengths.new_empty(3)),
     launcher="nntk.kernels.fixed_weights.launch",
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 from nntk.kernels import checks, mlp
 from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.dispatch import register
-from nntk.kernels.local_ntk import reference
+from nntk.kernels.local_ntk import cost, reference
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.activations import encode
 
@@ -23,6 +23,7 @@ _op = register(
     "structured_ntk(Tensor x1, Tensor? x2, Tensor[] weights, Tensor?[] biases, str[] activations,"
     " float[] activation_parameters, int[] weight_ordinals, int[] bias_ordinals, str outputs) -> Tensor",
     reference.structured_ntk,
+    cost.structured_ntk,
     _fake,
     launcher="nntk.kernels.local_ntk.launch",
 )

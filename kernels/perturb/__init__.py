@@ -9,7 +9,7 @@ from torch import Tensor
 from nntk.kernels import checks, mlp
 from nntk.kernels.dispatch import register
 from nntk.kernels.mlp import Layer
-from nntk.kernels.perturb import reference
+from nntk.kernels.perturb import cost, reference
 from nntk.kernels.perturb.activations import encode
 from nntk.kernels.perturb.config import (
     DEFAULT_BYTES,
@@ -45,6 +45,7 @@ _op = register(
     " int[] weight_ordinals, int[] bias_ordinals, Tensor rows, Tensor scales, int seed_low, int seed_high,"
     " str directions, str pairs, str propagation, str precision, int max_bytes) -> (Tensor, Tensor)",
     reference.mlp_differences,
+    cost.mlp_differences,
     _fake,
     launcher="nntk.kernels.perturb.launch",
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.kernels.dispatch import register
-from nntk.kernels.philox import reference
+from nntk.kernels.philox import cost, reference
 from nntk.kernels.philox.directions import FAMILIES, Directions, parse
 from nntk.kernels.philox.reference import STREAM_VERSION
 
@@ -17,6 +17,7 @@ _op = register(
     "unit_displacements(Tensor rows, int ordinal, SymInt[] shape, int seed_low, int seed_high, str directions,"
     " ScalarType dtype) -> Tensor",
     reference.unit_displacements,
+    cost.unit_displacements,
     lambda rows, ordinal, shape, seed_low, seed_high, directions, dtype: rows.new_empty(
         (rows.shape[0], *shape), dtype=dtype
     ),
