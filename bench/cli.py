@@ -1,23 +1,25 @@
-"""The command line: ``nntk-bench run`` and ``nntk-bench resources``."""
+"""The command line: ``nntk-bench`` and its commands."""
 
 import argparse
 import importlib.util
+import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
 
 import nntk
-from nntk.bench import environment, suites, tables
+from nntk.bench import compare, environment, profiling, report, results, roofline, suites, tables
 from nntk.bench.resources import run as resources
 from nntk.bench.resources.catalogue import MODULES
 from nntk.bench.resources.machines import MACHINES
-from nntk.bench.results import Record
+from nntk.bench.results import Record, ResultsError
 from nntk.bench.suites import Section, Setting
 
 EPILOG = """\
@@ -25,9 +27,16 @@ examples:
   nntk-bench run                                  the quick suite on this machine
   nntk-bench run --suite digits --seed 3          classification of digits over three seeds, from seed 3
   nntk-bench run --device cuda --output /tmp/out  on a GPU, results under /tmp/out
+  nntk-bench run --resume results/x/quick-y.json  goes on with a run that did not end by itself
+  nntk-bench compare A.json B.json                what became faster, slower or less accurate from A to B
+  nntk-bench report A.json                        tables and plots, as Markdown and as one page of HTML
+  nntk-bench profile energy                       where the time of an op goes, with a trace
+  nntk-bench roofline                             what this machine can do at most
   nntk-bench resources --arch sm_90               machine code of every kernel, without a GPU
 
 Every run writes one JSON, DIR/<device>/<suite>-<time>.json, row by row: device, versions, commit, seed, raw samples.
+A run that was interrupted, killed or broken by an error can be resumed by the same sources, packages, device and
+threads: sections that finished are kept, the others are measured from their start.
 Exit status: 0 all rows good, 1 a row missed its tolerance, 2 wrong usage, 130 interrupted; finished rows are kept.
 """
 
@@ -65,6 +74,64 @@ Exit status: 0 all good, 1 a check failed or a kernel did not compile, 2 wrong u
 """
 
 
+PROFILE = """\
+Profile one op at the shapes of the suite ops: a table of the operators and kernels that its time goes to, beside the
+least time that the roof of the machine allows, and a trace for chrome://tracing or ui.perfetto.dev. On a GPU every call
+is an NVTX range, which external profilers show too.
+"""
+
+PROFILE_EPILOG = """\
+examples:
+  nntk-bench profile attention_weights                      on this CPU, at every shape of the suite
+  nntk-bench profile mlp_differences --shape rademacher     one family
+  nntk-bench profile energy --device cuda --output /tmp/t   on a GPU, traces under /tmp/t
+
+An unknown op lists the known ones. Exit status: 0 profiled, 2 wrong usage, 130 interrupted.
+"""
+
+ROOFLINE = """\
+Measure what a device can do at most: copies and reads of memory, and dense products by precision. The fastest of many
+runs is the roof. Suites show each op's share of it; a share above 100 % is an error, since it was measured wrong.
+Roofs are kept for each device, driver, version of PyTorch and number of threads, and measured once.
+"""
+
+ROOFLINE_EPILOG = """\
+examples:
+  nntk-bench roofline                       those of this CPU, measured now or before
+  nntk-bench roofline --again               measured now: nothing else may work on the machine
+  nntk-bench roofline --device cuda --json roofs.json
+"""
+
+COMPARE = """\
+Compare two runs of a suite row by row, from A to B, by all their samples. Other devices, versions or commits, failed
+rows, and rows of one run only are stated in words.
+
+verdicts, r being the time in B over the time in A:
+  SAME     the interval that holds r with 95 % probability is within the threshold
+  SLOWER   the samples reject that r is within half the threshold, and r exceeds the drift within either run
+  FASTER   likewise
+  UNCLEAR  none of these. Why is in the last column: noise, drift, or too few samples for a test of so many rows
+  WORSE    an error more than twice that in A, or a row that fails its tolerance in B only
+
+The test is that of Mann and Whitney, exact for up to 80 samples, corrected after Holm: the probability of any wrong
+FASTER or SLOWER is at most 5 %. r is the median over all pairs of samples, one of each run (Hodges and
+Lehmann). A drift is the change from a run's first sample to its last that the shift between its halves suggests.
+A threshold of 0.05 is 1.05 times as long or as short; A against B mirrors B against A.
+"""
+
+COMPARE_EPILOG = """\
+examples:
+  nntk-bench compare old.json new.json                      what changed
+  nntk-bench compare old.json new.json --fail-on slower     exit status 1 if a row is SLOWER or WORSE, for CI
+  nntk-bench compare old.json new.json --threshold 0.1      changes of less than 10 % do not matter
+  nntk-bench compare old.json new.json --json verdicts.json the verdicts, with ratios, intervals and p values
+
+For two runs of one machine to be comparable, nothing else may work on it. Samples that no test could tell apart are
+UNCLEAR and say how many each run needs: 6 for 12 rows, 8 for 200.
+Exit status: 0 compared, 1 --fail-on slower and a row is SLOWER or WORSE, 2 wrong usage or unusable file.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
@@ -94,26 +161,94 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "run",
         help="run a suite, print its tables, write one JSON",
         description="Run a suite of measurements, print its tables and write one JSON.\n\nsuites:\n"
-        + "\n".join(f"  {name:8}{about}" for name, about in suites.SUITES.items()),
+        + "\n".join(f"  {name:10}{about}" for name, about in suites.SUITES.items()),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    run.add_argument("--suite", default="quick", choices=tuple(suites.SUITES), help="what to measure (default: quick)")
-    run.add_argument(
-        "--output",
-        type=Path,
-        default=Path("results"),
-        metavar="DIR",
-        help="folder of the results (default: results)",
-    )
-    run.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of data, networks, displacements (0)")
-    run.add_argument("--device", type=_device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
+    run.add_argument("--suite", choices=tuple(suites.SUITES), help="what to measure (default: quick)")
+    run.add_argument("--output", type=Path, metavar="DIR", help="folder of the results (default: results)")
+    run.add_argument("--seed", type=_seed, metavar="N", help="seed of data, networks, displacements (default: 0)")
+    run.add_argument("--device", type=_device, metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     run.add_argument("--threads", type=_threads, metavar="N", help="CPU threads of PyTorch (default: its own choice)")
+    run.add_argument("--resume", type=Path, metavar="PATH", help="go on with this run; all other options are its own")
     run.set_defaults(function=_run)
+    _add_compare(commands)
+    _add_report(commands)
+    _add_roofline(commands)
+    _add_profile(commands)
     _add_resources(commands)
     options = parser.parse_args(arguments)
     status: int = options.function(options)
     return status
+
+
+def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="say what became faster, slower or less accurate",
+        description=COMPARE,
+        epilog=COMPARE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="JSON of the run to compare with")
+    parser.add_argument("b", type=Path, metavar="B", help="JSON of the run to judge")
+    parser.add_argument("--fail-on", choices=("slower",), help="exit with 1 if a row is SLOWER or WORSE")
+    parser.add_argument(
+        "--threshold", type=_threshold, default=0.05, metavar="X", help="change that matters, in (0, 1] (default: 0.05)"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the verdicts to this file")
+    parser.set_defaults(function=_compare)
+
+
+def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write runs as Markdown and as one HTML page with plots",
+        description=report.HELP,
+        epilog=report.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="JSON of a run")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: report)")
+    parser.set_defaults(function=_report)
+
+
+def _add_profile(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "profile",
+        help="show where the time of one op goes",
+        description=PROFILE,
+        epilog=PROFILE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("op", metavar="OP", help="name of an op, e.g. energy")
+    parser.add_argument("--shape", default="", metavar="TEXT", help="only shapes that contain this text")
+    parser.add_argument(
+        "--device", type=_device, default=torch.device("cpu"), metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("profiles"), metavar="DIR", help="folder of the traces (default: profiles)"
+    )
+    parser.set_defaults(function=_profile)
+
+
+def _add_roofline(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "roofline",
+        help="measure what a device can do at most",
+        description=ROOFLINE,
+        epilog=ROOFLINE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--device", type=_device, default=torch.device("cpu"), metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    parser.add_argument(
+        "--threads", type=_threads, metavar="N", help="CPU threads of PyTorch (default: its own choice)"
+    )
+    parser.add_argument("--again", action="store_true", help="measure, whatever was measured before")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the roofs, with every sample, to this file")
+    parser.set_defaults(function=_roofline)
 
 
 def _add_resources(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -166,6 +301,16 @@ def _device(text: str) -> torch.device:
     return torch.device(text)
 
 
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number in (0, 1], got {text!r}")
+    return value
+
+
 def _architectures(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in MACHINES]:
@@ -195,25 +340,70 @@ def _resources(options: argparse.Namespace) -> int:
         return 130
 
 
-def _run(options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace) -> int:
+    try:
+        return report.run(options.paths, options.output, Console())
+    except (ValueError, OSError) as wrong:
+        print(f"nntk-bench report: error: {wrong}", file=sys.stderr)
+        return 2
+
+
+def _profile(options: argparse.Namespace) -> int:
+    try:
+        wanted = profiling.cases(options.op, options.shape, options.device)
+        return profiling.run(wanted, options.device, options.output, Console())
+    except (ValueError, OSError) as wrong:
+        print(f"nntk-bench profile: error: {wrong}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _roofline(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
-    facts = {**environment.describe(options.device), "seed": options.seed}
     try:
-        record = Record(options.output / environment.slug(options.device), options.suite, facts)
+        return roofline.run(options.device, options.again, options.json, Console())
     except OSError as wrong:
-        print(f"nntk-bench run: error: argument --output: {wrong}", file=sys.stderr)
+        print(f"nntk-bench roofline: error: {wrong}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _compare(options: argparse.Namespace) -> int:
+    try:
+        a, b = results.read(options.a), results.read(options.b)
+        comparison = compare.compare(a, b, options.threshold)
+        if options.json:
+            compare.write(comparison, a, b, options.threshold, options.json)
+    except (ResultsError, OSError) as wrong:
+        print(f"nntk-bench compare: error: {wrong}", file=sys.stderr)
+        return 2
+    compare.show(comparison, Console() if sys.stdout.isatty() else Console(width=200))
+    return int(options.fail_on == "slower" and comparison.slower)
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        record, setting, facts = _resume(options) if options.resume else _start(options)
+    except (ResultsError, OSError) as wrong:
+        argument = "--resume" if options.resume else "--output"
+        print(f"nntk-bench run: error: argument {argument}: {wrong}", file=sys.stderr)
         return 2
     console = Console()
     console.print(
         f"nntk {nntk.__version__} on {facts['device']['name']}, {facts['device']['threads']} threads, "
-        f"torch {facts['versions']['torch']}, commit {(facts['commit'] or 'unknown')[:10]}, seed {options.seed}\n",
+        f"torch {facts['versions']['torch']}, commit {(facts['commit'] or 'unknown')[:10]}, seed {setting.seed}\n",
         highlight=False,
     )
+    if options.resume and facts["uncommitted_changes"] is not False:
+        console.print(
+            "These sources are of no commit: that they are those of the run so far cannot be checked.\n", soft_wrap=True
+        )
     status = "failed"
     try:
-        setting = Setting(options.device, options.seed)
-        if all([_measure(section, setting, record, console) for section in suites.catalogue(options.suite)]):
+        if all([_measure(section, setting, record, console) for section in suites.catalogue(record.suite)]):
             status = "complete"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -223,19 +413,75 @@ def _run(options: argparse.Namespace) -> int:
     return {"complete": 0, "failed": 1, "interrupted": 130}[status]
 
 
+_Start = tuple[Record, Setting, Mapping[str, Any]]
+
+
+def _start(options: argparse.Namespace) -> _Start:
+    """A new run, by the options."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device, suite, seed = options.device or torch.device("cpu"), options.suite or "quick", options.seed or 0
+    facts = _facts(device, seed)
+    if any(section.name == "ops" for section in suites.catalogue(suite)):
+        facts["roofs"] = [roof.summary() for roof in roofline.roofs(device)]
+    folder = (options.output or Path("results")) / environment.slug(device)
+    return Record.start(folder, suite, facts, _planned(suite)), Setting(device, seed), facts
+
+
+def _resume(options: argparse.Namespace) -> _Start:
+    """The run of a file, by what the file says."""
+    for name in ("suite", "output", "seed", "device", "threads"):
+        if getattr(options, name) is not None:
+            raise ResultsError(f"not with --{name}, which is that of the run")
+    run = results.read(options.resume)
+    if run.suite not in suites.SUITES:
+        raise ResultsError(f"{run.path}: suite: got {run.suite!r}, must be one of {', '.join(suites.SUITES)}")
+    try:
+        device = _device(run.facts["device"].get("selected", "cpu"))
+    except argparse.ArgumentTypeError as wrong:
+        raise ResultsError(f"{run.path}: device.selected: {wrong}") from None
+    torch.set_num_threads(run.facts["device"]["threads"])
+    facts = _facts(device, run.facts["seed"])
+    if "roofs" in run.facts:
+        facts["roofs"] = run.facts["roofs"]
+    return Record.resume(run.path, facts, _planned(run.suite)), Setting(device, run.facts["seed"]), facts
+
+
+def _facts(device: torch.device, seed: int) -> dict[str, Any]:
+    facts = environment.describe(device)
+    return {**facts, "device": {**facts["device"], "selected": str(device)}, "seed": seed}
+
+
+def _planned(suite: str) -> list[dict[str, Any]]:
+    """The sections of a suite, as a record describes them."""
+    return [
+        {
+            "name": section.name,
+            "title": section.title,
+            "caption": section.caption,
+            "columns": [asdict(column) for column in section.columns],
+        }
+        for section in suites.catalogue(suite)
+    ]
+
+
 def _measure(section: Section, setting: Setting, record: Record, console: Console) -> bool:
-    """Measure a section row by row; whether no row failed."""
-    good = True
-    with tables.growing(console, section.title, section.caption, section.columns) as show:
-        for item in section.rows(setting):
+    """Measure a section row by row, or show the rows of one that is finished; whether no row failed."""
+    good, kept = True, record.finished(section.name)
+    caption = f"{section.caption} Measured before." if kept else section.caption
+    with tables.growing(console, section.title, caption, section.columns) as show:
+        items = [row for row in record.rows if row["section"] == section.name] if kept else section.rows(setting)
+        for item in items:
             if isinstance(item, str):
                 show(None, item)
                 continue
-            record.add(section.name, item)
+            if not kept:
+                record.add(section.name, item)
             show(item, "")
             if "failure" in item:
                 good = False
                 console.print(f"{item['case']}: {item['failure']}", style="red", highlight=False)
+    record.finish(section.name)
     return good
 
 

@@ -5,7 +5,7 @@ A roof is the fastest of many runs: what is faster than the roof was not measure
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -18,13 +18,14 @@ from rich.console import Console
 from nntk.bench import environment, tables
 from nntk.bench.tables import Column
 from nntk.bench.timing import seconds
+from nntk.kernels.cost import Cost
 
 SCHEMA = 1
 """Version of the layout of the cache and of the JSON."""
 
 PRODUCTS = {
     "cpu": {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16},
-    "cuda": {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16},
+    "cuda": {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16},
 }
 """Precisions of products by kind of device, and what they are made of; a GPU's fp32 goes by its ordinary pipes."""
 
@@ -36,8 +37,8 @@ COLUMNS = (
     Column("measured", "measured"),
 )
 CAPTION = (
-    "A copy reads and writes buffers far larger than the caches; products are square, two operations a multiply-add. "
-    "The best run is the roof."
+    "A copy reads and writes a buffer far larger than the caches, a sum reads it; products are square, two operations "
+    "a multiply-add. The best run is the roof."
 )
 
 
@@ -46,7 +47,7 @@ class Roof:
     """A measured ceiling.
 
     Attributes:
-        name: ``"copy"``, or the precision of a product.
+        name: ``"copy"``, ``"read"``, or the precision of a product.
         unit: What is counted: ``"bytes"``, read and written, or ``"flops"``, two for a multiply-add.
         work: How many of them one run takes.
         samples_s: Durations of the runs, in seconds.
@@ -64,6 +65,10 @@ class Roof:
         """The roof: what the fastest run did in a second."""
         return self.work / min(self.samples_s)
 
+    def summary(self) -> dict[str, Any]:
+        """Name, unit and rate, for the results of a run."""
+        return {"name": self.name, "unit": self.unit, "per_second": self.per_second}
+
 
 def measure(device: torch.device, duration: float = 1.0, scale: int = 1) -> Iterator[Roof]:
     """Measure every roof of a device.
@@ -74,10 +79,10 @@ def measure(device: torch.device, duration: float = 1.0, scale: int = 1) -> Iter
         scale: How many times shorter than a roof's the sides of products are, and buffers: for a rehearsal.
 
     Yields:
-        The roofs, copies first.
+        The roofs, those of memory first.
     """
     on_gpu = device.type == "cuda"
-    yield _copy((2**30 if on_gpu else 2**28) // scale, device, duration)
+    yield from _memory((2**28 if on_gpu else 2**26) // scale, device, duration)
     size = (8192 if on_gpu else 2048) // scale
     for name, dtype in PRODUCTS[device.type].items():
         with _tf32(name == "tf32"):
@@ -89,10 +94,11 @@ def _product(name: str, size: int, dtype: torch.dtype, device: torch.device, dur
     return _roof(name, "flops", 2.0 * size**3, lambda: torch.mm(a, b, out=out), device, duration)
 
 
-def _copy(count: int, device: torch.device, duration: float) -> Roof:
-    source = torch.ones(count, dtype=torch.uint8, device=device)
+def _memory(count: int, device: torch.device, duration: float) -> Iterator[Roof]:
+    source = torch.ones(count, device=device)
     target = torch.empty_like(source)
-    return _roof("copy", "bytes", 2 * count, lambda: target.copy_(source), device, duration)
+    yield _roof("copy", "bytes", 2.0 * source.nbytes, lambda: target.copy_(source), device, duration)
+    yield _roof("read", "bytes", source.nbytes, source.sum, device, duration)
 
 
 def _roof(
@@ -136,6 +142,36 @@ def cached(device: torch.device) -> list[Roof] | None:
         return None  # Measured again, which mends it.
 
 
+def roofs(device: torch.device) -> list[Roof]:
+    """The roofs of a device, measured where they are not cached."""
+    found = cached(device)
+    if found is None:
+        found = list(measure(device))
+        _write(cache_path(device), _content(device, found))
+    return found
+
+
+def least_seconds(cost: Cost, precision: str, found: Sequence[Roof]) -> tuple[float, str]:
+    """The least time that the work of a call takes on a device, and the roof that sets it.
+
+    Args:
+        cost: The work; its random numbers have no roof.
+        precision: Of its products. Float32 may be three products of TF32 on tensor cores.
+        found: The roofs of the device.
+
+    Returns:
+        Seconds, and ``"memory"`` or the precision.
+    """
+    rates = {roof.name: roof.per_second for roof in found}
+    products = max(rates[precision], rates.get("tf32", 0.0) / 3) if precision == "fp32" else rates[precision]
+    by_memory, by_products = cost.bytes / max(rates["copy"], rates["read"]), cost.flops / products
+    return max((by_memory, "memory"), (by_products, precision))
+
+
+def _content(device: torch.device, found: Sequence[Roof]) -> dict[str, Any]:
+    return {"schema": SCHEMA, **environment.describe(device), "roofs": [asdict(roof) for roof in found]}
+
+
 def run(device: torch.device, again: bool, path: Path | None, console: Console) -> int:
     """Show the roofs of a device, measured now or before.
 
@@ -152,12 +188,12 @@ def run(device: torch.device, again: bool, path: Path | None, console: Console) 
         OSError: If the JSON cannot be written.
     """
     found = None if again else cached(device)
-    roofs: list[Roof] = []
+    shown: list[Roof] = []
     with tables.growing(console, f"Roofs of {environment.device_name(device)}", CAPTION, COLUMNS) as show:
         for roof in measure(device) if found is None else found:
-            roofs.append(roof)
+            shown.append(roof)
             show(_cells(roof), "measuring" if found is None else "")
-    content = {"schema": SCHEMA, **environment.describe(device), "roofs": [asdict(roof) for roof in roofs]}
+    content = _content(device, shown)
     if found is None:
         _write(cache_path(device), content)
         console.print(f"kept in {cache_path(device)}", highlight=False, soft_wrap=True)

@@ -54,6 +54,37 @@ def side_by_side(cases: Mapping[str, Case], rounds: int, device: torch.device) -
     return {name: Timing(tuple(durations)) for name, durations in samples.items()}
 
 
+def repeat(case: Case, device: torch.device, most: int = 30, duration: float = 2.0, spread: float = 0.02) -> Timing:
+    """Time one case until it is known well enough.
+
+    Args:
+        case: What to time, after one run that is not counted.
+        device: Where it runs. On a GPU what the last run left in the second-level cache is overwritten before each.
+        most: Most runs.
+        duration: Seconds that the runs may take together; there are five at least.
+        spread: Quartiles that lie no further apart than so much of the median end it, from ten runs on.
+
+    Returns:
+        The durations.
+    """
+    case(0)
+    samples: list[float] = []
+    while len(samples) < most and (len(samples) < 5 or sum(samples) < duration):
+        _overwrite_cache(device)
+        samples.append(seconds(partial(case, len(samples)), device))
+        if len(samples) >= 10:
+            low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+            if high - low <= spread * middle:
+                break
+    return Timing(tuple(samples))
+
+
+def _overwrite_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        size = torch.cuda.get_device_properties(device).L2_cache_size
+        torch.empty(2 * size, dtype=torch.uint8, device=device).zero_()
+
+
 def seconds(run: Callable[[], object], device: torch.device) -> float:
     """Time one run.
 

@@ -9,7 +9,6 @@ import torch
 
 import nntk
 from nntk.bench import baselines, cli, data, environment, suites, timing
-from nntk.bench.results import Record
 from nntk.bench.suites import Section
 from nntk.bench.tables import Column, cell
 
@@ -45,9 +44,10 @@ def test_a_run_writes_rows_and_what_they_depend_on(suite, tmp_path, capsys):
     suite("measuring", {"case": "a", "median_s": 0.0021, "samples_s": [0.002, 0.0022]}, {"case": "b", "median_s": 3.0})
     status, content = run(tmp_path, "--seed", "5", "--threads", "1")
     assert status == 0 and content["status"] == "complete" and content["seed"] == 5
-    assert content["schema"] == 1 and content["suite"] == "quick" and content["stream_version"] == 1
+    assert content["schema"] == 2 and content["suite"] == "quick" and content["stream_version"] == 1
     assert content["device"]["kind"] == "cpu" and content["device"]["threads"] == 1
     assert content["versions"]["torch"] == torch.__version__ and content["versions"]["nntk"] == nntk.__version__
+    assert content["device"]["selected"] == "cpu" and [section["finished"] for section in content["sections"]] == [True]
     assert [row["case"] for row in content["rows"]] == ["a", "b"] and content["rows"][0]["samples_s"] == [0.002, 0.0022]
     printed = capsys.readouterr().out
     assert "2.1 ms" in printed and "3 s" in printed and "complete: 2 rows" in printed
@@ -79,14 +79,14 @@ def test_an_interrupted_run_keeps_the_rows_it_finished(suite, tmp_path, stop, wo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["run", "--suite", "fast"], "argument --suite: invalid choice: 'fast' (choose from quick, digits)"),
+        (["run", "--suite", "fast"], "argument --suite: invalid choice: 'fast' (choose from quick, digits, ops"),
         (["run", "--seed", "-1"], "--seed: must be an integer in [0, 2**32), got '-1'"),
         (["run", "--seed", "x"], "--seed: must be an integer in [0, 2**32), got 'x'"),
         (["run", "--threads", "0"], "--threads: must be an integer from 1 to"),
         (["run", "--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),
         (["run", "--device", "cpu:1"], "--device: must be cpu, cuda or cuda:N, got 'cpu:1'"),
         (["run", "--device", "cuda:99"], "--device: 'cuda:99' is not there: PyTorch sees"),
-        (["measure"], "argument COMMAND: invalid choice: 'measure' (choose from run, resources)"),
+        (["measure"], "argument COMMAND: invalid choice: measure (choose from run, compare, "),
         ([], "the following arguments are required: COMMAND"),
         (["run", "--fast"], "unrecognized arguments: --fast"),
     ],
@@ -97,9 +97,8 @@ def test_wrong_usage_is_one_line_and_exit_2(options, message, capsys):
         cli.main(options)
     printed = capsys.readouterr()
     assert stopped.value.code == 2 and printed.out == ""
-    assert printed.err.count("\n") == 1 and message in printed.err.replace(
-        "'quick', 'digits'", "quick, digits"
-    ).replace("'run', 'resources')", "run, resources)")
+    # Versions of Python quote what there is to choose from, or do not.
+    assert printed.err.count("\n") == 1 and message.replace("'", "") in printed.err.replace("'", "")
 
 
 @pytest.mark.parametrize("folder", ["/proc/version/x", "x" * 300])
@@ -133,24 +132,6 @@ def test_the_digits_suite_runs(monkeypatch, tmp_path, capsys):
     assert status == 0 and len(content["rows"]) == 8
     assert all(0.2 < row["nonlocal_accuracy"] <= 1 for row in content["rows"])
     assert "autograd NTK" in capsys.readouterr().out
-
-
-def test_records_are_replaced_atomically(tmp_path):
-    """Whenever it is read, the file is whole."""
-    record = Record(tmp_path, "quick", {"seed": 1})
-    for number in range(3):
-        record.add("section", {"case": str(number)})
-        assert len(json.loads(record.path.read_text())["rows"]) == number + 1
-    record.close("complete")
-    assert json.loads(record.path.read_text())["status"] == "complete"
-
-
-def test_figures_that_are_not_finite_become_null(tmp_path):
-    """JSON has no NaN, and the rows around it are kept."""
-    record = Record(tmp_path, "quick", {})
-    record.add("section", {"case": "a", "error": float("nan")})
-    record.add("section", {"case": "b", "error": 1.0})
-    assert [row["error"] for row in json.loads(record.path.read_text())["rows"]] == [None, 1.0]
 
 
 def test_timing_goes_round_robin_and_compares_within_rounds():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from nntk.bench import roofline
+from nntk.bench import cli, roofline
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,12 @@ def test_roofs_are_kept(small, tmp_path):
     assert len(small) == 3
 
 
+def test_the_command(small, capsys):
+    """From the command line."""
+    assert cli.main(["roofline", "--again"]) == 0 and "16 GB/s" in capsys.readouterr().out
+    assert len(small) == 1
+
+
 def test_other_software_has_other_roofs(monkeypatch):
     """Another PyTorch or another number of threads measures for itself."""
     here = roofline.cache_path(CPU)
@@ -62,6 +68,6 @@ def test_roofs_of_this_machine(monkeypatch):
     """Copies and three precisions, in a few short runs; the setting of TF32 is put back."""
     before = torch.get_float32_matmul_precision()
     roofs = list(roofline.measure(CPU, duration=0.01, scale=8))
-    assert [roof.name for roof in roofs] == ["copy", "fp64", "fp32", "bf16"]
+    assert [roof.name for roof in roofs] == ["copy", "read", "fp64", "fp32", "bf16"]
     assert all(len(roof.samples_s) >= 5 and roof.per_second > 1e6 for roof in roofs)
     assert torch.get_float32_matmul_precision() == before

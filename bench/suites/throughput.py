@@ -174,8 +174,8 @@ def _kernels(setting: Setting) -> Iterator[Row | str]:
             failures[name] = f"error {error:.1e} > {tolerance:.0e}"
     errors = {name: reference.relative_error(case(x, setting.seed), ntk) for name, case in cases.items()}
 
-    yield "timing kernels, five rounds"
-    timings = _time(setting, cases, rounds=5)
+    yield "timing kernels, seven rounds"
+    timings = _time(setting, cases, rounds=7)
     for name, timing in timings.items():
         row = _timed_row(name, timing, timings[_BASELINE]) if name not in failures else {"case": name}
         yield {**row, "error": errors[name], **({"failure": failures[name]} if name in failures else {})}
@@ -188,7 +188,7 @@ def _parameters(model: nn.Module) -> int:
 KERNELS = Section(
     name="kernel throughput",
     title=f"Kernels: {_INPUTS} digits, relu 64-256-256-1, gamma 0.01, 512 antithetic displacements, float32",
-    caption="Median of five rounds side by side, making the noise included. The error is that against the NTK: for the "
+    caption="Median of seven rounds side by side, noise included. The error is that against the NTK: for the "
     "nonlocal kernels their Monte-Carlo error; against float64 on their own displacements they are held to 1e-4.",
     columns=(
         Column("case", "case"),

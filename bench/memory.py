@@ -1,0 +1,45 @@
+"""Peak memory of a call, measured where nothing else was: in a fresh process on a CPU, by the allocator on a GPU."""
+
+import multiprocessing
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def peak(make: Callable[..., Callable[[], Tensor]], *arguments: object, device: torch.device) -> int:
+    """Bytes that a call takes at most, beyond its result and what was there before.
+
+    Args:
+        make: A function of a module (it is sent to another process by name) that prepares a call and returns it.
+        *arguments: Its arguments.
+        device: Where the call works.
+
+    Returns:
+        The bytes. On a CPU they are the process's resident memory, in pages that were touched.
+    """
+    if device.type == "cuda":
+        call = make(*arguments)
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before - result.nbytes
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        return process.apply(_peak_of_process, (make, arguments))
+
+
+def _peak_of_process(make: Callable[..., Callable[[], Tensor]], arguments: tuple[object, ...]) -> int:
+    call = make(*arguments)
+    # Of this process alone: getrusage would count the memory of the parent that forked it.
+    before = _status("VmRSS")
+    result = call()
+    return max(0, _status("VmHWM") - before - result.nbytes)
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1]) if found else 0

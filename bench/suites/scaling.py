@@ -1,0 +1,104 @@
+"""How time and memory of the differences grow along one axis at a time, with the fitted exponent of each."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+import nntk
+from nntk.bench import data, memory
+from nntk.bench.results import Row
+from nntk.bench.suites import Section, Setting
+from nntk.bench.tables import Column
+from nntk.bench.timing import repeat
+
+Shape = tuple[tuple[int, ...], int, int]
+"""Widths of the network, samples M, inputs N."""
+
+
+def shapes(axis: str, device: torch.device) -> list[tuple[int, Shape]]:
+    """The values of an axis and the shapes at them; all other sizes are such that this one sets the time.
+
+    Args:
+        axis: ``"M"``, ``"N"`` or ``"d"``.
+        device: On a GPU shapes are larger, to fill it.
+
+    Returns:
+        A value and a shape each, the value doubling or nearly so.
+    """
+    large = 16 if device.type == "cuda" else 1
+    if axis == "M":
+        return [(m, ((64, 128, 128, 1), m, 128)) for m in (64 * large, 128 * large, 256 * large, 512 * large)]
+    if axis == "N":
+        return [(n, ((64, 32, 1), 16, n)) for n in (2048 * large, 4096 * large, 8192 * large, 16384 * large)]
+    widths = [(64, w, w, 1) for w in (128, 192, 256, 384)]
+    return [(sum((a + 1) * b for a, b in zip(w, w[1:], strict=False)), (w, 32 * large, 64 * large)) for w in widths]
+
+
+def prepare(shape: Shape, device: str, seed: int) -> Callable[[], Tensor]:
+    """A call that gives the differences at a shape."""
+    widths, samples, inputs = shape
+    model = data.he_network(widths, nn.ReLU, seed, torch.device(device))
+    x = torch.randn(inputs, widths[0], generator=torch.Generator().manual_seed(seed)).to(device)
+    kernel = nntk.NonlocalNTK(model, gamma=0.01, samples=samples, propagation="difference", seed=seed)
+    # What is loaded and allocated once, at the first call of a process, is not the call's.
+    nntk.NonlocalNTK(model, gamma=0.01, samples=2, propagation="difference").differences(x[:2])
+    return partial(kernel.differences, x)
+
+
+def _ignoring_the_round(call: Callable[[], Tensor]) -> Callable[[int], Tensor]:
+    return lambda number: call()
+
+
+def exponent(values: Sequence[float], durations: Sequence[float]) -> float:
+    """The slope of a straight line through logarithms, by least squares.
+
+    Args:
+        values: Sizes along the axis.
+        durations: What was measured at each.
+
+    Returns:
+        The exponent p of durations ~ values^p.
+
+    Example:
+        >>> round(exponent([1, 2, 4], [3.0, 12.0, 48.0]), 12)
+        2.0
+    """
+    x, y = [math.log(value) for value in values], [math.log(duration) for duration in durations]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    rise = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return rise / sum((a - mean_x) ** 2 for a in x)
+
+
+def _rows(setting: Setting) -> Iterator[Row | str]:
+    for axis in ("M", "N", "d"):
+        found = []
+        for value, shape in shapes(axis, setting.device):
+            yield f"{axis} = {value}"
+            call = prepare(shape, str(setting.device), setting.seed)
+            timing = repeat(_ignoring_the_round(call), setting.device, most=9)
+            low, high = timing.quartiles
+            row: Row = {"case": f"{axis} = {value}", "axis": axis, "value": value, "median_s": timing.median}
+            row |= {"low_s": low, "high_s": high, "samples_s": list(timing.samples)}
+            row["peak_bytes"] = memory.peak(prepare, shape, str(setting.device), setting.seed, device=setting.device)
+            found.append(row)
+            yield row
+        values, durations = [row["value"] for row in found], [row["median_s"] for row in found]
+        yield {"case": f"exponent of {axis}", "axis": axis, "exponent": exponent(values, durations)}
+
+
+SCALING = Section(
+    name="scaling",
+    title="Differences along one axis at a time: time, and memory beyond the result",
+    caption="M displacements, N inputs, d parameters; time ~ value^exponent, by least squares of logarithms. Memory is "
+    "that of a fresh process.",
+    columns=(
+        Column("axis", "case"),
+        Column("time", "median_s", "seconds"),
+        Column("memory", "peak_bytes", "bytes"),
+        Column("exponent", "exponent", ".2f"),
+    ),
+    rows=_rows,
+)
