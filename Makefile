@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TYPES := $(VENV)/types
+OLDER_TRITON := 3.6.0
 
-.PHONY: bench test lint typecheck resources format clean
+.PHONY: bench test lint typecheck launches resources format clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed-bench
@@ -12,7 +13,15 @@ bench: $(VENV)/.installed-bench
 
 test: lint typecheck
 	$(BIN)/python -m pytest
-	$(BIN)/nntk-bench resources
+	$(MAKE) launches resources
+
+# Every launch bound and compiled as if on a card, by an older Triton too than the tests have: its language differs.
+launches: $(VENV)/.installed-test $(VENV)/triton-$(OLDER_TRITON)
+	cd tests && PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(OLDER_TRITON) $(CURDIR)/$(BIN)/python launch_on_absent_card.py
+
+$(VENV)/triton-$(OLDER_TRITON): $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part triton==$(OLDER_TRITON)
+	@rm -rf $@ && mv $@.part $@
 
 # Every kernel compiled for four GPUs without one: spills, lost tensor cores and lost instructions fail.
 resources: $(VENV)/.installed-bench

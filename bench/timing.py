@@ -54,6 +54,11 @@ def side_by_side(cases: Mapping[str, Case], rounds: int, device: torch.device) -
     return {name: Timing(tuple(durations)) for name, durations in samples.items()}
 
 
+def every_round(call: Callable[[], object]) -> Case:
+    """A case that does the same in every round."""
+    return lambda number: call()
+
+
 def repeat(case: Case, device: torch.device, most: int = 30, duration: float = 2.0, spread: float = 0.02) -> Timing:
     """Time one case until it is known well enough.
 

@@ -234,9 +234,16 @@ def test_shapes_of_matrix_instructions(opcode, operand, multiply_adds, warps):
 
 
 def test_tensor_memory_instructions_carry_their_shape_in_a_register():
-    """The descriptor of m128 n256, bf16 to float32."""
-    code = "/*0000*/ UMOV UR43, 0x8400490 ;\n/*0010*/ UTCHMMA gdesc[UR12], gdesc[UR18], tmem[UR32], idesc[UR43], UPT ;"
-    assert sass(code).instructions[1].opcode == "UTCHMMA.128x256x16"
+    """The descriptor of m128 n256, bf16 to float32; a copy of it is known too, another register's content is not."""
+    move, product = "UMOV UR43, 0x8400490 ;\n", "UTCHMMA gdesc[UR12], gdesc[UR18], tmem[UR32], idesc[UR{}], UPT ;"
+    for between, register, shape in (
+        ("NOP ;\n", 43, "128x256x16"),
+        ("UMOV UR7, UR43 ;\n", 7, "128x256x16"),
+        ("R2UR UR43, R5 ;\n", 43, "0x0x16"),
+    ):
+        lines = (move + between + product.format(register)).splitlines()
+        code = "\n".join(f"/*{16 * number:04x}*/ {line}" for number, line in enumerate(lines))
+        assert sass(code).instructions[2].opcode == f"UTCHMMA.{shape}"
 
 
 def test_the_list_needs_no_compiling():

@@ -78,8 +78,13 @@ def _sass_instruction(
     waits.discard(first)
     if "TRYWAIT" in opcode or "FIND_AND_SET" in opcode:
         waits.add(first)
+    # A register is known that was given a number, or a copy of one that is known, by the last instruction to write it.
+    known = immediates.get(rest) if opcode == "UMOV" else None
+    immediates.pop(first, None)
     if opcode == "UMOV" and rest.startswith("0x"):
-        immediates[first] = int(rest, 16)
+        known = int(rest, 16)
+    if known is not None:
+        immediates[first] = known
     if opcode.startswith("UTC") and (descriptor := re.search(r"idesc\[(\w+)\]", operands)):
         opcode += _tcgen05_shape(immediates.get(descriptor[1], 0))
     # A predicated EXIT is for programs without work: the others go on.

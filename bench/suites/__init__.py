@@ -12,6 +12,7 @@ SUITES = {
     "quick": "throughput, accuracy and classification of digits, about two minutes on two cores",
     "digits": "classification of digits by NTK and NNTK over three seeds",
     "ops": "every op at shapes that matter: checked against float64, then timed beside the roof of the machine",
+    "ntk": "the nonlocal kernel against every local NTK over inputs, parameters and outputs: time, memory, accuracy",
     "scaling": "time and memory of differences along M, N and d, with fitted exponents",
     "accuracy": "differences against float64; kernels against the autograd NTK over gamma, samples and families",
     "gpu": "all of these, for a card",
@@ -48,7 +49,7 @@ class Section:
 
 def catalogue(suite: str) -> Sequence[Section]:
     """The sections of a suite, by its name in ``SUITES``."""
-    from nntk.bench.suites import accuracy, digits, ops, scaling, throughput
+    from nntk.bench.suites import accuracy, digits, ntk, ops, scaling, throughput
 
     of_accuracy = (accuracy.DIFFERENCES, accuracy.GAMMA, accuracy.SAMPLES, accuracy.FAMILIES)
     of_throughput = (throughput.DIFFERENCES, throughput.KERNELS)
@@ -64,7 +65,8 @@ def catalogue(suite: str) -> Sequence[Section]:
         ),
         "digits": (digits.THREE_SEEDS,),
         "ops": (ops.OPS,),
+        "ntk": (ntk.NTK,),
         "scaling": (scaling.SCALING,),
         "accuracy": of_accuracy,
-        "gpu": (ops.OPS, *of_throughput, *of_accuracy, scaling.SCALING, digits.ONE_SEED),
+        "gpu": (ops.OPS, *of_throughput, *of_accuracy, ntk.NTK, scaling.SCALING, digits.ONE_SEED),
     }[suite]

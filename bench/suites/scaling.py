@@ -12,7 +12,7 @@ from nntk.bench import data, memory
 from nntk.bench.results import Row
 from nntk.bench.suites import Section, Setting
 from nntk.bench.tables import Column
-from nntk.bench.timing import repeat
+from nntk.bench.timing import every_round, repeat
 
 Shape = tuple[tuple[int, ...], int, int]
 """Widths of the network, samples M, inputs N."""
@@ -48,10 +48,6 @@ def prepare(shape: Shape, device: str, seed: int) -> Callable[[], Tensor]:
     return partial(kernel.differences, x)
 
 
-def _ignoring_the_round(call: Callable[[], Tensor]) -> Callable[[int], Tensor]:
-    return lambda number: call()
-
-
 def exponent(values: Sequence[float], durations: Sequence[float]) -> float:
     """The slope of a straight line through logarithms, by least squares.
 
@@ -78,7 +74,7 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
         for value, shape in shapes(axis, setting.device):
             yield f"{axis} = {value}"
             call = prepare(shape, str(setting.device), setting.seed)
-            timing = repeat(_ignoring_the_round(call), setting.device, most=9)
+            timing = repeat(every_round(call), setting.device, most=9)
             low, high = timing.quartiles
             row: Row = {"case": f"{axis} = {value}", "axis": axis, "value": value, "median_s": timing.median}
             row |= {"low_s": low, "high_s": high, "samples_s": list(timing.samples)}

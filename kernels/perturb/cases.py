@@ -1,4 +1,16 @@
-"""Every kernel of this op in the configurations that it ships with, for ``nntk-bench resources``."""
+"""Every kernel of this op for ``nntk-bench resources``: each family, precision and path, where it needs the most.
+
+Compiling takes seconds, so what another case bounds is left out:
+
+* a layer step's tile, where another tile of the same family and precision holds as many numbers a thread and as much
+  shared memory. How a tile is laid out over warps and matrix instructions depends on whether noise comes from registers
+  or from memory, and on no more: gaussian and none are compiled at every tile there is;
+* layer 0 of families whose epilogue there is another's: low rank's, and all in tf32 and fp32;
+* ranks but the largest (the smallest in bf16 too), and narrower weight-stationary steps, their layer 0 included;
+* fused networks narrower or shallower than the largest, which stands for those without a mirrored half, and one layer
+  shallower, with ten outputs, for those with;
+* activations: gelu has the longest epilogue; quantise, which keeps two numbers of z, and softplus are tried at a tile.
+"""
 
 from collections.abc import Iterator
 
@@ -17,8 +29,13 @@ _STEPS = {
 }
 _SMALLER = [(1024, height, columns) for height in (1024, 50) for columns in (2048, 100, 50)]
 """Shapes that take every size of tile there is, the largest first; shorter sums only take less memory."""
-_RANKS = (16, 32, 64)
-_FUSED = ((128, 128, 128, 10), (64, 64, 1), (128, 128, 128, 128, 10), (128, 64, 128, 100), (64, 64, 64, 64, 64))
+_EVERY_TILE = ("gaussian", "none")
+"""One family with noise in registers, one without."""
+_MIRRORED = ("gaussian", "rademacher", "staged", "flipout")
+"""Families that have something of their own at layer 0, in bf16."""
+_RANKS = (16, 64)
+_FUSED = (((128,) * (tiles.FUSED_LAYERS + 1), "none"), ((128, 128, 128, 10), "odd"))
+"""Widths, cut to what the tiles hold, and pairs."""
 _BUDGETS = {("gaussian", True): 20.5, ("gaussian", False): 23.0, ("rademacher", True): 4.5, ("rademacher", False): 6.5}
 """Most instructions for a random number on sm_90 in bf16, products included, at layer 0 and behind it."""
 
@@ -37,30 +54,46 @@ _SIZES: dict[str, Signature] = {"width": "i32", "height": "i32", "num_inputs": "
 
 
 def cases(arch: str) -> list[Case]:
-    """The cases of one architecture; the heaviest activation (gelu) stands for all in all but one kernel."""
+    """The cases of one architecture."""
     return [*_steps(arch), *_stationary(arch), *_fused(arch), *_projections(arch)]
 
 
 def _steps(arch: str) -> Iterator[Case]:
     for precision, sources in _STEPS.items():
         for source in sources:
-            if precision == "bf16" and source != "none":
+            if precision == "bf16" and source in _MIRRORED:
                 yield layer_step(arch, source, precision, True)
-            yield from _every_tile(arch, source, precision)
-    for precision in _STEPS:
-        for rank in _RANKS[1:]:
-            yield layer_step(arch, "lowrank", precision, False, rank=rank)
+            for shape in _shapes(arch, source, precision):
+                yield layer_step(arch, source, precision, False, shape=shape, rank=_RANKS[-1])
+    yield layer_step(arch, "lowrank", "bf16", False, rank=_RANKS[0])
     for activation in ("quantise", "softplus"):
         yield layer_step(arch, "gaussian", "bf16", False, activation)
     for source in tiles.GENERATED:
-        yield layer_step(arch, source, "bf16", False, "relu", (20, 300, 2048))
+        if tiles.step_tiles(source, "bf16", 20, 300, 2048, arch) != tiles.step_tiles(source, "bf16", *_SHAPE, arch):
+            yield layer_step(arch, source, "bf16", False, "relu", (20, 300, 2048))
 
 
-def _every_tile(arch: str, source: str, precision: str) -> Iterator[Case]:
-    """One case for each of the tiles that there are."""
-    shapes = {tiles.step_tiles(source, precision, *shape, arch): shape for shape in reversed(_SMALLER)}
-    for shape in reversed(shapes.values()):
-        yield layer_step(arch, source, precision, False, shape=shape)
+def _shapes(arch: str, source: str, precision: str) -> Iterator[tuple[int, int, int]]:
+    """A shape for each tile that is to be compiled."""
+    found = {tiles.step_tiles(source, precision, *shape, arch): shape for shape in reversed(_SMALLER)}
+    judged: list[tiles.Tiles] = []
+    # Whatever bounds a tile comes before it.
+    for cut in sorted(found, key=lambda cut: needs(source, cut), reverse=True):
+        if source in _EVERY_TILE or not any(bounds(source, other, cut) for other in judged):
+            judged.append(cut)
+            yield found[cut]
+
+
+def needs(source: str, cut: tiles.Tiles) -> tuple[int, int, int]:
+    """What grows with a tile: numbers a thread of the accumulator and of the noise, and numbers in shared memory."""
+    threads = 32 * cut.num_warps
+    noise = cut.block_h * cut.block_k // threads if source in tiles.GENERATED else 0
+    return cut.block_h * cut.block_n // threads, noise, cut.num_stages * (cut.block_h + cut.block_n) * cut.block_k
+
+
+def bounds(source: str, larger: tiles.Tiles, smaller: tiles.Tiles) -> bool:
+    """Whether one tile needs at least what another does."""
+    return all(a >= b for a, b in zip(needs(source, larger), needs(source, smaller), strict=True))
 
 
 def layer_step(
@@ -123,32 +156,31 @@ def layer_step(
 def _stationary(arch: str) -> Iterator[Case]:
     for precision in _STEPS:
         for source in tiles.GENERATED:
-            for width, first in ((256, False), (256, True), (64, False)):
+            for width in (256, 64):
                 cut = tiles.stationary_tiles(source, precision, width, arch)
                 if cut is not None:
-                    yield _stationary_step(arch, source, precision, width, first, cut)
+                    yield _stationary_step(arch, source, precision, width, cut)
+                    break
 
 
-def _stationary_step(arch: str, source: str, precision: str, width: int, first: bool, cut: tiles.Tiles) -> Case:
+def _stationary_step(arch: str, source: str, precision: str, width: int, cut: tiles.Tiles) -> Case:
     operand = _operand(precision)
     inputs = _descriptor(operand, cut.block_n, cut.block_k)
     signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "q": inputs, "d": inputs}
     signature |= {"weight": _descriptor(operand, cut.block_h, cut.block_k)}
     signature |= {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
-    if first:
-        del signature["d"], signature["weight"]
     product = _products(cut.block_h, cut.block_n, cut.block_k, precision, arch)
     return _case(
-        f"stationary_step {source} {precision} {'first' if first else 'hidden'} gelu {width}",
+        f"stationary_step {source} {precision} hidden gelu {width}",
         kernel.stationary_step,
         signature,
-        {"SOURCE": source, "FIRST": first, "HALVES": 2, "ACTIVATION": "gelu", "PARTS": cut.parts}
+        {"SOURCE": source, "FIRST": False, "HALVES": 2, "ACTIVATION": "gelu", "PARTS": cut.parts}
         | {"BH": cut.block_h, "BN": cut.block_n, "BK": cut.block_k},
         precision,
         arch,
         num_warps=cut.num_warps,
         num_stages=cut.num_stages,
-        loops=(Work(products=product if first else (*product, *product)),),
+        loops=(Work(products=(*product, *product)),),
         once=_noise(source, cut.block_h * cut.block_k, ()),
     )
 
@@ -156,12 +188,11 @@ def _stationary_step(arch: str, source: str, precision: str, width: int, first: 
 def _fused(arch: str) -> Iterator[Case]:
     for precision in _STEPS:
         for source in tiles.GENERATED:
-            for widths in _FUSED:
+            for widest, pairs in _FUSED:
+                widths = tuple(min(width, tiles.fused_width(source, precision, arch)) for width in widest)
                 cut = tiles.fused_tiles(source, precision, widths, ["gelu"] * (len(widths) - 2) + ["identity"], arch)
                 if cut is not None:
-                    # Without a mirrored half all columns are inputs.
-                    for pairs in ("odd",) if len(widths) < 5 else ("odd", "none"):
-                        yield _small_mlp(arch, source, precision, widths, cut, pairs)
+                    yield _small_mlp(arch, source, precision, widths, cut, pairs)
 
 
 def _small_mlp(arch: str, source: str, precision: str, widths: tuple[int, ...], cut: tiles.Fused, pairs: str) -> Case:

@@ -2,7 +2,7 @@
 
 A tile is [BH, BN]: BH units against BN columns, a column being one input at one displacement, or at its mirror image.
 Noise is the left operand, made in registers; q = +-(h + s d) and d come from the previous step in the precision of the
-products. README.md draws the data flow; launch.py has the loops around these kernels.
+products. README.md draws the data flow; layers.py and fused.py launch these kernels.
 """
 
 import triton
@@ -124,7 +124,58 @@ def layer_step(
     DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
     BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """One layer for all displacements of a chunk; README.md has the picture, launch.py the arguments' shapes."""
+    """One layer for all displacements of a chunk; README.md has the picture.
+
+    A program is BH units and BN columns; offsets in a chunk of M displacements, of N inputs and ``HALVES`` halves each,
+    are 32-bit. What a family or a layer does not have is None.
+
+    Args:
+        q: Descriptor of the columns +-(h + s d), [M HALVES N, width], in tiles [BN, BK]; at layer 0 of h, [N, width],
+            with flipout under every row's signs, [M N, width].
+        d: Descriptor of the columns' differences, as q; None at layer 0.
+        weight: Descriptor of W, [height, width], in tiles [BH, BK]; None at layer 0.
+        noise: Descriptor of slabs or of flipout's bases, [groups height, width], or of low rank's left factors,
+            [M RANK, height].
+        factors: Descriptor of the columns' products with low rank's right factors, [M HALVES N, RANK].
+        rows: Row numbers, [M], int64.
+        key0: Low half of the seed, its bits as int32.
+        key1: High half.
+        ordinal: Of the weight, its bits as int32.
+        width: Inputs of the layer.
+        height: Units of it.
+        num_inputs: N.
+        num_columns: Columns that share their noise, without flipout: N at layer 0, HALVES N behind it.
+        starts: With flipout the first column of each tile, int32.
+        stops: The end of its base's columns, int32; 0 where there is no tile.
+        groups: Where its base stands, int32.
+        out_signs: Flipout's packed signs r_m, [M, out_signs_a_row], int32.
+        out_signs_a_row: Words of a row of them.
+        bias_noise: e_m, [M, stride], float32; None where the bias stays.
+        state_a: What the activation keeps of z, [N, stride], float32.
+        state_b: Its second part; quantise's alone.
+        h_next: Inputs of the next layer, [N, stride], float32.
+        scales: s_m, [M], float32.
+        parameter0: The activation's own.
+        parameter1: Its second.
+        next_signs: Flipout's packed signs s_m of the next layer, [M, next_signs_a_row], int32.
+        next_signs_a_row: Words of a row of them.
+        d_out: Differences behind the activation, [M, HALVES, N, stride], ``DTYPE``; float32 in the last layer.
+        q_out: The next layer's q, like d_out; None in the last layer.
+        stride: ``height`` padded to 16.
+        SOURCE: Family of the noise; ``"staged"`` where it was written before, ``"none"`` where the weight stays.
+        FIRST: Whether this is layer 0.
+        HALVES: Evaluations of a displacement, 1 or 2.
+        ACTIVATION: Its name.
+        PRECISION: What Triton calls the precision of a product.
+        DTYPE: Of the products' operands, made here or read.
+        PTX: Whether inline PTX runs.
+        WIDE: Whether numbers of Philox blocks need 64 bits.
+        PARTS: Pieces of the columns that the epilogue takes one after another.
+        BH: Units of a tile.
+        BN: Columns of a tile.
+        BK: Terms of a step.
+        RANK: Rows of a factor of low rank in memory.
+    """
     tiles_h = tl.cdiv(height, BH)
     tile_h, tile = tl.program_id(0) % tiles_h, tl.program_id(0) // tiles_h
     # The columns of a tile share one displacement, or with flipout one base.
@@ -314,9 +365,11 @@ def small_mlp(
             q, d, sign, row, network, layer, SOURCE, WIDTHS[layer], ORDINALS[2 * layer], ORDINALS[2 * layer + 1],
             False, PRECISION, DTYPE, PTX, PAD, PAD,
         )  # fmt: skip
+        # tl.constexpr: Triton 3.6 hands a tuple's string on as Python's own, which no jitted function takes.
         d, q = _small_finish(
-            dz, 0, n0, s, network, layer, WIDTHS[layer + 1], ACTIVATIONS[layer], PRECISION, DTYPE, PTX, PAD, BI, BP
-        )
+            dz, 0, n0, s, network, layer, WIDTHS[layer + 1], tl.constexpr(ACTIVATIONS[layer]), PRECISION, DTYPE, PTX,
+            PAD, BI, BP,
+        )  # fmt: skip
     out_d = _small_products(
         q, d, sign, row, network, LAYERS - 1, SOURCE, WIDTHS[LAYERS - 1], ORDINALS[2 * LAYERS - 2],
         ORDINALS[2 * LAYERS - 1], True, PRECISION, DTYPE, PTX, PAD, BC,

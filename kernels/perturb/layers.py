@@ -163,15 +163,18 @@ class _Step:
         return _Operands(q, d)
 
     def _path(self) -> str:
-        arch, forced = self.call.target.arch, self.call.path
-        if self.source not in tiles.GENERATED or forced == "step":
+        call, forced = self.call, self.call.path
+        if self.source == "none" or forced == "step":
             return "step"
-        held = tiles.stationary_tiles(self.source, self.call.precision, self.width, arch)
-        if forced == "stationary" and held is not None and self.width <= tiles.STATIONARY_WIDTH:
-            return "stationary"
-        if forced is not None:
-            return "staged" if forced == "staged" else "step"
-        return tiles.choose_path(self.source, self.call.precision, self.width, self.columns, self.first, arch)
+        problem = (self.source, call.precision, self.width)
+        if forced is None:
+            return tiles.choose_path(*problem, self.columns, self.first, call.target.arch)
+        if not tiles.applies(forced, *problem, call.target.arch):
+            raise ValueError(
+                f"path {forced!r} does not apply to {self.source} in {call.precision} with {self.width} inputs of a "
+                f"layer on {call.target.arch}; leave the choice to the cost model with None, or force 'step'."
+            )
+        return forced
 
     def _bias_noise(self) -> Tensor | None:
         ordinal = self.layer.bias_ordinal

@@ -30,7 +30,7 @@ class Call:
     precision: str
     target: Target
     path: str | None
-    """Forces one of ``tiles.PATHS`` wherever it applies; None leaves the choice to the cost model."""
+    """Forces one of ``tiles.PATHS``, an error where it does not apply; None leaves the choice to the cost model."""
     slab_bytes: int
     """What noise may take that is made piece by piece."""
 
@@ -64,11 +64,27 @@ class Call:
         return "none" if layer.weight_ordinal is None else self.directions.name
 
     def fused(self) -> tiles.Fused | None:
-        """Tiles of the fused path where it is taken."""
-        if self.directions.name not in tiles.GENERATED or self.path not in (None, "fused"):
+        """Choose or refuse the fused path.
+
+        Returns:
+            Its tiles, None where it is not taken.
+
+        Raises:
+            ValueError: If it is forced and does not apply.
+        """
+        source, arch = self.directions.name, self.target.arch
+        if self.path not in (None, "fused"):
             return None
         names = [layer.activation.name for layer in self.layers]
-        return tiles.fused_tiles(self.directions.name, self.precision, self.widths, names, self.target.arch)
+        cut = tiles.fused_tiles(source, self.precision, self.widths, names, arch)
+        if cut is None and self.path == "fused":
+            widest = tiles.fused_width(source, self.precision, arch)
+            raise ValueError(
+                f"path 'fused' does not apply to {source} in {self.precision} on {arch} with widths {self.widths} and "
+                f"activations {names}: it takes two to {tiles.FUSED_LAYERS} layers of widths up to {widest}, "
+                "without an activation at the end."
+            )
+        return cut
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ PATHS = ("step", "stationary", "staged", "fused")
 GENERATED = ("gaussian", "rademacher")
 """Families whose noise is made where it is used."""
 
-STATIONARY_WIDTH = 256
-FUSED_LAYERS = 8
+FUSED_LAYERS = 4
+"""Each layer is code of its own: four take some 8 s to compile, eight half a minute."""
 STAGED_BYTES = 24 * 2**20
 """Half of an H200's second-level cache: a slab of noise is read while it is there."""
 
-_INSTRUCTIONS = {"gaussian": 19.0, "rademacher": 4.3}
-"""Issued for one random number, the loop around it included (``nntk-bench resources``, sm_90, bf16)."""
+_INSTRUCTIONS_A_NORMAL = 19.0
+"""Issued for one, the loop around it included (``nntk-bench resources``, sm_90, bf16, layer 0)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ _LARGE = {
     ("sm_100", "fp32"): ((64, 64), 8, 2, {}),
     ("sm_80", "bf16"): ((128, 128), 8, 3, {}),
     ("sm_80", "tf32"): ((64, 64), 8, 3, {}),
-    ("sm_80", "fp32"): ((64, 64), 8, 2, {}),
+    ("sm_80", "fp32"): ((64, 32), 8, 2, {}),
     ("gfx942", "bf16"): ((128, 128), 8, 2, {"rademacher": 64}),
     ("gfx942", "tf32"): ((64, 64), 4, 2, {}),
     ("gfx942", "fp32"): ((64, 64), 4, 2, {}),
@@ -86,9 +86,9 @@ _FUSED = {
     ("sm_100", "bf16", "rademacher"): Fused(128, 64, 32, 8),
     ("sm_100", "tf32", "gaussian"): Fused(128, 64, 32, 8),
     ("sm_100", "tf32", "rademacher"): Fused(128, 64, 32, 8),
-    ("sm_80", "bf16", "gaussian"): Fused(64, 64, 32, 8),
-    ("sm_80", "bf16", "rademacher"): Fused(128, 64, 32, 8),
-    ("gfx942", "bf16", "gaussian"): Fused(128, 32, 16, 4),
+    ("sm_80", "bf16", "gaussian"): Fused(64, 32, 16, 8),
+    ("sm_80", "bf16", "rademacher"): Fused(64, 64, 32, 8),
+    ("gfx942", "bf16", "gaussian"): Fused(128, 32, 8, 4),
     ("gfx942", "bf16", "rademacher"): Fused(128, 64, 32, 8),
     ("gfx942", "tf32", "gaussian"): Fused(64, 32, 16, 4),
     ("gfx942", "tf32", "rademacher"): Fused(64, 32, 16, 4),
@@ -110,7 +110,8 @@ def family_of(arch: str) -> str:
     if arch.startswith("gfx"):
         return "gfx942"
     if arch.startswith("sm_"):
-        # Consumer cards (sm_86, sm_89, sm_120) have sm_80's products and about its shared memory.
+        # Consumer cards (sm_86, sm_89, sm_120) have sm_80's products, and 99 KB of shared memory to its 163: of that
+        # its configurations take 64 KB at most. On sm_120 two of them spill two to four registers.
         return {"sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100"}.get(arch, "sm_80")
     return arch
 
@@ -147,27 +148,29 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     if block_k == 128 and smaller_n == 256:
         # A stage of q alone is 64 KB, whatever the height.
         stages = 2
-    return Tiles(
-        smaller_h,
-        smaller_n,
-        block_k,
-        warps,
-        stages,
-        max(1, smaller_h * smaller_n // (warps * 32) // 16),
-    )
+    # The interpreter has no registers to run out of, and takes a program's time for each part.
+    parts = 1 if arch == "interpreter" else max(1, smaller_h * smaller_n // (warps * 32) // 16)
+    return Tiles(smaller_h, smaller_n, block_k, warps, stages, parts)
 
 
 @lru_cache(maxsize=256)
 def stationary_tiles(source: str, precision: str, width: int, arch: str) -> Tiles | None:
     """Tiles of the weight-stationary step, None where its noise, [block_h, width], would not fit the registers."""
-    most = {"bf16": 256, "tf32": 64, "fp32": 0}[precision] if family_of(arch) in _FOUR_WARP_PRODUCTS else 64
-    if arch == "interpreter":
-        return Tiles(64, 64, power_of_two(width, 32, 256), 4, 1, 2)
-    if width > most or precision == "fp32":
+    most = {"bf16": 256 if family_of(arch) in _FOUR_WARP_PRODUCTS else 64, "tf32": 64, "fp32": 0}[precision]
+    if width > (256 if arch == "interpreter" else most):
         return None
+    block_k = power_of_two(width, 32, 256)
+    if arch == "interpreter":
+        return Tiles(64, 64, block_k, 4, 1, 2)
     if family_of(arch) == "sm_100":
-        return Tiles(128, 64, power_of_two(width, 32, 256), 8, 2 if width <= 128 else 1, 4)
-    return Tiles(64, 64, power_of_two(width, 32, 256), 4, 2, 2)
+        return Tiles(128, 64, block_k, 8, 2 if width <= 128 else 1, 4)
+    return Tiles(64, 64, block_k, 4, 2, 2)
+
+
+def fused_width(source: str, precision: str, arch: str) -> int:
+    """The widest layer that the fused MLP takes, 0 where there is none."""
+    tiles = _FUSED.get((family_of(arch), precision, source))
+    return tiles.pad if tiles else 0
 
 
 def fused_tiles(
@@ -205,7 +208,7 @@ def staged_pays(source: str, precision: str, columns: int, first: bool, arch: st
         return False
     multiply_adds_a_clock = {"sm_80": 1024, "sm_100": 4096}.get(family_of(arch), 2048)
     numbers, products = 128 * 64, 1 if first else 2
-    make = numbers * _INSTRUCTIONS[source] / 128
+    make = numbers * _INSTRUCTIONS_A_NORMAL / 128
     multiply = products * 128 * 256 * 64 / multiply_adds_a_clock
     write = numbers * 2 / 32
     tiles = max(1, columns // 256)
@@ -219,11 +222,15 @@ def input_precision(precision: str, arch: str) -> str:
     return "tf32x3" if precision == "fp32" and arch.startswith("sm_") else "ieee"
 
 
+def applies(path: str, source: str, precision: str, width: int, arch: str) -> bool:
+    """Whether a layer can take ``"step"``, ``"stationary"`` or ``"staged"``."""
+    held = path != "stationary" or stationary_tiles(source, precision, width, arch) is not None
+    return path == "step" or source in GENERATED and held
+
+
 def choose_path(source: str, precision: str, width: int, columns: int, first: bool, arch: str) -> str:
     """The path of one layer: ``"stationary"``, ``"staged"`` or ``"step"``; the last for noise not made there."""
-    if source not in GENERATED:
-        return "step"
-    held = stationary_tiles(source, precision, width, arch)
-    if held is not None and width <= STATIONARY_WIDTH and columns > held.block_n:
+    held = stationary_tiles(source, precision, width, arch) if source in GENERATED else None
+    if held is not None and columns > held.block_n:
         return "stationary"
     return "staged" if staged_pays(source, precision, columns, first, arch) else "step"
