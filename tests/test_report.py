@@ -19,7 +19,8 @@ from nntk.bench import report
 from nntk.bench.report import content, markdown, plots
 from nntk.bench.results import ResultsError
 
-QUICK = next((Path(__file__).parents[1] / "results" / "cpu-amd-epyc").glob("quick-*.json"))
+MEASURED = Path(__file__).parents[1] / "results" / "cpu-amd-epyc"
+QUICK = MEASURED / "quick-20261124-000917-434510.json"
 ROOFS = [
     {"name": "copy", "unit": "bytes", "per_second": 4.1e12},
     {"name": "fp32", "unit": "flops", "per_second": 5.1e13},
@@ -192,6 +193,12 @@ def test_the_page_is_whole_and_loads_nothing(written):
     assert all(address.startswith(("#", "data:")) for address in page.loading)
     assert "@import" not in text and "@font-face" not in text and "<!-- " not in text
     assert '<html lang="en">' in text and "<title>nntk: 2 runs</title>" in text and "gpu &lt;&amp;&gt;" in text
+
+
+def test_every_committed_run_has_a_report(tmp_path):
+    """Of each schema that results/ holds."""
+    runs = sorted(MEASURED.glob("*.json"))
+    assert report.run(runs, tmp_path, Console(file=StringIO())) == 0 and len(runs) > 1
 
 
 def test_files_are_the_same_each_time(written, synthetic, tmp_path, monkeypatch):
