@@ -68,8 +68,9 @@ def growing(console: Console, title: str, caption: str, columns: Sequence[Column
     for number, column in enumerate(columns):
         table.add_column(column.header, justify="left" if number == 0 else "right", overflow="fold")
     live = Live(table, console=console, auto_refresh=console.is_terminal)
+    # What interrupts the start finds nothing to stop.
+    live.start()
     try:
-        live.start()
 
         def show(row: Row | None, working_on: str) -> None:
             if row is not None:
