@@ -111,7 +111,7 @@ def family_of(arch: str) -> str:
         return "gfx942"
     if arch.startswith("sm_"):
         # Consumer cards (sm_86, sm_89, sm_120) have sm_80's products, and 99 KB of shared memory to its 163: of that
-        # its configurations take 64 KB at most. On sm_120 two of them spill two to four registers.
+        # its configurations take 64 KB at most. On sm_120 three of the large tiles spill two to four registers.
         return {"sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100"}.get(arch, "sm_80")
     return arch
 
