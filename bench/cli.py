@@ -157,13 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"nntk {nntk.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    run = commands.add_parser(
+    run = _command(
+        commands,
         "run",
-        help="run a suite, print its tables, write one JSON",
-        description="Run a suite of measurements, print its tables and write one JSON.\n\nsuites:\n"
+        "run a suite, print its tables, write one JSON",
+        "Run a suite of measurements, print its tables and write one JSON.\n\nsuites:\n"
         + "\n".join(f"  {name:10}{about}" for name, about in suites.SUITES.items()),
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EPILOG,
     )
     run.add_argument("--suite", choices=tuple(suites.SUITES), help="what to measure (default: quick)")
     run.add_argument("--output", type=Path, metavar="DIR", help="folder of the results (default: results)")
@@ -182,14 +182,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    parser = commands.add_parser(
-        "compare",
-        help="say what became faster, slower or less accurate",
-        description=COMPARE,
-        epilog=COMPARE_EPILOG,
+def _command(
+    commands: "argparse._SubParsersAction[_Parser]", name: str, about: str, description: str, epilog: str
+) -> _Parser:
+    """A command whose help reads like a manual."""
+    return commands.add_parser(
+        name,
+        help=about,
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(commands, "compare", "say what became faster, slower or less accurate", COMPARE, COMPARE_EPILOG)
     parser.add_argument("a", type=Path, metavar="A", help="JSON of the run to compare with")
     parser.add_argument("b", type=Path, metavar="B", help="JSON of the run to judge")
     parser.add_argument("--fail-on", choices=("slower",), help="exit with 1 if a row is SLOWER or WORSE")
@@ -201,12 +208,8 @@ def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    parser = commands.add_parser(
-        "report",
-        help="write runs as Markdown and as one HTML page with plots",
-        description=report.HELP,
-        epilog=report.EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = _command(
+        commands, "report", "write runs as Markdown and as one HTML page with plots", report.HELP, report.EPILOG
     )
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="JSON of a run")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: report)")
@@ -214,13 +217,7 @@ def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_profile(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    parser = commands.add_parser(
-        "profile",
-        help="show where the time of one op goes",
-        description=PROFILE,
-        epilog=PROFILE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _command(commands, "profile", "show where the time of one op goes", PROFILE, PROFILE_EPILOG)
     parser.add_argument("op", metavar="OP", help="name of an op, e.g. energy")
     parser.add_argument("--shape", default="", metavar="TEXT", help="only shapes that contain this text")
     parser.add_argument(
@@ -233,13 +230,7 @@ def _add_profile(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_roofline(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    parser = commands.add_parser(
-        "roofline",
-        help="measure what a device can do at most",
-        description=ROOFLINE,
-        epilog=ROOFLINE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _command(commands, "roofline", "measure what a device can do at most", ROOFLINE, ROOFLINE_EPILOG)
     parser.add_argument(
         "--device", type=_device, default=torch.device("cpu"), metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
     )
@@ -252,12 +243,8 @@ def _add_roofline(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_resources(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    parser = commands.add_parser(
-        "resources",
-        help="compile every kernel without a GPU, judge its machine code",
-        description=RESOURCES,
-        epilog=RESOURCES_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = _command(
+        commands, "resources", "compile every kernel without a GPU, judge its machine code", RESOURCES, RESOURCES_EPILOG
     )
     parser.add_argument(
         "--arch",

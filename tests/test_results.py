@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 import random
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -297,14 +297,13 @@ def endless(folder, marks):
 
     def marked(record, section, row):
         add(record, section, row)
-        os.write(marks, f"{row['case']}\n".encode())
+        marks.send(row["case"])
 
-    marks = os.open(marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Record, "add", marked)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-        install(monkeypatch, *fast_sections(at_end=lambda: time.sleep(600)))
+        install(monkeypatch, *fast_sections(at_end=signal.pause))
         cli.main(["run", "--output", str(folder)])
 
 
@@ -333,15 +332,18 @@ def test_a_run_killed_at_any_moment_is_valid_and_can_be_resumed(monkeypatch, tmp
     processes.set_forkserver_preload(["pytest", "nntk.bench.cli"])
     moments, stages = random.Random(5), set()
     for attempt in range(20):
-        folder, marks = tmp_path / str(attempt), tmp_path / f"{attempt}.txt"
+        folder, (received, marks) = tmp_path / str(attempt), processes.Pipe(duplex=False)
         process = processes.Process(target=endless, args=(folder, marks))
         process.start()
-        while not marks.exists() and process.is_alive():
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.2))
+        marks.close()
+        marked = [received.recv() for _ in range(moments.randrange(120))]
         process.kill()
         process.join()
-        marked = marks.read_text().splitlines()
+        while received.poll():
+            try:
+                marked.append(received.recv())
+            except EOFError:
+                break
         paths = list(folder.glob("*/*.json"))
         assert paths or not marked
         for path in paths:
