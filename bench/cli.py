@@ -15,12 +15,15 @@ import torch
 from rich.console import Console
 
 import nntk
-from nntk.bench import compare, environment, profiling, report, results, roofline, suites, tables
+from nntk.bench import compare, environment, profiling, report, results, roofline, suites, tables, tuning
 from nntk.bench.resources import run as resources
 from nntk.bench.resources.catalogue import MODULES
 from nntk.bench.resources.machines import MACHINES
 from nntk.bench.results import Record, ResultsError
 from nntk.bench.suites import Section, Setting
+from nntk.bench.tuning import spaces
+from nntk.kernels.target import Target, target_of
+from nntk.kernels.tuning import path_of, tunables
 
 EPILOG = """\
 examples:
@@ -33,6 +36,7 @@ examples:
   nntk-bench profile energy                       where the time of an op goes, with a trace
   nntk-bench roofline                             what this machine can do at most
   nntk-bench resources --arch sm_90               machine code of every kernel, without a GPU
+  nntk-bench tune                                 the fastest configurations of the kernels on this card
 
 Every run writes one JSON, DIR/<device>/<suite>-<time>.json, row by row: device, versions, commit, seed, raw samples.
 A run that was interrupted, killed or broken by an error can be resumed by the same sources, packages, device and
@@ -100,6 +104,31 @@ examples:
   nntk-bench roofline                       those of this CPU, measured now or before
   nntk-bench roofline --again               measured now: nothing else may work on the machine
   nntk-bench roofline --device cuda --json roofs.json
+"""
+
+TUNE = """\
+Measure the configurations of the kernels on this card, choice by choice: the likely ones by a model of what they issue,
+multiply and load, each checked against the rule's own, the best of them timed side by side. The fastest goes into
+kernels/tuned/<device>.json, with every sample; from then on the kernels take it on such a device. Every choice is on
+disk before the next begins: whatever stops the command, the same command goes on. Where the sources of a kernel have
+changed since, its entries are not used, and are measured again.
+
+choices:
+  layer_step   tiles of a layer of the perturbed network, by family of noise, precision and shape
+  layer_path   where a layer's noise is made: for every tile, once and held, or written out and read
+  rank_update  tiles of the energy form
+  layer_pair   tiles of the structured local NTK
+"""
+
+TUNE_EPILOG = """\
+examples:
+  nntk-bench tune                                    all choices, for ten minutes; again for ten more
+  nntk-bench tune rank_update --budget 2             one of them, for two minutes
+  nntk-bench tune layer_step --shape "width 256"     at some shapes
+  nntk-bench tune --dry-run                          what would be measured on sm_90, without a GPU
+  nntk-bench tune --dry-run --arch sm_80 --json plan.json
+
+Exit status: 0 all measured, 1 a choice could not be, 2 wrong usage, 3 the budget was spent before, 130 interrupted.
 """
 
 COMPARE = """\
@@ -177,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_roofline(commands)
     _add_profile(commands)
     _add_resources(commands)
+    _add_tune(commands)
     options = parser.parse_args(arguments)
     status: int = options.function(options)
     return status
@@ -265,6 +295,34 @@ def _add_resources(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.set_defaults(function=_resources)
 
 
+def _add_tune(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(commands, "tune", "measure the kernels' configurations on a card", TUNE, TUNE_EPILOG)
+    parser.add_argument(
+        "choices", nargs="*", metavar="CHOICE", help=f"of {', '.join(tunables())} (default: all of them)"
+    )
+    parser.add_argument("--shape", default="", metavar="TEXT", help="only choices with this in their name")
+    parser.add_argument("--device", type=_device, metavar="NAME", help="cuda or cuda:N (default: cuda)")
+    parser.add_argument("--budget", type=_minutes, default=10.0, metavar="MIN", help="minutes (default: 10)")
+    parser.add_argument("--again", action="store_true", help="measure, whatever was measured before")
+    parser.add_argument("--output", type=Path, metavar="PATH", help="table (default: the device's in kernels/tuned)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be measured, by the model alone")
+    parser.add_argument(
+        "--arch", choices=tuple(spaces.PROCESSORS), default="sm_90", help="architecture of --dry-run (default: sm_90)"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write what --dry-run shows to this file")
+    parser.set_defaults(function=_tune)
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1e5:
+        raise argparse.ArgumentTypeError(f"must be a number of minutes above 0, got {text!r}")
+    return value
+
+
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"must be an integer in [0, 2**32), got {text!r}")
@@ -303,6 +361,27 @@ def _architectures(text: str) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in MACHINES]:
         raise argparse.ArgumentTypeError(f"must be of {','.join(MACHINES)}, got {unknown[0]!r}")
     return names
+
+
+def _tune(options: argparse.Namespace) -> int:
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    try:
+        device = torch.device("cpu") if options.dry_run else options.device or _device("cuda")
+        wanted = tuning.wanted(options.choices, options.shape, device)
+        if options.dry_run:
+            target = Target(options.arch, spaces.PROCESSORS[options.arch])
+            return tuning.plan(wanted, target, options.json, console)
+        if options.json:
+            raise ValueError("--json is for --dry-run; a run writes its table, see --output")
+        target = target_of(device)
+        path = options.output or path_of(target.device)
+        return tuning.run(wanted, target, device, 60 * options.budget, options.again, path, console)
+    except (ValueError, OSError, argparse.ArgumentTypeError) as wrong:
+        advice = "; --dry-run needs no GPU" if isinstance(wrong, argparse.ArgumentTypeError) else ""
+        print(f"nntk-bench tune: error: {wrong}{advice}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _resources(options: argparse.Namespace) -> int:
@@ -409,7 +488,7 @@ def _start(options: argparse.Namespace) -> _Start:
         torch.set_num_threads(options.threads)
     device, suite, seed = options.device or torch.device("cpu"), options.suite or "quick", options.seed or 0
     facts = _facts(device, seed)
-    if any(section.name == "ops" for section in suites.catalogue(suite)):
+    if any(column.key == "roof" for section in suites.catalogue(suite) for column in section.columns):
         facts["roofs"] = [roof.summary() for roof in roofline.roofs(device)]
     folder = (options.output or Path("results")) / environment.slug(device)
     return Record.start(folder, suite, facts, _planned(suite)), Setting(device, seed), facts

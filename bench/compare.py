@@ -1,6 +1,5 @@
 """Comparison of two runs, row by row: what the raw samples show, and what they cannot."""
 
-import json
 import math
 import statistics
 from collections import Counter
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nntk.bench import ranks, results
+from nntk.bench.files import write_json
 from nntk.bench.results import ResultsError, Row, Run
 from nntk.bench.tables import UNITS
 
@@ -298,4 +298,4 @@ def write(comparison: Comparison, a: Run, b: Run, threshold: float, path: Path) 
         "summary": comparison.summary,
         **asdict(comparison),
     }
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, content)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nntk.kernels import target
 from nntk.kernels.philox import STREAM_VERSION
 
 _PACKAGES = ("nntk", "torch", "triton", "numpy", "scikit-learn")
@@ -26,7 +27,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "processors": len(os.sched_getaffinity(0)),
         },
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: package_version(name) for name in _PACKAGES}},
         "commit": commit,
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         "stream_version": STREAM_VERSION,
@@ -56,11 +57,11 @@ def driver(device: torch.device) -> str | None:
 
 def slug(device: torch.device) -> str:
     """The name of the device's folder under results/, e.g. ``nvidia-h200`` or ``cpu-amd-epyc``."""
-    name = device_name(device) if device.type == "cuda" else f"cpu {device_name(device)}"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return target.slug(device_name(device) if device.type == "cuda" else f"cpu {device_name(device)}")
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Version of an installed package; None where it is not there."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,6 +1,6 @@
 """Measured roofs of a device: copies and dense products, which bound what any op on it can do.
 
-A roof is the fastest of many runs: what is faster than the roof was not measured right.
+A roof is the fastest of many runs, in this process or before: what is faster than the roof was not measured right.
 """
 
 import json
@@ -16,8 +16,9 @@ import torch
 from rich.console import Console
 
 from nntk.bench import environment, tables
+from nntk.bench.files import write_json
 from nntk.bench.tables import Column
-from nntk.bench.timing import seconds
+from nntk.bench.timing import Timing, seconds
 from nntk.kernels.cost import Cost
 
 SCHEMA = 1
@@ -70,23 +71,28 @@ class Roof:
         return {"name": self.name, "unit": self.unit, "per_second": self.per_second}
 
 
-def measure(device: torch.device, duration: float = 1.0, scale: int = 1) -> Iterator[Roof]:
-    """Measure every roof of a device.
+def measure(
+    device: torch.device, duration: float = 1.0, scale: int = 1, only: Sequence[str] | None = None
+) -> Iterator[Roof]:
+    """Measure the roofs of a device.
 
     Args:
         device: The device, a CPU or a CUDA GPU.
         duration: Seconds that the runs of one roof take together, at least; there are five or more.
         scale: How many times shorter than a roof's the sides of products are, and buffers: for a rehearsal.
+        only: Names of the roofs wanted; None for all.
 
     Yields:
         The roofs, those of memory first.
     """
     on_gpu = device.type == "cuda"
-    yield from _memory((2**28 if on_gpu else 2**26) // scale, device, duration)
+    if only is None or {"copy", "read"} & set(only):
+        yield from _memory((2**28 if on_gpu else 2**26) // scale, device, duration)
     size = (8192 if on_gpu else 2048) // scale
     for name, dtype in PRODUCTS[device.type].items():
-        with _tf32(name == "tf32"):
-            yield _product(name, size, dtype, device, duration)
+        if only is None or name in only:
+            with _tf32(name == "tf32"):
+                yield _product(name, size, dtype, device, duration)
 
 
 def _product(name: str, size: int, dtype: torch.dtype, device: torch.device, duration: float) -> Roof:
@@ -143,12 +149,61 @@ def cached(device: torch.device) -> list[Roof] | None:
 
 
 def roofs(device: torch.device) -> list[Roof]:
-    """The roofs of a device, measured where they are not cached."""
-    found = cached(device)
-    if found is None:
-        found = list(measure(device))
-        _write(cache_path(device), _content(device, found))
-    return found
+    """Find the roofs of a device: each the best of this process's, measured at the first call, and of earlier ones'.
+
+    Args:
+        device: The device.
+
+    Returns:
+        The roofs. What else ran when they were measured made them lower, never higher.
+    """
+    if device not in _OF_PROCESS:
+        _OF_PROCESS.add(device)
+        return raised(device)
+    return cached(device) or raised(device)
+
+
+_OF_PROCESS: set[torch.device] = set()
+"""Devices whose roofs this process has measured."""
+
+
+def raised(device: torch.device, only: Sequence[str] | None = None) -> list[Roof]:
+    """The roofs of a device after another measurement of some of them, by name, or of all."""
+    kept = {roof.name: roof for roof in cached(device) or ()}
+    for roof in measure(device, only=only if kept else None):
+        if roof.name not in kept or roof.per_second > kept[roof.name].per_second:
+            kept[roof.name] = roof
+    write_json(cache_path(device), _content(device, list(kept.values())))
+    return list(kept.values())
+
+
+def beside(name: str, cost: Cost, precision: str, timing: Timing, device: torch.device) -> dict[str, Any]:
+    """What a row says of a speed and its roof.
+
+    A machine may have become faster since its roofs were measured: what seems to be above is compared with them again.
+
+    Args:
+        name: Of what was timed.
+        cost: Its least work.
+        precision: Of its products.
+        timing: How long it took.
+        device: Where.
+
+    Returns:
+        ``roof``, ``roof_share`` and the durations, or a ``failure`` in their place where it is above its roof.
+    """
+    least, roof = least_seconds(cost, precision, roofs(device))
+    if least > timing.median:
+        least, roof = least_seconds(cost, precision, raised(device, _ROOFS_OF.get(roof, (roof,))))
+    share = least / timing.median
+    row = {"roof": roof, "roof_share": share}
+    if share > 1:
+        return {**row, "failure": f"{name}: {100 * share:.0f} % of the roof {roof}: it was measured wrong"}
+    return {**row, **timing.row()}
+
+
+_ROOFS_OF = {"memory": ("copy", "read"), "fp32": ("fp32", "tf32")}
+"""The roofs behind one that ``least_seconds`` names."""
 
 
 def least_seconds(cost: Cost, precision: str, found: Sequence[Roof]) -> tuple[float, str]:
@@ -195,12 +250,12 @@ def run(device: torch.device, again: bool, path: Path | None, console: Console) 
             show(_cells(roof), "measuring" if found is None else "")
     content = _content(device, shown)
     if found is None:
-        _write(cache_path(device), content)
+        write_json(cache_path(device), content)
         console.print(f"kept in {cache_path(device)}", highlight=False, soft_wrap=True)
     else:
         console.print(f"from {cache_path(device)}; --again measures", highlight=False, soft_wrap=True)
     if path:
-        _write(path, content)
+        write_json(path, content)
     return 0
 
 
@@ -219,10 +274,3 @@ def _rate(per_second: float, unit: str) -> str:
     name = {"bytes": "B/s", "flops": "FLOP/s"}[unit]
     scale, prefix = (1e12, "T") if per_second >= 1e12 else (1e9, "G")
     return f"{per_second / scale:.4g} {prefix}{name}"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -28,6 +29,11 @@ class Timing:
         """First and third quartile."""
         low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
         return low, high
+
+    def row(self) -> dict[str, Any]:
+        """Median, quartiles and every sample, by the names that a row of results has for them."""
+        low, high = self.quartiles
+        return {"median_s": self.median, "low_s": low, "high_s": high, "samples_s": list(self.samples)}
 
     def ratio_to(self, other: "Timing") -> float:
         """Median over rounds of how many times faster this is than ``other`` in the same round."""

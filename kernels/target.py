@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,12 @@ class Target:
     Attributes:
         arch: ``"sm_80"``, ``"sm_90"``, ``"sm_100"``, ``"gfx942"`` or a neighbour, or ``"interpreter"``.
         processors: Number of multiprocessors.
+        device: Name of the device's table of tuned configurations, e.g. ``"nvidia-h200"``; empty for none.
     """
 
     arch: str
     processors: int = 132
+    device: str = ""
 
     @property
     def ptx(self) -> bool:
@@ -46,14 +49,30 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def slug(name: str) -> str:
+    """Make a device's name a file's.
+
+    Args:
+        name: As its maker calls it.
+
+    Returns:
+        The same in lower case, with a hyphen for everything that is no letter or digit.
+
+    Example:
+        >>> slug("NVIDIA H200")
+        'nvidia-h200'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def target_of(device: torch.device) -> Target:
     """The target of a device that a tensor is on; asks the driver, so only from an op that has such a tensor."""
     if interpreted():
         return Target("interpreter", os.cpu_count() or 1)
     properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return Target(properties.gcnArchName.partition(":")[0], properties.multi_processor_count)
-    return Target(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
+    hip = torch.version.hip is not None
+    arch = properties.gcnArchName.partition(":")[0] if hip else f"sm_{properties.major}{properties.minor}"
+    return Target(arch, properties.multi_processor_count, slug(properties.name))
 
 
 def serves(device: torch.device) -> bool:

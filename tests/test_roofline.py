@@ -18,7 +18,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     calls = []
 
-    def roofs(device, duration=1.0):
+    def roofs(device, duration=1.0, only=None):
         calls.append(device)
         yield roofline.Roof("copy", "bytes", 4e9, (0.5, 0.25, 1.0), "2026-01-01 00:00")
         yield roofline.Roof("fp32", "flops", 6e12, (2.0, 3.0, 4.0), "2026-01-01 00:00")
@@ -49,6 +49,21 @@ def test_roofs_are_kept(small, tmp_path):
     roofline.cache_path(CPU).write_text("{")
     show()
     assert len(small) == 3
+
+
+def test_a_roof_is_the_best_of_all_measurements(small, monkeypatch):
+    """Each process measures once; what it finds, or finds when asked again, only raises what is kept."""
+    monkeypatch.setattr(roofline, "_OF_PROCESS", set())
+
+    def rates():
+        return {roof.name: roof.per_second for roof in roofline.roofs(CPU)}
+
+    assert rates() == rates() == {"copy": 16e9, "fp32": 3e12} and len(small) == 1
+    faster = roofline.Roof("fp32", "flops", 8e12, (1.0,), "2026-01-02 00:00")
+    slower = roofline.Roof("copy", "bytes", 1e9, (1.0,), "2026-01-02 00:00")
+    monkeypatch.setattr(roofline, "measure", lambda device, only: [faster, slower])
+    roofline.raised(CPU, ("fp32",))
+    assert rates() == {"copy": 16e9, "fp32": 8e12}
 
 
 def test_the_command(small, capsys):

@@ -1,11 +1,11 @@
 """Reports of runs: Markdown, and one HTML page with plots that opens without a network."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from nntk.bench.files import write_text
 from nntk.bench.report import content, html, markdown, plots
 
 HELP = """\
@@ -59,19 +59,11 @@ def run(paths: Sequence[Path], output: Path | None, console: Console) -> int:
     folder = DEFAULT_OUTPUT if output is None else output
     files = {plot.name: f"plots/{plot.name}.svg" for group in drawn for plot in group}
     for plot in (plot for group in drawn for plot in group):
-        _write(folder / files[plot.name], plot.file)
-    _write(folder / "report.md", markdown.page(measurements, drawn, files))
-    _write(folder / "report.html", html.page(measurements, drawn))
+        write_text(folder / files[plot.name], plot.file)
+    write_text(folder / "report.md", markdown.page(measurements, drawn, files))
+    write_text(folder / "report.html", html.page(measurements, drawn))
     rows = sum(len(measurement.run.rows) for measurement in measurements)
     console.print(f"{rows} rows and {len(files)} plots of {len(paths)} run{'s' * (len(paths) > 1)}:", highlight=False)
     for name in ("report.html", "report.md"):
         console.print(f"  {folder / name}", highlight=False, soft_wrap=True)
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)

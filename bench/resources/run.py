@@ -1,6 +1,5 @@
 """``nntk-bench resources``: compile in worker processes, draw the table, write the JSON."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from nntk.bench import tables
+from nntk.bench.files import write_json
 from nntk.bench.resources.catalogue import Report, Task, report, tasks
 from nntk.bench.resources.machines import MACHINES
 from nntk.bench.results import Row
@@ -148,7 +148,8 @@ def run(wanted: Sequence[Task], path: Path | None, facts: Mapping[str, Any], con
         "limits": {arch: asdict(machine) for arch, machine in MACHINES.items()},
         "rows": [],
     }
-    _write(path, content)
+    if path:
+        write_json(path, content)
     status = "failed"
     try:
         if _draw(wanted, content["rows"], console):
@@ -157,7 +158,8 @@ def run(wanted: Sequence[Task], path: Path | None, facts: Mapping[str, Any], con
         status = "interrupted"
     finally:
         content["status"] = status
-        _write(path, content)
+        if path:
+            write_json(path, content)
     console.print(f"{status}: {len(content['rows'])} of {len(wanted)} judged" + (f", in {path}" if path else ""))
     return {"good": 0, "failed": 1, "interrupted": 130}[status]
 
@@ -186,11 +188,3 @@ def _cells(found: Report) -> Row:
         row["matrix"] = sum(count for part in parts for count in part.matrix.values())
         row["cycles"] = f"{cycles['issue']:,.0f} / {cycles['tensor']:,.0f}"
     return row
-
-
-def _write(path: Path | None, content: Mapping[str, Any]) -> None:
-    """Replace the file whole, so that whoever reads it finds valid JSON."""
-    if path:
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        partial.replace(path)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench import data, memory, reference
+from nntk.bench import data, memory, reference, roofline
 from nntk.bench.results import Row
 from nntk.bench.suites import Section, Setting
 from nntk.bench.tables import Column
 from nntk.bench.timing import every_round, repeat
+from nntk.bench.work import work_of
 
 _SAMPLES = 256
 _GAMMA = 1e-3
@@ -68,8 +69,8 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
                 yield {**row, "failure": f"error {error:.1e} > {allowed:.0e}"}
                 continue
             timing = repeat(every_round(call), setting.device, most=11)
-            low, high = timing.quartiles
-            row |= {"median_s": timing.median, "low_s": low, "high_s": high, "samples_s": list(timing.samples)}
+            local = setting.device.type == "cpu" or not method.startswith("nonlocal")
+            row |= roofline.beside(name, work_of(call), "fp32" if local else "bf16", timing, setting.device)
             row["peak_bytes"] = memory.peak(prepare, method, shape, device, setting.seed, device=setting.device)
             yield row
 
@@ -85,6 +86,8 @@ NTK = Section(
         Column("d", "parameters"),
         Column("C", "outputs"),
         Column("time", "median_s", "seconds"),
+        Column("roof", "roof"),
+        Column("of it", "roof_share", "percent"),
         Column("memory", "peak_bytes", "bytes"),
         Column("error", "error", ".1e"),
     ),

@@ -4,7 +4,7 @@ The gate comes first: on two sets of arguments every result is compared with the
 nothing, or remembers its last result, shows an error and no speed; one that is faster than the roof was measured wrong.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from nntk.bench import reference, roofline
+from nntk.bench.arguments import Arguments
 from nntk.bench.results import Row
 from nntk.bench.suites import Section, Setting
 from nntk.bench.tables import Column
-from nntk.bench.timing import Timing, repeat
-from nntk.kernels.cost import Cost
+from nntk.bench.timing import repeat
 from nntk.kernels.dispatch import REGISTERED, cost_of
-from nntk.kernels.perturb.activations import Activation, Relu, encode
 
 _FLOAT64 = {"inner_product", "inner_product_of_gradients", "nonlocal_gradients", "multiply_displacements"}
 """Ops whose products are in float64 whatever they are given."""
-_ROUNDING = {"fp32": 2e-5, "tf32": 4e-3, "bf16": 4e-2}
+ROUNDING = {"fp32": 2e-5, "tf32": 4e-3, "bf16": 4e-2}
 """Largest relative error (Frobenius) by precision; random numbers of a GPU may differ from the reference's by more."""
 
 
@@ -55,7 +54,7 @@ def cases(device: torch.device) -> list[OpCase]:
     """What the suite measures: larger shapes on a GPU, so that one call fills it."""
     large = device.type == "cuda"
     m, n = (4096, 4096) if large else (512, 512)
-    made = _Arguments(device)
+    made = Arguments(device)
     precisions = ("bf16", "tf32", "fp32") if large else ("fp32",)
     families = ("gaussian", "rademacher", "flipout(8)", "lowrank(1)")
     widths = (784, 1024, 1024, 10) if large else (64, 256, 256, 1)
@@ -90,98 +89,11 @@ def cases(device: torch.device) -> list[OpCase]:
     ]  # fmt: skip
 
 
-class _Arguments:
-    """Makers of arguments: a number gives other values of the same shapes."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.parameters = [torch.zeros(256, 64, device=device), torch.zeros(256, device=device)]
-
-    def _normal(self, seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        generator = torch.Generator(self.device).manual_seed(seed)
-        return torch.randn(*shape, generator=generator, device=self.device).to(dtype)
-
-    def _rows(self, count: int) -> Tensor:
-        return torch.arange(count, device=self.device)
-
-    def _stream(self, seed: int, rows: int, directions: str, width: int = 256) -> tuple[Any, ...]:
-        parameters = [torch.empty(256, width, device=self.device)]
-        return (parameters, [0], self._rows(rows), seed, 0, directions)
-
-    def unit(self, rows: int, directions: str) -> Callable[[int], tuple[Any, ...]]:
-        return lambda seed: (self._rows(rows), 0, [256, 256], seed, 0, directions, torch.float32)
-
-    def stream(self, rows: int, directions: str, *rest: int) -> Callable[[int], tuple[Any, ...]]:
-        return lambda seed: (*self._stream(seed, rows, directions), *rest)
-
-    def network(
-        self, widths: Sequence[int], inputs: int, rows: int, directions: str, precision: str
-    ) -> Callable[[int], tuple[Any, ...]]:
-        def make(seed: int) -> tuple[Any, ...]:
-            x, scales = self._normal(seed, inputs, widths[0]), torch.full((rows,), 0.01, device=self.device)
-            stream = (self._rows(rows), scales, seed, 0, directions)
-            return (x, *self._layers(widths), *stream, "odd", "difference", precision, 2**28)
-
-        return make
-
-    def _layers(self, widths: Sequence[int]) -> tuple[Any, ...]:
-        pairs = list(zip(widths, widths[1:], strict=False))
-        weights = [self._normal(7, height, width) * (2 / width) ** 0.5 for width, height in pairs]
-        biases = [torch.zeros(height, device=self.device) for _, height in pairs]
-        names, numbers = encode([*[Relu()] * (len(pairs) - 1), Activation()])
-        ordinals = [2 * number for number in range(len(pairs))]
-        return (weights, biases, names, numbers, ordinals, [ordinal + 1 for ordinal in ordinals])
-
-    def local(self, widths: Sequence[int], inputs: int) -> Callable[[int], tuple[Any, ...]]:
-        return lambda seed: (self._normal(seed, inputs, widths[0]), None, *self._layers(widths), "trace")
-
-    def radii(self, count: int) -> Callable[[int], tuple[Any, ...]]:
-        return lambda seed: (self._rows(count), seed, 0, "cauchy", 1000, 0.1, 0.0)
-
-    def radial(self, count: int) -> Callable[[int], tuple[Any, ...]]:
-        laws = ("gaussian", [1.0, 1.0], "cauchy", [1.0, 50.5])
-        return lambda seed: (50 + self._normal(seed, count, dtype=torch.float64).abs(), *laws)
-
-    def scores(self, m: int, n: int, c: int) -> Callable[[int], tuple[Any, ...]]:
-        return lambda seed: (self._normal(seed, m, n, c), self._normal(seed + 1, n, c), "dot")
-
-    def softmax(self, m: int, n: int, statistics: bool = False) -> Callable[[int], tuple[Any, ...]]:
-        def make(seed: int) -> tuple[Any, ...]:
-            values, keys = self._normal(seed, 2, m, n, 1), self._normal(seed + 1, n, 1)
-            rows = torch.zeros(m, device=self.device), torch.full((m,), 0.5, device=self.device)
-            if not statistics:
-                return (values, keys, *rows, "dot")
-            found = torch.ops.nntk.attention_statistics(values, keys, *rows, "dot")
-            return (values, keys, *rows, found, "dot")
-
-        return make
-
-    def energy(self, m: int, n: int, c: int, mode: str) -> Callable[[int], tuple[Any, ...]]:
-        scales = torch.ones(m, device=self.device, dtype=torch.float64)
-        return lambda seed: (self._normal(seed, m, n, c), None, scales, "rows", *(None,) * 8, mode)
-
-    def product(self, m: int, n: int, vectors: int) -> Callable[[int], tuple[Any, ...]]:
-        ones = torch.ones(m, device=self.device, dtype=torch.float64)
-        return lambda seed: (self._normal(seed, m, n, 1), None, ones, ones, ones, self._normal(seed + 1, n, vectors))
-
-    def inner(self, m: int, n: int) -> Callable[[int], tuple[Any, ...]]:
-        ones = torch.ones(m, device=self.device, dtype=torch.float64)
-        gram = self._normal(5, m, m, dtype=torch.float64)
-        return lambda seed: (self._normal(seed, m, n, 1), None, ones / m, None, ones, gram, 1000, True, "trace")
-
-    def gradients(self, m: int, n: int) -> Callable[[int], tuple[Any, ...]]:
-        ones = torch.ones(m, device=self.device, dtype=torch.float64)
-        return lambda seed: (
-            self._normal(seed, m, n, 1), ones / m, ones, self.parameters, [0, 1], self._rows(m), seed, 0, "gaussian",
-        )  # fmt: skip
-
-
-def measure(case: OpCase, roofs: Sequence[roofline.Roof], device: torch.device, seed: int) -> Row:
+def measure(case: OpCase, device: torch.device, seed: int) -> Row:
     """Check one op, then time it.
 
     Args:
         case: The op and its shape.
-        roofs: Those of the device.
         device: Where it runs.
         seed: Of its arguments.
 
@@ -191,7 +103,7 @@ def measure(case: OpCase, roofs: Sequence[roofline.Roof], device: torch.device, 
     rotated = [case.arguments(2 * (seed + number) + 1) for number in range(2)]
     row: Row = {"case": f"{case.op} {case.shape}", "op": case.op, "shape": case.shape, "precision": case.precision}
     row["error"] = max(_error(case, arguments) for arguments in rotated)
-    allowed = _ROUNDING[case.precision] if case.tolerance is None else case.tolerance
+    allowed = ROUNDING[case.precision] if case.tolerance is None else case.tolerance
     if not row["error"] <= allowed:
         return {**row, "failure": f"error {row['error']:.1e} > {allowed:.0e}"}
     timing = repeat(lambda number: case(*rotated[number % 2]), device)
@@ -199,24 +111,14 @@ def measure(case: OpCase, roofs: Sequence[roofline.Roof], device: torch.device, 
     again = max(_error(case, arguments) for arguments in rotated)
     if not again <= allowed:
         return {**row, "error": again, "failure": f"error {again:.1e} > {allowed:.0e}, after it was timed"}
-    return {**row, **_speed(case, cost_of(case.op, rotated[0]), timing, roofs)}
+    cost = cost_of(case.op, rotated[0])
+    work = {"flops": cost.flops, "bytes": cost.bytes, "normals": cost.normals, "signs": cost.signs}
+    return {**row, **work, **roofline.beside(case.op, cost, precision_of(case), timing, device)}
 
 
 def precision_of(case: OpCase) -> str:
     """The precision of a case's products, and so their roof."""
     return "fp64" if case.op in _FLOAT64 else case.precision
-
-
-def _speed(case: OpCase, cost: Cost, timing: Timing, roofs: Sequence[roofline.Roof]) -> Row:
-    least, roof = roofline.least_seconds(cost, precision_of(case), roofs)
-    share = least / timing.median
-    figures: Row = {"flops": cost.flops, "bytes": cost.bytes, "normals": cost.normals, "signs": cost.signs}
-    figures |= {"roof": roof, "roof_share": share}
-    if share > 1:
-        return {**figures, "failure": f"{case.op}: {100 * share:.0f} % of the roof {roof}: it was measured wrong"}
-    low, high = timing.quartiles
-    spread = {"median_s": timing.median, "low_s": low, "high_s": high, "samples_s": list(timing.samples)}
-    return {**figures, **spread}
 
 
 def _error(case: OpCase, arguments: tuple[Any, ...]) -> float:
@@ -244,10 +146,10 @@ def _doubled(argument: Any) -> Any:
 
 def _rows(setting: Setting) -> Iterator[Row | str]:
     yield "measuring the roofs"
-    roofs = roofline.roofs(setting.device)
+    roofline.roofs(setting.device)
     for case in cases(setting.device):
         yield f"{case.op} {case.shape}"
-        yield measure(case, roofs, setting.device, setting.seed)
+        yield measure(case, setting.device, setting.seed)
 
 
 OPS = Section(

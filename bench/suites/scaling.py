@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench import data, memory
+from nntk.bench import data, memory, roofline
 from nntk.bench.results import Row
 from nntk.bench.suites import Section, Setting
 from nntk.bench.tables import Column
 from nntk.bench.timing import every_round, repeat
+from nntk.bench.work import work_of
 
 Shape = tuple[tuple[int, ...], int, int]
 """Widths of the network, samples M, inputs N."""
@@ -30,7 +31,7 @@ def shapes(axis: str, device: torch.device) -> list[tuple[int, Shape]]:
     """
     large = 16 if device.type == "cuda" else 1
     if axis == "M":
-        return [(m, ((64, 128, 128, 1), m, 128)) for m in (64 * large, 128 * large, 256 * large, 512 * large)]
+        return [(m, ((64, 128, 128, 1), m, 128)) for m in (256 * large, 512 * large, 1024 * large, 2048 * large)]
     if axis == "N":
         return [(n, ((64, 32, 1), 16, n)) for n in (2048 * large, 4096 * large, 8192 * large, 16384 * large)]
     widths = [(64, w, w, 1) for w in (128, 192, 256, 384)]
@@ -62,7 +63,7 @@ def exponent(values: Sequence[float], durations: Sequence[float]) -> float:
         >>> round(exponent([1, 2, 4], [3.0, 12.0, 48.0]), 12)
         2.0
     """
-    x, y = [math.log(value) for value in values], [math.log(duration) for duration in durations]
+    x, y = [math.log(value) for value in values], [math.log(max(duration, 1e-12)) for duration in durations]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     rise = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
     return rise / sum((a - mean_x) ** 2 for a in x)
@@ -75,14 +76,20 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
             yield f"{axis} = {value}"
             call = prepare(shape, str(setting.device), setting.seed)
             timing = repeat(every_round(call), setting.device, most=9)
-            low, high = timing.quartiles
-            row: Row = {"case": f"{axis} = {value}", "axis": axis, "value": value, "median_s": timing.median}
-            row |= {"low_s": low, "high_s": high, "samples_s": list(timing.samples)}
+            name, precision = f"{axis} = {value}", "fp32" if setting.device.type == "cpu" else "bf16"
+            row: Row = {"case": name, "axis": axis, "value": value}
+            row |= roofline.beside(name, work_of(call), precision, timing, setting.device)
             row["peak_bytes"] = memory.peak(prepare, shape, str(setting.device), setting.seed, device=setting.device)
             found.append(row)
             yield row
-        values, durations = [row["value"] for row in found], [row["median_s"] for row in found]
-        yield {"case": f"exponent of {axis}", "axis": axis, "exponent": exponent(values, durations)}
+        good = [row for row in found if "failure" not in row]
+        if len(good) > 1:
+            values = [row["value"] for row in good]
+            powers = {
+                name: exponent(values, [row[key] for row in good])
+                for name, key in (("exponent", "median_s"), ("memory_exponent", "peak_bytes"))
+            }
+            yield {"case": f"exponents of {axis}", "axis": axis, **powers}
 
 
 SCALING = Section(
@@ -93,8 +100,11 @@ SCALING = Section(
     columns=(
         Column("axis", "case"),
         Column("time", "median_s", "seconds"),
+        Column("roof", "roof"),
+        Column("of it", "roof_share", "percent"),
         Column("memory", "peak_bytes", "bytes"),
         Column("exponent", "exponent", ".2f"),
+        Column("of memory", "memory_exponent", ".2f"),
     ),
     rows=_rows,
 )

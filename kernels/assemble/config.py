@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from nntk.kernels.target import Target
+from nntk.kernels.tuning import Tunable
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -49,6 +52,20 @@ def tiles(lines1: int, lines2: int, symmetric: bool, weighting: str, halves: int
     hopper = arch.startswith("sm_9")
     long = hopper and weighting == "rows"
     return Tiles(128, 32 if long else 16, num_warps=8, num_stages=2, parts=8 if hopper else 4)
+
+
+RANK_UPDATE = Tunable(
+    "rank_update",
+    Tiles,
+    ("lines1", "lines2", "symmetric", "weighting", "halves"),
+    ("assemble/kernel.py", "attention/kernel.py"),
+)
+
+
+def tiles_on(target: Target, lines1: int, lines2: int, symmetric: bool, weighting: str, halves: int) -> Tiles:
+    """Tiles on a device: those measured there, else ``tiles``."""
+    key = (lines1, lines2, symmetric, weighting, halves)
+    return RANK_UPDATE.pick(target, key, lambda: tiles(*key, target.processors, target.arch))
 
 
 def inner_product_route(num_rows: int, inputs: tuple[int, int], outputs: int, num_params: int, full: bool) -> str:

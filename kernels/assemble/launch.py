@@ -55,7 +55,7 @@ def energy(
         return out
     target, lines = target_of(d1.device), c if outputs == "full" else 1
     halves = d1.dim() - 2
-    cut = config.tiles(n1 * lines, n2 * lines, symmetric, weighting, halves, target.processors, target.arch)
+    cut = config.tiles_on(target, n1 * lines, n2 * lines, symmetric, weighting, halves)
     tiles1, tiles2 = triton.cdiv(n1 * lines, cut.block), triton.cdiv(n2 * lines, cut.block)
     programs = tiles1 * (tiles1 + 1) // 2 if symmetric else tiles1 * tiles2
     roots = _followed((scales.double() / (c if outputs == "mean" else 1)).sqrt(), cut.block_k, 0.0)

@@ -7,6 +7,8 @@ README.md has the figures.
 from dataclasses import dataclass
 
 from nntk.kernels.perturb.tiles import family_of
+from nntk.kernels.target import Target
+from nntk.kernels.tuning import Tunable
 
 STEP = 32
 """Length that rows are padded to: one step of a product, 128 bytes of each row."""
@@ -62,6 +64,20 @@ def pick(lines: int, entries: int, copies: int, symmetric: bool, fused: bool, ar
     processors, two, one, small = _TILES[family_of(arch)]
     large = two if fused else one
     return large if copies * large.programs(lines, entries, symmetric) >= processors else small
+
+
+LAYER_PAIR = Tunable(
+    "layer_pair",
+    Tiles,
+    ("lines", "entries", "copies", "symmetric", "fused"),
+    ("local_ntk/kernel.py", "assemble/kernel.py"),
+)
+
+
+def pick_on(target: Target, lines: int, entries: int, copies: int, symmetric: bool, fused: bool) -> Tiles:
+    """Tiles on a device: those measured there, else ``pick``."""
+    key = (lines, entries, copies, symmetric, fused)
+    return LAYER_PAIR.pick(target, key, lambda: pick(*key, target.arch))
 
 
 def is_fused(num_outputs: int, outputs: str) -> bool:

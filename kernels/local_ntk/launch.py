@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nntk.kernels.local_ntk import config, kernel, reference
 from nntk.kernels.perturb.tiles import input_precision
-from nntk.kernels.target import target_of
+from nntk.kernels.target import Target, target_of
 
 _ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "trace": lambda b: b.flatten(1),
@@ -32,7 +32,7 @@ class _Call:
     num_outputs: int
     outputs: str
     symmetric: bool
-    arch: str
+    target: Target
 
     def add(
         self,
@@ -49,20 +49,20 @@ class _Call:
         if self.outputs == "diagonal":
             copies = self.num_outputs
         size = self.n1 * apart, self.n2 * apart
-        cut = config.pick(*size, copies, self.symmetric, inputs is not None, self.arch)
+        cut = config.pick_on(self.target, *size, copies, self.symmetric, inputs is not None)
         h1, h2 = inputs or (None, None)
         b1, b2 = derivatives
         kernel.layer_pair[(cut.programs(*size, self.symmetric) * copies,)](
             h1, h2, gram, b1, b2, out, 0 if h1 is None else h1.shape[1], b1.shape[1],
             self.n1, self.n2, self.num_outputs,
-            bias, not first, last, self.symmetric, self.outputs, input_precision("fp32", self.arch),
+            bias, not first, last, self.symmetric, self.outputs, input_precision("fp32", self.target.arch),
             cut.block_i, cut.block_j, cut.block_k, cut.part, num_warps=cut.num_warps, num_stages=cut.num_stages,
         )  # fmt: skip
 
     def gram(self, h1: Tensor, h2: Tensor) -> Tensor:
         """Products of rows, [N1, N2]; of a symmetric one what is above the diagonal is not written."""
         made = h1.new_empty(self.n1, self.n2)
-        plain = _Call(self.n1, self.n2, 1, "trace", self.symmetric, self.arch)
+        plain = _Call(self.n1, self.n2, 1, "trace", self.symmetric, self.target)
         plain.add(made, None, None, (h1, h2), bias=False, first=True, last=False)
         return made
 
@@ -86,8 +86,7 @@ def structured_ntk(
     if not out.numel():
         return out
     terms = reference.terms(reference.decoded(*network), x1, x2)
-    arch = target_of(x1.device).arch
-    call = _Call(out.shape[0], out.shape[1], len(weights[-1]), outputs, x2 is None, arch)
+    call = _Call(out.shape[0], out.shape[1], len(weights[-1]), outputs, x2 is None, target_of(x1.device))
     for number, term in enumerate(terms):
         inputs = _pair(term.h1, term.h2) if term.weight else None
         gram = None

@@ -168,7 +168,7 @@ class _Step:
             return "step"
         problem = (self.source, call.precision, self.width)
         if forced is None:
-            return tiles.choose_path(*problem, self.columns, self.first, call.target.arch)
+            return tiles.choose_path_on(call.target, *problem, self.height, self.columns, self.first)
         if not tiles.applies(forced, *problem, call.target.arch):
             raise ValueError(
                 f"path {forced!r} does not apply to {self.source} in {call.precision} with {self.width} inputs of a "
@@ -233,7 +233,7 @@ class _Step:
         call, count = self.call, some.stop - some.start
         source = self.source if staged is None else "staged"
         columns = self.columns * (count if source == "flipout" else 1)
-        cut = tiles.step_tiles(source, call.precision, self.width, self.height, columns, call.target.arch)
+        cut = tiles.step_tiles_on(call.target, source, call.precision, self.width, self.height, columns)
         groups, noise = self._column_groups(cut, count), self._noise(cut, staged)
         following = self.chunk.signs(self.number + 1, INPUT_SIGNS)
         kernel.layer_step[(triton.cdiv(self.height, cut.block_h) * groups.tiles,)](

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from nntk.kernels.target import Target
+from nntk.kernels.tuning import Tunable
+
 PATHS = ("step", "stationary", "staged", "fused")
 """Noise made for every tile; made once and held over all columns; written out and read; all layers in one launch."""
 
@@ -34,6 +37,18 @@ class Tiles:
     num_stages: int
     parts: int
     """Pieces of the columns that the epilogue takes one after another."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """Which of ``PATHS`` a layer takes."""
+
+    path: str
+
+
+_SOURCES = ("perturb/kernel.py", "perturb/differences.py", "perturb/layers.py", "philox/kernel.py")
+LAYER_STEP = Tunable("layer_step", Tiles, ("source", "precision", "width", "height", "columns"), _SOURCES)
+LAYER_PATH = Tunable("layer_path", Path, ("source", "precision", "width", "height", "columns", "first"), _SOURCES)
 
 
 @dataclass(frozen=True)
@@ -226,6 +241,23 @@ def applies(path: str, source: str, precision: str, width: int, arch: str) -> bo
     """Whether a layer can take ``"step"``, ``"stationary"`` or ``"staged"``."""
     held = path != "stationary" or stationary_tiles(source, precision, width, arch) is not None
     return path == "step" or source in GENERATED and held
+
+
+def step_tiles_on(target: Target, source: str, precision: str, width: int, height: int, columns: int) -> Tiles:
+    """Tiles of the layer step on a device: those measured there, else ``step_tiles``."""
+    key = (source, precision, width, height, columns)
+    return LAYER_STEP.pick(target, key, lambda: step_tiles(*key, target.arch))
+
+
+def choose_path_on(
+    target: Target, source: str, precision: str, width: int, height: int, columns: int, first: bool
+) -> str:
+    """The path of one layer on a device: the one measured fastest there, else ``choose_path``."""
+    key = (source, precision, width, height, columns, first)
+    rule = (source, precision, width, columns, first, target.arch)
+    chosen = LAYER_PATH.pick(target, key, lambda: Path(choose_path(*rule))).path
+    # A measurement serves lengths up to its own; what holds its noise may not hold all of theirs.
+    return chosen if applies(chosen, source, precision, width, target.arch) else choose_path(*rule)
 
 
 def choose_path(source: str, precision: str, width: int, columns: int, first: bool, arch: str) -> str:

@@ -1,0 +1,165 @@
+"""A table of tuned configurations, measured choice by choice: each is on disk before the next begins."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from nntk.bench import environment, tables
+from nntk.bench.files import write_json
+from nntk.bench.tables import Column
+from nntk.bench.tuning import measure, spaces
+from nntk.bench.tuning.tasks import Task
+from nntk.kernels import tuning
+from nntk.kernels.target import Target
+
+_PLAN = (
+    Column("choice", "case"),
+    Column("candidates", "candidates"),
+    Column("rule of the architecture", "rule"),
+    Column("predicted fastest", "predicted"),
+    Column("by", "predicted_speed_up", "times"),
+)
+_MEASURED = (
+    Column("choice", "case"),
+    Column("measured", "measured"),
+    Column("failed", "failed"),
+    Column("fastest", "config"),
+    Column("speed-up", "speed_up", "times"),
+)
+
+Measure = Callable[[Task, Target, torch.device], dict[str, Any]]
+
+
+def plan(wanted: Sequence[Task], target: Target, path: Path | None, console: Console) -> int:
+    """Show what would be measured, by the model alone: no card is needed.
+
+    Args:
+        wanted: The choices.
+        target: The architecture.
+        path: Where a JSON goes, if anywhere.
+        console: Where the table goes.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        OSError: If the JSON cannot be written.
+    """
+    title = f"{len(wanted)} choices on {target.arch}, {target.processors} multiprocessors"
+    caption = "Candidates fit registers and shared memory. Clocks are a model's, which orders them: the card decides."
+    rows = []
+    with tables.growing(console, title, caption, _PLAN) as show:
+        for task in wanted:
+            rows.append(_planned(task, target))
+            show(rows[-1], task.name)
+    if path:
+        write_json(path, {"schema": tuning.SCHEMA, "arch": target.arch, "choices": rows})
+    return 0
+
+
+def _planned(task: Task, target: Target) -> dict[str, Any]:
+    name, key = task.tunable.name, task.key
+    found, own = spaces.candidates(name, key, target), spaces.rule(name, key, target)
+    fastest, ours = (spaces.predict(name, key, config, target) for config in (found[0], own))
+    return {
+        "case": task.name,
+        "candidates": len(spaces.likely(found, own, measure.CANDIDATES)),
+        "rule": spaces.described(own),
+        "predicted": spaces.described(found[0]),
+        "predicted_speed_up": ours / fastest if ours and fastest else None,
+    }
+
+
+def run(
+    wanted: Sequence[Task],
+    target: Target,
+    device: torch.device,
+    budget: float,
+    again: bool,
+    path: Path,
+    console: Console,
+    one: Measure = measure.measure,
+) -> int:
+    """Measure choices until all are measured or the budget is spent, and write each to the device's table.
+
+    Args:
+        wanted: The choices; what the table has already, from these sources and this Triton, is left out.
+        target: The device, as the rules know it.
+        device: Where to measure.
+        budget: Seconds. The choice that is being measured when they are over is finished.
+        again: Measure whatever the table has.
+        path: The table.
+        console: Where the table goes.
+        one: Measures one choice.
+
+    Returns:
+        The exit status: 0 when all is measured, 1 where a choice could not be, 3 when the budget was spent before.
+
+    Raises:
+        OSError: If the table cannot be written: found out before anything is measured.
+        TableError: If the table is broken.
+    """
+    content = {**tuning.read(path), **environment.describe(device)}
+    for name in tuning.stale(content):
+        console.print(f"{name} changed since it was measured: its {len(content['kernels'].pop(name)['entries'])} go.")
+    write_json(path, content)
+    left = [task for task in wanted if again or not _measured(content, task)]
+    console.print(
+        f"{len(wanted) - len(left)} of {len(wanted)} choices were measured before; {budget / 60:.3g} minutes."
+    )
+    begin, failed, status = time.monotonic(), 0, 0
+    with tables.growing(console, f"Tuning {target.device}", f"Written to {path}.", _MEASURED) as show:
+        for number, task in enumerate(left):
+            if time.monotonic() - begin > budget:
+                status = 3
+                break
+            show(None, f"{number + 1} of {len(left)}: {task.name}")
+            try:
+                entry = one(task, target, device)
+            except RuntimeError as wrong:
+                failed += 1
+                show({"case": task.name, "failure": str(wrong), "config": str(wrong)}, "")
+                continue
+            _keep(content, task, entry)
+            write_json(path, content)
+            tuning.forget()
+            show(_row(task, entry), "")
+        else:
+            number = len(left)
+    if status:
+        console.print(
+            f"The budget is spent: {len(left) - number} choices are left; the same command goes on with them."
+        )
+    return status or int(failed > 0)
+
+
+def _measured(content: dict[str, Any], task: Task) -> bool:
+    """Whether the table has a choice, by the Triton of today."""
+    entries = content["kernels"].get(task.tunable.name, {}).get("entries", ())
+    key, triton = _key(task), environment.package_version("triton")
+    return any(entry["key"] == key and entry.get("triton") == triton for entry in entries)
+
+
+def _key(task: Task) -> dict[str, Any]:
+    return dict(zip(task.tunable.axes, task.key, strict=True))
+
+
+def _keep(content: dict[str, Any], task: Task, entry: dict[str, Any]) -> None:
+    kernel = content["kernels"].setdefault(task.tunable.name, {"sources": task.tunable.digest(), "entries": []})
+    kernel["entries"] = [*(old for old in kernel["entries"] if old["key"] != entry["key"]), entry]
+
+
+def _row(task: Task, entry: dict[str, Any]) -> dict[str, Any]:
+    failed = sum("failure" in timing for timing in entry["timings"])
+    chosen = ", ".join(f"{name} {value}" for name, value in entry["config"].items())
+    return {
+        "case": task.name,
+        "measured": len(entry["timings"]) - failed,
+        "failed": failed or None,
+        "config": "the rule's own" if entry["config"] == entry["rule"] else chosen,
+        "speed_up": entry["speed_up"],
+    }
