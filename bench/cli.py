@@ -81,7 +81,8 @@ Exit status: 0 all good, 1 a check failed or a kernel did not compile, 2 wrong u
 PROFILE = """\
 Profile one op at the shapes of the suite ops: a table of the operators and kernels that its time goes to, beside the
 least time that the roof of the machine allows, and a trace for chrome://tracing or ui.perfetto.dev. On a GPU every call
-is an NVTX range, which external profilers show too.
+is an NVTX range, which external profilers show too, and Triton's proton writes a second profile, of the kernels by name
+and with the least work of a call, for proton-viewer.
 """
 
 PROFILE_EPILOG = """\
@@ -89,6 +90,7 @@ examples:
   nntk-bench profile attention_weights                      on this CPU, at every shape of the suite
   nntk-bench profile mlp_differences --shape rademacher     one family
   nntk-bench profile energy --device cuda --output /tmp/t   on a GPU, traces under /tmp/t
+  nntk-bench profile energy --json energy.json              the table as JSON
 
 An unknown op lists the known ones. Exit status: 0 profiled, 2 wrong usage, 130 interrupted.
 """
@@ -212,6 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def _console() -> Console:
+    """The terminal, as wide as it is, or a log, whose lines are as long as tables are."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
 def _command(
     commands: "argparse._SubParsersAction[_Parser]", name: str, about: str, description: str, epilog: str
 ) -> _Parser:
@@ -256,6 +263,7 @@ def _add_profile(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("profiles"), metavar="DIR", help="folder of the traces (default: profiles)"
     )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the tables to this file")
     parser.set_defaults(function=_profile)
 
 
@@ -364,7 +372,7 @@ def _architectures(text: str) -> tuple[str, ...]:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = _console()
     try:
         device = torch.device("cpu") if options.dry_run else options.device or _device("cuda")
         wanted = tuning.wanted(options.choices, options.shape, device)
@@ -385,7 +393,7 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _resources(options: argparse.Namespace) -> int:
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = _console()
     try:
         if importlib.util.find_spec("triton") is None:
             raise resources.CatalogueError("Triton is not installed (pip install triton; it is made for Linux)")
@@ -408,7 +416,7 @@ def _resources(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     try:
-        return report.run(options.paths, options.output, Console())
+        return report.run(options.paths, options.output, _console())
     except (ValueError, OSError) as wrong:
         print(f"nntk-bench report: error: {wrong}", file=sys.stderr)
         return 2
@@ -417,7 +425,7 @@ def _report(options: argparse.Namespace) -> int:
 def _profile(options: argparse.Namespace) -> int:
     try:
         wanted = profiling.cases(options.op, options.shape, options.device)
-        return profiling.run(wanted, options.device, options.output, Console())
+        return profiling.run(wanted, options.device, options.output, _console(), options.json)
     except (ValueError, OSError) as wrong:
         print(f"nntk-bench profile: error: {wrong}", file=sys.stderr)
         return 2
@@ -429,7 +437,7 @@ def _roofline(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        return roofline.run(options.device, options.again, options.json, Console())
+        return roofline.run(options.device, options.again, options.json, _console())
     except OSError as wrong:
         print(f"nntk-bench roofline: error: {wrong}", file=sys.stderr)
         return 2
@@ -446,7 +454,7 @@ def _compare(options: argparse.Namespace) -> int:
     except (ResultsError, OSError) as wrong:
         print(f"nntk-bench compare: error: {wrong}", file=sys.stderr)
         return 2
-    compare.show(comparison, Console() if sys.stdout.isatty() else Console(width=200))
+    compare.show(comparison, _console())
     return int(options.fail_on == "slower" and comparison.slower)
 
 
@@ -457,7 +465,7 @@ def _run(options: argparse.Namespace) -> int:
         argument = "--resume" if options.resume else "--output"
         print(f"nntk-bench run: error: argument {argument}: {wrong}", file=sys.stderr)
         return 2
-    console = Console()
+    console = _console()
     console.print(
         f"nntk {nntk.__version__} on {facts['device']['name']}, {facts['device']['threads']} threads, "
         f"torch {facts['versions']['torch']}, commit {(facts['commit'] or 'unknown')[:10]}, seed {setting.seed}\n",

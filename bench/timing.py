@@ -1,23 +1,36 @@
-"""Timing side by side: every case once a round, so that a drift of the machine's speed meets them all."""
+"""Timing: fresh inputs every time, cold caches, raw samples; on a GPU by its events, and never while it throttles."""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from nntk.bench.clocks import State, state
+
 Case = Callable[[int], object]
 """Something to time. It is given the number of the round, to work on other inputs and displacements each time."""
+
+_PATIENCE = 3
+"""Times as many samples are taken, at most, as are wanted, where a throttling card makes some worthless."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Durations of one case, in seconds, a round each."""
+    """Durations of one case, in seconds, a round each.
+
+    Attributes:
+        samples: The durations.
+        states: What the GPU told of itself after each; empty where it tells nothing.
+        discarded: Samples that were taken while it throttled, and left out.
+    """
 
     samples: tuple[float, ...]
+    states: tuple[State, ...] = ()
+    discarded: int = 0
 
     @property
     def median(self) -> float:
@@ -31,9 +44,13 @@ class Timing:
         return low, high
 
     def row(self) -> dict[str, Any]:
-        """Median, quartiles and every sample, by the names that a row of results has for them."""
+        """Median, quartiles, every sample and the GPU's states, by the names that a row of results has for them."""
         low, high = self.quartiles
-        return {"median_s": self.median, "low_s": low, "high_s": high, "samples_s": list(self.samples)}
+        row = {"median_s": self.median, "low_s": low, "high_s": high, "samples_s": list(self.samples)}
+        if self.states:
+            row |= {"sm_mhz": [one.sm_mhz for one in self.states], "celsius": [one.celsius for one in self.states]}
+            row["throttled_samples"] = self.discarded
+        return row
 
     def ratio_to(self, other: "Timing") -> float:
         """Median over rounds of how many times faster this is than ``other`` in the same round."""
@@ -41,11 +58,12 @@ class Timing:
 
 
 def side_by_side(cases: Mapping[str, Case], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Time the cases in turn, after a warm-up of each.
+    """Time the cases in turn, so that a drift of the machine's speed meets them all, after a warm-up of each.
 
     Args:
         cases: What to time, by name.
-        rounds: Number of counted rounds, >= 2.
+        rounds: Number of counted rounds, >= 2. One in which a GPU throttled is taken again, for as long as that is of
+            use.
         device: Where the cases run; CUDA work is waited for.
 
     Returns:
@@ -53,11 +71,19 @@ def side_by_side(cases: Mapping[str, Case], rounds: int, device: torch.device) -
     """
     for case in cases.values():
         case(0)
-    samples: dict[str, list[float]] = {name: [] for name in cases}
-    for number in range(1, rounds + 1):
-        for name, case in cases.items():
-            samples[name].append(seconds(partial(case, number), device))
-    return {name: Timing(tuple(durations)) for name, durations in samples.items()}
+    kept: dict[str, list[_Sample]] = {name: [] for name in cases}
+    discarded = 0
+    for number in range(1, _PATIENCE * rounds + 1):
+        one = {name: _sample(case, number, device) for name, case in cases.items()}
+        left = _PATIENCE * rounds - number
+        if any(sample.throttled for sample in one.values()) and left >= rounds - len(next(iter(kept.values()), [])):
+            discarded += 1
+            continue
+        for name, sample in one.items():
+            kept[name].append(sample)
+        if number - discarded == rounds:
+            break
+    return {name: _timing(samples, discarded) for name, samples in kept.items()}
 
 
 def every_round(call: Callable[[], object]) -> Case:
@@ -79,15 +105,69 @@ def repeat(case: Case, device: torch.device, most: int = 30, duration: float = 2
         The durations.
     """
     case(0)
-    samples: list[float] = []
-    while len(samples) < most and (len(samples) < 5 or sum(samples) < duration):
+    kept: list[_Sample] = []
+    spent, discarded = 0.0, 0
+    for number in range(_PATIENCE * most):
         _overwrite_cache(device)
-        samples.append(seconds(partial(case, len(samples)), device))
-        if len(samples) >= 10:
-            low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-            if high - low <= spread * middle:
-                break
-    return Timing(tuple(samples))
+        sample = _sample(case, number, device)
+        spent += sample.seconds
+        if sample.throttled and _PATIENCE * most - number > 5:
+            discarded += 1
+            continue
+        kept.append(sample)
+        if len(kept) >= most or (len(kept) >= 5 and spent >= duration) or _settled(kept, spread):
+            break
+    return _timing(kept, discarded)
+
+
+def captured(case: Case, count: int, device: torch.device) -> Case | None:
+    """Record what a case submits to a GPU, so that the host has no part in its time.
+
+    Args:
+        case: What to time.
+        count: How many rounds differ; they are recorded one by one.
+        device: A GPU.
+
+    Returns:
+        A case that replays the recordings in turn; None where it cannot be recorded, since the host waits in it.
+    """
+    graphs = []
+    try:
+        with torch.cuda.device(device):
+            for number in range(count):
+                graphs.append(torch.cuda.CUDAGraph())
+                with torch.cuda.graph(graphs[-1]):
+                    case(number)
+    except RuntimeError:
+        return None
+    return lambda number: graphs[number % count].replay()
+
+
+@dataclass(frozen=True)
+class _Sample:
+    seconds: float
+    state: State | None
+
+    @property
+    def throttled(self) -> bool:
+        return self.state is not None and self.state.throttled
+
+
+def _sample(case: Case, number: int, device: torch.device) -> _Sample:
+    duration = seconds(partial(case, number), device)
+    return _Sample(duration, state(device))
+
+
+def _timing(kept: Sequence[_Sample], discarded: int) -> Timing:
+    states = tuple(sample.state for sample in kept if sample.state is not None)
+    return Timing(tuple(sample.seconds for sample in kept), states, discarded)
+
+
+def _settled(kept: Sequence[_Sample], spread: float) -> bool:
+    if len(kept) < 10:
+        return False
+    low, middle, high = statistics.quantiles([sample.seconds for sample in kept], n=4, method="inclusive")
+    return high - low <= spread * middle
 
 
 def _overwrite_cache(device: torch.device) -> None:

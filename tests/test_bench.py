@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import nntk
-from nntk.bench import baselines, cli, data, environment, suites, timing
+from nntk.bench import baselines, cli, clocks, data, environment, suites, timing
 from nntk.bench.suites import Section
 from nntk.bench.tables import Column, cell
 
@@ -132,6 +132,37 @@ def test_the_digits_suite_runs(monkeypatch, tmp_path, capsys):
     assert status == 0 and len(content["rows"]) == 8
     assert all(0.2 < row["nonlocal_accuracy"] <= 1 for row in content["rows"])
     assert "autograd NTK" in capsys.readouterr().out
+
+
+def throttling(monkeypatch, slow):
+    """A card that throttles at some of its samples, by number; each sample takes as many seconds as its number."""
+    numbers = iter(range(1000))
+    monkeypatch.setattr(timing, "seconds", lambda run, device: run() or 1.0)
+    monkeypatch.setattr(
+        timing, "state", lambda device: clocks.State(1980, 1980, 50, ("hot",) if next(numbers) in slow else ())
+    )
+
+
+def test_samples_of_a_throttling_card_are_left_out_and_counted(monkeypatch):
+    """One by one, or a round for all; a card that never recovers is measured all the same."""
+    cpu = torch.device("cpu")
+    throttling(monkeypatch, {0, 3})
+    done = timing.repeat(lambda number: None, cpu, most=6, duration=99.0)
+    assert len(done.samples) == 6 and done.discarded == 2 and not any(one.throttled for one in done.states)
+    assert done.row()["throttled_samples"] == 2 and done.row()["sm_mhz"] == [1980] * 6
+    throttling(monkeypatch, {2, 3, 5})
+    both = timing.side_by_side({"a": lambda number: None, "b": lambda number: None}, 4, cpu)
+    assert all(len(one.samples) == 4 and one.discarded == 2 for one in both.values())
+    throttling(monkeypatch, range(1000))
+    assert len(timing.repeat(lambda number: None, cpu, most=6).samples) == 5
+    always = timing.side_by_side({"a": lambda number: None}, 4, cpu)["a"]
+    assert len(always.samples) == 4 and always.discarded == 8
+
+
+def test_a_low_clock_is_throttling_and_a_power_cap_is_not():
+    """Below three quarters of the highest."""
+    assert clocks.State(1400, 1980, 50).throttled and not clocks.State(1500, 1980, 50).throttled
+    assert clocks.state(torch.device("cpu")) is None
 
 
 def test_timing_goes_round_robin_and_compares_within_rounds():

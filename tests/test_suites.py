@@ -129,11 +129,14 @@ def test_exponents_and_the_axes():
 def test_a_profile_names_operators_and_writes_a_trace(monkeypatch, tmp_path, capsys):
     """Beside the least time of the roof; an unknown op lists the known ones, an unknown shape those of the op."""
     monkeypatch.setattr(ops, "cases", lambda device: [energy()])
-    assert cli.main(["profile", "energy", "--output", str(tmp_path)]) == 0
+    table = tmp_path / "tables" / "energy.json"
+    assert cli.main(["profile", "energy", "--output", str(tmp_path), "--json", str(table)]) == 0
     printed = capsys.readouterr().out
     assert "aten::" in printed and "least time by the roof" in printed
     (trace,) = tmp_path.glob("energy-small-*.json")
     assert json.loads(trace.read_text())["traceEvents"]
+    (profiled,) = json.loads(table.read_text())["profiles"]
+    assert profiled["trace"] == str(trace) and sum(row["share"] for row in profiled["operators"]) <= 1 + 1e-9
     for options, message in (
         (["energie"], "OP must be one of energy; got 'energie'"),
         (["energy", "--shape", "x"], "small"),

@@ -9,7 +9,7 @@ from nntk.bench.results import Row
 from nntk.bench.tables import Column
 
 SUITES = {
-    "quick": "throughput, accuracy and classification of digits, two to three minutes on two cores",
+    "quick": "throughput, accuracy and classification of digits, under two minutes on two cores",
     "digits": "classification of digits by NTK and NNTK over three seeds",
     "ops": "every op at shapes that matter: checked against float64, then timed beside the roof of the machine",
     "ntk": "the nonlocal kernel against every local NTK over inputs, parameters and outputs: time, memory, accuracy",

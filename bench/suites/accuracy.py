@@ -93,7 +93,7 @@ def _over_gamma(setting: Setting) -> Iterator[Row | str]:
 
 
 def _over_samples(setting: Setting) -> Iterator[Row | str]:
-    for samples in (64, 256, 1024, 4096):
+    for samples in (32, 128, 512, 2048):
         yield f"{samples} samples"
         yield _kernel_row(setting, 1e-4, samples, seeds=4)
 

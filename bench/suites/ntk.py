@@ -1,13 +1,14 @@
 """The nonlocal kernel against every local NTK over inputs, parameters and outputs: time, memory, accuracy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench import data, memory, reference, roofline
+from nntk.bench import data, memory, neural_tangents, reference, roofline
 from nntk.bench.results import Row
 from nntk.bench.suites import Section, Setting
 from nntk.bench.tables import Column
@@ -19,7 +20,15 @@ _GAMMA = 1e-3
 _MOST_BYTES = 2**31
 """Bytes of a whole Jacobian beyond which its method is left out."""
 
-METHODS = ("structured", "jacobian", "vector-products", "nonlocal gaussian", "nonlocal rademacher")
+METHODS = (
+    "nonlocal gaussian",
+    "nonlocal rademacher",
+    "structured",
+    "jacobian",
+    "vector-products",
+    "neural-tangents",
+)
+"""The last where that library is installed."""
 
 
 def grid(device: torch.device) -> list[tuple[int, int, int]]:
@@ -37,9 +46,9 @@ def grid(device: torch.device) -> list[tuple[int, int, int]]:
 
 def prepare(method: str, shape: tuple[int, int, int], device: str, seed: int) -> Callable[[], Tensor]:
     """A call that gives the kernel of a tanh network by one method."""
-    n, width, outputs = shape
-    model = data.he_network((64, width, width, outputs), nn.Tanh, seed, torch.device(device))
-    x = torch.randn(n, 64, generator=torch.Generator().manual_seed(seed)).to(device)
+    model, x = _problem(shape, device, seed)
+    if method == "neural-tangents":
+        return neural_tangents.ntk(model, x)
     family = method.removeprefix("nonlocal ")
     if family == method:
         return partial(nntk.local_ntk, model, x, method=method)
@@ -47,49 +56,104 @@ def prepare(method: str, shape: tuple[int, int, int], device: str, seed: int) ->
     return partial(kernel, x)
 
 
+def _problem(shape: tuple[int, int, int], device: str, seed: int) -> tuple[nn.Sequential, Tensor]:
+    n, width, outputs = shape
+    model = data.he_network((64, width, width, outputs), nn.Tanh, seed, torch.device(device))
+    return model, torch.randn(n, 64, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the kernels of one shape are held to: the structured NTK, with every pair of outputs and traced."""
+
+    full: Tensor
+    traced: Tensor
+    parameters: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, int, int], setting: Setting) -> "_Expected":
+        model, x = _problem(shape, str(setting.device), setting.seed)
+        full = nntk.local_ntk(model, x, outputs="full").double()
+        return cls(full, torch.einsum("ijcc->ij", full), sum(parameter.numel() for parameter in model.parameters()))
+
+    def monte_carlo(self, samples: int) -> float:
+        """Relative error of the nonlocal kernel of so many displacements."""
+        error: float = nntk.monte_carlo_error(self.full, samples, self.parameters, "trace")
+        return error / float(self.traced.norm())
+
+
 def _rows(setting: Setting) -> Iterator[Row | str]:
-    device = str(setting.device)
     for shape in grid(setting.device):
-        n, width, outputs = shape
-        parameters = 65 * width + width * (width + 1) + (width + 1) * outputs
-        exact = prepare("structured", shape, device, setting.seed)()
+        n, _, outputs = shape
+        expected, medians = _Expected.of(shape, setting), {}
+        about = {
+            "shape": f"{n}, {expected.parameters}, {outputs}",
+            "inputs": n,
+            "parameters": expected.parameters,
+            "outputs": outputs,
+        }
         for method in METHODS:
-            name = f"{method} N={n} d={parameters} C={outputs}"
-            if method == "jacobian" and 4 * n * outputs * parameters > _MOST_BYTES:
-                continue
-            yield name
-            call = prepare(method, shape, device, setting.seed)
-            error = reference.relative_error(call(), exact)
-            # The exact ones are held to rounding, the others to four times their Monte-Carlo error.
-            predicted = nntk.monte_carlo_error(exact.double(), _SAMPLES, parameters) / float(exact.double().norm())
-            allowed = 1e-4 if not method.startswith("nonlocal") else 4 * predicted if outputs == 1 else 1.0
-            row: Row = {"case": name, "method": method, "inputs": n, "parameters": parameters, "outputs": outputs}
-            row["error"] = error
-            if not error <= allowed:
-                yield {**row, "failure": f"error {error:.1e} > {allowed:.0e}"}
-                continue
-            timing = repeat(every_round(call), setting.device, most=11)
-            local = setting.device.type == "cpu" or not method.startswith("nonlocal")
-            row |= roofline.beside(name, work_of(call), "fp32" if local else "bf16", timing, setting.device)
-            row["peak_bytes"] = memory.peak(prepare, method, shape, device, setting.seed, device=setting.device)
-            yield row
+            if _runs(method, shape, expected.parameters):
+                case = f"{method} N={n} d={expected.parameters} C={outputs}"
+                yield case
+                row = {"case": case, "method": method, **about, **_measured(case, method, shape, expected, setting)}
+                medians[method] = row.get("median_s")
+                yield {**row, **_crossing(method, medians, expected)}
+
+
+def _runs(method: str, shape: tuple[int, int, int], parameters: int) -> bool:
+    """Whether a method is there, and its memory too."""
+    n, _, outputs = shape
+    if method == "neural-tangents":
+        return neural_tangents.installed()
+    return method != "jacobian" or 4 * n * outputs * parameters <= _MOST_BYTES
+
+
+def _measured(case: str, method: str, shape: tuple[int, int, int], expected: _Expected, setting: Setting) -> Row:
+    """Figures of one method: of error first, and of time and memory where that is within what it may be."""
+    call = prepare(method, shape, str(setting.device), setting.seed)
+    error, local = reference.relative_error(call(), expected.traced), not method.startswith("nonlocal")
+    # Local ones are held to rounding, the others to four times their Monte-Carlo error.
+    allowed = 1e-4 if local else 4 * expected.monte_carlo(_SAMPLES)
+    if not error <= allowed:
+        return {"error": error, "failure": f"error {error:.1e} > {allowed:.0e}"}
+    timing = repeat(every_round(call), setting.device, most=11)
+    row: Row = {"error": error}
+    if method == "neural-tangents":
+        row |= timing.row()  # XLA does not tell its work.
+    else:
+        precision = "fp32" if local or setting.device.type == "cpu" else "bf16"
+        row |= roofline.beside(case, work_of(call), precision, timing, setting.device)
+    peak = memory.peak(prepare, method, shape, str(setting.device), setting.seed, device=setting.device)
+    return {**row, "peak_bytes": peak}
+
+
+def _crossing(method: str, medians: Mapping[str, float | None], expected: _Expected) -> Row:
+    """Where the nonlocal kernel takes as long as a local one."""
+    ours = min((time for name, time in medians.items() if time and name.startswith("nonlocal")), default=None)
+    time = medians[method]
+    if method.startswith("nonlocal") or not ours or not time:
+        return {}
+    samples = max(1, round(_SAMPLES * time / ours))
+    return {"equal_samples": samples, "equal_error": expected.monte_carlo(samples)}
 
 
 NTK = Section(
     name="ntk",
     title=f"Kernels of a tanh network 64-w-w-C: local, and nonlocal of {_SAMPLES} displacements at gamma {_GAMMA:g}",
     caption="Error against the structured NTK: rounding, or that of Monte Carlo for the nonlocal kernel. Memory beyond "
-    "the result, of a fresh process.",
+    "the result, of a fresh process. M: how many displacements of the faster family take as long as a local NTK, "
+    "and the error of their kernel.",
     columns=(
         Column("method", "method"),
-        Column("N", "inputs"),
-        Column("d", "parameters"),
-        Column("C", "outputs"),
+        Column("N, d, C", "shape"),
         Column("time", "median_s", "seconds"),
         Column("roof", "roof"),
         Column("of it", "roof_share", "percent"),
         Column("memory", "peak_bytes", "bytes"),
         Column("error", "error", ".1e"),
+        Column("M", "equal_samples"),
+        Column("its error", "equal_error", ".1e"),
     ),
     rows=_rows,
 )

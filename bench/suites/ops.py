@@ -4,7 +4,7 @@ The gate comes first: on two sets of arguments every result is compared with the
 nothing, or remembers its last result, shows an error and no speed; one that is faster than the roof was measured wrong.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,17 @@ from nntk.bench.arguments import Arguments
 from nntk.bench.results import Row
 from nntk.bench.suites import Section, Setting
 from nntk.bench.tables import Column
-from nntk.bench.timing import repeat
+from nntk.bench.timing import Timing, captured, repeat, seconds
 from nntk.kernels.dispatch import REGISTERED, cost_of
 
 _FLOAT64 = {"inner_product", "inner_product_of_gradients", "nonlocal_gradients", "multiply_displacements"}
 """Ops whose products are in float64 whatever they are given."""
 ROUNDING = {"fp32": 2e-5, "tf32": 4e-3, "bf16": 4e-2}
 """Largest relative error (Frobenius) by precision; random numbers of a GPU may differ from the reference's by more."""
+
+
+_SHORT = 1e-3
+"""Seconds of a GPU below which the host's part in a call is left out: it is a column of its own."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,13 @@ def measure(case: OpCase, device: torch.device, seed: int) -> Row:
     """
     rotated = [case.arguments(2 * (seed + number) + 1) for number in range(2)]
     row: Row = {"case": f"{case.op} {case.shape}", "op": case.op, "shape": case.shape, "precision": case.precision}
+    # A first call compiles, and loads what it needs.
+    row["first_call_s"] = seconds(lambda: case(*rotated[0]), device)
     row["error"] = max(_error(case, arguments) for arguments in rotated)
     allowed = ROUNDING[case.precision] if case.tolerance is None else case.tolerance
     if not row["error"] <= allowed:
         return {**row, "failure": f"error {row['error']:.1e} > {allowed:.0e}"}
-    timing = repeat(lambda number: case(*rotated[number % 2]), device)
+    timing = _timed(case, rotated, device, row)
     # What it remembered from one call to the next would be wrong for the other arguments.
     again = max(_error(case, arguments) for arguments in rotated)
     if not again <= allowed:
@@ -114,6 +120,19 @@ def measure(case: OpCase, device: torch.device, seed: int) -> Row:
     cost = cost_of(case.op, rotated[0])
     work = {"flops": cost.flops, "bytes": cost.bytes, "normals": cost.normals, "signs": cost.signs}
     return {**row, **work, **roofline.beside(case.op, cost, precision_of(case), timing, device)}
+
+
+def _timed(case: OpCase, rotated: Sequence[tuple[Any, ...]], device: torch.device, row: Row) -> Timing:
+    """Time a case; a short one on a GPU by replays of a recording, in which the host has no part."""
+
+    def run(number: int) -> Any:
+        return case(*rotated[number % 2])
+
+    timing = repeat(run, device)
+    if device.type == "cuda" and timing.median < _SHORT and (replay := captured(run, 2, device)):
+        row["eager_s"] = timing.median
+        timing = repeat(replay, device)
+    return timing
 
 
 def precision_of(case: OpCase) -> str:
@@ -155,12 +174,14 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
 OPS = Section(
     name="ops",
     title="Every op beside the roof of the machine",
-    caption="Time: median until quartiles lie within 2 %, 30 runs or 2 s. Roof: what limits the least work "
+    caption="Time: median until quartiles lie within 2 %, 30 runs or 2 s; on a GPU short calls are replayed from a "
+    "graph, and have a time with the host beside it. Roof: what limits the least work "
     "of the call, products or memory, of those measured; random numbers have none. Error against float64.",
     columns=(
         Column("op", "op"),
         Column("shape", "shape"),
         Column("time", "median_s", "seconds"),
+        Column("with the host", "eager_s", "seconds"),
         Column("roof", "roof"),
         Column("of it", "roof_share", "percent"),
         Column("error", "error", ".1e"),

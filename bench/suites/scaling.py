@@ -33,7 +33,7 @@ def shapes(axis: str, device: torch.device) -> list[tuple[int, Shape]]:
     if axis == "M":
         return [(m, ((64, 128, 128, 1), m, 128)) for m in (256 * large, 512 * large, 1024 * large, 2048 * large)]
     if axis == "N":
-        return [(n, ((64, 32, 1), 16, n)) for n in (2048 * large, 4096 * large, 8192 * large, 16384 * large)]
+        return [(n * large, ((64, 64, 1), 64, n * large)) for n in (1024, 2048, 4096, 8192, 16384)]
     widths = [(64, w, w, 1) for w in (128, 192, 256, 384)]
     return [(sum((a + 1) * b for a, b in zip(w, w[1:], strict=False)), (w, 32 * large, 64 * large)) for w in widths]
 

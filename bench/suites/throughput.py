@@ -144,7 +144,7 @@ DIFFERENCES = Section(
 
 
 def _kernels(setting: Setting) -> Iterator[Row | str]:
-    samples = 512
+    samples = 256
     model = data.he_network(_WIDTHS, nn.ReLU, setting.seed, setting.device)
 
     def nonlocal_kernel(directions: str, seed: int) -> nntk.NonlocalNTK:
@@ -198,7 +198,7 @@ def _parameters(model: nn.Module) -> int:
 
 KERNELS = Section(
     name="kernel throughput",
-    title=f"Kernels: {_INPUTS} digits, relu 64-256-256-1, gamma 0.01, 512 antithetic displacements, float32",
+    title=f"Kernels: {_INPUTS} digits, relu 64-256-256-1, gamma 0.01, 256 antithetic displacements, float32",
     caption="Median of seven rounds side by side, noise included. The error is that against the NTK: for the "
     "nonlocal kernels their Monte-Carlo error; against float64 on their own displacements they are held to 1e-4.",
     columns=(
