@@ -86,15 +86,11 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
     for shape in grid(setting.device):
         n, _, outputs = shape
         expected, medians = _Expected.of(shape, setting), {}
-        about = {
-            "shape": f"{n}, {expected.parameters}, {outputs}",
-            "inputs": n,
-            "parameters": expected.parameters,
-            "outputs": outputs,
-        }
+        d = expected.parameters
+        about = {"shape": f"{n}, {d}, {outputs}", "inputs": n, "parameters": d, "outputs": outputs}
         for method in METHODS:
-            if _runs(method, shape, expected.parameters):
-                case = f"{method} N={n} d={expected.parameters} C={outputs}"
+            if _runs(method, shape, d):
+                case = f"{method} N={n} d={d} C={outputs}"
                 yield case
                 row = {"case": case, "method": method, **about, **_measured(case, method, shape, expected, setting)}
                 medians[method] = row.get("median_s")

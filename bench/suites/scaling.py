@@ -12,8 +12,11 @@ from nntk.bench import data, memory, roofline
 from nntk.bench.results import Row
 from nntk.bench.suites import Section, Setting
 from nntk.bench.tables import Column
-from nntk.bench.timing import every_round, repeat
+from nntk.bench.timing import every_round, side_by_side
 from nntk.bench.work import work_of
+
+_ROUNDS = 9
+"""Of all values of an axis in turn: a machine that becomes slower does so for each."""
 
 Shape = tuple[tuple[int, ...], int, int]
 """Widths of the network, samples M, inputs N."""
@@ -33,7 +36,7 @@ def shapes(axis: str, device: torch.device) -> list[tuple[int, Shape]]:
     if axis == "M":
         return [(m, ((64, 128, 128, 1), m, 128)) for m in (256 * large, 512 * large, 1024 * large, 2048 * large)]
     if axis == "N":
-        return [(n * large, ((64, 64, 1), 64, n * large)) for n in (1024, 2048, 4096, 8192, 16384)]
+        return [(n * large, ((64, 64, 1), 64, n * large)) for n in (4096, 8192, 16384, 32768)]
     widths = [(64, w, w, 1) for w in (128, 192, 256, 384)]
     return [(sum((a + 1) * b for a, b in zip(w, w[1:], strict=False)), (w, 32 * large, 64 * large)) for w in widths]
 
@@ -71,25 +74,30 @@ def exponent(values: Sequence[float], durations: Sequence[float]) -> float:
 
 def _rows(setting: Setting) -> Iterator[Row | str]:
     for axis in ("M", "N", "d"):
+        yield f"{axis}, {_ROUNDS} rounds"
+        along = shapes(axis, setting.device)
+        calls = {value: prepare(shape, str(setting.device), setting.seed) for value, shape in along}
+        cases = {str(value): every_round(call) for value, call in calls.items()}
+        timings = side_by_side(cases, _ROUNDS, setting.device)
         found = []
-        for value, shape in shapes(axis, setting.device):
-            yield f"{axis} = {value}"
-            call = prepare(shape, str(setting.device), setting.seed)
-            timing = repeat(every_round(call), setting.device, most=9)
+        for value, shape in along:
             name, precision = f"{axis} = {value}", "fp32" if setting.device.type == "cpu" else "bf16"
             row: Row = {"case": name, "axis": axis, "value": value}
-            row |= roofline.beside(name, work_of(call), precision, timing, setting.device)
+            row |= roofline.beside(name, work_of(calls[value]), precision, timings[str(value)], setting.device)
             row["peak_bytes"] = memory.peak(prepare, shape, str(setting.device), setting.seed, device=setting.device)
             found.append(row)
             yield row
-        good = [row for row in found if "failure" not in row]
-        if len(good) > 1:
-            values = [row["value"] for row in good]
-            powers = {
-                name: exponent(values, [row[key] for row in good])
-                for name, key in (("exponent", "median_s"), ("memory_exponent", "peak_bytes"))
-            }
-            yield {"case": f"exponents of {axis}", "axis": axis, **powers}
+        yield from _exponents(axis, [row for row in found if "failure" not in row])
+
+
+def _exponents(axis: str, rows: Sequence[Row]) -> Iterator[Row]:
+    if len(rows) > 1:
+        values = [row["value"] for row in rows]
+        powers = {
+            name: exponent(values, [row[key] for row in rows])
+            for name, key in (("exponent", "median_s"), ("memory_exponent", "peak_bytes"))
+        }
+        yield {"case": f"exponents of {axis}", "axis": axis, **powers}
 
 
 SCALING = Section(
