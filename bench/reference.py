@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nntk import NonlocalNTK
 from nntk.functional import call
@@ -13,6 +13,7 @@ from nntk.kernels.assemble import assemble
 @torch.no_grad()
 def float64_differences(kernel: NonlocalNTK, x: Tensor) -> Tensor:
     """Antithetic differences of ``kernel.model`` in float64, one displacement at a time, [M, N, C]."""
+    assert isinstance(kernel.model, nn.Module), "the suites measure modules"
     model, x = copy.deepcopy(kernel.model).double(), x.double()
     parameters = dict(model.named_parameters())
 

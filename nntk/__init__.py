@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from nntk import activations
 from nntk.attention import Attention
+from nntk.general import BlackBox
 from nntk.kernels.fixed_weights import EffectiveSampleWarning, FixedKernel
 from nntk.local_ntk import local_ntk
 from nntk.monte_carlo import monte_carlo_error
@@ -16,6 +17,7 @@ from nntk.nonlocal_ntk import NonlocalNTK
 
 __all__ = [
     "Attention",
+    "BlackBox",
     "EffectiveSampleWarning",
     "FixedKernel",
     "NonlocalNTK",

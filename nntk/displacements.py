@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nntk.attention import Attention
+from nntk.general import General
 from nntk.kernels.fixed_weights import (
     FixedKernel,
     effective_samples,
@@ -31,7 +32,7 @@ class Displacements:
     r"""The displacements :math:`\delta_m = s_m E_m` of one model: scales and weights, for all m.
 
     Attributes:
-        mlp: The model.
+        model: The model.
         weights: A fixed kernel, or attention with one.
         gamma: Length scale of kernels without one of their own.
         rows: Their numbers in the stream, [M].
@@ -40,7 +41,7 @@ class Displacements:
         antithetic: Whether each comes with its mirror image.
     """
 
-    mlp: Mlp
+    model: Mlp | General
     weights: FixedKernel | Attention
     gamma: float
     rows: Tensor
@@ -56,7 +57,7 @@ class Displacements:
     @cached_property
     def unit_squared_norms(self) -> Tensor:
         """Squared norms :math:`|E_m|^2`, [M], float64."""
-        return squared_norms(self.mlp.displaced, self.rows, self.seed, self.directions)
+        return squared_norms(self.model.displaced, self.rows, self.seed, self.directions)
 
     @cached_property
     def scales(self) -> Tensor:
@@ -65,11 +66,11 @@ class Displacements:
         A gaussian unit displacement of gaussian length is a normal vector: there the scale is the same for all, its
         standard deviation, and no norm is needed.
         """
-        source, dtype = self.law.drawn_from, self.mlp.dtype
+        source, dtype = self.law.drawn_from, self.model.dtype
         if source.name == "gaussian" and self.directions == "gaussian":
-            scale = source.scale(self.mlp.num_params, self.gamma) / math.sqrt(2)
-            return torch.full(self.rows.shape, scale, dtype=dtype, device=self.mlp.device)
-        lengths = radii(self.rows, self.seed, self.law, self.mlp.num_params, self.gamma)
+            scale = source.scale(self.model.num_params, self.gamma) / math.sqrt(2)
+            return torch.full(self.rows.shape, scale, dtype=dtype, device=self.model.device)
+        lengths = radii(self.rows, self.seed, self.law, self.model.num_params, self.gamma)
         return (lengths / self.unit_squared_norms.sqrt()).to(dtype)
 
     @property
@@ -86,8 +87,8 @@ class Displacements:
     def priors(self) -> Tensor:
         """Log weights that attention starts from, [M], float64, the largest of them zero."""
         if self.law.proposal is None or isinstance(self.weights, Attention) and not self.weights.prior:
-            return torch.zeros(len(self.rows), dtype=torch.float64, device=self.mlp.device)
-        raw = log_weights(self.law, self.squared_lengths, self.mlp.num_params, self.gamma)
+            return torch.zeros(len(self.rows), dtype=torch.float64, device=self.model.device)
+        raw = log_weights(self.law, self.squared_lengths, self.model.num_params, self.gamma)
         # Formed for its checks: that something remains within the kernel's support.
         normalise(raw, self.law)
         return raw - raw.amax()
@@ -97,14 +98,14 @@ class Displacements:
         """Weights that do not depend on the input, [M], float64, summing to one; warns where few count."""
         if isinstance(self.weights, Attention):
             scores = self.weights.on_parameters(
-                self.mlp.displaced, self.rows, self.scales, self.seed, self.directions, self.antithetic
+                self.model.displaced, self.rows, self.scales, self.seed, self.directions, self.antithetic
             )
             weights, effective = normalise(self.priors + scores, self.law)
             warn_if_few(effective, len(self.rows), _REMEDIES["attention"])
             return weights
         if self.law.proposal is None:
-            return torch.full((len(self.rows),), 1 / len(self.rows), dtype=torch.float64, device=self.mlp.device)
-        weights, statistics = radial_weights(self.law, self.squared_lengths, self.mlp.num_params, self.gamma)
+            return torch.full((len(self.rows),), 1 / len(self.rows), dtype=torch.float64, device=self.model.device)
+        weights, statistics = radial_weights(self.law, self.squared_lengths, self.model.num_params, self.gamma)
         warn_if_few(float(effective_samples(statistics)), len(self.rows), _REMEDIES["kernel"])
         return weights
 

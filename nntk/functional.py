@@ -1,4 +1,4 @@
-"""Calls of a module with other tensors in place of its parameters."""
+"""Calls of a module with other tensors in place of its parameters and buffers."""
 
 from collections.abc import Mapping
 
@@ -7,15 +7,15 @@ from torch.func import functional_call
 
 
 def call(model: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Outputs of a module with some of its parameters replaced; the module itself is left as it is.
+    """Outputs of a module with some of its parameters and buffers replaced; the module itself is left as it is.
 
     ``torch.func.functional_call`` alone leaves a replacement behind in a module that stands in two places; so every
     place of a parameter is named here exactly once.
 
     Args:
         model: The module.
-        parameters: Replacements, by the names of ``model.named_parameters()``. A parameter that serves in several
-            places is replaced in all of them.
+        parameters: Replacements, by the names of ``model.named_parameters()`` and ``model.named_buffers()``. A
+            parameter that serves in several places is replaced in all of them.
         x: Inputs of the module.
 
     Returns:
@@ -28,5 +28,6 @@ def call(model: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tenso
         for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
     }
     replaced = {place: parameters[name] for place, name in places.items() if name in parameters}
+    replaced |= {name: parameters[name] for name, _ in model.named_buffers() if name in parameters}
     out: Tensor = functional_call(model, replaced, (x,), tie_weights=False)
     return out

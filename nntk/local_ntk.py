@@ -37,7 +37,7 @@ def local_ntk(
         model: The model. ``"structured"`` needs an MLP (see :func:`nntk.models.recognise`), the other methods any
             module that treats the inputs of a batch separately and that torch.func can differentiate. Only parameters
             that require a gradient count; none is modified.
-        x1: The rows' inputs, [N1, ...], float32 or float64 like the parameters.
+        x1: The rows' inputs, [N1, ...], float32 or float64 like the parameters, or integers (tokens).
         x2: The columns' inputs, [N2, ...]; None for the symmetric kernel of ``x1``.
         outputs: ``"trace"`` or ``"mean"`` over the outputs, ``"diagonal"`` or ``"full"``.
         method: ``"structured"`` sums products of layer inputs and back-propagated derivatives, O(N^2) memory;
@@ -68,7 +68,10 @@ def local_ntk(
     first = next(iter(parameters.values()))
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
-            check_inputs(name, x, first.dtype, first.device)
+            checks.tensor(name, x)
+            # Tokens are integers, of which an MLP takes none.
+            tokens = not x.is_floating_point() and method != "structured" and not _is_mlp(model)
+            check_inputs(name, x, x.dtype if tokens else first.dtype, first.device)
     if method == "auto":
         method = "structured" if _is_structured(model, x1) else "jacobian"
     with torch.autocast(first.device.type, enabled=False):
@@ -174,11 +177,18 @@ def _check_model(model: nn.Module) -> Parameters:
 
 
 def _is_structured(model: nn.Module, x: Tensor) -> bool:
+    if not _is_mlp(model):
+        return False
+    mlp = recognise(model)
+    return not mlp.is_tied and (mlp.flattens or x.dim() == 2)
+
+
+def _is_mlp(model: nn.Module) -> bool:
     try:
-        mlp = recognise(model)
+        recognise(model)
     except TypeError:
         return False
-    return not mlp.is_tied and (mlp.flattens or x.dim() == 2)
+    return True
 
 
 def _pieces(length: int, size: int) -> Iterator[slice]:

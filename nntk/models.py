@@ -1,6 +1,7 @@
 """Recognition of models: which modules become an MLP for the fused paths, and why others do not."""
 
-from collections.abc import Callable, Iterator
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from nntk import activations
 from nntk.kernels import checks, mlp
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb import activations as functions
+from nntk.kernels.perturb import mlp_differences
 from nntk.kernels.philox.reference import TILE
 
 _SMOOTH_SOFTPLUS = 20.0
@@ -63,9 +65,8 @@ class Mlp:
         """Number d of displaced parameters."""
         return sum(parameter.numel() for parameter in self.displaced.values())
 
-    @property
-    def num_outputs(self) -> int:
-        """Number C of outputs."""
+    def num_outputs(self, x: Tensor) -> int:
+        """Number C of outputs; the inputs do not matter."""
         return self.layers[-1].weight.shape[0]
 
     @property
@@ -77,6 +78,24 @@ class Mlp:
     def device(self) -> torch.device:
         """Device of the parameters."""
         return self.layers[0].weight.device
+
+    def unit_differences(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        scales: Tensor,
+        seed: int,
+        directions: str,
+        pairs: str,
+        propagation: str,
+        precision: str,
+        max_memory: int | None,
+        samples: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Differences over their scales, and squared norms: :func:`nntk.kernels.perturb.mlp_differences`."""
+        return mlp_differences(
+            x, self.layers, rows, scales, seed, directions, pairs, propagation, precision, max_memory, samples
+        )
 
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs [N, C] at the unmoved parameters, in their dtype, of inputs as :meth:`inputs` gives them."""
@@ -110,7 +129,42 @@ class Mlp:
         return x.detach()
 
 
-def recognise(model: nn.Module) -> Mlp:
+class NotRecognised(TypeError):
+    """A model that is no MLP of known layers; it may have a kernel by plain evaluation."""
+
+
+def moved_names(model: nn.Module, parameters: Sequence[str] | None) -> list[str]:
+    """Which parameters of a module move.
+
+    Args:
+        model: The module.
+        parameters: Names, or patterns such as ``"head.*"``; None for all that require a gradient.
+
+    Returns:
+        Their names, in registration order.
+
+    Raises:
+        ValueError: If none moves, or a pattern fits none; the message lists the names.
+        TypeError: If ``parameters`` is no sequence of names.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if parameters is None:
+        moved = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not moved:
+            raise ValueError("model must have a parameter to displace, but none has requires_grad=True.")
+        return moved
+    if isinstance(parameters, str | bytes) or not all(isinstance(pattern, str) for pattern in parameters):
+        raise TypeError(f"parameters must be a sequence of names or patterns, got {parameters!r}.")
+    for pattern in parameters:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"parameters must fit names of the model, {', '.join(names)}; got {pattern!r}.")
+    moved = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in parameters)]
+    if not moved:
+        raise ValueError("parameters must name at least one parameter to displace, got none.")
+    return moved
+
+
+def recognise(model: nn.Module, parameters: Sequence[str] | None = None) -> Mlp:
     """See an ``nn.Sequential`` of Linear layers and activations as an MLP.
 
     Nested Sequentials, a leading Flatten, Dropout in eval mode and Identity are seen through. The parameters that
@@ -118,38 +172,41 @@ def recognise(model: nn.Module) -> Mlp:
 
     Args:
         model: The module; nothing of it is changed or copied.
+        parameters: Names of the parameters that move, or patterns of them; None for all that require a gradient.
 
     Returns:
         The MLP; its tensors are views of the model's parameters.
 
     Raises:
-        TypeError: If the model is no module or has a layer that is not recognised, or parameters of another dtype
-            than float32 or float64.
-        ValueError: If layers do not fit, a parameter is not finite, none requires a gradient, or a Dropout trains.
+        NotRecognised: If it has a layer that is not recognised, or none that moves.
+        TypeError: If the model is no module, or parameters have another dtype than float32 or float64.
+        ValueError: If layers do not fit, a parameter is not finite, none moves, or a Dropout trains.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     layers: list[Layer] = []
     flattens = False
     ordinals: dict[Tensor, int] = {parameter: ordinal for ordinal, parameter in enumerate(model.parameters())}
+    moved = set(moved_names(model, parameters)) if ordinals else set()
+    still: set[Tensor] = {parameter for name, parameter in model.named_parameters() if name not in moved}
     for name, module in _leaves(model):
         if type(module) is nn.Flatten:
             if layers or (module.start_dim, module.end_dim) != (1, -1):
-                raise TypeError(_unrecognised(name, module, "Flatten() may only stand first, with its default axes"))
+                raise NotRecognised(_unrecognised(name, module, "Flatten() may only stand first, with default axes"))
             flattens = True
         elif type(module) is nn.Linear:
-            layers.append(_affine(name, module, ordinals))
+            layers.append(_affine(name, module, ordinals, still))
         else:
             layers = _activate(layers, name, module)
     if not layers:
-        raise TypeError("model must have at least one Linear layer, got none.")
+        raise NotRecognised("model must have at least one Linear layer, got none.")
     check_parameters(model)
     first = layers[0].weight
     mlp.check(layers, first.new_empty(0, first.shape[1]))
     names = dict(enumerate(name for name, _ in model.named_parameters()))
     found = Mlp(tuple(layers), {ordinal: names[ordinal] for ordinal in mlp.displaced(layers)}, flattens)
     if not found.names:
-        raise ValueError("model must have a parameter to displace, but none has requires_grad=True.")
+        raise NotRecognised("model must have a Linear layer of which something moves, got none.")
     return found
 
 
@@ -208,7 +265,7 @@ def check_evaluation_mode(model: nn.Module, prefix: str = "") -> None:
 def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The layers of nested Sequentials in order, with their qualified names."""
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-        raise TypeError(_unrecognised(prefix, module, "a hook or a forward of its own may change what it computes"))
+        raise NotRecognised(_unrecognised(prefix, module, "a hook or a forward of its own may change what it computes"))
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for name, child in _children(module):
             yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
@@ -221,11 +278,11 @@ def _children(module: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
     return ((name, child) for name, child in module._modules.items() if child is not None)
 
 
-def _affine(name: str, module: nn.Linear, ordinals: dict[Tensor, int]) -> Layer:
+def _affine(name: str, module: nn.Linear, ordinals: dict[Tensor, int], still: set[Tensor]) -> Layer:
     def ordinal(parameter: Tensor | None) -> int | None:
         if parameter is not None and parameter not in ordinals:
-            raise TypeError(_unrecognised(name, module, "a tensor of it is computed, not a parameter"))
-        return ordinals[parameter] if parameter is not None and parameter.requires_grad else None
+            raise NotRecognised(_unrecognised(name, module, "a tensor of it is computed, not a parameter"))
+        return ordinals[parameter] if parameter is not None and parameter not in still else None
 
     return Layer(
         weight=module.weight.detach(),
@@ -242,10 +299,10 @@ def _activate(layers: list[Layer], name: str, module: nn.Module) -> list[Layer]:
     if type(function) is functions.Activation:
         return layers
     if not layers:
-        raise TypeError(_unrecognised(name, module, "an activation must follow a Linear layer"))
+        raise NotRecognised(_unrecognised(name, module, "an activation must follow a Linear layer"))
     last = layers[-1]
     if type(last.activation) is not functions.Activation:
-        raise TypeError(_unrecognised(name, module, "it follows another activation; put a Linear layer between them"))
+        raise NotRecognised(_unrecognised(name, module, "it follows another activation, with no Linear layer between"))
     return [*layers[:-1], replace(last, activation=function)]
 
 
@@ -254,9 +311,9 @@ def _function(name: str, module: nn.Module) -> functions.Activation:
     if type(module) is nn.Dropout:
         check_evaluation_mode(module, name)
     if type(module) is nn.Softplus and module.threshold < _SMOOTH_SOFTPLUS:
-        raise TypeError(_unrecognised(name, module, f"threshold must be at least 20, got {module.threshold}"))
+        raise NotRecognised(_unrecognised(name, module, f"threshold must be at least 20, got {module.threshold}"))
     if type(module) not in _FUNCTIONS:
-        raise TypeError(_unrecognised(name, module))
+        raise NotRecognised(_unrecognised(name, module))
     return _FUNCTIONS[type(module)](module)
 
 

@@ -1,13 +1,14 @@
 """The nonlocal neural tangent kernel: finite, randomly displaced parameter differences instead of gradients."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nntk.attention import Attention
 from nntk.displacements import Displacements
+from nntk.general import BlackBox, Function, General, of_black_box, of_function, of_module
 from nntk.kernels import checks
 from nntk.kernels.assemble import (
     ESTIMATORS,
@@ -23,11 +24,13 @@ from nntk.kernels.assemble import (
 )
 from nntk.kernels.attention import Attended, attend
 from nntk.kernels.fixed_weights import FixedKernel
-from nntk.kernels.perturb import DEFAULT_BYTES, PRECISIONS, PROPAGATION, check_precision, mlp_differences
+from nntk.kernels.perturb import DEFAULT_BYTES, PRECISIONS, PROPAGATION, check_precision
 from nntk.kernels.philox import parse, split_seed, unit_displacements
-from nntk.models import Mlp, recognise
+from nntk.models import Mlp, NotRecognised, recognise
 
 _GAMMA_HINT = "gamma is the length scale of the displacements, e.g. 0.1; the kernel tends to the NTK as it falls."
+Model = Mlp | General
+
 _SAMPLES_HINT = "Each sample is one displacement theta + delta_m; a thousand give about 5 % error."
 
 
@@ -53,9 +56,11 @@ class NonlocalNTK:
     device, in every dtype and for every batch.
 
     Args:
-        model: An ``nn.Sequential`` of Linear layers and known activations (see :func:`nntk.models.recognise`); its
-            parameters that require a gradient are displaced, and none is ever modified. Training it between calls is
-            fine: each call sees its present parameters.
+        model: An ``nn.Module`` that treats the inputs of a batch one by one; a callable ``f(parameters, x)`` with
+            ``parameters`` to go with it; or an :class:`nntk.BlackBox` of one vector. No parameter is ever modified, and
+            each call sees the present ones. An ``nn.Sequential`` of Linear layers and known activations (see
+            :func:`nntk.models.recognise`) takes the fast path; anything else is evaluated at displaced copies of its
+            parameters, in float64 unless ``precision="fp32"``, several at a time where vmap takes it.
         gamma: Length scale of the displacements, in parameter units, in [1e-30, 1e30].
         samples: Number M of displacements; an antithetic one costs two evaluations.
         directions: ``"gaussian"``; ``"rademacher"``, random signs of the same standard deviation; ``"flipout(B)"``,
@@ -68,6 +73,8 @@ class NonlocalNTK:
         estimator: ``"energy"``, ``"plugin"`` or ``"unbiased"``.
         normalization: ``"gradient"``, with the NTK as limit, or ``"paper"``, smaller by d squared.
         outputs: What to make of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
+        parameters: Of a module, names of the parameters that move, or patterns such as ``"head.*"``; all that require a
+            gradient by default, a tied one once. Of a callable, all its parameters by name.
         propagation: ``"difference"``, ``"direct"`` or ``"auto"``; see :func:`nntk.kernels.perturb.mlp_differences`.
         precision: Of the operands of float32 products: ``"fp32"``, ``"tf32"``, ``"bf16"``, or ``"auto"`` for the
             cheapest whose error is below a tenth of the Monte-Carlo error; a CPU emulates the lower two, only if asked.
@@ -91,7 +98,7 @@ class NonlocalNTK:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | BlackBox | Function,
         *,
         gamma: float = 0.1,
         samples: int = 1024,
@@ -101,6 +108,7 @@ class NonlocalNTK:
         estimator: str = "energy",
         normalization: str = "gradient",
         outputs: str = "trace",
+        parameters: Sequence[str] | Mapping[str, Tensor] | None = None,
         propagation: str = "auto",
         precision: str = "auto",
         seed: int = 0,
@@ -123,11 +131,35 @@ class NonlocalNTK:
         self.max_memory = None if max_memory is None else checks.integer("max_memory", max_memory, 2**20)
         if estimator == "unbiased" and samples < 2:
             raise ValueError(f"samples must be at least 2 for the unbiased estimator, got {samples}.")
-        self.model = model
-        check_precision(precision, propagation, recognise(model).dtype)
+        self.model, self.parameters = model, parameters
+        self._check_model()
+        check_precision(precision, propagation, self._model().dtype)
+
+    def _check_model(self) -> None:
+        """Check what the model is, and that its parameters are given in the way that goes with it.
+
+        Raises:
+            TypeError: If it is nothing that can be evaluated, or they are given in another way.
+            ValueError: If a form of the evaluation was chosen that only MLPs have.
+        """
+        model, parameters = self.model, self.parameters
+        if isinstance(model, nn.Module):
+            if isinstance(parameters, Mapping):
+                raise TypeError("parameters must be names for an nn.Module, which holds the tensors; got a mapping.")
+            return
+        if not (isinstance(model, BlackBox) or callable(model)):
+            raise TypeError(f"model must be an nn.Module, a BlackBox or a callable, got {type(model).__name__}.")
+        if isinstance(model, BlackBox) != (parameters is None) or not isinstance(parameters, Mapping | None):
+            need = "be None for a BlackBox" if isinstance(model, BlackBox) else "map names to tensors for a callable"
+            raise TypeError(f"parameters must {need}, got {type(parameters).__name__}.")
+        if self.propagation == "difference" or self.precision in ("tf32", "bf16"):
+            raise ValueError(
+                "propagation must be 'auto' or 'direct', and precision 'auto' or 'fp32', for a model that is no MLP; "
+                f"got {self.propagation!r} and {self.precision!r}."
+            )
 
     def __repr__(self) -> str:
-        settings = {name: value for name, value in vars(self).items() if name != "model"}
+        settings = {name: value for name, value in vars(self).items() if name not in ("model", "parameters")}
         return f"NonlocalNTK({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
     @torch.no_grad()
@@ -146,12 +178,12 @@ class NonlocalNTK:
             ValueError: If inputs do not fit the model or are not finite, or the model's outputs are not finite.
             TypeError: If inputs have another dtype than the model.
         """
-        mlp = recognise(self.model)
-        first = mlp.inputs("x1", x1)
-        second = None if x2 is None else mlp.inputs("x2", x2)
+        model = self._model()
+        first = model.inputs("x1", x1)
+        second = None if x2 is None else model.inputs("x2", x2)
         if self.estimator != "energy":
-            kernel = self._inner_product(mlp, first, second)
-        elif (drawn := self._displacements(mlp)).by_input:
+            kernel = self._inner_product(model, first, second)
+        elif (drawn := self._displacements(model)).by_input:
             kernel = self._attended_energy(drawn, first, second)
         else:
             kernel = self._energy(drawn, first, second)
@@ -163,13 +195,13 @@ class NonlocalNTK:
         # The columns' inputs ride along: one pass, one generation of the noise.
         joint, weights = x1 if x2 is None else torch.cat((x1, x2)), drawn.row_weights
         kernel: Tensor | None = None
-        for rows in self._pieces(drawn.mlp, len(joint)):
+        for rows in self._pieces(drawn.model, joint):
             unit, norms = self._unit_differences(drawn, joint, rows, "odd" if self.antithetic else "none")
             part = assemble(
                 unit[:, : len(x1)],
                 weights[rows],
                 norms,
-                drawn.mlp.num_params,
+                drawn.model.num_params,
                 d2=None if x2 is None else unit[:, len(x1) :],
                 normalization=self.normalization,
                 outputs=self.outputs,
@@ -180,21 +212,21 @@ class NonlocalNTK:
 
     def _attended_energy(self, drawn: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
         """The energy form under attention on outputs: chunks add up before the softmax's sums are known."""
-        total, keys = Total(), self._keys(drawn.mlp, x1, x2)
-        for rows in self._pieces(drawn.mlp, len(x1) + (0 if x2 is None else len(x2))):
+        total, keys = Total(), self._keys(drawn.model, x1, x2)
+        for rows in self._pieces(drawn.model, x1 if x2 is None else torch.cat((x1, x2))):
             first, second, norms = self._attend(drawn, x1, x2, keys, rows)
-            part = attended_energy(first, second, norms, drawn.mlp.num_params, self.normalization, self.outputs)
+            part = attended_energy(first, second, norms, drawn.model.num_params, self.normalization, self.outputs)
             total.add(part, first.statistics, None if second is None else second.statistics)
         for statistics in (total.statistics1, total.statistics2):
             if statistics is not None:
                 drawn.warn_of(statistics)
         return total.result()
 
-    def _keys(self, mlp: Mlp, x1: Tensor, x2: Tensor | None) -> Tensor | None:
+    def _keys(self, model: Model, x1: Tensor, x2: Tensor | None) -> Tensor | None:
         """Outputs at the unmoved parameters, of the lines' and of the entries' inputs, where scores need them."""
         if not isinstance(self.weights, Attention) or self.weights.score != "dot":
             return None
-        return mlp.outputs(x1 if x2 is None else torch.cat((x1, x2)))
+        return model.outputs(x1 if x2 is None else torch.cat((x1, x2)))
 
     def _attend(
         self, drawn: Displacements, x1: Tensor, x2: Tensor | None, keys: Tensor | None, rows: Tensor
@@ -216,12 +248,12 @@ class NonlocalNTK:
         first = at(x1, slice(0, len(x1)))
         return first, None if x2 is None else at(x2, slice(len(x1), None)), norms
 
-    def _inner_product(self, mlp: Mlp, x1: Tensor, x2: Tensor | None) -> Tensor:
+    def _inner_product(self, model: Model, x1: Tensor, x2: Tensor | None) -> Tensor:
         """The plugin or the unbiased form: all displacements at once, since every pair of them counts."""
-        drawn = self._displacements(mlp)
+        drawn = self._displacements(model)
         d1, d2, weights1, weights2, norms = self._all(drawn, x1, x2)
         inputs = (len(x1), 0 if x2 is None else len(x2))
-        route = inner_product_route(self.samples, inputs, mlp.num_outputs, mlp.num_params, self.outputs == "full")
+        route = inner_product_route(self.samples, inputs, d1.shape[-1], model.num_params, self.outputs == "full")
         options: dict[str, Any] = {
             "d2": d2,
             "weights2": weights2,
@@ -229,17 +261,17 @@ class NonlocalNTK:
             "normalization": self.normalization,
             "outputs": self.outputs,
         }
-        stream = (mlp.displaced, drawn.rows, self.seed, self.directions)
+        stream = (model.displaced, drawn.rows, self.seed, self.directions)
         if route == "gradients":
             return assemble_by_gradients(d1, weights1, norms, *stream, **options)
-        return assemble(d1, weights1, norms, mlp.num_params, gram=displacement_gram(*stream), **options)
+        return assemble(d1, weights1, norms, model.num_params, gram=displacement_gram(*stream), **options)
 
     def _all(
         self, drawn: Displacements, x1: Tensor, x2: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
         """All unit differences and weights at the lines' and the entries' inputs, and the squared norms."""
         if drawn.by_input:
-            first, second, norms = self._attend(drawn, x1, x2, self._keys(drawn.mlp, x1, x2), drawn.rows)
+            first, second, norms = self._attend(drawn, x1, x2, self._keys(drawn.model, x1, x2), drawn.rows)
             for attended in (first, second):
                 if attended is not None:
                     drawn.warn_of(attended.statistics)
@@ -268,10 +300,10 @@ class NonlocalNTK:
         """
         if checks.boolean("halves", halves) and not self.antithetic:
             raise ValueError("halves must be False for a kernel with antithetic=False, got True.")
-        mlp = recognise(self.model)
-        drawn = self._displacements(mlp)
+        model = self._model()
+        drawn = self._displacements(model)
         pairs = "none" if not self.antithetic else "both" if halves else "odd"
-        unit, _ = self._unit_differences(drawn, mlp.inputs("x", x), drawn.rows, pairs)
+        unit, _ = self._unit_differences(drawn, model.inputs("x", x), drawn.rows, pairs)
         differences = unit.mul_(drawn.scales[:, None, None])
         checks.finite("the differences of the model's outputs", differences)
         return differences
@@ -294,12 +326,12 @@ class NonlocalNTK:
             ValueError: If inputs do not fit the model or are not finite.
             TypeError: If inputs have another dtype than the model.
         """
-        mlp = recognise(self.model)
-        drawn = self._displacements(mlp)
-        unit, _, weights, _, norms = self._all(drawn, mlp.inputs("x", x), None)
-        made = nonlocal_gradients(unit, weights, norms, mlp.displaced, drawn.rows, self.seed, self.directions)
+        model = self._model()
+        drawn = self._displacements(model)
+        unit, _, weights, _, norms = self._all(drawn, model.inputs("x", x), None)
+        made = nonlocal_gradients(unit, weights, norms, model.displaced, drawn.rows, self.seed, self.directions)
         checks.finite("the nonlocal gradients", made)
-        return made / mlp.num_params if self.normalization == "paper" else made
+        return made / model.num_params if self.normalization == "paper" else made
 
     @torch.no_grad()
     def displacement_weights(self, x: Tensor | None = None) -> Tensor:
@@ -315,16 +347,16 @@ class NonlocalNTK:
             ValueError: If inputs are missing or of no use, or do not fit the model.
             TypeError: If inputs have another dtype than the model.
         """
-        mlp = recognise(self.model)
-        drawn = self._displacements(mlp)
+        model = self._model()
+        drawn = self._displacements(model)
         if drawn.by_input != (x is not None):
             need = "be given for attention on outputs" if x is None else "be None for weights that ignore the inputs"
             raise ValueError(f"x must {need}, got {'None' if x is None else 'a tensor'}.")
         if x is None:
             return drawn.row_weights
-        x = mlp.inputs("x", x)
-        attended, _, _ = self._attend(drawn, x, None, self._keys(mlp, x, None), drawn.rows)
-        weights = attended.weights().to(mlp.dtype)
+        x = model.inputs("x", x)
+        attended, _, _ = self._attend(drawn, x, None, self._keys(model, x, None), drawn.rows)
+        weights = attended.weights().to(model.dtype)
         checks.finite("the weights, from scores at displaced parameters,", weights)
         return weights
 
@@ -343,37 +375,36 @@ class NonlocalNTK:
             TypeError: If ``m`` is no integer.
         """
         m = checks.integer("m", m, 0, self.samples - 1)
-        mlp = recognise(self.model)
-        drawn = self._displacements(mlp, range(m, m + 1))
+        model = self._model()
+        drawn = self._displacements(model, range(m, m + 1))
         return {
-            mlp.names[ordinal]: drawn.scales[0]
-            * unit_displacements(drawn.rows, ordinal, parameter.shape, self.seed, self.directions, mlp.dtype)[0]
-            for ordinal, parameter in mlp.displaced.items()
+            model.names[ordinal]: drawn.scales[0]
+            * unit_displacements(drawn.rows, ordinal, parameter.shape, self.seed, self.directions, model.dtype)[0]
+            for ordinal, parameter in model.displaced.items()
         }
 
     def squared_norms(self) -> Tensor:
         r"""Squared norms :math:`|\delta_m|^2` of the displacements, [M], float64, in squared parameter units."""
-        return self._displacements(recognise(self.model)).squared_lengths
+        return self._displacements(self._model()).squared_lengths
 
     @property
     def num_params(self) -> int:
         """Number d of displaced parameters."""
-        return recognise(self.model).num_params
+        return self._model().num_params
 
     @property
     def evaluations(self) -> int:
         """Displaced evaluations of the model for each input: an antithetic sample counts two."""
         return self.samples * (2 if self.antithetic else 1)
 
-    def _displacements(self, mlp: Mlp, rows: range | None = None) -> Displacements:
+    def _displacements(self, model: Model, rows: range | None = None) -> Displacements:
         numbers = rows or range(self.samples)
-        made = torch.arange(numbers.start, numbers.stop, device=mlp.device)
-        return Displacements(mlp, self.weights, self.gamma, made, self.seed, self.directions, self.antithetic)
+        made = torch.arange(numbers.start, numbers.stop, device=model.device)
+        return Displacements(model, self.weights, self.gamma, made, self.seed, self.directions, self.antithetic)
 
     def _unit_differences(self, drawn: Displacements, x: Tensor, rows: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
-        return mlp_differences(
+        return drawn.model.unit_differences(
             x,
-            drawn.mlp.layers,
             rows,
             drawn.scales[rows],
             self.seed,
@@ -385,12 +416,27 @@ class NonlocalNTK:
             self.samples,
         )
 
-    def _pieces(self, mlp: Mlp, num_inputs: int) -> Sequence[Tensor]:
+    def _model(self) -> Model:
+        """The model as it is now: an MLP by its layers, anything else by plain evaluation."""
+        if isinstance(self.model, BlackBox):
+            return of_black_box(self.model)
+        if not isinstance(self.model, nn.Module):
+            assert isinstance(self.parameters, Mapping), "checked on construction"
+            return of_function(self.model, self.parameters)
+        names = cast("Sequence[str] | None", self.parameters)
+        if self.propagation == "difference" or self.precision in ("tf32", "bf16"):
+            return recognise(self.model, names)
+        try:
+            return recognise(self.model, names)
+        except NotRecognised:
+            return of_module(self.model, names)
+
+    def _pieces(self, model: Model, x: Tensor) -> Sequence[Tensor]:
         """Rows to assemble together, as the budget allows."""
-        rows = torch.arange(self.samples, device=mlp.device)
+        rows = torch.arange(self.samples, device=model.device)
         # Four copies: the differences, and the features that assembly makes of them. Under attention twice, for pairs,
         # and what is made of scores in float64: those of both halves, three times over, and the weight.
         attends = isinstance(self.weights, Attention) and self.weights.by_input
-        numbers = (8 if attends else 4) * mlp.num_outputs * mlp.dtype.itemsize + (56 if attends else 0)
-        row_bytes = max(1, num_inputs) * numbers
+        numbers = (8 if attends else 4) * model.num_outputs(x) * model.dtype.itemsize + (56 if attends else 0)
+        row_bytes = max(1, len(x)) * numbers
         return torch.split(rows, max(64, (self.max_memory or DEFAULT_BYTES) // row_bytes))

@@ -1,0 +1,377 @@
+"""Any model: displaced parameters are made chunk by chunk from the stream, and the model is evaluated at them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nntk.functional import call
+from nntk.kernels import checks
+from nntk.kernels.fixed_weights import squared_norms
+from nntk.kernels.perturb.config import default_bytes
+from nntk.kernels.philox import unit_displacements
+from nntk.kernels.philox.reference import TILE
+from nntk.models import check_evaluation_mode, check_inputs, check_parameters, moved_names
+
+Parameters = dict[str, Tensor]
+Function = Callable[[Parameters, Tensor], Tensor]
+
+_STACKED = 8
+"""Displaced copies that are evaluated together; more leave a CPU's caches."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlackBox:
+    """A model that takes all its parameters as one vector, and need not be differentiable, or of PyTorch.
+
+    Args:
+        function: Takes the vector [d] and inputs [N, ...], and returns outputs [N, ...]: arrays of NumPy where
+            ``parameters`` is one, else tensors. The same vector must give the same outputs.
+        parameters: The vector of the parameters, [d], of floating dtype.
+        points: For a function of the vector alone, which returns outputs at so many points of its own: inputs of the
+            kernel are their numbers, such as ``torch.arange(points)``.
+
+    Raises:
+        TypeError: If ``function`` is not callable, or ``parameters`` no floating array or tensor.
+        ValueError: If ``parameters`` is no vector, or not finite, or ``points`` below one.
+
+    Example:
+        >>> simulate = BlackBox(lambda theta: np.sign(theta[:2] - 0.5), np.array([0.1, 0.9, 0.3]), points=2)
+        >>> simulate.outputs(simulate.vector, torch.arange(2)).tolist()
+        [-1.0, 1.0]
+    """
+
+    function: Callable[..., Any]
+    parameters: Any
+    points: int | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"function must be callable, got {type(self.function).__name__}.")
+        if self.points is not None:
+            checks.integer("points", self.points, 1)
+        if not isinstance(self.parameters, np.ndarray | Tensor) or not self.vector.is_floating_point():
+            raise TypeError(f"parameters must be a floating array or tensor, got {type(self.parameters).__name__}.")
+        if self.vector.dim() != 1 or not len(self.vector):
+            raise ValueError(f"parameters must be a vector [d], got shape {tuple(self.vector.shape)}.")
+        checks.finite("parameters", self.vector)
+
+    @property
+    def vector(self) -> Tensor:
+        """The parameters as a tensor."""
+        made: Tensor = torch.as_tensor(self.parameters).detach()
+        return made
+
+    def outputs(self, vector: Tensor, x: Tensor) -> Tensor:
+        """Outputs at a vector of parameters, as a tensor."""
+        given: tuple[Any, ...] = (vector,) if self.points is not None else (vector, x)
+        if isinstance(self.parameters, np.ndarray):
+            given = tuple(part.cpu().numpy() for part in given)
+        made: Tensor = torch.as_tensor(self.function(*given), device=vector.device)
+        return made if self.points is None else made[x]
+
+
+@dataclass(frozen=True)
+class General:
+    """A model as kernels see it: what moves, and how it is evaluated elsewhere.
+
+    Attributes:
+        evaluate: Outputs [N, ...] at some parameters, by name, in their dtype.
+        displaced: The parameters that move, by ordinal.
+        names: Their names, by ordinal.
+        stacks: Whether to try evaluating several displaced copies at once, by vmap.
+    """
+
+    evaluate: Function
+    displaced: dict[int, Tensor]
+    names: dict[int, str]
+    stacks: bool = True
+
+    @property
+    def num_params(self) -> int:
+        """Number d of displaced parameters."""
+        return sum(parameter.numel() for parameter in self.displaced.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the parameters, and of results."""
+        return next(iter(self.displaced.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(iter(self.displaced.values())).device
+
+    def inputs(self, name: str, x: Tensor) -> Tensor:
+        """Check inputs against the model.
+
+        Args:
+            name: Name of the argument, for messages.
+            x: Inputs, [N, ...]; integers are taken as they are.
+
+        Returns:
+            The inputs, detached.
+
+        Raises:
+            ValueError: If the device does not fit, or an entry is not finite.
+            TypeError: If ``x`` is no tensor or of another floating dtype than the model.
+        """
+        checks.tensor(name, x)
+        if x.is_floating_point():
+            check_inputs(name, x, self.dtype, self.device)
+        return x.detach()
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Outputs [N, C] at the unmoved parameters, in their dtype."""
+        return self._evaluated(self._parameters(torch.float64), _cast(x, torch.float64)).to(self.dtype)
+
+    def num_outputs(self, x: Tensor) -> int:
+        """Number C of outputs, which only an evaluation tells."""
+        return self._evaluated(self._parameters(self.dtype), x[:1]).shape[1]
+
+    def unit_differences(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        scales: Tensor,
+        seed: int,
+        directions: str,
+        pairs: str,
+        propagation: str,
+        precision: str,
+        max_memory: int | None,
+        samples: int,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Differences over their scales, :math:`[f(\theta + s_m E_m) - f(\theta)] / s_m`, by plain evaluation.
+
+        In float64, unless ``precision="fp32"``: of float32 outputs a subtraction would leave their rounding, over s.
+
+        Args:
+            x: Inputs, [N, ...].
+            rows: Which displacements, [M].
+            scales: Their scales s, [M].
+            seed: Seed of the stream.
+            directions: Family of the displacements.
+            pairs: ``"none"``, ``"odd"`` or ``"both"`` halves of antithetic pairs.
+            propagation: ``"auto"`` or ``"direct"``, which are one here.
+            precision: ``"auto"`` or ``"fp32"``, the dtype of the parameters.
+            max_memory: Budget of displaced copies and of what an evaluation makes.
+            samples: Number of displacements of the whole kernel.
+
+        Returns:
+            As :func:`nntk.kernels.perturb.mlp_differences`: [M, N, C] or [2, M, N, C] in the dtype of the parameters,
+            and the squared norms of the unit displacements, [M], float64.
+        """
+        dtype = self.dtype if precision == "fp32" else torch.float64
+        still, inputs = self._parameters(dtype), _cast(x, dtype)
+        budget = default_bytes(self.device) if max_memory is None else max_memory
+        plan = _Plan.of(self, still, inputs, budget)
+        parts = []
+        for piece in inputs.split(plan.inputs) if len(inputs) else [inputs]:
+            unmoved = None if pairs == "odd" else self._evaluated(still, piece)
+            made = [
+                _unit(*halves, unmoved, scale, pairs)
+                for halves, scale in self._halves(still, piece, rows, scales, seed, directions, pairs, plan)
+            ]
+            parts.append(torch.cat(made, dim=1 if pairs == "both" else 0).to(self.dtype))
+        norms = squared_norms(self.displaced, rows, seed, directions)
+        return torch.cat(parts, dim=-2), norms
+
+    def _halves(
+        self,
+        still: Parameters,
+        x: Tensor,
+        rows: Tensor,
+        scales: Tensor,
+        seed: int,
+        directions: str,
+        pairs: str,
+        plan: "_Plan",
+    ) -> Iterator[tuple[tuple[Tensor, Tensor | None], Tensor]]:
+        """Outputs at both ends of some displacements at a time, [m, N, C] each, and the scales, [m, 1, 1]."""
+        dtype = next(iter(still.values())).dtype
+        for chunk, scale in zip(rows.split(plan.rows), scales.split(plan.rows), strict=True):
+            units = {
+                self.names[ordinal]: unit_displacements(chunk, ordinal, parameter.shape, seed, directions, dtype)
+                for ordinal, parameter in self.displaced.items()
+            }
+            for first in range(0, len(chunk), plan.stacked):
+                some = slice(first, first + plan.stacked)
+                s = scale[some].to(dtype)
+                moved = {name: unit[some] * s.view(-1, *[1] * (unit.dim() - 1)) for name, unit in units.items()}
+                at = self._stacked if plan.stacked > 1 else self._in_turn
+                plus = at({name: still[name] + delta for name, delta in moved.items()}, x)
+                if pairs == "none":
+                    yield (plus, None), s[:, None, None]
+                else:
+                    yield (plus, at({name: still[name] - delta for name, delta in moved.items()}, x)), s[:, None, None]
+
+    def _stacked(self, parameters: Parameters, x: Tensor) -> Tensor:
+        """Outputs [m, N, C] at several parameters at once."""
+        made: Tensor = torch.vmap(lambda one: self._evaluated(one, x))(parameters)
+        return made
+
+    def _in_turn(self, parameters: Parameters, x: Tensor) -> Tensor:
+        """Outputs [m, N, C] at several parameters, one after another."""
+        count = len(next(iter(parameters.values())))
+        return torch.stack([self._evaluated({name: p[m] for name, p in parameters.items()}, x) for m in range(count)])
+
+    def stacks_well(self, still: Parameters, x: Tensor) -> bool:
+        """Whether vmap evaluates the model, and gives what evaluating in turn does: tried at one input."""
+        if not self.stacks:
+            return False
+        two = {name: torch.stack((parameter, parameter * 1.5)) for name, parameter in still.items()}
+        try:
+            made = self._stacked(two, x)
+        except Exception:  # Whatever vmap objects to; the model has its say when evaluated alone.
+            return False
+        return torch.allclose(made, self._in_turn(two, x), rtol=1e-3, atol=1e-5, equal_nan=True)
+
+    def _parameters(self, dtype: torch.dtype) -> Parameters:
+        return {self.names[ordinal]: parameter.to(dtype) for ordinal, parameter in self.displaced.items()}
+
+    def _evaluated(self, parameters: Parameters, x: Tensor) -> Tensor:
+        out = self.evaluate(parameters, x)
+        if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(x):
+            given = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(f"model must return a tensor with a row for each of {len(x)} inputs, got {given}.")
+        return out.flatten(1) if out.dim() > 1 else out[:, None]
+
+
+def _unit(plus: Tensor, minus: Tensor | None, unmoved: Tensor | None, scale: Tensor, pairs: str) -> Tensor:
+    """Unit differences of some displacements: odd part, one side, or both."""
+    if pairs == "odd":
+        assert minus is not None, "both ends were evaluated"
+        return (plus - minus) / (2 * scale)
+    assert unmoved is not None, "it was evaluated"
+    one = (plus - unmoved) / scale
+    return one if minus is None else torch.stack((one, (minus - unmoved) / scale))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How many displacements have their noise made together, are evaluated together, and at how many inputs."""
+
+    rows: int
+    stacked: int
+    inputs: int
+
+    @classmethod
+    def of(cls, model: General, still: Parameters, x: Tensor, max_bytes: int) -> "_Plan":
+        """Half of the budget for noise and displaced copies, half for what an evaluation makes."""
+        itemsize, d = next(iter(still.values())).itemsize, model.num_params
+        copies = max(1, max_bytes // 2 // (4 * itemsize * d))
+        made = _bytes_made(model, still, x[:1])
+        stacked = min(_STACKED, copies) if copies > 1 and model.stacks_well(still, x[:1]) else 1
+        rows = max(stacked, min(copies, TILE // d))
+        return cls(rows, stacked, max(1, max_bytes // 2 // (max(1, made) * stacked)))
+
+
+class _Made(TorchDispatchMode):
+    """Bytes of all tensors that are made inside: what an evaluation holds, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        made = function(*arguments, **(options or {}))
+        if not function.is_view:
+            self.total += sum(tensor.nbytes for tensor in tree_leaves(made) if isinstance(tensor, Tensor))
+        return made
+
+
+def _bytes_made(model: General, still: Parameters, x: Tensor) -> int:
+    """Bytes that an evaluation at some inputs makes; the first one of all, which shows whether there can be one."""
+    try:
+        with _Made() as made:
+            model._evaluated(still, x)
+    except RuntimeError as wrong:
+        dtype = next(iter(still.values())).dtype
+        if dtype == model.dtype:
+            raise
+        raise TypeError(
+            f"model must be evaluable in {dtype}, in which differences keep their digits, but fails: {wrong} "
+            "Use precision='fp32' to evaluate it in the dtype of its parameters."
+        ) from wrong
+    total: int = made.total
+    return total
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def of_module(model: nn.Module, parameters: Sequence[str] | None) -> General:
+    """See a module as a general model.
+
+    Args:
+        model: Any module that treats the inputs of a batch one by one and draws no random numbers; nothing of it is
+            changed or copied.
+        parameters: Names of the parameters that move, or patterns of them; None for all that require a gradient.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If a layer is in training mode, a parameter is not finite, or none moves.
+        TypeError: If a parameter has another dtype than float32 or float64.
+    """
+    check_evaluation_mode(model)
+    check_parameters(model)
+    moved = moved_names(model, parameters)
+    every = dict(model.named_parameters())
+    ordinals = {name: ordinal for ordinal, name in enumerate(every)}
+    rest = {name: tensor for name, tensor in [*every.items(), *model.named_buffers()] if name not in moved}
+    dtypes = {every[name].dtype for name in moved}
+    if len(dtypes) > 1:
+        raise TypeError(f"parameters that move must have one dtype, got {', '.join(sorted(map(str, dtypes)))}.")
+
+    def evaluate(displaced: Parameters, x: Tensor) -> Tensor:
+        dtype = next(iter(displaced.values())).dtype
+        others = {name: _cast(tensor.detach(), dtype) for name, tensor in rest.items()}
+        return call(model, {**others, **displaced}, x)
+
+    displaced = {ordinals[name]: every[name].detach() for name in moved}
+    return General(evaluate, displaced, {ordinals[name]: name for name in moved})
+
+
+def of_function(function: Function, parameters: Mapping[str, Tensor]) -> General:
+    """See a function of parameters by name and inputs as a general model.
+
+    Args:
+        function: ``f(parameters, x)`` with outputs [N, ...].
+        parameters: All parameters, by name; their order is that of the random stream.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If there are no parameters, or one is not finite.
+        TypeError: If one is no float32 or float64 tensor, or they are of several dtypes.
+    """
+    if not parameters:
+        raise ValueError("parameters must hold the tensors of the function by name, got none.")
+    for name, tensor in parameters.items():
+        checks.tensor(f"parameter {name!r}", tensor)
+        if tensor.dtype not in checks.FLOATS or tensor.dtype != next(iter(parameters.values())).dtype:
+            raise TypeError(f"parameters must all be float32, or all float64; {name!r} is {tensor.dtype}.")
+        checks.finite(f"parameter {name!r}", tensor.detach())
+    displaced = {ordinal: tensor.detach() for ordinal, tensor in enumerate(parameters.values())}
+    return General(function, displaced, dict(enumerate(parameters)))
+
+
+def of_black_box(box: BlackBox) -> General:
+    """See a black box as a general model: one parameter, evaluated one displacement after another."""
+
+    def evaluate(parameters: Parameters, x: Tensor) -> Tensor:
+        return box.outputs(parameters["parameters"], x)
+
+    return General(evaluate, {0: box.vector}, {0: "parameters"}, stacks=False)
