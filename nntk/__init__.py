@@ -6,23 +6,49 @@ quantise and sawtooth as modules, :mod:`nntk.kernels` the batched operations und
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from nntk import activations
 from nntk.attention import Attention
+from nntk.estimate import Estimate
 from nntk.general import BlackBox
 from nntk.kernels.fixed_weights import EffectiveSampleWarning, FixedKernel
 from nntk.local_ntk import local_ntk
 from nntk.monte_carlo import monte_carlo_error
 from nntk.nonlocal_ntk import NonlocalNTK
+from nntk.operator import KernelOperator
+from nntk.training import GradientFlow, NonlocalGradientDescent
+
+if TYPE_CHECKING:
+    from nntk.regression import KernelRidge, KernelRidgeClassifier
 
 __all__ = [
     "Attention",
     "BlackBox",
     "EffectiveSampleWarning",
+    "Estimate",
     "FixedKernel",
+    "GradientFlow",
+    "KernelOperator",
+    "KernelRidge",
+    "KernelRidgeClassifier",
+    "NonlocalGradientDescent",
     "NonlocalNTK",
     "activations",
     "local_ntk",
     "monte_carlo_error",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The estimators, which alone need scikit-learn, on demand."""
+    if name not in ("KernelRidge", "KernelRidgeClassifier"):
+        raise AttributeError(f"module 'nntk' has no attribute {name!r}")
+    try:
+        from nntk import regression
+    except ImportError as wrong:
+        raise ImportError(f"nntk.{name} needs scikit-learn: pip install 'nntk[learn]' ({wrong})") from wrong
+    return getattr(regression, name)
+
+
 __version__ = version("nntk")

@@ -50,6 +50,11 @@ class Displacements:
     antithetic: bool
 
     @property
+    def places(self) -> Tensor:
+        """Where each stands, [M]."""
+        return torch.arange(len(self.rows), device=self.rows.device)
+
+    @property
     def law(self) -> FixedKernel:
         """The fixed kernel of the lengths."""
         return self.weights.kernel if isinstance(self.weights, Attention) else self.weights

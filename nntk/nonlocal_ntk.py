@@ -1,6 +1,7 @@
 """The nonlocal neural tangent kernel: finite, randomly displaced parameter differences instead of gradients."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from nntk.attention import Attention
 from nntk.displacements import Displacements
+from nntk.estimate import LEAST_GROUPS, Estimate, check_limits, estimate
 from nntk.general import BlackBox, Function, General, of_black_box, of_function, of_module
 from nntk.kernels import checks
 from nntk.kernels.assemble import (
@@ -27,6 +29,7 @@ from nntk.kernels.fixed_weights import FixedKernel
 from nntk.kernels.perturb import DEFAULT_BYTES, PRECISIONS, PROPAGATION, check_precision
 from nntk.kernels.philox import parse, split_seed, unit_displacements
 from nntk.models import Mlp, NotRecognised, recognise
+from nntk.operator import KernelOperator
 
 _GAMMA_HINT = "gamma is the length scale of the displacements, e.g. 0.1; the kernel tends to the NTK as it falls."
 Model = Mlp | General
@@ -195,7 +198,7 @@ class NonlocalNTK:
         # The columns' inputs ride along: one pass, one generation of the noise.
         joint, weights = x1 if x2 is None else torch.cat((x1, x2)), drawn.row_weights
         kernel: Tensor | None = None
-        for rows in self._pieces(drawn.model, joint):
+        for rows in self._pieces(drawn, joint):
             unit, norms = self._unit_differences(drawn, joint, rows, "odd" if self.antithetic else "none")
             part = assemble(
                 unit[:, : len(x1)],
@@ -213,7 +216,7 @@ class NonlocalNTK:
     def _attended_energy(self, drawn: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
         """The energy form under attention on outputs: chunks add up before the softmax's sums are known."""
         total, keys = Total(), self._keys(drawn.model, x1, x2)
-        for rows in self._pieces(drawn.model, x1 if x2 is None else torch.cat((x1, x2))):
+        for rows in self._pieces(drawn, x1 if x2 is None else torch.cat((x1, x2))):
             first, second, norms = self._attend(drawn, x1, x2, keys, rows)
             part = attended_energy(first, second, norms, drawn.model.num_params, self.normalization, self.outputs)
             total.add(part, first.statistics, None if second is None else second.statistics)
@@ -229,16 +232,16 @@ class NonlocalNTK:
         return model.outputs(x1 if x2 is None else torch.cat((x1, x2)))
 
     def _attend(
-        self, drawn: Displacements, x1: Tensor, x2: Tensor | None, keys: Tensor | None, rows: Tensor
+        self, drawn: Displacements, x1: Tensor, x2: Tensor | None, keys: Tensor | None, places: Tensor
     ) -> tuple[Attended, Attended | None, Tensor]:
         """Differences under attention at the lines' and the entries' inputs, and the squared norms."""
         attention, joint = self.weights, x1 if x2 is None else torch.cat((x1, x2))
         assert isinstance(attention, Attention), "the caller looked"
         own = callable(attention.score)
         pairs = "none" if not self.antithetic else "odd" if own else "both"
-        unit, norms = self._unit_differences(drawn, joint, rows, pairs)
-        priors, factors = drawn.priors[rows], attention.factors(drawn.scales[rows], unit.shape[-1])
-        numbers = range(int(rows[0]), int(rows[-1]) + 1)
+        unit, norms = self._unit_differences(drawn, joint, places, pairs)
+        priors, factors = drawn.priors[places], attention.factors(drawn.scales[places], unit.shape[-1])
+        numbers = range(int(places[0]), int(places[-1]) + 1)
 
         def at(x: Tensor, place: slice) -> Attended:
             given = attention.given(x, numbers, self.antithetic) if own else None
@@ -271,7 +274,7 @@ class NonlocalNTK:
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
         """All unit differences and weights at the lines' and the entries' inputs, and the squared norms."""
         if drawn.by_input:
-            first, second, norms = self._attend(drawn, x1, x2, self._keys(drawn.model, x1, x2), drawn.rows)
+            first, second, norms = self._attend(drawn, x1, x2, self._keys(drawn.model, x1, x2), drawn.places)
             for attended in (first, second):
                 if attended is not None:
                     drawn.warn_of(attended.statistics)
@@ -279,7 +282,7 @@ class NonlocalNTK:
                 return first.difference(), None, first.weights(), None, norms
             return first.difference(), second.difference(), first.weights(), second.weights(), norms
         joint, weights = x1 if x2 is None else torch.cat((x1, x2)), drawn.row_weights
-        unit, norms = self._unit_differences(drawn, joint, drawn.rows, "odd" if self.antithetic else "none")
+        unit, norms = self._unit_differences(drawn, joint, drawn.places, "odd" if self.antithetic else "none")
         return unit[:, : len(x1)], None if x2 is None else unit[:, len(x1) :], weights, None, norms
 
     @torch.no_grad()
@@ -303,7 +306,7 @@ class NonlocalNTK:
         model = self._model()
         drawn = self._displacements(model)
         pairs = "none" if not self.antithetic else "both" if halves else "odd"
-        unit, _ = self._unit_differences(drawn, model.inputs("x", x), drawn.rows, pairs)
+        unit, _ = self._unit_differences(drawn, model.inputs("x", x), drawn.places, pairs)
         differences = unit.mul_(drawn.scales[:, None, None])
         checks.finite("the differences of the model's outputs", differences)
         return differences
@@ -334,6 +337,132 @@ class NonlocalNTK:
         return made / model.num_params if self.normalization == "paper" else made
 
     @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        r"""Features A with :math:`K(x, x') = A(x) A(x')^\top`: inputs of other calls need none of them again.
+
+        Of the energy form :math:`A_{n,mc} = \sqrt{d\,\alpha_m(x_n)}\, D_{mnc} / |\delta_m|`, of plugin the nonlocal
+        gradients.
+
+        Args:
+            x: Inputs, [N, K], in the model's dtype.
+
+        Returns:
+            [N, F] in the model's dtype: F = M C for energy, C d for plugin.
+
+        Raises:
+            ValueError: If the estimator is unbiased, whose kernel is indefinite, or the outputs are neither traced nor
+                averaged, or inputs do not fit the model or are not finite.
+            TypeError: If inputs have another dtype than the model.
+        """
+        if self.estimator == "unbiased":
+            raise ValueError(
+                "estimator must be 'energy' or 'plugin' to have features: unbiased kernels are indefinite."
+            )
+        if self.outputs not in ("trace", "mean"):
+            raise ValueError(f"outputs must be 'trace' or 'mean' to have features, got {self.outputs!r}.")
+        if self.estimator == "plugin":
+            made = self.jacobian(x).flatten(1)
+            return made / self._num_outputs(x) ** 0.5 if self.outputs == "mean" else made
+        model = self._model()
+        drawn = self._displacements(model)
+        unit, _, weights, _, norms = self._all(drawn, model.inputs("x", x), None)
+        weights = weights if weights.dim() == 2 else weights[:, None]
+        roots = (weights * (model.num_params / norms)[:, None]).sqrt().to(unit.dtype)
+        if self.outputs == "mean":
+            roots = roots / unit.shape[-1] ** 0.5
+        if self.normalization == "paper":
+            roots = roots / model.num_params
+        made = unit.mul_(roots[:, :, None]).transpose(0, 1).flatten(1)
+        checks.finite("the features, from the model's outputs at displaced parameters,", made)
+        return made
+
+    def _num_outputs(self, x: Tensor) -> int:
+        model = self._model()
+        return model.num_outputs(model.inputs("x", x))
+
+    @torch.no_grad()
+    def diagonal(self, x: Tensor) -> Tensor:
+        """The kernel of each input with itself.
+
+        Args:
+            x: Inputs, [N, K], in the model's dtype.
+
+        Returns:
+            [N], with axes [C] or [C, C] appended for ``outputs="diagonal"`` and ``"full"``.
+
+        Raises:
+            ValueError: If inputs do not fit the model or are not finite.
+            TypeError: If inputs have another dtype than the model.
+        """
+        if self.outputs in ("trace", "mean") and self.estimator != "unbiased":
+            return self.operator(x).diagonal().to(self._model().dtype)
+        # One input at a time: nothing else of the kernel is made.
+        return torch.cat([self(x[n : n + 1])[0] for n in range(len(x))])
+
+    def operator(self, x: Tensor) -> KernelOperator:
+        """The kernel of many inputs as a linear operator: products, solutions and spectra without the matrix.
+
+        Args:
+            x: Inputs, [N, K], in the model's dtype.
+
+        Returns:
+            The operator.
+
+        Raises:
+            ValueError: If the kernel has no features (see :meth:`features`), or inputs do not fit the model.
+            TypeError: If inputs have another dtype than the model.
+        """
+        return KernelOperator(self, self._model().inputs("x", x))
+
+    @torch.no_grad()
+    def estimate(
+        self,
+        x1: Tensor,
+        x2: Tensor | None = None,
+        *,
+        rtol: float = 0.05,
+        max_samples: int = 2**17,
+        progress: Callable[[Estimate], None] | None = None,
+    ) -> Estimate:
+        """The kernel with error bars, of as many displacements as the tolerance needs.
+
+        Displacements come in groups, of a sixteenth of ``samples`` each, until the standard error of the matrix, by the
+        scatter of the groups, is small enough. They are those of the stream from the first on.
+
+        Args:
+            x1: The rows' inputs, [N1, K].
+            x2: The columns' inputs, [N2, K]; None for the symmetric kernel of ``x1``.
+            rtol: Standard error of the matrix over its Frobenius norm that ends it.
+            max_samples: Displacements that end it, with ``converged=False``; 16 groups at least.
+            progress: Is given the estimate so far, from sixteen groups on.
+
+        Returns:
+            The kernel, the standard error of each entry, and how they came about.
+
+        Raises:
+            ValueError: If the estimator is not energy, or displacements are weighted (their groups are not
+                independent), or a number is out of range, or inputs do not fit the model.
+            TypeError: If inputs have another dtype than the model.
+        """
+        rtol, max_samples = check_limits(rtol, max_samples, self.samples)
+        if self.estimator != "energy" or not isinstance(self.weights, FixedKernel) or self.weights.proposal:
+            raise ValueError(
+                "estimate needs estimator='energy' and weights=FixedKernel(...) without a proposal, whose groups are "
+                f"independent; got {self.estimator!r} and {self.weights!r}."
+            )
+        model, size = self._model(), max(1, self.samples // LEAST_GROUPS)
+        first = model.inputs("x1", x1)
+        second = None if x2 is None else model.inputs("x2", x2)
+
+        def groups() -> Iterator[Tensor]:
+            for start in itertools.count(0, size):
+                kernel = self._energy(self._displacements(model, range(start, start + size)), first, second)
+                checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
+                yield kernel
+
+        return estimate(groups(), size, 2 if self.antithetic else 1, rtol, max_samples, progress)
+
+    @torch.no_grad()
     def displacement_weights(self, x: Tensor | None = None) -> Tensor:
         r"""The weights :math:`\alpha_m`, which sum to one over the displacements.
 
@@ -355,7 +484,7 @@ class NonlocalNTK:
         if x is None:
             return drawn.row_weights
         x = model.inputs("x", x)
-        attended, _, _ = self._attend(drawn, x, None, self._keys(model, x, None), drawn.rows)
+        attended, _, _ = self._attend(drawn, x, None, self._keys(model, x, None), drawn.places)
         weights = attended.weights().to(model.dtype)
         checks.finite("the weights, from scores at displaced parameters,", weights)
         return weights
@@ -402,11 +531,11 @@ class NonlocalNTK:
         made = torch.arange(numbers.start, numbers.stop, device=model.device)
         return Displacements(model, self.weights, self.gamma, made, self.seed, self.directions, self.antithetic)
 
-    def _unit_differences(self, drawn: Displacements, x: Tensor, rows: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
+    def _unit_differences(self, drawn: Displacements, x: Tensor, places: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
         return drawn.model.unit_differences(
             x,
-            rows,
-            drawn.scales[rows],
+            drawn.rows[places],
+            drawn.scales[places],
             self.seed,
             self.directions,
             pairs,
@@ -431,12 +560,13 @@ class NonlocalNTK:
         except NotRecognised:
             return of_module(self.model, names)
 
-    def _pieces(self, model: Model, x: Tensor) -> Sequence[Tensor]:
-        """Rows to assemble together, as the budget allows."""
-        rows = torch.arange(self.samples, device=model.device)
+    def _pieces(self, drawn: Displacements, x: Tensor) -> Sequence[Tensor]:
+        """Places of the displacements to assemble together, as the budget allows."""
+        model = drawn.model
+        places = torch.arange(len(drawn.rows), device=model.device)
         # Four copies: the differences, and the features that assembly makes of them. Under attention twice, for pairs,
         # and what is made of scores in float64: those of both halves, three times over, and the weight.
         attends = isinstance(self.weights, Attention) and self.weights.by_input
         numbers = (8 if attends else 4) * model.num_outputs(x) * model.dtype.itemsize + (56 if attends else 0)
         row_bytes = max(1, len(x)) * numbers
-        return torch.split(rows, max(64, (self.max_memory or DEFAULT_BYTES) // row_bytes))
+        return torch.split(places, max(64, (self.max_memory or DEFAULT_BYTES) // row_bytes))

@@ -284,7 +284,7 @@ def test_wrong_usage_is_one_line_and_exit_2(options, message, capsys):
     [
         (["--module", "nntk.nowhere"], "nntk.nowhere lists no kernels: ModuleNotFoundError"),
         (["--module", "kernels_to_judge", "--kernel", "x!"], "none of 3 kernels has 'x!' in its name; see --list"),
-        (["--module", "kernels_to_judge", "--kernel", "good", "--json", "/proc/version/x"], "Not a directory"),
+        (["--module", "kernels_to_judge", "--kernel", "good", "--json", "/proc/version/x"], "'/proc/version'"),
     ],
 )
 def test_what_is_not_there_is_one_line_and_exit_2(options, message, monkeypatch, capsys):

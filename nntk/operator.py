@@ -1,0 +1,210 @@
+"""A kernel matrix that is never formed: products, solutions and spectra through its features, chunk by chunk."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nntk.kernels import checks
+from nntk.kernels.perturb import DEFAULT_BYTES
+
+if TYPE_CHECKING:
+    from nntk.nonlocal_ntk import NonlocalNTK
+
+
+class KernelOperator:
+    r"""The kernel of N inputs as a linear operator, :math:`K = A A^\top` with features A [N, F].
+
+    A is made for some inputs at a time and never held; products cost O(N F), everything else goes through
+    :math:`A^\top A` [F, F] in float64, or through the kernel itself where N is smaller than F.
+
+    Args:
+        kernel: The kernel, traced or averaged over outputs; its estimator has features.
+        x: Inputs, [N, ...].
+
+    Raises:
+        ValueError: If the kernel has no features, or inputs do not fit its model.
+        TypeError: If inputs have another dtype than the model.
+
+    Example:
+        >>> import nntk
+        >>> kernel = nntk.NonlocalNTK(torch.nn.Linear(3, 1), samples=64)
+        >>> x = torch.randn(50, 3)
+        >>> v = torch.ones(50)
+        >>> torch.allclose(kernel.operator(x) @ v, kernel(x) @ v, rtol=1e-4, atol=1e-4)
+        True
+    """
+
+    def __init__(self, kernel: "NonlocalNTK", x: Tensor) -> None:
+        self.kernel, self.x = kernel, x
+        width = kernel.features(x[:1]).shape[1]
+        self.num_features = width
+        # Four copies of the features of some inputs: differences, features, float64.
+        budget = kernel.max_memory or DEFAULT_BYTES
+        self._inputs = max(1, budget // (32 * max(1, width)))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Both lengths, N."""
+        return len(self.x), len(self.x)
+
+    def features(self, x: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Features of some inputs at a time, in float64.
+
+        Args:
+            x: Inputs; those of the operator by default.
+
+        Yields:
+            Where they stand, and their features, [n, F].
+        """
+        inputs = self.x if x is None else x
+        for start in range(0, len(inputs), self._inputs):
+            some = slice(start, min(start + self._inputs, len(inputs)))
+            yield some, self.kernel.features(inputs[some]).double()
+
+    def project(self, vectors: Tensor) -> Tensor:
+        r""":math:`A^\top v` in float64, [F] or [F, R], of vectors [N] or [N, R]."""
+        vectors = self._vectors("vectors", vectors)
+        total = vectors.new_zeros(self.num_features, *vectors.shape[1:])
+        for some, a in self.features():
+            total += a.T @ vectors[some]
+        return total
+
+    def expand(self, weights: Tensor, x: Tensor | None = None) -> Tensor:
+        r""":math:`A(x) w` in float64, [N] or [N, R], of weights [F] or [F, R]: at other inputs, a prediction."""
+        inputs = self.x if x is None else x
+        out = weights.new_empty(len(inputs), *weights.shape[1:])
+        for some, a in self.features(inputs):
+            out[some] = a @ weights
+        return out
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return self.expand(self.project(vectors)).to(vectors.dtype)
+
+    @cached_property
+    def gram(self) -> Tensor:
+        r""":math:`A^\top A`, [F, F], float64."""
+        total = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.x.device)
+        for _, a in self.features():
+            total.addmm_(a.T, a)
+        return total
+
+    def gram_and_projection(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`A^\top A` and :math:`A^\top v` of one pass over the inputs."""
+        vectors = self._vectors("vectors", vectors)
+        gram = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.x.device)
+        projected = vectors.new_zeros(self.num_features, *vectors.shape[1:])
+        for some, a in self.features():
+            gram.addmm_(a.T, a)
+            projected += a.T @ vectors[some]
+        return gram, projected
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether there are at least as many features as inputs, so that the matrix itself is the smaller problem."""
+        return self.num_features >= len(self.x)
+
+    def solve(self, y: Tensor, alpha: float) -> Tensor:
+        r"""Solve :math:`(K + \alpha I) v = y`.
+
+        Args:
+            y: Right-hand sides, [N] or [N, R].
+            alpha: The ridge, above 0.
+
+        Returns:
+            v, like ``y``; by Woodbury's identity where N exceeds F.
+
+        Raises:
+            ValueError: If a shape does not fit, or the ridge is out of range.
+        """
+        alpha = checks.positive_float("alpha", alpha, 1e-30, 1e30, "The ridge is added to the diagonal.")
+        right = self._vectors("y", y)
+        if self.is_wide:
+            solution = _solve(self.kernel(self.x).double(), alpha, right)
+        else:
+            solution = (right - self.expand(_solve(self.gram, alpha, self.project(right)))) / alpha
+        return solution.to(y.dtype)
+
+    def eigsh(self, k: int = 6) -> tuple[Tensor, Tensor]:
+        """The largest eigenvalues and their vectors.
+
+        Args:
+            k: How many, at most N and F.
+
+        Returns:
+            Eigenvalues, [k], float64, the largest first, and orthonormal vectors, [N, k].
+
+        Raises:
+            ValueError: If ``k`` is out of range.
+        """
+        k = checks.integer("k", k, 1, min(len(self.x), self.num_features))
+        if self.is_wide:
+            values, vectors = torch.linalg.eigh(self.kernel(self.x).double())
+            return values[-k:].flip(0), vectors[:, -k:].flip(1)
+        values, right = torch.linalg.eigh(self.gram)
+        values, right = values[-k:].flip(0), right[:, -k:].flip(1)
+        # Vectors of eigenvalues of rounding have no direction of their own.
+        roots = values.clamp(min=torch.finfo(torch.float64).eps * float(values[0])).sqrt()
+        return values, self.expand(right / roots)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal, [N], float64."""
+        return torch.cat([a.square().sum(1) for _, a in self.features()])
+
+    def trace(self) -> float:
+        """Sum of the diagonal."""
+        return float(self.diagonal().sum())
+
+    def squared_norm(self) -> float:
+        """Sum of the squares of all entries."""
+        return float((self.kernel(self.x).double() if self.is_wide else self.gram).square().sum())
+
+    def effective_rank(self) -> float:
+        r"""Squared trace over squared norm, :math:`(\sum \lambda)^2 / \sum \lambda^2`: 1 for a single direction."""
+        return float(self.trace() ** 2 / self.squared_norm())
+
+    def alignment(self, y: Tensor) -> float:
+        r"""Alignment with targets, :math:`\langle y, K y \rangle / (|K|_F\,|y y^\top|_F)`, in [0, 1].
+
+        Args:
+            y: Targets, [N] or [N, R]; of several the sum over them.
+
+        Returns:
+            The alignment.
+
+        Raises:
+            ValueError: If their number is another than that of the inputs.
+        """
+        targets = self._vectors("y", y)
+        columns = targets if targets.dim() == 2 else targets[:, None]
+        overlap = self.project(columns).square().sum() / (columns.T @ columns).norm()
+        return float(overlap / self.squared_norm() ** 0.5)
+
+    def to_scipy(self) -> Any:
+        """The same as a ``scipy.sparse.linalg.LinearOperator``, for its iterative methods; needs SciPy."""
+        from scipy.sparse.linalg import LinearOperator
+
+        def times(vectors: Any) -> Any:
+            return (self @ torch.as_tensor(vectors, dtype=torch.float64, device=self.x.device)).cpu().numpy()
+
+        return LinearOperator(self.shape, matvec=times, rmatvec=times, matmat=times, rmatmat=times, dtype="float64")
+
+    def _vectors(self, name: str, vectors: Tensor) -> Tensor:
+        checks.tensor(name, vectors)
+        if vectors.dim() not in (1, 2) or len(vectors) != len(self.x):
+            raise ValueError(
+                f"{name} must have shape [{len(self.x)}] or [{len(self.x)}, R], got {tuple(vectors.shape)}."
+            )
+        return vectors.double()
+
+
+def _solve(matrix: Tensor, alpha: float, right: Tensor) -> Tensor:
+    """Solve (matrix + alpha I) v = right for a matrix that is positive semi-definite but for rounding."""
+    shifted = matrix.clone()
+    shifted.diagonal().add_(alpha)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    columns = right if right.dim() == 2 else right[:, None]
+    solution = torch.linalg.solve(shifted, columns) if int(info) else torch.cholesky_solve(columns, factor)
+    return solution if right.dim() == 2 else solution[:, 0]

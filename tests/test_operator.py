@@ -1,0 +1,109 @@
+"""Kernels as operators: what the matrix would give, without it."""
+
+import pytest
+import torch
+from conftest import inputs, mlp, relative_error
+from scipy.sparse.linalg import cg
+from torch import nn
+
+import nntk
+from nntk import Attention, FixedKernel, NonlocalNTK
+
+SETTINGS = {
+    "energy": {},
+    "mean": {"outputs": "mean", "normalization": "paper"},
+    "plugin": {"estimator": "plugin", "outputs": "mean"},
+    "attention": {"weights": Attention(temperature=0.1)},
+    "weighted": {"weights": FixedKernel("gaussian", proposal=FixedKernel("cauchy")), "antithetic": False},
+}
+
+
+def made(samples=24, **settings):
+    """A kernel of two outputs."""
+    return NonlocalNTK(mlp(3, 12, 2), gamma=0.3, samples=samples, **settings)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.filterwarnings("ignore::nntk.EffectiveSampleWarning")
+def test_features_make_the_kernel(settings):
+    """Of lines and of entries, each by itself; and the diagonal."""
+    kernel, x, other = made(**settings), inputs(7, 3), inputs(5, 3, seed=4)
+    a, b = kernel.features(x), kernel.features(other)
+    assert relative_error(a @ b.T, kernel(x, other)) < 1e-5
+    assert relative_error(kernel.diagonal(x), kernel(x).diagonal()) < 1e-5
+
+
+@pytest.mark.parametrize("outputs", ["trace", "diagonal", "full"])
+def test_diagonals_of_all_outputs(outputs):
+    """Of kernels without features too."""
+    for estimator in ("energy", "unbiased"):
+        kernel, x = made(outputs=outputs, estimator=estimator), inputs(4, 3)
+        whole = kernel(x)
+        expected = torch.stack([whole[n, n] for n in range(4)])
+        torch.testing.assert_close(kernel.diagonal(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [30, 200], ids=["wide", "tall"])
+def test_what_the_matrix_gives(number):
+    """Products, solutions, eigenvalues, ranks: with fewer inputs than features, and with more, in chunks."""
+    kernel, x = made(max_memory=2**20), inputs(number, 3)
+    operator, k = kernel.operator(x), kernel(x).double()
+    operator._inputs = 37
+    y = torch.randn(number, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert operator.shape == (number, number) and operator.is_wide == (number == 30)
+    assert relative_error(operator @ y, k @ y) < 1e-5 and relative_error(operator @ y[:, 0].float(), k @ y[:, 0]) < 1e-5
+    solved = operator.solve(y, 2.0)
+    assert relative_error(solved, torch.linalg.solve(k + 2.0 * torch.eye(number), y)) < 1e-4
+    values, vectors = operator.eigsh(5)
+    assert relative_error(values, torch.linalg.eigvalsh(k).flip(0)[:5]) < 1e-5
+    assert relative_error(k @ vectors, vectors * values) < 1e-4
+    assert relative_error(vectors.T @ vectors, torch.eye(5)) < 1e-4
+    assert operator.trace() == pytest.approx(float(k.trace()), rel=1e-5)
+    assert operator.effective_rank() == pytest.approx(float(k.trace() ** 2 / k.square().sum()), rel=1e-5)
+    one = y[:, 0]
+    assert operator.alignment(one) == pytest.approx(float(one @ k @ one / k.norm() / (one @ one)), rel=1e-4)
+    assert operator.alignment(vectors[:, 0]) == pytest.approx(float(values[0] / k.norm()), rel=1e-4)
+
+
+def test_scipy_takes_the_operator():
+    """Its conjugate gradients solve what ours solve."""
+    operator, y = made().operator(inputs(60, 3)), torch.ones(60, dtype=torch.float64)
+    shifted = operator.to_scipy() + 3.0 * nntk.operator.KernelOperator.to_scipy(_Identity(60))
+    solution, status = cg(shifted, y.numpy(), rtol=1e-8)
+    assert status == 0 and relative_error(torch.as_tensor(solution), operator.solve(y, 3.0)) < 1e-4
+
+
+class _Identity:
+    """What an operator that changes nothing looks like."""
+
+    def __init__(self, number):
+        """Of so many inputs."""
+        self.shape, self.x = (number, number), torch.zeros(number)
+
+    def __matmul__(self, vectors):
+        """The vectors."""
+        return vectors
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: made(estimator="unbiased").operator(inputs(3, 3)), "unbiased kernels are indefinite"),
+        (lambda: made(outputs="full").features(inputs(3, 3)), "outputs must be 'trace' or 'mean' to have features"),
+        (lambda: made().operator(inputs(3, 3)) @ torch.ones(4), r"vectors must have shape \[3\] or \[3, R\]"),
+        (lambda: made().operator(inputs(3, 3)).solve(torch.ones(3), 0.0), "alpha must be between"),
+        (lambda: made().operator(inputs(3, 3)).eigsh(4), "k must be at most 3"),
+        (lambda: made().operator(torch.full((3, 3), torch.nan)), "x must be finite"),
+    ],
+)
+def test_what_cannot_be_is_an_error(call, message):
+    """It names the argument."""
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_linear_layer_alone():
+    """Its kernel has rank d at most: the operator sees it."""
+    operator = NonlocalNTK(nn.Linear(3, 1), samples=64).operator(inputs(50, 3))
+    values, _ = operator.eigsh(6)
+    assert float(values[4] / values[0]) < 1e-6 and operator.effective_rank() < 4

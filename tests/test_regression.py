@@ -1,0 +1,97 @@
+"""Ridge regression and classification in scikit-learn's manner."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import inputs, mlp
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+import nntk
+from nntk import KernelRidge, KernelRidgeClassifier, NonlocalNTK
+
+
+def small(num_features):
+    """A network that is quickly evaluated."""
+    return nn.Sequential(nn.Linear(num_features, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+@parametrize_with_checks([KernelRidge(small, samples=32), KernelRidgeClassifier(small, samples=32)])
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_finds_nothing_wrong(estimator, check):
+    """With its own checks of estimators."""
+    check(estimator)
+
+
+@pytest.mark.parametrize("number", [20, 300], ids=["few inputs", "many inputs"])
+def test_the_fit_is_ridge_regression_with_the_kernel(number):
+    """By the matrix, or by the normal equations of the features: predictions of the textbook."""
+    x, y = inputs(number, 3, torch.float64).numpy(), inputs(number, 2, torch.float64, seed=5).numpy()
+    new = inputs(7, 3, torch.float64, seed=8).numpy()
+    model = mlp(3, 12, 1, dtype=torch.float64)
+    fit = KernelRidge(model, samples=64, alpha=0.7, seed=3).fit(x, y)
+    kernel = NonlocalNTK(model, samples=64, seed=3)
+    k, cross = kernel(torch.tensor(x)).numpy(), kernel(torch.tensor(new), torch.tensor(x)).numpy()
+    expected = y.mean(0) + cross @ np.linalg.solve(k + 0.7 * np.eye(number), y - y.mean(0))
+    np.testing.assert_allclose(fit.predict(new), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("number", [20, 150], ids=["few inputs", "many inputs"])
+def test_leave_one_out_is_what_it_says(number):
+    """The chosen ridge has the least error of fits that each leave an input out, among all that were tried."""
+    x = inputs(number, 3, torch.float64)
+    y = torch.sign(x[:, 0]) + 0.3 * inputs(number, 1, torch.float64, seed=2)[:, 0]
+    model = mlp(3, 12, 1, dtype=torch.float64)
+    fit = KernelRidge(model, samples=64).fit(x.numpy(), y.numpy())
+    k, centred = NonlocalNTK(model, samples=64)(x), y - y.mean()
+
+    def left_out(alpha):
+        inverse = torch.linalg.inv(k + alpha * torch.eye(number))
+        return float((inverse @ centred / inverse.diagonal()).square().mean())
+
+    assert all(left_out(fit.alpha_) <= left_out(fit.alpha_ * factor) * (1 + 1e-6) for factor in (0.3, 0.5, 2.0, 3.0))
+
+
+def test_digits_and_a_search_over_gamma():
+    """Images by a sign network, whose hidden layers have no gradient: far beyond its last layer's kernel."""
+    x, y = load_digits(return_X_y=True)
+    x, y = (x / 16).astype(np.float32)[:900], y[:900]
+
+    def sign(num_features):
+        return nn.Sequential(nn.Linear(num_features, 64), nntk.activations.Sign(), nn.Linear(64, 1))
+
+    search = GridSearchCV(KernelRidgeClassifier(sign, samples=192), {"gamma": [0.1, 0.3]}, cv=2).fit(x[:600], y[:600])
+    assert search.best_params_["gamma"] in (0.1, 0.3) and search.score(x[600:], y[600:]) > 0.85
+    two = KernelRidgeClassifier(sign, samples=64).fit(x[y < 2], y[y < 2])
+    assert two.decision_function(x[y < 2]).ndim == 1 and two.score(x[y < 2], y[y < 2]) > 0.95
+
+
+def test_builders_are_seeded_and_modules_left_alone():
+    """The same seed fits the same; a module is copied; the dtype of the inputs is that of the evaluation."""
+    x, y = inputs(30, 3).numpy(), inputs(30, 1, seed=2).numpy()[:, 0]
+    torch.manual_seed(1)
+    first = KernelRidge(small, samples=32).fit(x, y)
+    torch.manual_seed(2)
+    second = clone(first).fit(x, y)
+    np.testing.assert_array_equal(first.predict(x), second.predict(x))
+    module = mlp(3, 8, 1)
+    fit = KernelRidge(module, samples=32).fit(x.astype(np.float64), y)
+    assert next(module.parameters()).dtype == torch.float32
+    assert next(fit.kernel_.model.parameters()).dtype == torch.float64
+
+
+def test_the_double_descent_peak_is_warned_of():
+    """As many features as inputs, and no ridge to speak of."""
+    x, y = inputs(64, 3).numpy(), inputs(64, 1, seed=2).numpy()[:, 0]
+    with pytest.warns(UserWarning, match="as many features .64. as inputs .64.: such fits err the most"):
+        KernelRidge(small, samples=64, alpha=1e-9).fit(x, y)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, "cv", True])
+def test_a_ridge_is_positive(alpha):
+    """Or chosen by leave-one-out."""
+    with pytest.raises(ValueError, match="alpha must be a positive number or 'loo'"):
+        KernelRidge(small, samples=8, alpha=alpha).fit(np.eye(3), np.ones(3))
