@@ -17,6 +17,7 @@ from nntk.local_ntk import local_ntk
 from nntk.monte_carlo import monte_carlo_error
 from nntk.nonlocal_ntk import NonlocalNTK
 from nntk.operator import KernelOperator
+from nntk.storage import load, save
 from nntk.training import GradientFlow, NonlocalGradientDescent
 
 if TYPE_CHECKING:
@@ -35,8 +36,10 @@ __all__ = [
     "NonlocalGradientDescent",
     "NonlocalNTK",
     "activations",
+    "load",
     "local_ntk",
     "monte_carlo_error",
+    "save",
 ]
 
 

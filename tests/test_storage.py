@@ -1,0 +1,92 @@
+"""Kernels on disk: the same bits come back, for the same kernel alone."""
+
+import pytest
+import torch
+from conftest import inputs, mlp
+from safetensors.torch import save_file
+
+import nntk
+from nntk import storage
+
+
+def made(**settings):
+    """A kernel, of one model whatever its settings."""
+    return nntk.NonlocalNTK(mlp(3, 8, 2), **{"samples": 16, **settings})
+
+
+def centred(x, rows):
+    """A score of one's own."""
+    return torch.zeros(len(rows), len(x))
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    """Matrices, differences and inputs, bit for bit; a budget of memory changes no number."""
+    kernel, x, path = made(), inputs(5, 3), tmp_path / "deep" / "k.safetensors"
+    kept = {"K": kernel(x), "D": kernel.differences(x), "x": x, "K_t": kernel(x, inputs(2, 3)).T}
+    nntk.save(path, kernel, kept)
+    found = nntk.load(path, made(max_memory=2**22))
+    assert found.keys() == kept.keys() and all(torch.equal(found[name], kept[name]) for name in kept)
+    assert [file.name for file in path.parent.iterdir()] == ["k.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma": 0.2}, "gamma is 0.1 there and 0.2 here"),
+        ({"seed": 1, "samples": 17}, "samples is 16 there and 17 here; seed is 0 there and 1 here"),
+        ({"weights": nntk.FixedKernel("cauchy")}, "weights is .*gaussian.* there and .*cauchy.* here"),
+        ({"weights": nntk.Attention(score=centred)}, r"weights is .* there and .*test_storage.centred.* here"),
+        (
+            {"weights": nntk.Attention(on="parameters", projection=(torch.ones(1, 50), torch.zeros(1, 50)))},
+            r"weights is .* there and .*'parameters', 'dot', 1.0, None, '[0-9a-f]{64}'.* here",
+        ),
+        ({"parameters": ["0.*"]}, r"parameters is None there and \['0.\*'\] here"),
+    ],
+)
+def test_another_kernel_is_refused(tmp_path, settings, message):
+    """By what differs."""
+    nntk.save(tmp_path / "k", made(), {"K": torch.ones(2)})
+    with pytest.raises(nntk.storage.MismatchError, match=message):
+        nntk.load(tmp_path / "k", made(**settings))
+
+
+def test_another_model_or_stream_is_refused(tmp_path, monkeypatch):
+    """A weight that was trained on, another version of the stream, a file of something else."""
+    kernel = made()
+    nntk.save(tmp_path / "k", kernel, {"K": torch.ones(2)})
+    with torch.no_grad():
+        kernel.model[0].weight[0, 0] += 1e-3
+    with pytest.raises(storage.MismatchError, match="is of another kernel: model is"):
+        nntk.load(tmp_path / "k", kernel)
+    monkeypatch.setattr(storage, "STREAM_VERSION", 99)
+    with pytest.raises(storage.MismatchError, match="stream_version is 1 there and 99 here"):
+        nntk.load(tmp_path / "k", made())
+    save_file({"K": torch.ones(2)}, tmp_path / "other")
+    with pytest.raises(storage.MismatchError, match="must be a file that nntk.save wrote"):
+        nntk.load(tmp_path / "other", made())
+
+
+def test_functions_and_black_boxes_are_told_apart(tmp_path):
+    """By their parameters."""
+    for first, second in (
+        ({"model": lambda p, x: x @ p["a"], "parameters": {"a": torch.ones(3, 1)}}, {"a": torch.zeros(3, 1)}),
+        (
+            {"model": nntk.BlackBox(lambda t, x: x @ t, torch.ones(3))},
+            nntk.BlackBox(lambda t, x: x @ t, torch.zeros(3)),
+        ),
+    ):
+        kernel = nntk.NonlocalNTK(samples=4, **first)
+        nntk.save(tmp_path / "k", kernel, {"K": kernel(inputs(2, 3))})
+        assert torch.equal(nntk.load(tmp_path / "k", kernel)["K"], kernel(inputs(2, 3)))
+        other = {**first, "parameters": second} if isinstance(second, dict) else {"model": second}
+        with pytest.raises(storage.MismatchError, match="model is"):
+            nntk.load(tmp_path / "k", nntk.NonlocalNTK(samples=4, **other))
+
+
+def test_nothing_and_no_tensors_are_errors(tmp_path):
+    """Before anything is written."""
+    with pytest.raises(ValueError, match="tensors must hold something"):
+        nntk.save(tmp_path / "k", made(), {})
+    with pytest.raises(TypeError, match=r"K must be a torch.Tensor"):
+        nntk.save(tmp_path / "k", made(), {"K": [1.0]})
+    assert not list(tmp_path.iterdir())
