@@ -18,6 +18,7 @@ from nntk.monte_carlo import monte_carlo_error
 from nntk.nonlocal_ntk import NonlocalNTK
 from nntk.operator import KernelOperator
 from nntk.storage import load, save
+from nntk.tiles import write_kernel
 from nntk.training import GradientFlow, NonlocalGradientDescent
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "local_ntk",
     "monte_carlo_error",
     "save",
+    "write_kernel",
 ]
 
 

@@ -522,6 +522,11 @@ class NonlocalNTK:
         return self._model().num_params
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the model's parameters, and of the kernel."""
+        return self._model().dtype
+
+    @property
     def evaluations(self) -> int:
         """Displaced evaluations of the model for each input: an antithetic sample counts two."""
         return self.samples * (2 if self.antithetic else 1)

@@ -115,7 +115,7 @@ def _weights(weights: FixedKernel | Attention) -> str:
         return repr(weights)
     score = weights.score
     named = score if isinstance(score, str) else f"{score.__module__}.{score.__qualname__}"
-    projection = _hash({"query": weights.projection[0], "key": weights.projection[1]}) if weights.projection else None
+    projection = hash_of({"query": weights.projection[0], "key": weights.projection[1]}) if weights.projection else None
     settings = (weights.on, named, weights.temperature, weights.dim, projection, weights.prior, weights.kernel)
     return f"Attention{settings!r}"
 
@@ -130,10 +130,10 @@ def _fingerprint(kernel: NonlocalNTK) -> str:
     else:
         assert isinstance(kernel.parameters, Mapping), "those of a callable"
         tensors = kernel.parameters
-    return _hash(tensors)
+    return hash_of(tensors)
 
 
-def _hash(tensors: Mapping[str, Tensor]) -> str:
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
     """Hash of names, dtypes, shapes and bytes."""
     found = hashlib.sha256()
     for name, tensor in tensors.items():

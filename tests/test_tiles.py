@@ -1,0 +1,70 @@
+"""Kernels in files: tile by tile, and gone on with to the same bits."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import inputs, mlp, relative_error
+
+import nntk
+
+ARGUMENTS = """
+import sys; sys.path.insert(0, {folder!r})
+import os, signal, torch, nntk
+from conftest import inputs, mlp
+kernel = nntk.NonlocalNTK(mlp(3, 8, 1), samples=16)
+stop = lambda done, all: os.kill(os.getpid(), signal.SIGKILL) if done == {number} else None
+nntk.write_kernel({path!r}, kernel, inputs(23, 3), tile=5, progress=stop)
+"""
+
+
+def made(**settings):
+    """A kernel, of one model whatever its settings."""
+    return nntk.NonlocalNTK(mlp(3, 8, 1), **{"samples": 16, **settings})
+
+
+@pytest.mark.parametrize("columns", [None, 9])
+def test_tiles_make_the_kernel(tmp_path, columns):
+    """Symmetric to the last bit, or between other inputs; read without loading."""
+    x, other = inputs(23, 3), None if columns is None else inputs(columns, 3, seed=4)
+    seen = []
+    matrix = nntk.write_kernel(tmp_path / "k.npy", made(), x, other, tile=5, progress=lambda *at: seen.append(at))
+    number = 15 if other is None else 10
+    assert isinstance(matrix, np.memmap) and seen == [(done + 1, number) for done in range(number)]
+    assert relative_error(torch.tensor(np.array(matrix)), made()(x, other)) < 1e-6
+    assert other is not None or np.array_equal(matrix, matrix.T)
+
+
+@pytest.mark.parametrize("number", [1, 11])
+def test_a_killed_call_goes_on_to_the_same_bits(tmp_path, number):
+    """By SIGKILL after some tiles; finished ones are not made again."""
+    script = ARGUMENTS.format(folder=str(Path(__file__).parent), number=number, path=str(tmp_path / "k.npy"))
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    seen, x = [], inputs(23, 3)
+    matrix = nntk.write_kernel(tmp_path / "k.npy", made(), x, tile=5, progress=lambda *at: seen.append(at))
+    assert seen[0] == (number + 1, 15) and len(seen) == 15 - number
+    whole = nntk.write_kernel(tmp_path / "whole.npy", made(), x, tile=5)
+    assert np.array_equal(matrix, whole)
+
+
+def test_another_call_is_refused(tmp_path):
+    """Of another kernel, other inputs or tiles; and a file that is not ours."""
+    x = inputs(8, 3)
+    nntk.write_kernel(tmp_path / "k.npy", made(), x, tile=5)
+    for kernel, other, tile, what in (
+        (made(gamma=0.2), x, 5, "gamma"),
+        (made(), inputs(8, 3, seed=9), 5, "inputs"),
+        (made(), x, 4, "tile"),
+    ):
+        with pytest.raises(nntk.storage.MismatchError, match=f"was begun with another {what}"):
+            nntk.write_kernel(tmp_path / "k.npy", kernel, other, tile=tile)
+    (tmp_path / "mine.npy").write_bytes(b"")
+    with pytest.raises(nntk.storage.MismatchError, match="no call of write_kernel began it"):
+        nntk.write_kernel(tmp_path / "mine.npy", made(), x)
+    with pytest.raises(ValueError, match="outputs must be 'trace' or 'mean' for a matrix, got 'full'"):
+        nntk.write_kernel(tmp_path / "k.npy", made(outputs="full"), x)
