@@ -41,30 +41,27 @@ def state(device: torch.device) -> State | None:
         device: The device.
 
     Returns:
-        Its state; None on a CPU, on an AMD card, and where nvidia-ml-py is not installed.
+        Its state; None on a CPU, on an AMD card, and where nvidia-ml-py is not installed or may not ask.
     """
     if device.type != "cuda":
         return None
-    found = _handle(str(torch.cuda.get_device_properties(device).uuid))
-    if found is None:
+    try:
+        nvml, handle = _handle(str(torch.cuda.get_device_properties(device).uuid))
+        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        return State(
+            nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+            nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            tuple(name for name, bit in _SLOWDOWNS.items() if reasons & bit),
+        )
+    except Exception:  # No package, no library, no right to ask, a part of a card: a measurement needs none of them.
         return None
-    nvml, handle = found
-    reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-    return State(
-        nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
-        nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        tuple(name for name, bit in _SLOWDOWNS.items() if reasons & bit),
-    )
 
 
 @lru_cache
-def _handle(uuid: str) -> tuple[Any, Any] | None:
-    """NVML and its handle of a card. By identity: numbers may be others than PyTorch's."""
-    try:
-        import pynvml  # type: ignore[import-not-found, unused-ignore]
+def _handle(uuid: str) -> tuple[Any, Any]:
+    """NVML and its handle of a card. By identity: its numbers may be others than PyTorch's."""
+    import pynvml  # type: ignore[import-not-found, unused-ignore]
 
-        pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-    except Exception:  # No package, no library, no right to ask: a measurement needs none of them.
-        return None
+    pynvml.nvmlInit()
+    return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,6 +164,31 @@ def test_a_low_clock_is_throttling_and_a_power_cap_is_not():
     """Below three quarters of the highest."""
     assert clocks.State(1400, 1980, 50).throttled and not clocks.State(1500, 1980, 50).throttled
     assert clocks.state(torch.device("cpu")) is None
+
+
+class FakeNvml:
+    """What NVML tells of a card that is hot, and capped in power."""
+
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+
+    def __getattr__(self, name):
+        """Its functions, by name."""
+        return {
+            "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 0x24,
+            "nvmlDeviceGetClockInfo": lambda handle, kind: 1700,
+            "nvmlDeviceGetMaxClockInfo": lambda handle, kind: 1980,
+            "nvmlDeviceGetTemperature": lambda handle, kind: 88,
+        }[name]
+
+
+def test_a_card_is_asked_and_need_not_answer(monkeypatch):
+    """Reasons become words, a power cap is none of them; where nothing answers there is no state."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
+    monkeypatch.setattr(clocks, "_handle", lambda uuid: (FakeNvml(), None))
+    assert clocks.state(torch.device("cuda")) == clocks.State(1700, 1980, 88, ("hot",))
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
+    assert clocks.state(torch.device("cuda")) is None
 
 
 def test_timing_goes_round_robin_and_compares_within_rounds():
