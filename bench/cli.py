@@ -98,7 +98,8 @@ An unknown op lists the known ones. Exit status: 0 profiled, 2 wrong usage, 130 
 ROOFLINE = """\
 Measure what a device can do at most: copies and reads of memory, and dense products by precision. The fastest of many
 runs is the roof. Suites show each op's share of it; a share above 100 % is an error, since it was measured wrong.
-Roofs are kept for each device, driver, version of PyTorch and number of threads, and measured once.
+Roofs are kept for each device, driver, version of PyTorch and number of threads. A run of a suite measures them once
+more and keeps the best; --again forgets what was kept.
 """
 
 ROOFLINE_EPILOG = """\

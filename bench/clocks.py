@@ -61,7 +61,7 @@ def state(device: torch.device) -> State | None:
 @lru_cache
 def _handle(uuid: str) -> tuple[Any, Any]:
     """NVML and its handle of a card. By identity: its numbers may be others than PyTorch's."""
-    import pynvml  # type: ignore[import-not-found, unused-ignore]
+    import pynvml
 
     pynvml.nvmlInit()
     return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())

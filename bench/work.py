@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from nntk.kernels.cost import Cost
 from nntk.kernels.dispatch import cost_of
+from nntk.observe import Observe
 
 
 def work_of(call: Callable[[], object]) -> Cost:
@@ -20,23 +20,15 @@ def work_of(call: Callable[[], object]) -> Cost:
         Operations of products, bytes of the project's ops and their random numbers. What PyTorch's other operators read
         and write is left out: it may stay in a cache.
     """
-    with _Counting() as counting:
-        call()
-    total: Cost = counting.total
-    return total
+    total = Cost()
 
-
-class _Counting(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = Cost()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
-    ) -> Any:
-        made = function(*arguments, **(options or {}))
+    def count(function: Any, arguments: tuple[Any, ...], options: dict[str, Any], made: Any) -> None:
+        nonlocal total
         if function.namespace == "nntk":
-            self.total += cost_of(function.__name__.partition(".")[0], arguments)
-        elif count := flop_registry.get(function._overloadpacket):
-            self.total += Cost(flops=count(*arguments, **(options or {}), out_val=made))
-        return made
+            total += cost_of(function.__name__.partition(".")[0], arguments)
+        elif flops := flop_registry.get(function._overloadpacket):
+            total += Cost(flops=flops(*arguments, **options, out_val=made))
+
+    with Observe(count):
+        call()
+    return total

@@ -1,8 +1,10 @@
 """Nonlocal neural tangent kernels: finite, randomly displaced parameter differences instead of gradients.
 
-The main entry points are :class:`NonlocalNTK` and :func:`local_ntk`; :class:`FixedKernel` and :class:`Attention` say
-what displacements weigh, :mod:`nntk.activations` holds sign, step,
-quantise and sawtooth as modules, :mod:`nntk.kernels` the batched operations underneath.
+The main entry points are :class:`NonlocalNTK`, of any model, and :func:`local_ntk`; :class:`FixedKernel` and
+:class:`Attention` say what displacements weigh. :class:`KernelRidge` fits, :class:`GradientFlow` predicts training,
+:class:`NonlocalGradientDescent` trains, :func:`save`, :func:`load` and :func:`write_kernel` keep.
+:mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, :mod:`nntk.kernels` the batched operations
+underneath.
 """
 
 from importlib.metadata import version
@@ -14,11 +16,11 @@ from nntk.estimate import Estimate
 from nntk.general import BlackBox
 from nntk.kernels.fixed_weights import EffectiveSampleWarning, FixedKernel
 from nntk.local_ntk import local_ntk
+from nntk.matrix_file import write_kernel
 from nntk.monte_carlo import monte_carlo_error
 from nntk.nonlocal_ntk import NonlocalNTK
 from nntk.operator import KernelOperator
 from nntk.storage import load, save
-from nntk.tiles import write_kernel
 from nntk.training import GradientFlow, NonlocalGradientDescent
 
 if TYPE_CHECKING:

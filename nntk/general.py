@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nntk.functional import call
@@ -17,6 +16,7 @@ from nntk.kernels.perturb.config import default_bytes
 from nntk.kernels.philox import unit_displacements
 from nntk.kernels.philox.reference import TILE
 from nntk.models import check_evaluation_mode, check_inputs, check_parameters, moved_names
+from nntk.observe import Observe
 
 Parameters = dict[str, Tensor]
 Function = Callable[[Parameters, Tensor], Tensor]
@@ -32,12 +32,12 @@ class BlackBox:
     Args:
         function: Takes the vector [d] and inputs [N, ...], and returns outputs [N, ...]: arrays of NumPy where
             ``parameters`` is one, else tensors. The same vector must give the same outputs.
-        parameters: The vector of the parameters, [d], of floating dtype.
+        parameters: The vector of the parameters, [d], float32 or float64.
         points: For a function of the vector alone, which returns outputs at so many points of its own: inputs of the
             kernel are their numbers, such as ``torch.arange(points)``.
 
     Raises:
-        TypeError: If ``function`` is not callable, or ``parameters`` no floating array or tensor.
+        TypeError: If ``function`` is not callable, or ``parameters`` no array or tensor of float32 or float64.
         ValueError: If ``parameters`` is no vector, or not finite, or ``points`` below one.
 
     Example:
@@ -55,8 +55,9 @@ class BlackBox:
             raise TypeError(f"function must be callable, got {type(self.function).__name__}.")
         if self.points is not None:
             checks.integer("points", self.points, 1)
-        if not isinstance(self.parameters, np.ndarray | Tensor) or not self.vector.is_floating_point():
-            raise TypeError(f"parameters must be a floating array or tensor, got {type(self.parameters).__name__}.")
+        if not isinstance(self.parameters, np.ndarray | Tensor) or self.vector.dtype not in checks.FLOATS:
+            kind = getattr(self.parameters, "dtype", type(self.parameters).__name__)
+            raise TypeError(f"parameters must be an array or a tensor of float32 or float64, got {kind}.")
         if self.vector.dim() != 1 or not len(self.vector):
             raise ValueError(f"parameters must be a vector [d], got shape {tuple(self.vector.shape)}.")
         checks.finite("parameters", self.vector)
@@ -272,26 +273,17 @@ class _Plan:
         return cls(rows, stacked, max(1, max_bytes // 2 // (max(1, made) * stacked)))
 
 
-class _Made(TorchDispatchMode):
-    """Bytes of all tensors that are made inside: what an evaluation holds, at most."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
-    ) -> Any:
-        made = function(*arguments, **(options or {}))
-        if not function.is_view:
-            self.total += sum(tensor.nbytes for tensor in tree_leaves(made) if isinstance(tensor, Tensor))
-        return made
-
-
 def _bytes_made(model: General, still: Parameters, x: Tensor) -> int:
     """Bytes that an evaluation at some inputs makes; the first one of all, which shows whether there can be one."""
+    total = 0
+
+    def count(function: Any, arguments: tuple[Any, ...], options: dict[str, Any], made: Any) -> None:
+        nonlocal total
+        if not function.is_view:
+            total += sum(tensor.nbytes for tensor in tree_leaves(made) if isinstance(tensor, Tensor))
+
     try:
-        with _Made() as made:
+        with Observe(count):
             model._evaluated(still, x)
     except RuntimeError as wrong:
         dtype = next(iter(still.values())).dtype
@@ -301,7 +293,6 @@ def _bytes_made(model: General, still: Parameters, x: Tensor) -> int:
             f"model must be evaluable in {dtype}, in which differences keep their digits, but fails: {wrong} "
             "Use precision='fp32' to evaluate it in the dtype of its parameters."
         ) from wrong
-    total: int = made.total
     return total
 
 

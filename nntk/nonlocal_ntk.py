@@ -88,7 +88,8 @@ class NonlocalNTK:
 
     Raises:
         ValueError: If a number is out of range, a name unknown, or a parameter not finite.
-        TypeError: If the model is not recognised (the message names the layer) or an argument has the wrong type.
+        TypeError: If the model is nothing that can be evaluated, if a form or precision that only MLPs have is asked of
+            another model (the message names its layer), or an argument has the wrong type.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))

@@ -86,10 +86,7 @@ class KernelOperator:
     @cached_property
     def gram(self) -> Tensor:
         r""":math:`A^\top A`, [F, F], float64."""
-        total = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.x.device)
-        for _, a in self.features():
-            total.addmm_(a.T, a)
-        return total
+        return self.gram_and_projection(self.x.new_zeros(len(self.x), 0, dtype=torch.float64))[0]
 
     def gram_and_projection(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`A^\top A` and :math:`A^\top v` of one pass over the inputs."""

@@ -31,7 +31,7 @@ def relu_network(num_features: int) -> nn.Module:
     return nn.Sequential(affine[0], nn.ReLU(), affine[1], nn.ReLU(), affine[2])
 
 
-class _Ridge(BaseEstimator):  # type: ignore[misc]
+class _Ridge(BaseEstimator):
     """What regression and classification share: targets [N, T], centred, on features of the kernel."""
 
     def __init__(
@@ -99,7 +99,7 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         return predictions
 
 
-class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[misc]
+class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
     r"""Ridge regression with a nonlocal kernel: :math:`\min_w |y - A w|^2 + \alpha |w|^2`, A its features.
 
     Where there are more inputs than features the normal equations :math:`A^\top A` are summed over chunks of inputs, in
@@ -152,7 +152,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[mis
         return made[:, 0] if self._flat else made
 
 
-class KernelRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
+class KernelRidgeClassifier(ClassifierMixin, _Ridge):
     """Classification by :class:`KernelRidge` on one target a class, 1 for its members and 0 for the others.
 
     Arguments and attributes are those of :class:`KernelRidge`, and ``classes_``.

@@ -88,7 +88,7 @@ def load(path: str | Path, kernel: NonlocalNTK) -> dict[str, Tensor]:
         ]
         if differing:
             raise MismatchError(f"{path} is of another kernel: {'; '.join(differing)}.")
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def described(kernel: NonlocalNTK) -> dict[str, Any]:

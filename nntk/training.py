@@ -1,7 +1,8 @@
 """Training as the kernel sees it: gradient flow in closed form, and descent along nonlocal gradients."""
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -57,15 +58,16 @@ class GradientFlow:
         object.__setattr__(self, "rates", values.clamp(min=0))
         object.__setattr__(self, "modes", vectors)
 
-    rates: Tensor = None  # type: ignore[assignment]
+    rates: Tensor = field(init=False)
     """Rates of convergence, [N], float64, rising: mode i of the error falls as exp(-rate t)."""
-    modes: Tensor = None  # type: ignore[assignment]
+    modes: Tensor = field(init=False)
     """The modes, orthonormal columns [N, N]."""
 
     @property
     def largest_learning_rate(self) -> float:
         """Gradient descent on this loss is stable below it: 2 over the largest rate."""
-        return 2 / float(self.rates[-1])
+        largest = float(self.rates[-1])
+        return 2 / largest if largest > 0 else math.inf
 
     def at(self, time: float, cross: Tensor | None = None, initial: Tensor | None = None) -> Tensor:
         """Predictions at a time.
@@ -87,7 +89,7 @@ class GradientFlow:
         start = torch.zeros_like(columns) if self.initial is None else self.initial.double().reshape(columns.shape)
         errors = self.modes.T @ (columns - start)
         shape = self.targets.shape[1:]
-        # What is not learnt yet of each mode; modes without a rate stay.
+        # The part of each mode that is learnt; modes without a rate stay.
         learnt = -torch.expm1(-self.rates * time) if time < float("inf") else (self.rates > self._least).double()
         if cross is None:
             made = start + self.modes @ (learnt[:, None] * errors)
@@ -153,12 +155,17 @@ class NonlocalGradientDescent(torch.optim.Optimizer):
         for name, beta in zip(("the first of betas", "the second of betas"), betas, strict=True):
             if not 0 <= beta < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {beta!r}.")
-        super().__init__(params, {"lr": lr, "betas": betas})
+        super().__init__(params, {"lr": lr, "betas": betas, "steps": 0})
         self.gamma = checks.positive_float("gamma", gamma, 1e-30, 1e30)
         self.samples = checks.integer("samples", samples, 1, 2**20)
         self.directions = str(parse(directions))
         split_seed(seed)
-        self.seed, self.steps = seed, 0
+        self.seed = seed
+
+    @property
+    def steps(self) -> int:
+        """Steps so far, those of a state that was loaded included: the next one has displacements of its own."""
+        return int(self.param_groups[0]["steps"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -178,7 +185,8 @@ class NonlocalGradientDescent(torch.optim.Optimizer):
             raise ValueError("closure must be given: the loss is evaluated at displaced parameters.")
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         gradient, loss = self._gradient(parameters, closure)
-        self.steps += 1
+        for group in self.param_groups:
+            group["steps"] += 1
         groups = ((group, p) for group in self.param_groups for p in group["params"] if p.requires_grad)
         for (group, parameter), g in zip(groups, gradient, strict=True):
             state, (first, second) = self.state[parameter], group["betas"]

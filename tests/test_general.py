@@ -219,7 +219,8 @@ def test_what_cannot_be_is_an_error(model, options, error, message):
     ("arguments", "error", "message"),
     [
         ((3, np.ones(2)), TypeError, "function must be callable"),
-        ((len, [1.0]), TypeError, "parameters must be a floating array or tensor"),
+        ((len, [1.0]), TypeError, "parameters must be an array or a tensor of float32"),
+        ((len, np.ones(2, dtype=np.float16)), TypeError, "float32 or float64, got float16"),
         ((len, np.ones((2, 2))), ValueError, r"parameters must be a vector \[d\]"),
         ((len, np.array([np.nan])), ValueError, "parameters must be finite"),
         ((len, np.ones(2), 0), ValueError, "points must be at least 1"),

@@ -101,15 +101,21 @@ def test_the_gradient_is_that_of_a_linear_loss():
 
 
 def test_runs_repeat_and_resume():
-    """The displacements are those of the seed and the step: two runs agree, and go on."""
+    """The displacements are those of the seed and the step: two runs agree, also where one goes on from a state."""
+    x = inputs(8, 3)
 
-    def run(steps):
-        model = mlp(3, 4, 1)
-        optimizer = NonlocalGradientDescent(model.parameters(), samples=4, seed=3)
-        x = inputs(8, 3)
+    def run(optimizer, model, steps):
         return [optimizer.step(lambda: model(x).square().mean()) for _ in range(steps)]
 
-    assert run(3) == run(5)[:3] and len(set(run(3))) == 3
+    def begun():
+        model = mlp(3, 4, 1)
+        return NonlocalGradientDescent(model.parameters(), samples=4, seed=3), model
+
+    whole, (first, model) = run(*begun(), 5), begun()
+    assert run(first, model, 3) == whole[:3] and len(set(whole)) == 5
+    second = NonlocalGradientDescent(model.parameters(), samples=4, seed=3)
+    second.load_state_dict(first.state_dict())
+    assert second.steps == 3 and run(second, model, 2) == whole[3:]
 
 
 @pytest.mark.parametrize(
