@@ -5,11 +5,20 @@ Each is differentiated by autograd as it stands: zero for sign, step and quantis
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from nntk.kernels import checks
 from nntk.kernels.perturb import activations as functions
 
 __all__ = ["Quantise", "Sawtooth", "Sign", "Sin", "Step"]
+
+
+def activate(z: Tensor, function: functions.Activation) -> Tensor:
+    """Apply one of the functions that the fused paths know, elementwise; other kinds of tensors may override it."""
+    if has_torch_function_unary(z):
+        made: Tensor = handle_torch_function(activate, (z,), z, function)
+        return made
+    return function.value(z)
 
 
 class _Elementwise(torch.nn.Module):
@@ -21,7 +30,7 @@ class _Elementwise(torch.nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply the function elementwise."""
-        return self.function.value(z)
+        return activate(z, self.function)
 
     def extra_repr(self) -> str:
         """Parameters of the function, for printing."""

@@ -1,7 +1,8 @@
 """Any model: displaced parameters are made chunk by chunk from the stream, and the model is evaluated at them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ from nntk.kernels.philox import unit_displacements
 from nntk.kernels.philox.reference import TILE
 from nntk.models import check_evaluation_mode, check_inputs, check_parameters, moved_names
 from nntk.observe import Observe
+from nntk.propagation import Displacing, propagate
 
 Parameters = dict[str, Tensor]
 Function = Callable[[Parameters, Tensor], Tensor]
 
 _STACKED = 8
 """Displaced copies that are evaluated together; more leave a CPU's caches."""
+_AGREEMENT = 1e-3
+"""Propagated differences are in float32, plain ones in float64; where a rule is wrong, they have nothing in common."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +86,20 @@ class General:
     """A model as kernels see it: what moves, and how it is evaluated elsewhere.
 
     Attributes:
-        evaluate: Outputs [N, ...] at some parameters, by name, in their dtype.
+        evaluate: Outputs [N, ...], given all tensors of the model by name, and inputs of their dtype.
         displaced: The parameters that move, by ordinal.
         names: Their names, by ordinal.
-        stacks: Whether to try evaluating several displaced copies at once, by vmap.
+        rest: The tensors that stay, by name.
+        opaque: Whether nothing is known of what it computes: it is evaluated at one displacement after another.
     """
 
     evaluate: Function
     displaced: dict[int, Tensor]
     names: dict[int, str]
-    stacks: bool = True
+    rest: dict[str, Tensor] = field(default_factory=dict)
+    opaque: bool = False
+    _cast: dict[torch.dtype, Parameters] = field(default_factory=dict, init=False, repr=False)
+    _propagates: dict[tuple[int, ...], bool] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_params(self) -> int:
@@ -148,9 +156,11 @@ class General:
         max_memory: int | None,
         samples: int,
     ) -> tuple[Tensor, Tensor]:
-        r"""Differences over their scales, :math:`[f(\theta + s_m E_m) - f(\theta)] / s_m`, by plain evaluation.
+        r"""Differences over their scales, :math:`[f(\theta + s_m E_m) - f(\theta)] / s_m`.
 
-        In float64, unless ``precision="fp32"``: of float32 outputs a subtraction would leave their rounding, over s.
+        They are propagated where all functions of the model have rules; that is tried, and compared with a plain
+        evaluation, at one input. Else the model is evaluated at both ends, in float64 unless ``precision="fp32"``: of
+        float32 outputs a subtraction would leave their rounding, over s.
 
         Args:
             x: Inputs, [N, ...].
@@ -159,7 +169,7 @@ class General:
             seed: Seed of the stream.
             directions: Family of the displacements.
             pairs: ``"none"``, ``"odd"`` or ``"both"`` halves of antithetic pairs.
-            propagation: ``"auto"`` or ``"direct"``, which are one here.
+            propagation: ``"difference"``, ``"direct"``, or ``"auto"`` for the first where it can be.
             precision: ``"auto"`` or ``"fp32"``, the dtype of the parameters.
             max_memory: Budget of displaced copies and of what an evaluation makes.
             samples: Number of displacements of the whole kernel.
@@ -167,10 +177,56 @@ class General:
         Returns:
             As :func:`nntk.kernels.perturb.mlp_differences`: [M, N, C] or [2, M, N, C] in the dtype of the parameters,
             and the squared norms of the unit displacements, [M], float64.
+
+        Raises:
+            NoRule: If differences are to be propagated, and a function of the model has no rule.
+            TypeError: If the model does not return a tensor with a row for each input.
         """
+        norms = squared_norms(self.displaced, rows, seed, directions)
+        budget = default_bytes(self.device) if max_memory is None else max_memory
+        halves = 1 if pairs == "none" else 2
+        displacing = Displacing(rows, scales.to(self.dtype), seed, directions, halves, budget)
+        if propagation == "difference" or propagation == "auto" and self.propagates(x, displacing):
+            d = propagate(self, _cast(x, torch.float64), displacing)
+            if pairs == "both":
+                return d.transpose(0, 1), norms
+            return d[:, 0] if pairs == "none" else d[:, 0].sub_(d[:, 1]).mul_(0.5), norms
+        return self._plain(x, rows, scales, seed, directions, pairs, precision, budget), norms
+
+    def propagates(self, x: Tensor, displacing: Displacing) -> bool:
+        """Whether differences can be propagated, and are those of a plain evaluation: tried at one input."""
+        shape = tuple(x.shape[1:])
+        if self.opaque or not len(x) or not len(displacing.rows):
+            return False
+        if shape not in self._propagates:
+            self._propagates[shape] = self._agrees(x[:1], displacing)
+        return self._propagates[shape]
+
+    def _agrees(self, x: Tensor, displacing: Displacing) -> bool:
+        few = replace(displacing, rows=displacing.rows[:2], scales=displacing.scales[:2])
+        try:
+            made = propagate(self, _cast(x, torch.float64), few)
+            pairs = "both" if few.halves == 2 else "none"
+            plain = self._plain(x, few.rows, few.scales, few.seed, few.directions, pairs, "auto", few.max_bytes)
+        except Exception:  # Whatever it is, plain evaluation has its say next.
+            return False
+        plain = plain.transpose(0, 1) if few.halves == 2 else plain[:, None]
+        return made.shape == plain.shape and float((made - plain).norm()) <= _AGREEMENT * float(plain.norm())
+
+    def _plain(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        scales: Tensor,
+        seed: int,
+        directions: str,
+        pairs: str,
+        precision: str,
+        budget: int,
+    ) -> Tensor:
+        """The same by evaluation at displaced copies of the parameters."""
         dtype = self.dtype if precision == "fp32" else torch.float64
         still, inputs = self._parameters(dtype), _cast(x, dtype)
-        budget = default_bytes(self.device) if max_memory is None else max_memory
         plan = _Plan.of(self, still, inputs, budget)
         parts = []
         for piece in inputs.split(plan.inputs) if len(inputs) else [inputs]:
@@ -180,8 +236,7 @@ class General:
                 for halves, scale in self._halves(still, piece, rows, scales, seed, directions, pairs, plan)
             ]
             parts.append(torch.cat(made, dim=1 if pairs == "both" else 0).to(self.dtype))
-        norms = squared_norms(self.displaced, rows, seed, directions)
-        return torch.cat(parts, dim=-2), norms
+        return torch.cat(parts, dim=-2)
 
     def _halves(
         self,
@@ -224,7 +279,7 @@ class General:
 
     def stacks_well(self, still: Parameters, x: Tensor) -> bool:
         """Whether vmap evaluates the model, and gives what evaluating in turn does: tried at one input."""
-        if not self.stacks:
+        if self.opaque:
             return False
         two = {name: torch.stack((parameter, parameter * 1.5)) for name, parameter in still.items()}
         try:
@@ -233,11 +288,18 @@ class General:
             return False
         return torch.allclose(made, self._in_turn(two, x), rtol=1e-3, atol=1e-5, equal_nan=True)
 
+    def tensors(self, dtype: torch.dtype) -> Parameters:
+        """All tensors of the model by name, floating ones in a dtype; the same ones at every call."""
+        if dtype not in self._cast:
+            moved = {self.names[ordinal]: parameter for ordinal, parameter in self.displaced.items()}
+            self._cast[dtype] = {name: _cast(tensor, dtype) for name, tensor in {**self.rest, **moved}.items()}
+        return self._cast[dtype]
+
     def _parameters(self, dtype: torch.dtype) -> Parameters:
-        return {self.names[ordinal]: parameter.to(dtype) for ordinal, parameter in self.displaced.items()}
+        return {name: self.tensors(dtype)[name] for name in self.names.values()}
 
     def _evaluated(self, parameters: Parameters, x: Tensor) -> Tensor:
-        out = self.evaluate(parameters, x)
+        out = self.evaluate({**self.tensors(next(iter(parameters.values())).dtype), **parameters}, x)
         if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(x):
             given = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise TypeError(f"model must return a tensor with a row for each of {len(x)} inputs, got {given}.")
@@ -320,18 +382,13 @@ def of_module(model: nn.Module, parameters: Sequence[str] | None) -> General:
     moved = moved_names(model, parameters)
     every = dict(model.named_parameters())
     ordinals = {name: ordinal for ordinal, name in enumerate(every)}
-    rest = {name: tensor for name, tensor in [*every.items(), *model.named_buffers()] if name not in moved}
+    rest = {name: tensor.detach() for name, tensor in [*every.items(), *model.named_buffers()] if name not in moved}
     dtypes = {every[name].dtype for name in moved}
     if len(dtypes) > 1:
         raise TypeError(f"parameters that move must have one dtype, got {', '.join(sorted(map(str, dtypes)))}.")
 
-    def evaluate(displaced: Parameters, x: Tensor) -> Tensor:
-        dtype = next(iter(displaced.values())).dtype
-        others = {name: _cast(tensor.detach(), dtype) for name, tensor in rest.items()}
-        return call(model, {**others, **displaced}, x)
-
     displaced = {ordinals[name]: every[name].detach() for name in moved}
-    return General(evaluate, displaced, {ordinals[name]: name for name in moved})
+    return General(partial(call, model), displaced, {ordinals[name]: name for name in moved}, rest)
 
 
 def of_function(function: Function, parameters: Mapping[str, Tensor]) -> General:
@@ -365,4 +422,4 @@ def of_black_box(box: BlackBox) -> General:
     def evaluate(parameters: Parameters, x: Tensor) -> Tensor:
         return box.outputs(parameters["parameters"], x)
 
-    return General(evaluate, {0: box.vector}, {0: "parameters"}, stacks=False)
+    return General(evaluate, {0: box.vector}, {0: "parameters"}, opaque=True)

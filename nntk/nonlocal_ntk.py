@@ -156,10 +156,10 @@ class NonlocalNTK:
         if isinstance(model, BlackBox) != (parameters is None) or not isinstance(parameters, Mapping | None):
             need = "be None for a BlackBox" if isinstance(model, BlackBox) else "map names to tensors for a callable"
             raise TypeError(f"parameters must {need}, got {type(parameters).__name__}.")
-        if self.propagation == "difference" or self.precision in ("tf32", "bf16"):
+        if isinstance(model, BlackBox) and self.propagation == "difference" or self.precision in ("tf32", "bf16"):
             raise ValueError(
-                "propagation must be 'auto' or 'direct', and precision 'auto' or 'fp32', for a model that is no MLP; "
-                f"got {self.propagation!r} and {self.precision!r}."
+                "precision must be 'auto' or 'fp32' for a model that is no MLP, and propagation 'auto' or 'direct' for "
+                f"a BlackBox; got {self.precision!r} and {self.propagation!r}."
             )
 
     def __repr__(self) -> str:
@@ -559,7 +559,7 @@ class NonlocalNTK:
             assert isinstance(self.parameters, Mapping), "checked on construction"
             return of_function(self.model, self.parameters)
         names = cast("Sequence[str] | None", self.parameters)
-        if self.propagation == "difference" or self.precision in ("tf32", "bf16"):
+        if self.precision in ("tf32", "bf16"):
             return recognise(self.model, names)
         try:
             return recognise(self.model, names)

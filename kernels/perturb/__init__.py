@@ -28,6 +28,7 @@ __all__ = [
     "PRECISIONS",
     "PROPAGATION",
     "Layer",
+    "affine_differences",
     "check_precision",
     "mlp_differences",
 ]
@@ -47,6 +48,17 @@ _op = register(
     reference.mlp_differences,
     cost.mlp_differences,
     _fake,
+    launcher="nntk.kernels.perturb.launch",
+)
+
+_affine = register(
+    "affine_differences(Tensor h, Tensor? d, Tensor weight, Tensor? bias, int weight_ordinal, int bias_ordinal,"
+    " Tensor rows, Tensor scales, int seed_low, int seed_high, str directions, int halves, int max_bytes) -> Tensor",
+    reference.affine_differences,
+    cost.affine_differences,
+    lambda h, d, weight, bias, weight_ordinal, bias_ordinal, rows, *rest: h.new_empty(
+        (rows.shape[0], rest[4], h.shape[0], weight.shape[0])
+    ),
     launcher="nntk.kernels.perturb.launch",
 )
 
@@ -107,21 +119,10 @@ def mlp_differences(
         (torch.Size([3, 2, 1]), True)
     """
     mlp.check(layers, x)
-    checks.row_numbers(rows)
-    parse(directions)
+    budget = _check(rows, scales, directions, max_bytes, x.device)
     checks.choice("pairs", pairs, PAIRS)
     checks.choice("propagation", propagation, PROPAGATION)
     check_precision(precision, propagation, x.dtype)
-    budget = default_bytes(x.device) if max_bytes is None else max_bytes
-    checks.integer("max_bytes", budget, 2**20, hint="The smallest budget that leaves room to work is 1 MiB.")
-    if scales.shape != rows.shape or not scales.is_floating_point():
-        raise ValueError(
-            f"scales must be a floating vector like rows, {tuple(rows.shape)}; "
-            f"got {scales.dtype} of shape {tuple(scales.shape)}."
-        )
-    for name, tensor in (("rows", rows), ("scales", scales)):
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like the inputs, got {tensor.device}.")
     if not mlp.displaced(layers):
         raise ValueError("layers must have at least one parameter with an ordinal, to be displaced; got none.")
     smallest = float(scales.min()) if propagation == "auto" and x.device.type == "cpu" and len(scales) else 1.0
@@ -149,3 +150,83 @@ def mlp_differences(
         precision,
         budget,
     )
+
+
+def affine_differences(
+    h: Tensor,
+    d: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_ordinal: int | None,
+    bias_ordinal: int | None,
+    rows: Tensor,
+    scales: Tensor,
+    seed: int,
+    directions: str = "gaussian",
+    halves: int = 2,
+    max_bytes: int | None = None,
+) -> Tensor:
+    r"""The layer step by itself: unit differences of :math:`W h + b` where inputs, weight and bias are displaced.
+
+    .. math::
+        dz = d W^T + (h + s d) E^T + e
+
+    for one half of an antithetic pair, with -E and -e for the other: what models of any shape are evaluated by, a
+    convolution by its unfolded inputs.
+
+    Args:
+        h: Unperturbed inputs, [n, K], float32 or float64.
+        d: Unit differences of the inputs, [M, halves, n, K]; None where they do not move.
+        weight: W, [H, K].
+        bias: b, [H], or None.
+        weight_ordinal: The weight's number in the random stream, None if it stays.
+        bias_ordinal: The bias's number, None if it stays.
+        rows: Numbers m of the displacements, [M], int64 in [0, 2**32); values are not checked.
+        scales: Scales :math:`s_m` > 0, [M]; values are not checked.
+        seed: Seed of the stream, in [0, 2**64).
+        directions: Family of the unit displacements.
+        halves: 1, or 2 for antithetic pairs.
+        max_bytes: Budget of temporary memory, as for :func:`mlp_differences`.
+
+    Returns:
+        dz, [M, halves, n, H], in the dtype of ``h``.
+
+    Raises:
+        ValueError: If shapes or devices do not fit, a name is unknown, or a number out of range.
+        TypeError: If dtypes do not fit.
+
+    Example:
+        >>> h, weight = torch.eye(3), torch.zeros(2, 3)
+        >>> dz = affine_differences(h, None, weight, None, 0, None, torch.arange(4), torch.ones(4), seed=0)
+        >>> dz.shape, torch.equal(dz[:, 0], -dz[:, 1])
+        (torch.Size([4, 2, 3, 2]), True)
+    """
+    mlp.check([Layer(weight, bias, weight_ordinal=weight_ordinal, bias_ordinal=bias_ordinal)], h)
+    budget = _check(rows, scales, directions, max_bytes, h.device)
+    checks.integer("halves", halves, 1, 2)
+    shape = (len(rows), halves, *h.shape)
+    if d is not None and (d.shape != shape or d.dtype != h.dtype or d.device != h.device):
+        raise ValueError(
+            f"d must be {h.dtype} of shape {shape} on {h.device}, got {d.dtype} of shape {tuple(d.shape)} on {d.device}."
+        )
+    low, high = split_seed(seed)
+    return _affine(
+        h, d, weight, bias, -1 if weight_ordinal is None else weight_ordinal,
+        -1 if bias_ordinal is None else bias_ordinal, rows, scales, low, high, directions, halves, budget,
+    )  # fmt: skip
+
+
+def _check(rows: Tensor, scales: Tensor, directions: str, max_bytes: int | None, device: torch.device) -> int:
+    """Check which displacements are asked for, and give the budget of temporary memory."""
+    checks.row_numbers(rows)
+    parse(directions)
+    if scales.shape != rows.shape or not scales.is_floating_point():
+        raise ValueError(
+            f"scales must be a floating vector like rows, {tuple(rows.shape)}; "
+            f"got {scales.dtype} of shape {tuple(scales.shape)}."
+        )
+    for name, tensor in (("rows", rows), ("scales", scales)):
+        if tensor.device != device:
+            raise ValueError(f"{name} must be on {device} like the inputs, got {tensor.device}.")
+    budget = default_bytes(device) if max_bytes is None else max_bytes
+    return checks.integer("max_bytes", budget, 2**20, hint="The smallest budget that leaves room to work is 1 MiB.")

@@ -86,9 +86,18 @@ class _Unmoved:
         return _Unmoved(some, self.outputs[start:stop])
 
 
-def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> Tensor:
-    """Propagate differences: two products a layer, no cancellation. Returns unit differences [rows, halves, N, C]."""
-    d: Tensor | None = None
+def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile, d: Tensor | None = None) -> Tensor:
+    """Propagate differences: two products a layer, no cancellation.
+
+    Args:
+        layers: The layers.
+        unmoved: Their unperturbed pass.
+        tile: The displacements.
+        d: Unit differences of the first layer's inputs, [rows, halves, N, K]; None where they do not move.
+
+    Returns:
+        Unit differences of the outputs, [rows, halves, N, C].
+    """
     for layer, (h, state) in zip(layers, unmoved.layers, strict=True):
         moved = None if d is None else torch.addcmul(tile.signs * h, d, tile.scales * tile.signs)
         operands = None if d is None or moved is None else (tile.rounded(d), tile.rounded(moved))
@@ -195,6 +204,47 @@ def mlp_differences(
                         out[at, tile_inputs] = d[:, 0] if pairs == "none" else (d[:, 0] - d[:, 1]).mul_(0.5)
             norms[group] = noise.squared_norms
     return out, norms
+
+
+def affine_differences(
+    h: Tensor,
+    d: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_ordinal: int,
+    bias_ordinal: int,
+    rows: Tensor,
+    scales: Tensor,
+    seed_low: int,
+    seed_high: int,
+    directions: str,
+    halves: int,
+    max_bytes: int,
+) -> Tensor:
+    """The op ``nntk::affine_differences`` for every backend: the layer step alone."""
+    layer = Layer(
+        weight, bias, weight_ordinal=None if weight_ordinal < 0 else weight_ordinal,
+        bias_ordinal=None if bias is None or bias_ordinal < 0 else bias_ordinal,
+    )  # fmt: skip
+    signs = torch.tensor([1.0, -1.0][:halves], dtype=h.dtype, device=h.device)[:, None, None]
+    family, (height, width) = parse(directions), weight.shape
+    cut = plan(len(h), len(rows), [width, height], family, halves, h.element_size(), max_bytes)
+    out = h.new_empty(len(rows), halves, len(h), height)
+    for group in row_groups(family, rows, cut.group_rows):
+        rounded = ROUNDINGS["fp32"]
+        noise = NOISE[family.name](Group(family, rows[group], [layer], (seed_low, seed_high), cut, rounded))
+        for inputs in _pieces(0, max(1, len(h)), cut.tile_inputs):
+            unmoved = _Unmoved([(h[inputs], ())], h[inputs])
+            for tile_rows in _pieces(0, len(group), cut.tile_rows):
+                # Rows that stand together are views.
+                at = (
+                    group[tile_rows]
+                    if family.name == "flipout"
+                    else slice(int(group[tile_rows][0]), int(group[tile_rows][-1]) + 1)
+                )
+                tile = _Tile(noise, tile_rows, scales[at].to(h.dtype)[:, None, None, None], signs, rounded)
+                out[at, :, inputs] = difference_form([layer], unmoved, tile, None if d is None else d[at, :, inputs])
+    return out
 
 
 def _pieces(start: int, stop: int, size: int) -> Iterator[slice]:

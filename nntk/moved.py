@@ -1,0 +1,201 @@
+r"""Displaced values: what a model's own forward pass meets in place of tensors, so that differences are propagated.
+
+As a dual number carries a derivative, a :class:`Moved` carries the finite difference of its value, over the scale s:
+whatever function of PyTorch is called with it answers by a rule of :mod:`nntk.rules`, without a subtraction that loses
+digits. The value itself is computed once, in float64, and kept for all displacements.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from nntk.kernels.philox import unit_displacements
+from nntk.models import NotRecognised
+
+T = TypeVar("T")
+Rule = Callable[..., Any]
+
+RULES: dict[Any, Rule] = {}
+"""What a function does to displaced values: called as the function is, with the pass first; tensors come as they are."""
+COMPOSED: dict[Any, Rule] = {}
+"""Functions in terms of others, called as the function is."""
+QUERIES: set[Any] = set()
+"""Functions whose answer the displacement does not change, such as shapes."""
+IN_PLACE: dict[Any, Any] = {}
+"""The function that each of these is, in place."""
+
+
+class NoRule(NotRecognised):
+    """A function of displaced values that has no rule."""
+
+
+@dataclass(eq=False)
+class Pass:
+    """One evaluation of some displacements at some inputs."""
+
+    rows: Tensor
+    """Numbers of the displacements, [M]."""
+    scales: Tensor
+    """Their scales s, [M], in the dtype of the differences."""
+    seed: int
+    directions: str
+    halves: int
+    """2 for antithetic pairs."""
+    max_bytes: int
+    kept: list[Any] = field(default_factory=list)
+    """What does not depend on the displacements, in the order in which it is asked for: the same in every pass."""
+    position: int = 0
+    widest: int = 0
+    """Numbers of the largest difference of a pass."""
+    made: int = 0
+    """Numbers of all of them."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the differences."""
+        return self.scales.dtype
+
+    @property
+    def lanes(self) -> tuple[int, int]:
+        """Leading axes of every difference: displacements, and halves of them."""
+        return len(self.rows), self.halves
+
+    @cached_property
+    def signs(self) -> Tensor:
+        """[halves]: +1, and -1 for the mirrored half."""
+        return torch.tensor([1.0, -1.0][: self.halves], dtype=self.dtype, device=self.rows.device)
+
+    def scale(self, dims: int) -> Tensor:
+        """The scales, to go with differences whose value has so many axes."""
+        return self.scales.view(-1, *[1] * (dims + 1))
+
+    def once(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made in the first pass alone."""
+        if self.position == len(self.kept):
+            self.kept.append(make())
+        found: T = self.kept[self.position]
+        self.position += 1
+        return found
+
+    def single(self, operand: Any) -> Any:
+        """An operand in the dtype of the differences; what is no floating tensor as it is."""
+        if isinstance(operand, Moved):
+            return operand.single
+        if isinstance(operand, Tensor) and operand.is_floating_point():
+            return self.once(lambda: operand.to(self.dtype))
+        return operand
+
+    def count(self, numbers: int) -> None:
+        """Note the size of a difference."""
+        self.widest, self.made = max(self.widest, numbers), self.made + numbers
+
+    def result(self, value: Any, unit: Any) -> Any:
+        """A tensor, or several, with the differences that go with them."""
+        if isinstance(value, Tensor):
+            return Moved.of(self, value, unit.expand(*self.lanes, *value.shape))
+        return type(value)(self.result(*pair) for pair in zip(value, unit, strict=True))
+
+    def still(self, value: Any) -> Any:
+        """Tensors that no displacement moves; anything else as it is."""
+        return tree_map(lambda leaf: Moved.of(self, leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+class Moved(Tensor):
+    """A value of a model, in float64, and its unit difference.
+
+    Attributes:
+        at: The pass that it belongs to.
+        ordinal: Of a whole parameter that moves, its number in the stream; else None.
+    """
+
+    at: Pass
+    ordinal: int | None
+    _unit: Tensor | None
+    _single: Tensor | None
+    shared: bool
+    """Whether another value may have the same memory."""
+
+    @staticmethod
+    def of(
+        at: Pass, value: Tensor, unit: Tensor | None = None, ordinal: int | None = None, single: Tensor | None = None
+    ) -> "Moved":
+        """A value with its difference, [M, halves, *shape]; a parameter with its ordinal and what it is in its dtype."""
+        made = value.as_subclass(Moved)
+        made.at, made._unit, made.ordinal, made._single, made.shared = at, unit, ordinal, single, ordinal is not None
+        if unit is not None:
+            at.count(unit.numel())
+        return made
+
+    @property
+    def moves(self) -> bool:
+        """Whether it depends on the displacement."""
+        return self._unit is not None or self.ordinal is not None
+
+    @property
+    def unit(self) -> Tensor:
+        """Its difference over the scale, [M, halves, *shape]; that of a parameter is made when it is asked for."""
+        if self._unit is None:
+            assert self.ordinal is not None, "the caller knows that it moves"
+            at, shape = self.at, plain(self).shape
+            noise = unit_displacements(at.rows, self.ordinal, shape, at.seed, at.directions, at.dtype)
+            self._unit = noise[:, None] * at.signs.view(-1, *[1] * len(shape))
+            at.count(self._unit.numel())
+        return self._unit
+
+    @property
+    def single(self) -> Tensor:
+        """The value in the dtype of the differences, or as it is where that is no floating one."""
+        if self._single is None:
+            value = plain(self)
+            self._single = self.at.once(lambda: value.to(self.at.dtype)) if value.is_floating_point() else value
+        return self._single
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        options = options or {}
+        if function in QUERIES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*arguments, **options)
+        values = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, Moved)]
+        if function in IN_PLACE or options.get("inplace"):
+            others = {name: given for name, given in options.items() if name != "inplace"}
+            return _in_place(IN_PLACE.get(function, function), arguments, others)
+        if any(value.moves for value in values):
+            if function in COMPOSED:
+                return COMPOSED[function](*arguments, **options)
+            if function not in RULES:
+                raise NoRule(f"model calls {_name(function)}, which has no rule for displaced values.")
+            with torch._C.DisableTorchFunctionSubclass():
+                return RULES[function](values[0].at, *arguments, **options)
+        with torch._C.DisableTorchFunctionSubclass():
+            at = values[0].at
+            return at.still(at.once(lambda: function(*plain(arguments), **plain(options))))
+
+
+def plain(tree: T) -> T:
+    """The values alone, of everything in a tree of arguments."""
+    made: T = tree_map(lambda leaf: leaf.as_subclass(Tensor) if isinstance(leaf, Moved) else leaf, tree)
+    return made
+
+
+def _in_place(function: Any, arguments: Any, options: Any) -> Any:
+    """What the function gives takes the place of its first argument, if nothing else has the same memory."""
+    target, *rest = arguments
+    if not isinstance(target, Moved) or target.shared:
+        raise NoRule(f"model calls {_name(function)} in place on a parameter, a view, or what a view was taken of.")
+    made = function(target, *rest, **options)
+    with torch._C.DisableTorchFunctionSubclass():
+        if not isinstance(made, Moved) or made.shape != target.shape:
+            raise NoRule(f"model calls {_name(function)} in place, to another shape.")
+        target.set_(plain(made))
+    target._unit, target._single = made._unit, made._single
+    return target
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", function))
