@@ -62,6 +62,14 @@ class Arguments:
         ordinals = [2 * number for number in range(len(pairs))]
         return (weights, biases, names, numbers, ordinals, [ordinal + 1 for ordinal in ordinals])
 
+    def products(
+        self, rows: int, lines: int, width: int, height: int, directions: str
+    ) -> Callable[[int], tuple[Any, ...]]:
+        """Of ``displacement_products``: so many lines of operands for each displacement."""
+        return lambda seed: (
+            self._normal(seed, rows, lines, width), height, 0, self._rows(rows), seed, 0, directions, 2**28,
+        )  # fmt: skip
+
     def local(self, widths: Sequence[int], inputs: int) -> Callable[[int], tuple[Any, ...]]:
         """Of ``structured_ntk``, for a network of these widths."""
         return lambda seed: (self._normal(seed, inputs, widths[0]), None, *self._layers(widths), "trace")

@@ -96,7 +96,7 @@ class _Small:
         ]
 
     def evaluation(self) -> Sequence[Call]:
-        """Differences of an MLP, in both forms and of two families."""
+        """Differences of an MLP, in both forms and of some families; products with displacements."""
         x, scales = _random(self.n, self.k, dtype=torch.float32), torch.full((self.m,), 0.1)
         common = (x, *self.network(torch.float32), torch.arange(self.m), scales, *_KEY)
         forms = (
@@ -106,7 +106,12 @@ class _Small:
             ("lowrank(2)", "both", "difference", "fp32"),
             ("gaussian", "both", "difference", "fp32"),
         )
-        return [("mlp_differences", (*common, *form, 2**20)) for form in forms]
+        rows, shared = torch.arange(self.m), x.double()
+        products = [(shared, "gaussian"), (shared.expand(self.m, -1, -1).clone(), "lowrank(2)")]
+        return [
+            *(("mlp_differences", (*common, *form, 2**20)) for form in forms),
+            *(("displacement_products", (q, 7, 0, rows, *_KEY, family, 2**20)) for q, family in products),
+        ]
 
     def assembly(self) -> Sequence[Call]:
         """Kernels by every estimator, in every mode, symmetric and not."""

@@ -16,7 +16,8 @@ from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.perturb.config import default_bytes
 from nntk.kernels.philox import unit_displacements
 from nntk.kernels.philox.reference import TILE
-from nntk.models import check_evaluation_mode, check_inputs, check_parameters, moved_names
+from nntk.models import NotRecognised, check_evaluation_mode, check_inputs, check_parameters, moved_names
+from nntk.moved import NoRule
 from nntk.observe import Observe
 from nntk.propagation import Displacing, propagate
 
@@ -179,7 +180,7 @@ class General:
             and the squared norms of the unit displacements, [M], float64.
 
         Raises:
-            NoRule: If differences are to be propagated, and a function of the model has no rule.
+            NotRecognised: If differences are to be propagated, and a function of the model has no rule.
             TypeError: If the model does not return a tensor with a row for each input.
         """
         norms = squared_norms(self.displaced, rows, seed, directions)
@@ -187,7 +188,10 @@ class General:
         halves = 1 if pairs == "none" else 2
         displacing = Displacing(rows, scales.to(self.dtype), seed, directions, halves, budget)
         if propagation == "difference" or propagation == "auto" and self.propagates(x, displacing):
-            d = propagate(self, _cast(x, torch.float64), displacing)
+            try:
+                d = propagate(self, _cast(x, torch.float64), displacing)
+            except NoRule as wrong:
+                raise NotRecognised(f"{wrong} Use propagation='auto' for what cannot be propagated.") from wrong
             if pairs == "both":
                 return d.transpose(0, 1), norms
             return d[:, 0] if pairs == "none" else d[:, 0].sub_(d[:, 1]).mul_(0.5), norms

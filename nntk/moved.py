@@ -5,9 +5,9 @@ whatever function of PyTorch is called with it answers by a rule of :mod:`nntk.r
 digits. The value itself is computed once, in float64, and kept for all displacements.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nntk.kernels.philox import unit_displacements
-from nntk.models import NotRecognised
 
 T = TypeVar("T")
 Rule = Callable[..., Any]
 
 RULES: dict[Any, Rule] = {}
-"""What a function does to displaced values: called as the function is, with the pass first; tensors come as they are."""
+"""What a function does to displaced values: called as the function is, with the pass before its arguments."""
 COMPOSED: dict[Any, Rule] = {}
 """Functions in terms of others, called as the function is."""
 QUERIES: set[Any] = set()
@@ -30,20 +29,65 @@ IN_PLACE: dict[Any, Any] = {}
 """The function that each of these is, in place."""
 
 
-class NoRule(NotRecognised):
-    """A function of displaced values that has no rule."""
+def called(*names: str) -> Iterator[Any]:
+    """All that PyTorch calls so: functions and methods."""
+    for name in names:
+        for place in (torch, torch.nn.functional, Tensor, torch._C._nn, torch.special):
+            if (found := getattr(place, name, None)) is not None:
+                yield found
+
+
+def rule(*names: str, also: Sequence[Any] = ()) -> Callable[[Rule], Rule]:
+    """Enter the rule of every function of these names."""
+    return partial(_enter, RULES, [*called(*names), *also])
+
+
+def composed(*names: str) -> Callable[[Rule], Rule]:
+    """Enter a function in terms of others."""
+    return partial(_enter, COMPOSED, [*called(*names)])
+
+
+def _enter(table: dict[Any, Rule], keys: Iterable[Any], made: Rule) -> Rule:
+    table.update(dict.fromkeys(keys, made))
+    return made
+
+
+class NoRule(Exception):
+    """A function of displaced values has no rule; no TypeError, which operators of Python would not let through."""
+
+
+@dataclass(eq=False)
+class Group:
+    """Displacements whose noise is made together, where it is small enough to be held."""
+
+    rows: Tensor
+    """Their numbers, [G]."""
+    seed: int
+    directions: str
+    holds: bool
+    """Whether the displacements of all parameters are held, once they were made."""
+    dtype: torch.dtype
+    held: dict[int, Tensor] = field(default_factory=dict)
+
+    def noise(self, ordinal: int, shape: Sequence[int], some: slice) -> Tensor:
+        """Unit displacements of a parameter, [m, *shape], of some of the group."""
+        if not self.holds:
+            return unit_displacements(self.rows[some], ordinal, shape, self.seed, self.directions, self.dtype)
+        if ordinal not in self.held:
+            made = unit_displacements(self.rows, ordinal, shape, self.seed, self.directions, self.dtype)
+            self.held[ordinal] = made
+        return self.held[ordinal][some]
 
 
 @dataclass(eq=False)
 class Pass:
     """One evaluation of some displacements at some inputs."""
 
-    rows: Tensor
-    """Numbers of the displacements, [M]."""
+    group: Group
+    some: slice
+    """Which of the group."""
     scales: Tensor
     """Their scales s, [M], in the dtype of the differences."""
-    seed: int
-    directions: str
     halves: int
     """2 for antithetic pairs."""
     max_bytes: int
@@ -56,6 +100,11 @@ class Pass:
     """Numbers of all of them."""
 
     @property
+    def rows(self) -> Tensor:
+        """Numbers of the displacements, [M]."""
+        return self.group.rows[self.some]
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the differences."""
         return self.scales.dtype
@@ -63,12 +112,12 @@ class Pass:
     @property
     def lanes(self) -> tuple[int, int]:
         """Leading axes of every difference: displacements, and halves of them."""
-        return len(self.rows), self.halves
+        return len(self.scales), self.halves
 
     @cached_property
     def signs(self) -> Tensor:
         """[halves]: +1, and -1 for the mirrored half."""
-        return torch.tensor([1.0, -1.0][: self.halves], dtype=self.dtype, device=self.rows.device)
+        return torch.tensor([1.0, -1.0][: self.halves], dtype=self.dtype, device=self.scales.device)
 
     def scale(self, dims: int) -> Tensor:
         """The scales, to go with differences whose value has so many axes."""
@@ -124,7 +173,7 @@ class Moved(Tensor):
     def of(
         at: Pass, value: Tensor, unit: Tensor | None = None, ordinal: int | None = None, single: Tensor | None = None
     ) -> "Moved":
-        """A value with its difference, [M, halves, *shape]; a parameter with its ordinal and what it is in its dtype."""
+        """A value with its difference, [M, halves, *shape]; of a parameter its ordinal, and what it is in its dtype."""
         made = value.as_subclass(Moved)
         made.at, made._unit, made.ordinal, made._single, made.shared = at, unit, ordinal, single, ordinal is not None
         if unit is not None:
@@ -142,7 +191,7 @@ class Moved(Tensor):
         if self._unit is None:
             assert self.ordinal is not None, "the caller knows that it moves"
             at, shape = self.at, plain(self).shape
-            noise = unit_displacements(at.rows, self.ordinal, shape, at.seed, at.directions, at.dtype)
+            noise = at.group.noise(self.ordinal, shape, at.some)
             self._unit = noise[:, None] * at.signs.view(-1, *[1] * len(shape))
             at.count(self._unit.numel())
         return self._unit
@@ -177,6 +226,11 @@ class Moved(Tensor):
             return at.still(at.once(lambda: function(*plain(arguments), **plain(options))))
 
 
+def moves(operand: Any) -> bool:
+    """Whether an argument of a function depends on the displacement."""
+    return isinstance(operand, Moved) and operand.moves
+
+
 def plain(tree: T) -> T:
     """The values alone, of everything in a tree of arguments."""
     made: T = tree_map(lambda leaf: leaf.as_subclass(Tensor) if isinstance(leaf, Moved) else leaf, tree)
@@ -192,7 +246,7 @@ def _in_place(function: Any, arguments: Any, options: Any) -> Any:
     with torch._C.DisableTorchFunctionSubclass():
         if not isinstance(made, Moved) or made.shape != target.shape:
             raise NoRule(f"model calls {_name(function)} in place, to another shape.")
-        target.set_(plain(made))
+        target.set_(made.untyped_storage(), made.storage_offset(), made.shape, made.stride())
     target._unit, target._single = made._unit, made._single
     return target
 

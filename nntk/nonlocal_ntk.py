@@ -62,8 +62,11 @@ class NonlocalNTK:
         model: An ``nn.Module`` that treats the inputs of a batch one by one; a callable ``f(parameters, x)`` with
             ``parameters`` to go with it; or an :class:`nntk.BlackBox` of one vector. No parameter is ever modified, and
             each call sees the present ones. An ``nn.Sequential`` of Linear layers and known activations (see
-            :func:`nntk.models.recognise`) takes the fast path; anything else is evaluated at displaced copies of its
-            parameters, in float64 unless ``precision="fp32"``, several at a time where vmap takes it.
+            :func:`nntk.models.recognise`) takes the fused path. Through anything else differences are propagated by
+            rules for PyTorch's functions (:mod:`nntk.rules`: convolutions, norms, attention, embeddings, pooling,
+            products, views), without displaced copies of its large weights; where one has no rule, the model is
+            evaluated at displaced copies, in float64 unless ``precision="fp32"``, several at a time where vmap takes
+            it.
         gamma: Length scale of the displacements, in parameter units, in [1e-30, 1e30].
         samples: Number M of displacements; an antithetic one costs two evaluations.
         directions: ``"gaussian"``; ``"rademacher"``, random signs of the same standard deviation; ``"flipout(B)"``,
@@ -78,7 +81,8 @@ class NonlocalNTK:
         outputs: What to make of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
         parameters: Of a module, names of the parameters that move, or patterns such as ``"head.*"``; all that require a
             gradient by default, a tied one once. Of a callable, all its parameters by name.
-        propagation: ``"difference"``, ``"direct"`` or ``"auto"``; see :func:`nntk.kernels.perturb.mlp_differences`.
+        propagation: ``"difference"``, an error where it cannot be; ``"direct"``, evaluation and subtraction; or
+            ``"auto"``: see :func:`nntk.kernels.perturb.mlp_differences`, and for other models the first where it can.
         precision: Of the operands of float32 products: ``"fp32"``, ``"tf32"``, ``"bf16"``, or ``"auto"`` for the
             cheapest whose error is below a tenth of the Monte-Carlo error; a CPU emulates the lower two, only if asked.
         seed: Seed of the displacements, in [0, 2**64).

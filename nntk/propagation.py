@@ -1,31 +1,22 @@
 """Propagation of differences through any model whose functions have rules, chunk by chunk."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from nntk import rules as rules  # Imported to be entered.
+import nntk.rules  # noqa: F401  # Enters the rules.
 from nntk.kernels.perturb.config import CACHE
-from nntk.moved import Moved, NoRule, Pass
+from nntk.kernels.philox.reference import TILE
+from nntk.moved import Group, Moved, NoRule, Pass
+
+if TYPE_CHECKING:
+    from nntk.general import General
 
 _LEAST_BYTES = 2**20
-
-
-class Evaluated(Protocol):
-    """What is known of a model here; :class:`nntk.general.General` is one."""
-
-    evaluate: Callable[[Any, Tensor], Any]
-    displaced: dict[int, Tensor]
-    names: dict[int, str]
-    rest: Mapping[str, Tensor]
-
-    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """All tensors of the model by name, floating ones in a dtype."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -41,13 +32,17 @@ class Displacing:
     halves: int
     max_bytes: int
 
-    def pass_of(self, some: slice, kept: list[Any]) -> Pass:
-        """One evaluation of some of them, given what earlier ones at the same inputs kept."""
-        budget = max(_LEAST_BYTES, self.max_bytes // 4)
-        return Pass(self.rows[some], self.scales[some], self.seed, self.directions, self.halves, budget, kept)
+    def group(self, some: slice, holds: bool) -> Group:
+        """Some of them, whose noise is held or not."""
+        return Group(self.rows[some], self.seed, self.directions, holds, self.scales.dtype)
+
+    def pass_of(self, group: Group, start: int, some: slice, kept: list[Any]) -> Pass:
+        """One evaluation of some of a group that starts somewhere, given what earlier ones at the same inputs kept."""
+        scales = self.scales[start + some.start : start + some.stop]
+        return Pass(group, some, scales, self.halves, max(_LEAST_BYTES, self.max_bytes // 4), kept)
 
 
-def propagate(model: Evaluated, x: Tensor, displacing: Displacing) -> Tensor:
+def propagate(model: "General", x: Tensor, displacing: Displacing) -> Tensor:
     r"""Unit differences of a model's outputs by rules of difference propagation.
 
     Args:
@@ -65,13 +60,20 @@ def propagate(model: Evaluated, x: Tensor, displacing: Displacing) -> Tensor:
     cut = _Plan.of(model, x, displacing)
     for inputs in x.split(cut.inputs) if len(x) else [x]:
         kept: list[Any] = []
-        chunks = _pieces(len(rows), cut.rows)
-        parts.append(torch.cat([evaluate(model, inputs, displacing.pass_of(some, kept)) for some in chunks]))
+        made: list[Tensor] = []
+        for place in _pieces(len(rows), cut.group):
+            group = displacing.group(place, cut.holds)
+            passes = (displacing.pass_of(group, place.start, some, kept) for some in _pieces(len(group.rows), cut.rows))
+            made += [evaluate(model, inputs, at) for at in passes]
+        parts.append(torch.cat(made))
     return torch.cat(parts, dim=2)
 
 
-def evaluate(model: Evaluated, x: Tensor, at: Pass) -> Tensor:
-    """Unit differences of one pass, [M, halves, N, C].
+def evaluate(model: "General", x: Tensor, at: Pass) -> Tensor:
+    """Unit differences of one pass.
+
+    Returns:
+        [M, halves, N, C].
 
     Raises:
         NoRule: If the model calls a function that has no rule, or its outputs do not depend on what moves.
@@ -94,25 +96,28 @@ def evaluate(model: Evaluated, x: Tensor, at: Pass) -> Tensor:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How many inputs and displacements make a pass."""
+    """How many inputs and displacements make a pass, and of how many displacements noise is made together."""
 
     inputs: int
     rows: int
+    group: int
+    holds: bool
 
     @classmethod
-    def of(cls, model: Evaluated, x: Tensor, displacing: Displacing) -> "_Plan":
-        """By what one input at one displacement makes: a quarter of the budget for what is kept, half for differences.
-
-        Each pass makes its noise anew, so that it wants many inputs; differences want to stay in a core's cache.
-        """
-        trial = displacing.pass_of(slice(0, 1), [])
+    def of(cls, model: "General", x: Tensor, displacing: Displacing) -> "_Plan":
+        """By what one input at one displacement makes."""
+        # A quarter of the budget for what is kept, one for noise; half for differences, which want to stay in a cache.
+        budget, itemsize = displacing.max_bytes, displacing.scales.itemsize
+        trial = displacing.pass_of(displacing.group(slice(0, 1), holds=False), 0, slice(0, 1), [])
         evaluate(model, x[:1], trial)
         kept = sum(leaf.nbytes for leaf in tree_leaves(trial.kept) if isinstance(leaf, Tensor))
-        itemsize = displacing.scales.itemsize
-        columns = min(4 * CACHE // max(1, trial.widest), displacing.max_bytes // 2 // max(1, trial.made * itemsize))
-        columns *= trial.halves
-        inputs = max(1, min(len(x), displacing.max_bytes // 4 // max(1, kept), columns // trial.halves))
-        return cls(inputs, max(1, columns // (trial.halves * inputs)))
+        evaluation = trial.made // trial.halves * itemsize
+        columns = min(4 * CACHE * trial.halves // max(1, trial.widest), budget // 2 // max(1, evaluation))
+        inputs = max(1, min(len(x), budget // 4 // max(1, kept), columns // trial.halves))
+        rows = max(1, columns // (trial.halves * inputs))
+        d = sum(parameter.numel() for parameter in model.displaced.values())
+        group = min(4 * TILE, budget // 4 // itemsize) // d
+        return cls(inputs, rows, max(rows, group // rows * rows), group >= rows)
 
 
 def _pieces(length: int, size: int) -> Iterator[slice]:

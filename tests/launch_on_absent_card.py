@@ -54,6 +54,8 @@ def launch_perturbation():
             scales = torch.full((3,), 0.1)
             model, x = mlp(*widths, activation=activation), inputs(number, widths[0])
             kernel_differences(model, x, torch.arange(3), scales, directions, precision="bf16", path=path)
+        for q in (torch.ones(20, 20), torch.ones(3, 20, 20)):
+            perturb.displacement_products(q, 20, 0, torch.arange(3), 1, 2, directions, 2**27)
     philox.squared_norms([torch.zeros(5, 7), torch.zeros(1)], [0, 1], torch.arange(3), 1, 2, "gaussian")
     philox.unit_displacements(torch.arange(3), 0, [5, 7], 1, 2, "gaussian", torch.float32)
 

@@ -22,6 +22,7 @@ from nntk.kernels.perturb import cases, config, kernel, launch, layers, mlp_diff
 from nntk.kernels.perturb.activations import ACTIVATIONS, encode
 from nntk.kernels.perturb.differences import difference
 from nntk.kernels.perturb.reference import ROUNDINGS, round_to_tf32
+from nntk.kernels.perturb.reference import displacement_products as reference_products
 from nntk.kernels.philox import launch as philox
 from nntk.kernels.philox import parse
 from nntk.kernels.philox import reference as stream
@@ -310,6 +311,18 @@ def test_frozen_and_tied_parameters(directions, frozen):
     tolerance = against_the_reference(directions)
     assert relative_error(made[0].cpu(), expected[0]) < tolerance
     torch.testing.assert_close(made[1].cpu(), expected[1], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 19, 37), (19, 37), (5, 1, 1)])
+def test_products_with_displacements(shape, directions):
+    """The layer step without a weight, of operands of their own and of shared ones, whole and in chunks."""
+    q = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    arguments = (21, 3, rows(5), SEED, 0, directions)
+    expected = reference_products(q.double(), *arguments, 2**27)
+    for budget in (2**27, 2**12):
+        at = [part.to(DEVICE) if isinstance(part, torch.Tensor) else part for part in arguments]
+        made = launch.displacement_products(q.to(DEVICE), *at, budget)
+        assert relative_error(made.cpu(), expected) < against_the_reference(directions)
 
 
 @pytest.mark.parametrize(("number", "samples"), [(0, 3), (4, 0), (0, 0)])

@@ -77,6 +77,10 @@ def cases(device: torch.device) -> list[OpCase]:
             )
             for name in families for precision in precisions
         ),
+        OpCase(
+            "displacement_products", f"gaussian M={rows} n={8 * inputs} 256-256",
+            made.products(rows, 8 * inputs, 256, 256, "gaussian"),
+        ),
         OpCase("radii", f"cauchy M={m * n}", made.radii(m * n)),
         OpCase("radial_weights", f"gaussian from cauchy M={m * n}", made.radial(m * n)),
         OpCase("attention_scores", f"dot M={m} N={n} C=10", made.scores(m, n, 10)),

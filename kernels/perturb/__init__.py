@@ -28,8 +28,8 @@ __all__ = [
     "PRECISIONS",
     "PROPAGATION",
     "Layer",
-    "affine_differences",
     "check_precision",
+    "displacement_products",
     "mlp_differences",
 ]
 
@@ -51,14 +51,12 @@ _op = register(
     launcher="nntk.kernels.perturb.launch",
 )
 
-_affine = register(
-    "affine_differences(Tensor h, Tensor? d, Tensor weight, Tensor? bias, int weight_ordinal, int bias_ordinal,"
-    " Tensor rows, Tensor scales, int seed_low, int seed_high, str directions, int halves, int max_bytes) -> Tensor",
-    reference.affine_differences,
-    cost.affine_differences,
-    lambda h, d, weight, bias, weight_ordinal, bias_ordinal, rows, *rest: h.new_empty(
-        (rows.shape[0], rest[4], h.shape[0], weight.shape[0])
-    ),
+_products = register(
+    "displacement_products(Tensor q, int height, int ordinal, Tensor rows, int seed_low, int seed_high,"
+    " str directions, int max_bytes) -> Tensor",
+    reference.displacement_products,
+    cost.displacement_products,
+    lambda q, height, ordinal, rows, *rest: q.new_empty((rows.shape[0], q.shape[-2], height)),
     launcher="nntk.kernels.perturb.launch",
 )
 
@@ -119,7 +117,14 @@ def mlp_differences(
         (torch.Size([3, 2, 1]), True)
     """
     mlp.check(layers, x)
-    budget = _check(rows, scales, directions, max_bytes, x.device)
+    budget = _check(rows, directions, max_bytes, x.device)
+    if scales.shape != rows.shape or not scales.is_floating_point():
+        raise ValueError(
+            f"scales must be a floating vector like rows, {tuple(rows.shape)}; "
+            f"got {scales.dtype} of shape {tuple(scales.shape)}."
+        )
+    if scales.device != x.device:
+        raise ValueError(f"scales must be on {x.device} like the inputs, got {scales.device}.")
     checks.choice("pairs", pairs, PAIRS)
     checks.choice("propagation", propagation, PROPAGATION)
     check_precision(precision, propagation, x.dtype)
@@ -152,81 +157,55 @@ def mlp_differences(
     )
 
 
-def affine_differences(
-    h: Tensor,
-    d: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    weight_ordinal: int | None,
-    bias_ordinal: int | None,
+def displacement_products(
+    q: Tensor,
+    height: int,
+    ordinal: int,
     rows: Tensor,
-    scales: Tensor,
     seed: int,
     directions: str = "gaussian",
-    halves: int = 2,
     max_bytes: int | None = None,
 ) -> Tensor:
-    r"""The layer step by itself: unit differences of :math:`W h + b` where inputs, weight and bias are displaced.
+    r"""Products :math:`q_m E_m^T` with the unit displacements of a weight, which are never held all at once.
 
-    .. math::
-        dz = d W^T + (h + s d) E^T + e
-
-    for one half of an antithetic pair, with -E and -e for the other: what models of any shape are evaluated by, a
-    convolution by its unfolded inputs.
+    What a layer of any model adds to :math:`d W^T` in the layer step: a convolution by its unfolded inputs.
 
     Args:
-        h: Unperturbed inputs, [n, K], float32 or float64.
-        d: Unit differences of the inputs, [M, halves, n, K]; None where they do not move.
-        weight: W, [H, K].
-        bias: b, [H], or None.
-        weight_ordinal: The weight's number in the random stream, None if it stays.
-        bias_ordinal: The bias's number, None if it stays.
-        rows: Numbers m of the displacements, [M], int64 in [0, 2**32); values are not checked.
-        scales: Scales :math:`s_m` > 0, [M]; values are not checked.
+        q: Operands, [M, n, K], or [n, K] for all displacements, float32 or float64.
+        height: Outputs H of the weight, [H, K] (or [H, ...] with K numbers a line).
+        ordinal: The weight's number in the random stream.
+        rows: Numbers m of the displacements in the stream, [M], int64 in [0, 2**32); values are not checked.
         seed: Seed of the stream, in [0, 2**64).
-        directions: Family of the unit displacements.
-        halves: 1, or 2 for antithetic pairs.
-        max_bytes: Budget of temporary memory, as for :func:`mlp_differences`.
+        directions: Family of the unit displacements; see :func:`nntk.kernels.philox.unit_displacements`.
+        max_bytes: Budget of temporary memory, None for 128 MiB on a CPU and 256 MiB on a GPU; the result comes on top.
 
     Returns:
-        dz, [M, halves, n, H], in the dtype of ``h``.
+        [M, n, H], in the dtype of ``q``.
 
     Raises:
         ValueError: If shapes or devices do not fit, a name is unknown, or a number out of range.
-        TypeError: If dtypes do not fit.
+        TypeError: If ``q`` is neither float32 nor float64, or ``rows`` no int64 vector.
 
     Example:
-        >>> h, weight = torch.eye(3), torch.zeros(2, 3)
-        >>> dz = affine_differences(h, None, weight, None, 0, None, torch.arange(4), torch.ones(4), seed=0)
-        >>> dz.shape, torch.equal(dz[:, 0], -dz[:, 1])
-        (torch.Size([4, 2, 3, 2]), True)
+        >>> displacement_products(torch.eye(3), height=2, ordinal=0, rows=torch.arange(4), seed=0).shape
+        torch.Size([4, 3, 2])
     """
-    mlp.check([Layer(weight, bias, weight_ordinal=weight_ordinal, bias_ordinal=bias_ordinal)], h)
-    budget = _check(rows, scales, directions, max_bytes, h.device)
-    checks.integer("halves", halves, 1, 2)
-    shape = (len(rows), halves, *h.shape)
-    if d is not None and (d.shape != shape or d.dtype != h.dtype or d.device != h.device):
-        raise ValueError(
-            f"d must be {h.dtype} of shape {shape} on {h.device}, got {d.dtype} of shape {tuple(d.shape)} on {d.device}."
-        )
+    budget = _check(rows, directions, max_bytes, q.device)
+    checks.integer("height", height, 1)
+    checks.integer("ordinal", ordinal, 0, 2**32 - 1)
+    if q.dtype not in checks.FLOATS:
+        raise TypeError(f"q must be float32 or float64, got {q.dtype}.")
+    if q.dim() not in (2, 3) or not q.shape[-1] or (q.dim() == 3 and len(q) != len(rows)):
+        raise ValueError(f"q must have shape [n, K] or [{len(rows)}, n, K], got {tuple(q.shape)}.")
     low, high = split_seed(seed)
-    return _affine(
-        h, d, weight, bias, -1 if weight_ordinal is None else weight_ordinal,
-        -1 if bias_ordinal is None else bias_ordinal, rows, scales, low, high, directions, halves, budget,
-    )  # fmt: skip
+    return _products(q, height, ordinal, rows, low, high, directions, budget)
 
 
-def _check(rows: Tensor, scales: Tensor, directions: str, max_bytes: int | None, device: torch.device) -> int:
+def _check(rows: Tensor, directions: str, max_bytes: int | None, device: torch.device) -> int:
     """Check which displacements are asked for, and give the budget of temporary memory."""
     checks.row_numbers(rows)
     parse(directions)
-    if scales.shape != rows.shape or not scales.is_floating_point():
-        raise ValueError(
-            f"scales must be a floating vector like rows, {tuple(rows.shape)}; "
-            f"got {scales.dtype} of shape {tuple(scales.shape)}."
-        )
-    for name, tensor in (("rows", rows), ("scales", scales)):
-        if tensor.device != device:
-            raise ValueError(f"{name} must be on {device} like the inputs, got {tensor.device}.")
+    if rows.device != device:
+        raise ValueError(f"rows must be on {device} like the inputs, got {rows.device}.")
     budget = default_bytes(device) if max_bytes is None else max_bytes
     return checks.integer("max_bytes", budget, 2**20, hint="The smallest budget that leaves room to work is 1 MiB.")

@@ -45,20 +45,15 @@ def mlp_differences(
     return made + Cost(flops, read(x, weights, biases, rows, scales))
 
 
-def affine_differences(
-    h: Tensor, d: Tensor | None, weight: Tensor, bias: Tensor | None, weight_ordinal: int, bias_ordinal: int,
-    rows: Tensor, scales: Tensor, seed_low: int, seed_high: int, directions: str, halves: int, max_bytes: int,
+def displacement_products(
+    q: Tensor, height: int, ordinal: int, rows: Tensor, seed_low: int, seed_high: int, directions: str, max_bytes: int,
 ) -> Cost:  # fmt: skip
-    """One layer of propagated differences: a product with the weight where inputs move, one with its displacement.
+    """One product for every displacement; of low rank R, R (H + K) multiply-adds instead of H K.
 
     Returns:
         The cost.
     """
-    family, whole = parse(directions), float(weight.numel())
-    displaced = whole if family.name != "lowrank" else float(family.count * sum(weight.shape))
-    evaluations = len(rows) * len(h) * (1 if d is None else halves)
-    flops = 2.0 * evaluations * ((0.0 if d is None else whole) + (displaced if weight_ordinal >= 0 else 0.0))
-    moved = [weight] if weight_ordinal >= 0 else []
-    moved += [bias] if bias is not None and bias_ordinal >= 0 else []
-    made = noise(moved, len(rows), directions) + Cost(factors(moved, len(rows), directions))
-    return made + Cost(flops, read(h, d, weight if d is not None else None, rows, scales))
+    family, weight = parse(directions), q.new_empty(height, q.shape[-1])
+    each = float(weight.numel()) if family.name != "lowrank" else float(family.count * sum(weight.shape))
+    made = noise([weight], len(rows), directions) + Cost(factors([weight], len(rows), directions))
+    return made + Cost(2.0 * len(rows) * q.shape[-2] * each, read(q, rows))

@@ -132,8 +132,8 @@ def layer_step(
     Args:
         q: Descriptor of the columns +-(h + s d), [M HALVES N, width], in tiles [BN, BK]; at layer 0 of h, [N, width],
             with flipout under every row's signs, [M N, width].
-        d: Descriptor of the columns' differences, as q; None at layer 0.
-        weight: Descriptor of W, [height, width], in tiles [BH, BK]; None at layer 0.
+        d: Descriptor of the columns' differences, as q; None at layer 0, and where W is multiplied elsewhere.
+        weight: Descriptor of W, [height, width], in tiles [BH, BK]; None without d.
         noise: Descriptor of slabs or of flipout's bases, [groups height, width], or of low rank's left factors,
             [M RANK, height].
         factors: Descriptor of the columns' products with low rank's right factors, [M HALVES N, RANK].
@@ -214,7 +214,7 @@ def layer_step(
             row = column // (num_inputs if FIRST else HALVES * num_inputs)
             inside = (h < height)[:, None] & (column < stop)[None, :]
             acc *= _packed_signs(out_signs, row[None, :], out_signs_a_row, h[:, None], inside)
-        if not FIRST:
+        if d is not None:
             for k in range(0, width, BK):
                 acc = tl.dot(weight.load([h0, k]), d.load([c0, k]).T, acc, input_precision=PRECISION)
         layer = (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, next_signs,
@@ -237,7 +237,7 @@ def stationary_step(
     h0 = tile_h * BH
     h = h0 + tl.arange(0, BH)
     e = _noise_tile(h0, 0, width, ordinal, tl.load(rows + group), key0, key1, SOURCE, DTYPE, PTX, BH, BK)
-    if not FIRST:
+    if d is not None:
         w = weight.load([h0, 0])
     stop = (group + 1) * num_columns
     layer = (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, None, 0,
@@ -249,7 +249,8 @@ def stationary_step(
             acc = tl.dot(e, q.load([c, 0]).T, acc, input_precision=PRECISION)
         else:
             acc = tl.dot(e, q.load([c0, 0]).T, acc, input_precision=PRECISION)
-            acc = tl.dot(w, d.load([c0, 0]).T, acc, input_precision=PRECISION)
+            if d is not None:
+                acc = tl.dot(w, d.load([c0, 0]).T, acc, input_precision=PRECISION)
         _finish_in_parts(acc, h, c0, stop, layer, HALVES, FIRST, ACTIVATION, PRECISION, PTX, PARTS)
 
 

@@ -15,7 +15,7 @@ from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.activations import decode
 from nntk.kernels.perturb.fused import evaluate_fused
-from nntk.kernels.perturb.layers import evaluate_layers, padded_rank
+from nntk.kernels.perturb.layers import evaluate_layers, multiply_noise, padded_rank
 from nntk.kernels.perturb.operands import Call, Unmoved, as_operand, operand_dtype, pad
 from nntk.kernels.philox import launch as philox
 from nntk.kernels.philox.directions import Directions, parse
@@ -63,6 +63,41 @@ def mlp_differences(
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
     _evaluate(call, x, rows.contiguous(), scales.float().contiguous(), max_bytes, out)
     return out, squared_norms(displaced(layers), rows, seed_low | seed_high << 32, directions)
+
+
+def displacement_products(
+    q: Tensor,
+    height: int,
+    ordinal: int,
+    rows: Tensor,
+    seed_low: int,
+    seed_high: int,
+    directions: str,
+    max_bytes: int,
+) -> Tensor:
+    """The op ``nntk::displacement_products`` for CUDA tensors: the layer step without a weight or an activation."""
+    if q.dtype != torch.float32:
+        return reference.displacement_products(q, height, ordinal, rows, seed_low, seed_high, directions, max_bytes)
+    family, (length, width), target = parse(directions), q.shape[-2:], target_of(q.device)
+    # Of the weight only its shape is asked.
+    layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
+    call = Call([layer], [], family, (seed_low, seed_high), "none", "fp32", target, None, max_bytes // 8)
+    out = q.new_empty(len(rows), length, height)
+    order = torch.argsort(rows % family.count, stable=True) if family.name == "flipout" else None
+    # Of a displacement: its products and the padded operand; the noise that is held, and of low rank the products with
+    # its right factors, are a small part.
+    cut = plan([width, height], length, len(rows), 1, q.itemsize, max_bytes, directions=family)
+    for inputs in _pieces(length, cut.inputs):
+        for some in _pieces(len(rows), cut.rows):
+            at = some if order is None else order[some]
+            operand = q[inputs] if q.dim() == 2 else q[at][:, inputs]
+            padded = pad(operand.reshape(-1, width)).view(*operand.shape[:-1], -1)
+            out[at, inputs] = multiply_noise(call, padded, rows[at].contiguous())
+    return out
+
+
+def _pieces(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def _evaluate(call: Call, x: Tensor, rows: Tensor, scales: Tensor, max_bytes: int, out: Tensor) -> None:

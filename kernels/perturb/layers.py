@@ -117,14 +117,16 @@ class _Operands:
 
     q: Tensor
     d: Tensor | None
-    """None at layer 0, where q is h for all displacements, or with flipout the inputs with their signs, [M, N, K]."""
+    """None where the product with the weight is not made here, as at layer 0."""
+    first: bool = False
+    """Whether this is layer 0: q is h for all displacements, or with flipout the inputs with their signs, [M, N, K]."""
 
 
 def evaluate_layers(call: Call, unmoved: Unmoved, rows: Tensor, scales: Tensor) -> Tensor:
     """Layer by layer; rows of flipout sorted by base. Returns [M, N, C] or [2, M, N, C], a view of a buffer."""
     bases = _Bases.of(rows, call.directions.count) if call.directions.name == "flipout" else None
     chunk = _Chunk(call, unmoved, rows, scales, bases)
-    operands = _Operands(chunk.first_operand(), None)
+    operands = _Operands(chunk.first_operand(), None, first=True)
     for number in range(len(call.layers)):
         operands = _Step(chunk, number, operands).launch()
     assert operands.d is not None, "there is a last layer"
@@ -134,12 +136,29 @@ def evaluate_layers(call: Call, unmoved: Unmoved, rows: Tensor, scales: Tensor) 
     return last[:, 0] if call.pairs == "none" else last[:, 0].sub_(last[:, 1]).mul_(0.5)
 
 
+def multiply_noise(call: Call, q: Tensor, rows: Tensor) -> Tensor:
+    """Products of [M, n, padded(K)] or [n, padded(K)] with the noise of the only layer; rows of flipout sorted by base.
+
+    Returns:
+        [M, n, H], a view of a buffer.
+    """
+    bases = _Bases.of(rows, call.directions.count) if call.directions.name == "flipout" else None
+    one = torch.ones(len(rows), device=q.device)
+    chunk = _Chunk(call, Unmoved(q if q.dim() == 2 else q[0], [(one,)], []), rows, one, bases)
+    signs, operand = chunk.signs(0, INPUT_SIGNS), as_operand(q, call.precision, call.target)
+    if signs is not None:
+        operand = philox.signs_of(signs, q.shape[-1], operand.dtype)[:, None, :] * operand
+    made = _Step(chunk, 0, _Operands(operand, None, first=q.dim() == 2)).launch().d
+    assert made is not None, "the layer gives it"
+    return made[:, 0, :, : call.widths[-1]]
+
+
 class _Step:
     """One layer of one chunk: its buffers, its noise, its launch."""
 
     def __init__(self, chunk: _Chunk, number: int, operands: _Operands) -> None:
         self.chunk, self.call, self.rows, self.operands = chunk, chunk.call, chunk.rows, operands
-        self.number, self.layer, self.first = number, self.call.layers[number], operands.d is None
+        self.number, self.layer, self.first = number, self.call.layers[number], operands.first
         self.height, self.width = self.layer.weight.shape
         self.num_inputs = len(chunk.unmoved.inputs)
         self.columns = self.num_inputs * (1 if self.first else self.call.halves)
@@ -193,7 +212,7 @@ class _Step:
         return (noise, state[0], state[-1], hidden, self.chunk.scales[some], *parameters([self.layer]))
 
     def _weight(self, cut: tiles.Tiles) -> TensorDescriptor | None:
-        if self.first:
+        if self.operands.d is None:
             return None
         return described(self.call.weights[self.number - 1], self.width, (cut.block_h, cut.block_k))
 

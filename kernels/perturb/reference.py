@@ -86,18 +86,9 @@ class _Unmoved:
         return _Unmoved(some, self.outputs[start:stop])
 
 
-def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile, d: Tensor | None = None) -> Tensor:
-    """Propagate differences: two products a layer, no cancellation.
-
-    Args:
-        layers: The layers.
-        unmoved: Their unperturbed pass.
-        tile: The displacements.
-        d: Unit differences of the first layer's inputs, [rows, halves, N, K]; None where they do not move.
-
-    Returns:
-        Unit differences of the outputs, [rows, halves, N, C].
-    """
+def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> Tensor:
+    """Propagate differences: two products a layer, no cancellation. Returns unit differences [rows, halves, N, C]."""
+    d: Tensor | None = None
     for layer, (h, state) in zip(layers, unmoved.layers, strict=True):
         moved = None if d is None else torch.addcmul(tile.signs * h, d, tile.scales * tile.signs)
         operands = None if d is None or moved is None else (tile.rounded(d), tile.rounded(moved))
@@ -206,44 +197,29 @@ def mlp_differences(
     return out, norms
 
 
-def affine_differences(
-    h: Tensor,
-    d: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    weight_ordinal: int,
-    bias_ordinal: int,
+def displacement_products(
+    q: Tensor,
+    height: int,
+    ordinal: int,
     rows: Tensor,
-    scales: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
-    halves: int,
     max_bytes: int,
 ) -> Tensor:
-    """The op ``nntk::affine_differences`` for every backend: the layer step alone."""
-    layer = Layer(
-        weight, bias, weight_ordinal=None if weight_ordinal < 0 else weight_ordinal,
-        bias_ordinal=None if bias is None or bias_ordinal < 0 else bias_ordinal,
-    )  # fmt: skip
-    signs = torch.tensor([1.0, -1.0][:halves], dtype=h.dtype, device=h.device)[:, None, None]
-    family, (height, width) = parse(directions), weight.shape
-    cut = plan(len(h), len(rows), [width, height], family, halves, h.element_size(), max_bytes)
-    out = h.new_empty(len(rows), halves, len(h), height)
+    """The op ``nntk::displacement_products`` for every backend."""
+    family, (length, width) = parse(directions), q.shape[-2:]
+    # Of the weight only its shape is asked.
+    layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
+    cut = plan(length, len(rows), [width, height], family, 1, q.element_size(), max_bytes)
+    out = q.new_empty(len(rows), length, height)
     for group in row_groups(family, rows, cut.group_rows):
-        rounded = ROUNDINGS["fp32"]
-        noise = NOISE[family.name](Group(family, rows[group], [layer], (seed_low, seed_high), cut, rounded))
-        for inputs in _pieces(0, max(1, len(h)), cut.tile_inputs):
-            unmoved = _Unmoved([(h[inputs], ())], h[inputs])
-            for tile_rows in _pieces(0, len(group), cut.tile_rows):
-                # Rows that stand together are views.
-                at = (
-                    group[tile_rows]
-                    if family.name == "flipout"
-                    else slice(int(group[tile_rows][0]), int(group[tile_rows][-1]) + 1)
-                )
-                tile = _Tile(noise, tile_rows, scales[at].to(h.dtype)[:, None, None, None], signs, rounded)
-                out[at, :, inputs] = difference_form([layer], unmoved, tile, None if d is None else d[at, :, inputs])
+        noise = NOISE[family.name](Group(family, rows[group], [layer], (seed_low, seed_high), cut, ROUNDINGS["fp32"]))
+        for units in noise.slabs(layer.weight):
+            for inputs in _pieces(0, length, cut.tile_inputs):
+                for tile in _pieces(0, len(group), cut.tile_rows):
+                    operand = q[inputs] if q.dim() == 2 else q[group[tile], inputs]
+                    out[group[tile], inputs, units] = noise.product(operand, layer, units, tile)
     return out
 
 
