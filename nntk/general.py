@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from nntk.draws import Draws, seeded
 from nntk.functional import call
 from nntk.kernels import checks
 from nntk.kernels.fixed_weights import squared_norms
@@ -36,7 +37,8 @@ class BlackBox:
 
     Args:
         function: Takes the vector [d] and inputs [N, ...], and returns outputs [N, ...]: arrays of NumPy where
-            ``parameters`` is one, else tensors. The same vector must give the same outputs.
+            ``parameters`` is one, else tensors. The same vector must give the same outputs; a stochastic function
+            (``draws`` of :class:`nntk.NonlocalNTK`) is given a seed as well, last, and the same seed the same outputs.
         parameters: The vector of the parameters, [d], float32 or float64.
         points: For a function of the vector alone, which returns outputs at so many points of its own: inputs of the
             kernel are their numbers, such as ``torch.arange(points)``.
@@ -73,12 +75,12 @@ class BlackBox:
         made: Tensor = torch.as_tensor(self.parameters).detach()
         return made
 
-    def outputs(self, vector: Tensor, x: Tensor) -> Tensor:
-        """Outputs at a vector of parameters, as a tensor."""
+    def outputs(self, vector: Tensor, x: Tensor, *seed: int) -> Tensor:
+        """Outputs at a vector of parameters, as a tensor; of a stochastic model with a seed."""
         given: tuple[Any, ...] = (vector,) if self.points is not None else (vector, x)
         if isinstance(self.parameters, np.ndarray):
             given = tuple(part.cpu().numpy() for part in given)
-        made: Tensor = torch.as_tensor(self.function(*given), device=vector.device)
+        made: Tensor = torch.as_tensor(self.function(*given, *seed), device=vector.device)
         return made if self.points is None else made[x]
 
 
@@ -92,13 +94,15 @@ class General:
         names: Their names, by ordinal.
         rest: The tensors that stay, by name.
         opaque: Whether nothing is known of what it computes: it is evaluated at one displacement after another.
+        draws: Of a stochastic model, which is called with a seed as well, the draws that it is averaged over.
     """
 
-    evaluate: Function
+    evaluate: Callable[..., Tensor]
     displaced: dict[int, Tensor]
     names: dict[int, str]
     rest: dict[str, Tensor] = field(default_factory=dict)
     opaque: bool = False
+    draws: Draws | None = None
     _cast: dict[torch.dtype, Parameters] = field(default_factory=dict, init=False, repr=False)
     _propagates: dict[tuple[int, ...], bool] = field(default_factory=dict, init=False, repr=False)
 
@@ -200,7 +204,7 @@ class General:
     def propagates(self, x: Tensor, displacing: Displacing) -> bool:
         """Whether differences can be propagated, and are those of a plain evaluation: tried at one input."""
         shape = tuple(x.shape[1:])
-        if self.opaque or not len(x) or not len(displacing.rows):
+        if self.opaque or self.draws or not len(x) or not len(displacing.rows):
             return False
         if shape not in self._propagates:
             self._propagates[shape] = self._agrees(x[:1], displacing)
@@ -283,7 +287,7 @@ class General:
 
     def stacks_well(self, still: Parameters, x: Tensor) -> bool:
         """Whether vmap evaluates the model, and gives what evaluating in turn does: tried at one input."""
-        if self.opaque:
+        if self.opaque or self.draws:
             return False
         two = {name: torch.stack((parameter, parameter * 1.5)) for name, parameter in still.items()}
         try:
@@ -303,7 +307,13 @@ class General:
         return {name: self.tensors(dtype)[name] for name in self.names.values()}
 
     def _evaluated(self, parameters: Parameters, x: Tensor) -> Tensor:
-        out = self.evaluate({**self.tensors(next(iter(parameters.values())).dtype), **parameters}, x)
+        tensors = {**self.tensors(next(iter(parameters.values())).dtype), **parameters}
+        if self.draws is None:
+            return self._rows(self.evaluate(tensors, x), x)
+        return self.draws.mean(lambda seed: self._rows(self.evaluate(tensors, x, seed), x))
+
+    def _rows(self, out: Tensor, x: Tensor) -> Tensor:
+        """Outputs as a matrix, [N, C]; an error where they have no row for each input."""
         if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(x):
             given = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise TypeError(f"model must return a tensor with a row for each of {len(x)} inputs, got {given}.")
@@ -336,6 +346,9 @@ class _Plan:
         made = _bytes_made(model, still, x[:1])
         stacked = min(_STACKED, copies) if copies > 1 and model.stacks_well(still, x[:1]) else 1
         rows = max(stacked, min(copies, TILE // d))
+        if model.draws:
+            # The noise of an input goes by its place in the batch.
+            return cls(rows, stacked, max(1, len(x)))
         return cls(rows, stacked, max(1, max_bytes // 2 // (max(1, made) * stacked)))
 
 
@@ -366,13 +379,13 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def of_module(model: nn.Module, parameters: Sequence[str] | None) -> General:
+def of_module(model: nn.Module, parameters: Sequence[str] | None, draws: Draws | None = None) -> General:
     """See a module as a general model.
 
     Args:
-        model: Any module that treats the inputs of a batch one by one and draws no random numbers; nothing of it is
-            changed or copied.
+        model: Any module that treats the inputs of a batch one by one; nothing of it is changed or copied.
         parameters: Names of the parameters that move, or patterns of them; None for all that require a gradient.
+        draws: Draws of PyTorch's random numbers that it is averaged over; None for a module that uses none.
 
     Returns:
         The model.
@@ -381,7 +394,7 @@ def of_module(model: nn.Module, parameters: Sequence[str] | None) -> General:
         ValueError: If a layer is in training mode, a parameter is not finite, or none moves.
         TypeError: If a parameter has another dtype than float32 or float64.
     """
-    check_evaluation_mode(model)
+    check_evaluation_mode(model, may_draw=draws is not None)
     check_parameters(model)
     moved = moved_names(model, parameters)
     every = dict(model.named_parameters())
@@ -391,16 +404,24 @@ def of_module(model: nn.Module, parameters: Sequence[str] | None) -> General:
     if len(dtypes) > 1:
         raise TypeError(f"parameters that move must have one dtype, got {', '.join(sorted(map(str, dtypes)))}.")
 
+    def drawn(tensors: Parameters, x: Tensor, seed: int) -> Tensor:
+        with seeded(seed, x.device):
+            return call(model, tensors, x)
+
     displaced = {ordinals[name]: every[name].detach() for name in moved}
-    return General(partial(call, model), displaced, {ordinals[name]: name for name in moved}, rest)
+    names = {ordinals[name]: name for name in moved}
+    return General(drawn if draws else partial(call, model), displaced, names, rest, draws=draws)
 
 
-def of_function(function: Function, parameters: Mapping[str, Tensor]) -> General:
+def of_function(
+    function: Callable[..., Tensor], parameters: Mapping[str, Tensor], draws: Draws | None = None
+) -> General:
     """See a function of parameters by name and inputs as a general model.
 
     Args:
-        function: ``f(parameters, x)`` with outputs [N, ...].
+        function: ``f(parameters, x)`` with outputs [N, ...]; with draws ``f(parameters, x, seed)``.
         parameters: All parameters, by name; their order is that of the random stream.
+        draws: What it is averaged over.
 
     Returns:
         The model.
@@ -417,13 +438,13 @@ def of_function(function: Function, parameters: Mapping[str, Tensor]) -> General
             raise TypeError(f"parameters must all be float32, or all float64; {name!r} is {tensor.dtype}.")
         checks.finite(f"parameter {name!r}", tensor.detach())
     displaced = {ordinal: tensor.detach() for ordinal, tensor in enumerate(parameters.values())}
-    return General(function, displaced, dict(enumerate(parameters)))
+    return General(function, displaced, dict(enumerate(parameters)), draws=draws)
 
 
-def of_black_box(box: BlackBox) -> General:
+def of_black_box(box: BlackBox, draws: Draws | None = None) -> General:
     """See a black box as a general model: one parameter, evaluated one displacement after another."""
 
-    def evaluate(parameters: Parameters, x: Tensor) -> Tensor:
-        return box.outputs(parameters["parameters"], x)
+    def evaluate(parameters: Parameters, x: Tensor, *seed: int) -> Tensor:
+        return box.outputs(parameters["parameters"], x, *seed)
 
-    return General(evaluate, {0: box.vector}, {0: "parameters"}, opaque=True)
+    return General(evaluate, {0: box.vector}, {0: "parameters"}, opaque=True, draws=draws)

@@ -242,12 +242,13 @@ def check_parameters(model: nn.Module) -> None:
         checks.finite(f"parameter {name!r}", parameter.detach())
 
 
-def check_evaluation_mode(model: nn.Module, prefix: str = "") -> None:
+def check_evaluation_mode(model: nn.Module, prefix: str = "", may_draw: bool = False) -> None:
     """Check that no layer of a model draws random numbers or mixes the inputs of a batch.
 
     Args:
         model: The model, or a layer of it.
         prefix: Name of the layer in its model.
+        may_draw: Whether random numbers are allowed.
 
     Raises:
         ValueError: If one does.
@@ -256,8 +257,11 @@ def check_evaluation_mode(model: nn.Module, prefix: str = "") -> None:
         layer = f"layer {name!r} ({type(module).__name__})"
         random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         mixes = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if module.training and (random or mixes):
-            raise ValueError(f"model must be in evaluation mode, but {layer} is in training mode; call model.eval().")
+        if module.training and (mixes or random and not may_draw):
+            also = ", or take its mean over draws of the noise: draws=16" if random else ""
+            raise ValueError(
+                f"model must be in evaluation mode, but {layer} is in training mode; call model.eval(){also}."
+            )
         if mixes and not module.track_running_stats:
             raise ValueError(f"model must treat inputs one by one, but {layer} takes the statistics of the batch.")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nntk.attention import Attention
 from nntk.displacements import Displacements
+from nntk.draws import Draws
 from nntk.estimate import LEAST_GROUPS, Estimate, check_limits, estimate
 from nntk.general import BlackBox, Function, General, of_black_box, of_function, of_module
 from nntk.kernels import checks
@@ -85,7 +86,11 @@ class NonlocalNTK:
             ``"auto"``: see :func:`nntk.kernels.perturb.mlp_differences`, and for other models the first where it can.
         precision: Of the operands of float32 products: ``"fp32"``, ``"tf32"``, ``"bf16"``, or ``"auto"`` for the
             cheapest whose error is below a tenth of the Monte-Carlo error; a CPU emulates the lower two, only if asked.
-        seed: Seed of the displacements, in [0, 2**64).
+        draws: Of a stochastic model, number R of draws of its random numbers: the kernel is that of its mean output
+            over R draws, the same ones at every displacement. A module draws from PyTorch's generators, seeded for
+            each draw (Dropout may be in training mode); a callable or a BlackBox is given a seed as its last argument.
+            The noise of an input may depend on its place in the call.
+        seed: Seed of the displacements, and of draws, in [0, 2**64).
         max_memory: Bytes of temporary memory, at least 2**20; None for 128 MiB, on a GPU 256 MiB. On top come the
             results, a float64 copy of one weight at a time, and for plugin and unbiased the differences, M N C numbers,
             with the M^2 products of displacements and M slices of four rows of a weight.
@@ -119,6 +124,7 @@ class NonlocalNTK:
         parameters: Sequence[str] | Mapping[str, Tensor] | None = None,
         propagation: str = "auto",
         precision: str = "auto",
+        draws: int | None = None,
         seed: int = 0,
         max_memory: int | None = None,
     ) -> None:
@@ -134,6 +140,7 @@ class NonlocalNTK:
         self.outputs = checks.choice("outputs", outputs, OUTPUTS)
         self.propagation = checks.choice("propagation", propagation, PROPAGATION)
         self.precision = checks.choice("precision", precision, PRECISIONS)
+        self.draws = None if draws is None else checks.integer("draws", draws, 1, 2**20)
         split_seed(seed)
         self.seed = seed
         self.max_memory = None if max_memory is None else checks.integer("max_memory", max_memory, 2**20)
@@ -151,6 +158,11 @@ class NonlocalNTK:
             ValueError: If a form of the evaluation was chosen that only MLPs have.
         """
         model, parameters = self.model, self.parameters
+        if self.draws and (self.propagation == "difference" or self.precision in ("tf32", "bf16")):
+            raise ValueError(
+                "propagation must be 'auto' or 'direct', and precision 'auto' or 'fp32', for a stochastic model; got "
+                f"{self.propagation!r} and {self.precision!r}."
+            )
         if isinstance(model, nn.Module):
             if isinstance(parameters, Mapping):
                 raise TypeError("parameters must be names for an nn.Module, which holds the tensors; got a mapping.")
@@ -557,12 +569,15 @@ class NonlocalNTK:
 
     def _model(self) -> Model:
         """The model as it is now: an MLP by its layers, anything else by plain evaluation."""
+        draws = None if self.draws is None else Draws(self.seed, 0, self.draws)
         if isinstance(self.model, BlackBox):
-            return of_black_box(self.model)
+            return of_black_box(self.model, draws)
         if not isinstance(self.model, nn.Module):
             assert isinstance(self.parameters, Mapping), "checked on construction"
-            return of_function(self.model, self.parameters)
+            return of_function(self.model, self.parameters, draws)
         names = cast("Sequence[str] | None", self.parameters)
+        if draws:
+            return of_module(self.model, names, draws)
         if self.precision in ("tf32", "bf16"):
             return recognise(self.model, names)
         try:

@@ -1,6 +1,6 @@
 """Layers with weights that move: the layer step d W^T + (h + s d) E^T + e, of which a convolution is one too."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -116,17 +116,18 @@ def _unfolded(at: Pass, x: Any, weight: Moved, value: Tensor, stride: Any, paddi
     return made
 
 
-def _in_turn(at: Pass, x: Any, weight: Moved, convolve: Any) -> Tensor:
+def _in_turn(at: Pass, x: Any, weight: Moved, convolve: Callable[..., Tensor]) -> Tensor:
     """The weight's displacements one after another, each as a weight."""
     if weight.ordinal is None:
         noise = weight.unit[:, 0]
     else:
         noise = at.group.noise(weight.ordinal, plain(weight).shape, at.some)
-    if moves(x):
-        q = _signed(at, x).flatten(1, 2)
-        return torch.stack([convolve(*pair) for pair in zip(q, noise, strict=True)]).unflatten(1, x.unit.shape[1:3])
-    made = torch.stack([convolve(at.single(x), one) for one in noise])
-    return made[:, None] * at.signs.view(-1, *[1] * (made.dim() - 1))
+    if not moves(x):
+        made = torch.stack([convolve(at.single(x), one) for one in noise])
+        return made[:, None] * at.signs.view(-1, *[1] * (made.dim() - 1))
+    q = _signed(at, x).flatten(1, 2)
+    made = torch.stack([convolve(*pair) for pair in zip(q, noise, strict=True)])
+    return made.view(*at.lanes, -1, *made.shape[2:])
 
 
 class Window:
@@ -190,7 +191,7 @@ def _max_pool(
 
     def gap() -> Tensor:
         # What is outside is far below, but finite, so that no infinity meets a zero of the unfolding.
-        values = seen(inside, torch.finfo(at.dtype).min / 4)
+        values: Tensor = seen(inside, torch.finfo(at.dtype).min / 4)
         return (values - values.amax(2, keepdim=True)).to(at.dtype)
 
     below = at.once(gap)
