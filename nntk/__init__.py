@@ -2,7 +2,7 @@
 
 The main entry points are :class:`NonlocalNTK`, of any model, and :func:`local_ntk`; :class:`FixedKernel` and
 :class:`Attention` say what displacements weigh. :class:`KernelRidge` fits, :class:`GPyTorchKernel` makes gaussian
-processes, :class:`GradientFlow` predicts training, :class:`NonlocalGradientDescent`
+processes, :class:`GradientFlow` predicts training, :class:`KernelTracker` watches it, :class:`NonlocalGradientDescent`
 trains, :func:`save`, :func:`load` and :func:`write_kernel` keep. :mod:`nntk.activations` holds sign, step, quantise and
 sawtooth as modules, :mod:`nntk.kernels` the batched operations underneath.
 """
@@ -22,6 +22,7 @@ from nntk.monte_carlo import monte_carlo_error
 from nntk.nonlocal_ntk import NonlocalNTK
 from nntk.operator import KernelOperator
 from nntk.storage import load, save
+from nntk.tracking import KernelRecord, KernelTracker
 from nntk.training import GradientFlow, NonlocalGradientDescent
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ __all__ = [
     "GPyTorchKernel",
     "GradientFlow",
     "KernelOperator",
+    "KernelRecord",
     "KernelRidge",
     "KernelRidgeClassifier",
+    "KernelTracker",
     "NonlocalGradientDescent",
     "NonlocalNTK",
     "activations",
