@@ -1,12 +1,13 @@
 """Nonlocal neural tangent kernels: finite, randomly displaced parameter differences instead of gradients.
 
 The main entry points are :class:`NonlocalNTK`, of any model, and :func:`local_ntk`; :class:`FixedKernel` and
-:class:`Attention` say what displacements weigh. :class:`KernelRidge` fits, :class:`GradientFlow` predicts training,
-:class:`NonlocalGradientDescent` trains, :func:`save`, :func:`load` and :func:`write_kernel` keep.
-:mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, :mod:`nntk.kernels` the batched operations
-underneath.
+:class:`Attention` say what displacements weigh. :class:`KernelRidge` fits, :class:`GPyTorchKernel` makes gaussian
+processes, :class:`GradientFlow` predicts training, :class:`KernelTracker` watches it, :class:`NonlocalGradientDescent`
+trains, :func:`save`, :func:`load` and :func:`write_kernel` keep. :mod:`nntk.activations` holds sign, step, quantise and
+sawtooth as modules, :mod:`nntk.kernels` the batched operations underneath.
 """
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,11 @@ from nntk.monte_carlo import monte_carlo_error
 from nntk.nonlocal_ntk import NonlocalNTK
 from nntk.operator import KernelOperator
 from nntk.storage import load, save
+from nntk.tracking import KernelRecord, KernelTracker
 from nntk.training import GradientFlow, NonlocalGradientDescent
 
 if TYPE_CHECKING:
+    from nntk.gaussian_process import GPyTorchKernel
     from nntk.regression import KernelRidge, KernelRidgeClassifier
 
 __all__ = [
@@ -32,10 +35,13 @@ __all__ = [
     "EffectiveSampleWarning",
     "Estimate",
     "FixedKernel",
+    "GPyTorchKernel",
     "GradientFlow",
     "KernelOperator",
+    "KernelRecord",
     "KernelRidge",
     "KernelRidgeClassifier",
+    "KernelTracker",
     "NonlocalGradientDescent",
     "NonlocalNTK",
     "activations",
@@ -47,15 +53,24 @@ __all__ = [
 ]
 
 
+_ON_DEMAND = {
+    "GPyTorchKernel": ("gaussian_process", "gpytorch", "gp"),
+    "KernelRidge": ("regression", "scikit-learn", "learn"),
+    "KernelRidgeClassifier": ("regression", "scikit-learn", "learn"),
+}
+"""What needs another library: its module, the library, and the extra that brings it."""
+
+
 def __getattr__(name: str) -> object:
-    """The estimators, which alone need scikit-learn, on demand."""
-    if name not in ("KernelRidge", "KernelRidgeClassifier"):
+    """What alone needs scikit-learn or gpytorch, on demand."""
+    if name not in _ON_DEMAND:
         raise AttributeError(f"module 'nntk' has no attribute {name!r}")
+    module, library, extra = _ON_DEMAND[name]
     try:
-        from nntk import regression
+        found: object = getattr(import_module(f"nntk.{module}"), name)
     except ImportError as wrong:
-        raise ImportError(f"nntk.{name} needs scikit-learn: pip install 'nntk[learn]' ({wrong})") from wrong
-    return getattr(regression, name)
+        raise ImportError(f"nntk.{name} needs {library}: pip install 'nntk[{extra}]' ({wrong})") from wrong
+    return found
 
 
 __version__ = version("nntk")

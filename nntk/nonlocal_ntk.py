@@ -371,12 +371,7 @@ class NonlocalNTK:
                 averaged, or inputs do not fit the model or are not finite.
             TypeError: If inputs have another dtype than the model.
         """
-        if self.estimator == "unbiased":
-            raise ValueError(
-                "estimator must be 'energy' or 'plugin' to have features: unbiased kernels are indefinite."
-            )
-        if self.outputs not in ("trace", "mean"):
-            raise ValueError(f"outputs must be 'trace' or 'mean' to have features, got {self.outputs!r}.")
+        self.check_features()
         if self.estimator == "plugin":
             made = self.jacobian(x).flatten(1)
             return made / self._num_outputs(x) ** 0.5 if self.outputs == "mean" else made
@@ -392,6 +387,19 @@ class NonlocalNTK:
         made = unit.mul_(roots[:, :, None]).transpose(0, 1).flatten(1)
         checks.finite("the features, from the model's outputs at displaced parameters,", made)
         return made
+
+    def check_features(self) -> None:
+        """Check that the kernel has features.
+
+        Raises:
+            ValueError: If the estimator is unbiased, or the outputs are neither traced nor averaged.
+        """
+        if self.estimator == "unbiased":
+            raise ValueError(
+                "estimator must be 'energy' or 'plugin' to have features: unbiased kernels are indefinite."
+            )
+        if self.outputs not in ("trace", "mean"):
+            raise ValueError(f"outputs must be 'trace' or 'mean' to have features, got {self.outputs!r}.")
 
     def _num_outputs(self, x: Tensor) -> int:
         model = self._model()

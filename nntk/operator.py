@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class KernelOperator:
     r"""The kernel of N inputs as a linear operator, :math:`K = A A^\top` with features A [N, F].
 
-    A is made for some inputs at a time and never held; products cost O(N F), everything else goes through
-    :math:`A^\top A` [F, F] in float64, or through the kernel itself where N is smaller than F.
+    Products cost O(N F); everything else goes through :math:`A^\top A` [F, F] in float64, or through the kernel itself
+    where N is smaller than F. A is made for some inputs at a time, and held only where the budget has room for all of
+    it: the model is not to change while an operator is in use.
 
     Args:
         kernel: The kernel, traced or averaged over outputs; its estimator has features.
@@ -59,10 +60,18 @@ class KernelOperator:
         Yields:
             Where they stand, and their features, [n, F].
         """
+        if x is None and self._inputs >= len(self.x):
+            yield slice(0, len(self.x)), self._held
+            return
         inputs = self.x if x is None else x
         for start in range(0, len(inputs), self._inputs):
             some = slice(start, min(start + self._inputs, len(inputs)))
             yield some, self.kernel.features(inputs[some]).double()
+
+    @cached_property
+    def _held(self) -> Tensor:
+        """All features, which the budget has room for."""
+        return self.kernel.features(self.x).double()
 
     def project(self, vectors: Tensor) -> Tensor:
         r""":math:`A^\top v` in float64, [F] or [F, R], of vectors [N] or [N, R]."""
@@ -76,7 +85,7 @@ class KernelOperator:
         r""":math:`A(x) w` in float64, [N] or [N, R], of weights [F] or [F, R]: at other inputs, a prediction."""
         inputs = self.x if x is None else x
         out = weights.new_empty(len(inputs), *weights.shape[1:])
-        for some, a in self.features(inputs):
+        for some, a in self.features(x):
             out[some] = a @ weights
         return out
 
@@ -103,6 +112,19 @@ class KernelOperator:
         """Whether there are at least as many features as inputs, so that the matrix itself is the smaller problem."""
         return self.num_features >= len(self.x)
 
+    @cached_property
+    def matrix(self) -> Tensor:
+        r"""The smaller of K [N, N] and :math:`A^\top A` [F, F], in float64: but for zeros their eigenvalues are one."""
+        return self.kernel(self.x).double() if self.is_wide else self.gram
+
+    def root(self) -> Tensor:
+        r"""Some R with :math:`K = R R^\top`, in float64: the features, [N, F], or [N, N] where those are more."""
+        if not self.is_wide:
+            return torch.cat([a for _, a in self.features()])
+        values, vectors = torch.linalg.eigh(self.matrix)
+        root: Tensor = vectors * values.clamp(min=0).sqrt()
+        return root
+
     def solve(self, y: Tensor, alpha: float) -> Tensor:
         r"""Solve :math:`(K + \alpha I) v = y`.
 
@@ -119,7 +141,7 @@ class KernelOperator:
         alpha = checks.positive_float("alpha", alpha, 1e-30, 1e30, "The ridge is added to the diagonal.")
         right = self._vectors("y", y)
         if self.is_wide:
-            solution = _solve(self.kernel(self.x).double(), alpha, right)
+            solution = _solve(self.matrix, alpha, right)
         else:
             solution = (right - self.expand(_solve(self.gram, alpha, self.project(right)))) / alpha
         return solution.to(y.dtype)
@@ -137,14 +159,19 @@ class KernelOperator:
             ValueError: If ``k`` is out of range.
         """
         k = checks.integer("k", k, 1, min(len(self.x), self.num_features))
+        values, vectors = torch.linalg.eigh(self.matrix)
+        values, vectors = values[-k:].flip(0), vectors[:, -k:].flip(1)
         if self.is_wide:
-            values, vectors = torch.linalg.eigh(self.kernel(self.x).double())
-            return values[-k:].flip(0), vectors[:, -k:].flip(1)
-        values, right = torch.linalg.eigh(self.gram)
-        values, right = values[-k:].flip(0), right[:, -k:].flip(1)
+            return values, vectors
         # Vectors of eigenvalues of rounding have no direction of their own.
         roots = values.clamp(min=torch.finfo(torch.float64).eps * float(values[0])).sqrt()
-        return values, self.expand(right / roots)
+        return values, self.expand(vectors / roots)
+
+    def eigvalsh(self, k: int = 6) -> Tensor:
+        """The largest eigenvalues alone, as :meth:`eigsh` gives them."""
+        k = checks.integer("k", k, 1, min(len(self.x), self.num_features))
+        values: Tensor = torch.linalg.eigvalsh(self.matrix)
+        return values[-k:].flip(0)
 
     def diagonal(self) -> Tensor:
         """The diagonal, [N], float64."""
@@ -156,17 +183,18 @@ class KernelOperator:
 
     def squared_norm(self) -> float:
         """Sum of the squares of all entries."""
-        return float((self.kernel(self.x).double() if self.is_wide else self.gram).square().sum())
+        return float(self.matrix.square().sum())
 
     def effective_rank(self) -> float:
         r"""Squared trace over squared norm, :math:`(\sum \lambda)^2 / \sum \lambda^2`: 1 for a single direction."""
-        return float(self.trace() ** 2 / self.squared_norm())
+        return float(self.matrix.trace() ** 2 / self.matrix.square().sum())
 
     def alignment(self, y: Tensor) -> float:
         r"""Alignment with targets, :math:`\langle y, K y \rangle / (|K|_F\,|y y^\top|_F)`, in [0, 1].
 
         Args:
-            y: Targets, [N] or [N, R]; of several the sum over them.
+            y: Targets, [N] or [N, R]; of several the sum over them. Given the :meth:`root` of another kernel it is
+                the similarity of the two, :math:`\langle K, K' \rangle / (|K|_F\,|K'|_F)`.
 
         Returns:
             The alignment.
@@ -176,8 +204,8 @@ class KernelOperator:
         """
         targets = self._vectors("y", y)
         columns = targets if targets.dim() == 2 else targets[:, None]
-        overlap = self.project(columns).square().sum() / (columns.T @ columns).norm()
-        return float(overlap / self.squared_norm() ** 0.5)
+        products = columns * (self.matrix @ columns) if self.is_wide else self.project(columns).square()
+        return float(products.sum() / ((columns.T @ columns).norm() * self.matrix.norm()))
 
     def to_scipy(self) -> Any:
         """The same as a ``scipy.sparse.linalg.LinearOperator``, for its iterative methods; needs SciPy."""

@@ -1,5 +1,7 @@
 """Kernels as operators: what the matrix would give, without it."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from conftest import inputs, mlp, relative_error
@@ -58,11 +60,31 @@ def test_what_the_matrix_gives(number):
     assert relative_error(values, torch.linalg.eigvalsh(k).flip(0)[:5]) < 1e-5
     assert relative_error(k @ vectors, vectors * values) < 1e-4
     assert relative_error(vectors.T @ vectors, torch.eye(5)) < 1e-4
+    assert relative_error(operator.eigvalsh(5), values) < 1e-9
+    assert relative_error(operator.root() @ operator.root().T, k) < 1e-5
     assert operator.trace() == pytest.approx(float(k.trace()), rel=1e-5)
     assert operator.effective_rank() == pytest.approx(float(k.trace() ** 2 / k.square().sum()), rel=1e-5)
     one = y[:, 0]
     assert operator.alignment(one) == pytest.approx(float(one @ k @ one / k.norm() / (one @ one)), rel=1e-4)
     assert operator.alignment(vectors[:, 0]) == pytest.approx(float(values[0] / k.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [30, 200], ids=["wide", "tall"])
+def test_alignment_with_a_root_is_the_similarity_of_kernels(number):
+    """Of two kernels of the same inputs, whatever their scales."""
+    x, first, second = inputs(number, 3), made(seed=1), made(seed=2)
+    k1, k2 = first(x).double(), second(x).double()
+    similarity = first.operator(x).alignment(7 * second.operator(x).root())
+    assert similarity == pytest.approx(float((k1 * k2).sum() / k1.norm() / k2.norm()), rel=1e-5)
+
+
+def test_features_that_fit_the_budget_are_made_once():
+    """Beside those of one input, which tell how many they are."""
+    kernel, x, v = made(), inputs(200, 3), torch.ones(200)
+    with patch.object(NonlocalNTK, "features", autospec=True, side_effect=NonlocalNTK.features) as features:
+        operator = kernel.operator(x)
+        assert torch.equal(operator @ v, operator @ v) and operator.effective_rank() > 1
+    assert [len(call.args[1]) for call in features.call_args_list] == [1, 200]
 
 
 def test_scipy_takes_the_operator():
@@ -81,6 +103,7 @@ def test_scipy_takes_the_operator():
         (lambda: made().operator(inputs(3, 3)) @ torch.ones(4), r"vectors must have shape \[3\] or \[3, R\]"),
         (lambda: made().operator(inputs(3, 3)).solve(torch.ones(3), 0.0), "alpha must be between"),
         (lambda: made().operator(inputs(3, 3)).eigsh(4), "k must be at most 3"),
+        (lambda: made().operator(inputs(3, 3)).eigvalsh(4), "k must be at most 3"),
         (lambda: made().operator(torch.full((3, 3), torch.nan)), "x must be finite"),
     ],
 )
