@@ -1,7 +1,10 @@
 """A kernel matrix that does not fit in memory: written tile by tile to a file, and gone on with after a stop."""
 
+import errno
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import checks
+from nntk.memory import in_words
 from nntk.nonlocal_ntk import NonlocalNTK
 from nntk.storage import MismatchError, described, hash_of
 
@@ -46,7 +50,7 @@ def write_kernel(
     Raises:
         ValueError: If outputs are neither traced nor averaged, a number is out of range, or inputs do not fit.
         MismatchError: If the file that was begun is of another kernel, of other inputs or tiles.
-        OSError: If the file cannot be written.
+        OSError: If the file cannot be written, or the disk has no room for it.
 
     Example:
         >>> import tempfile
@@ -103,6 +107,10 @@ def _begun(
     if path.exists():
         raise MismatchError(f"{path} is there without {_journal(path).name}: no call of write_kernel began it.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    size, free = math.prod(shape) * dtype.itemsize, shutil.disk_usage(path.parent).free
+    if size > free:
+        # A file that is mapped is not written until it is, and a full disk then kills the process.
+        raise OSError(errno.ENOSPC, f"a kernel of {in_words(size)} does not fit in {in_words(free)} of disk", str(path))
     journal = {"about": about, "finished": 0}
     matrix = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     matrix.flush()

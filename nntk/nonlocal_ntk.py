@@ -1,6 +1,7 @@
 """The nonlocal neural tangent kernel: finite, randomly displaced parameter differences instead of gradients."""
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -28,13 +29,21 @@ from nntk.kernels.assemble import (
 from nntk.kernels.attention import Attended, attend
 from nntk.kernels.fixed_weights import FixedKernel
 from nntk.kernels.perturb import DEFAULT_BYTES, PRECISIONS, PROPAGATION, check_precision
+from nntk.kernels.perturb.config import default_bytes
 from nntk.kernels.philox import parse, split_seed, unit_displacements
+from nntk.memory import MemoryPlan, check_room, free_bytes
 from nntk.models import Mlp, NotRecognised, recognise
 from nntk.operator import KernelOperator
 
 _GAMMA_HINT = "gamma is the length scale of the displacements, e.g. 0.1; the kernel tends to the NTK as it falls."
 Model = Mlp | General
 
+_log = logging.getLogger("nntk")
+_INSTEAD = (
+    "kernel.operator(x) has its products, solutions and spectra without the matrix, nntk.write_kernel(path, kernel, x) "
+    "writes it to a file tile by tile, and estimator='energy' holds the differences of few displacements at a time; "
+    "kernel.plan(x) says what takes how much."
+)
 _SAMPLES_HINT = "Each sample is one displacement theta + delta_m; a thousand give about 5 % error."
 
 
@@ -197,10 +206,14 @@ class NonlocalNTK:
         Raises:
             ValueError: If inputs do not fit the model or are not finite, or the model's outputs are not finite.
             TypeError: If inputs have another dtype than the model.
+            MemoryError: If the kernel does not fit in the memory that is free.
         """
         model = self._model()
         first = model.inputs("x1", x1)
         second = None if x2 is None else model.inputs("x2", x2)
+        plan = self._plan(model, first, second)
+        _log.info("%s", plan)
+        check_room("The kernel and what makes it", plan.total, model.device, _INSTEAD)
         if self.estimator != "energy":
             kernel = self._inner_product(model, first, second)
         elif (drawn := self._displacements(model)).by_input:
@@ -209,6 +222,44 @@ class NonlocalNTK:
             kernel = self._energy(drawn, first, second)
         checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
         return kernel
+
+    def plan(self, x1: Tensor, x2: Tensor | None = None) -> MemoryPlan:
+        """What the kernel of some inputs takes of memory, before it is made.
+
+        Args:
+            x1: The rows' inputs, as for a call.
+            x2: The columns' inputs; None for the symmetric kernel of ``x1``.
+
+        Returns:
+            The plan, to be printed.
+
+        Raises:
+            ValueError: If inputs do not fit the model or are not finite.
+            TypeError: If inputs have another dtype than the model.
+        """
+        model = self._model()
+        first, second = model.inputs("x1", x1), None if x2 is None else model.inputs("x2", x2)
+        return self._plan(model, first, second)
+
+    def _plan(self, model: Model, x1: Tensor, x2: Tensor | None) -> MemoryPlan:
+        outputs, columns = model.num_outputs(x1), len(x1 if x2 is None else x2)
+        entry = {"trace": 1, "mean": 1, "diagonal": outputs, "full": outputs**2}[self.outputs]
+        joint = len(x1) + (0 if x2 is None else columns)
+        row = self._row_bytes(joint, outputs, model.dtype)
+        at_once = self.samples if self.estimator != "energy" else min(self.samples, self._at_once(row))
+        held = row * at_once
+        if self.estimator != "energy":
+            shape = (self.samples, (len(x1), joint - len(x1)), outputs, model.num_params, self.outputs == "full")
+            by_gram = inner_product_route(*shape) != "gradients"
+            held += 8 * (self.samples**2 if by_gram else joint * outputs * model.num_params)
+        return MemoryPlan(
+            result=len(x1) * columns * entry * model.dtype.itemsize,
+            held=held,
+            temporary=self.max_memory or default_bytes(model.device),
+            displacements=at_once,
+            samples=self.samples,
+            free=free_bytes(model.device),
+        )
 
     def _energy(self, drawn: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
         """The energy form with weights of the displacements alone: a sum over chunks of them."""
@@ -317,13 +368,17 @@ class NonlocalNTK:
             ValueError: If inputs do not fit the model or are not finite, or ``halves`` is asked of a kernel that is
                 not antithetic.
             TypeError: If inputs have another dtype than the model.
+            MemoryError: If the differences do not fit in the memory that is free.
         """
         if checks.boolean("halves", halves) and not self.antithetic:
             raise ValueError("halves must be False for a kernel with antithetic=False, got True.")
         model = self._model()
         drawn = self._displacements(model)
         pairs = "none" if not self.antithetic else "both" if halves else "odd"
-        unit, _ = self._unit_differences(drawn, model.inputs("x", x), drawn.places, pairs)
+        x = model.inputs("x", x)
+        size = (2 if halves else 1) * self._row_bytes(len(x), model.num_outputs(x), model.dtype) // 4 * self.samples
+        check_room("The differences of all displacements", size, model.device, "Fewer inputs at a time fit.")
+        unit, _ = self._unit_differences(drawn, x, drawn.places, pairs)
         differences = unit.mul_(drawn.scales[:, None, None])
         checks.finite("the differences of the model's outputs", differences)
         return differences
@@ -597,9 +652,15 @@ class NonlocalNTK:
         """Places of the displacements to assemble together, as the budget allows."""
         model = drawn.model
         places = torch.arange(len(drawn.rows), device=model.device)
+        return torch.split(places, self._at_once(self._row_bytes(len(x), model.num_outputs(x), model.dtype)))
+
+    def _at_once(self, row_bytes: int) -> int:
+        """Displacements to assemble together, each of so many bytes."""
+        return max(64, (self.max_memory or DEFAULT_BYTES) // row_bytes)
+
+    def _row_bytes(self, number: int, outputs: int, dtype: torch.dtype) -> int:
+        """Bytes of a displacement at some inputs while the kernel is assembled."""
         # Four copies: the differences, and the features that assembly makes of them. Under attention twice, for pairs,
         # and what is made of scores in float64: those of both halves, three times over, and the weight.
         attends = isinstance(self.weights, Attention) and self.weights.by_input
-        numbers = (8 if attends else 4) * model.num_outputs(x) * model.dtype.itemsize + (56 if attends else 0)
-        row_bytes = max(1, len(x)) * numbers
-        return torch.split(places, max(64, (self.max_memory or DEFAULT_BYTES) // row_bytes))
+        return max(1, number) * ((8 if attends else 4) * outputs * dtype.itemsize + (56 if attends else 0))

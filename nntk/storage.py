@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from nntk.general import BlackBox
 from nntk.kernels import checks
 from nntk.kernels.fixed_weights import FixedKernel
 from nntk.kernels.philox import STREAM_VERSION
+from nntk.models import moved_names
 from nntk.nonlocal_ntk import NonlocalNTK
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the metadata."""
 
 
@@ -98,12 +99,13 @@ def described(kernel: NonlocalNTK) -> dict[str, Any]:
         for name, value in vars(kernel).items()
         if name not in ("model", "parameters", "max_memory", "weights")
     }
-    moved = None if isinstance(kernel.parameters, Mapping) else kernel.parameters
+    model = kernel.model
+    moved = moved_names(model, cast("Any", kernel.parameters)) if isinstance(model, nn.Module) else None
     return {
         "schema": SCHEMA,
         "stream_version": STREAM_VERSION,
         "model": _fingerprint(kernel),
-        "parameters": None if moved is None else sorted(moved),
+        "parameters": moved,
         "weights": _weights(kernel.weights),
         **settings,
     }

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,3 +69,11 @@ def test_another_call_is_refused(tmp_path):
         nntk.write_kernel(tmp_path / "mine.npy", made(), x)
     with pytest.raises(ValueError, match="outputs must be 'trace' or 'mean' for a matrix, got 'full'"):
         nntk.write_kernel(tmp_path / "k.npy", made(outputs="full"), x)
+
+
+def test_a_matrix_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
+    """Before any work: a mapped file would not notice."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**10))
+    with pytest.raises(OSError, match="a kernel of 2.07 KiB does not fit in 1 KiB of disk"):
+        nntk.write_kernel(tmp_path / "k.npy", made(), inputs(23, 3))
+    assert not list(tmp_path.iterdir())

@@ -40,7 +40,7 @@ def test_what_was_saved_comes_back(tmp_path):
             {"weights": nntk.Attention(on="parameters", projection=(torch.ones(1, 50), torch.zeros(1, 50)))},
             r"weights is .* there and .*'parameters', 'dot', 1.0, None, '[0-9a-f]{64}'.* here",
         ),
-        ({"parameters": ["0.*"]}, r"parameters is None there and \['0.\*'\] here"),
+        ({"parameters": ["0.*"]}, r"'2.bias'\] there and \['0.weight', '0.bias'\] here"),
     ],
 )
 def test_another_kernel_is_refused(tmp_path, settings, message):
@@ -58,6 +58,10 @@ def test_another_model_or_stream_is_refused(tmp_path, monkeypatch):
         kernel.model[0].weight[0, 0] += 1e-3
     with pytest.raises(storage.MismatchError, match="is of another kernel: model is"):
         nntk.load(tmp_path / "k", kernel)
+    frozen = made()
+    frozen.model[2].requires_grad_(False)
+    with pytest.raises(storage.MismatchError, match=r"parameters is .* there and \['0.weight', '0.bias'\] here"):
+        nntk.load(tmp_path / "k", frozen)
     monkeypatch.setattr(storage, "STREAM_VERSION", 99)
     with pytest.raises(storage.MismatchError, match="stream_version is 1 there and 99 here"):
         nntk.load(tmp_path / "k", made())
