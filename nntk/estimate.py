@@ -1,8 +1,9 @@
 """A kernel with its error bars: groups of displacements, whose means scatter as the kernel errs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,19 +12,20 @@ from nntk.kernels import checks
 
 LEAST_GROUPS = 16
 """Fewer means of groups than this say little of their own scatter."""
-_GROWTH = 1.25
-"""Between two looks at the error: looking after every group would stop at lucky ones more often."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A kernel and what is known of its error.
+    r"""A kernel and what is known of its error.
 
     Attributes:
-        kernel: The kernel, the mean over groups.
-        standard_error: Of each entry: the scatter of the groups' means over the root of their number.
+        kernel: The kernel of all displacements.
+        standard_error: Of each entry: the standard deviation of kernels of so many displacements, by the scatter of the
+            groups' means, or (plugin, unbiased and weighted kernels) of the kernels without one group.
         relative_error: The standard error of the whole matrix over its Frobenius norm.
         samples: Displacements that it took.
+        effective_samples: How many of equal weight would err as much, :math:`1 / \sum_m \alpha_m^2`; where weights
+            depend on the input, the least over the inputs.
         evaluations: Displaced evaluations of the model for each input.
         groups: Groups of equally many displacements.
         converged: Whether the tolerance was met.
@@ -34,13 +36,19 @@ class Estimate:
     standard_error: Tensor
     relative_error: float
     samples: int
+    effective_samples: float
     evaluations: int
     groups: int
     converged: bool
     trace: tuple[tuple[int, float], ...]
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Bounds that hold each entry of the kernel of infinitely many displacements with this probability.
+        r"""Bounds that hold the expectation of each entry with this probability.
+
+        Of the energy and unbiased forms that is the kernel of infinitely many displacements; weighted ones miss it by a
+        term of 1 / M, small against the error of :math:`1 / \sqrt M`. Of plugin it is the mean of plugin kernels of
+        **as many** displacements, which for a linear model exceeds the limit by (d - 1) / M: no scatter tells that
+        bias. Bounds of the limit are those of the unbiased form.
 
         Args:
             level: The probability, in (0, 1).
@@ -81,19 +89,72 @@ def t_quantile(probability: float, freedom: int) -> float:
     )
 
 
+class Tally(Protocol):
+    """Groups of displacements of one size, and what they tell of the kernel and of its error."""
+
+    size: int
+    growth: float
+    """Of the samples between two looks: looking after every group would stop at lucky ones more often."""
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+
+    def draw(self) -> None:
+        """Draw another group of the stream; the groups may become fewer and larger by it."""
+
+    def look(self) -> tuple[Tensor, Tensor, float]:
+        """Kernel and standard error in float64, and the effective samples."""
+
+
+@dataclass
+class Means:
+    """Groups whose kernels are independent and of equal weight: their mean and its scatter, none of them kept.
+
+    Attributes:
+        make: The kernel of some displacements alone.
+        size: Displacements of a group.
+        count: Groups.
+        mean: Of their kernels, float64.
+        scatter: Squares of deviations from it.
+    """
+
+    make: Callable[[range], Tensor]
+    size: int
+    count: int = 0
+    growth: float = 1.25
+    mean: Tensor | None = None
+    scatter: Tensor | None = None
+
+    def draw(self) -> None:
+        """Welford's update: sums of squares about a mean that moves."""
+        made = self.make(range(self.count * self.size, (self.count + 1) * self.size)).double()
+        self.count += 1
+        step = made if self.mean is None else made - self.mean
+        self.mean = step / self.count if self.mean is None else self.mean + step / self.count
+        square = step * (made - self.mean)
+        self.scatter = square if self.scatter is None else self.scatter + square
+
+    def look(self) -> tuple[Tensor, Tensor, float]:
+        """The mean, and the scatter over the root of the number of groups."""
+        assert self.mean is not None and self.scatter is not None, "groups were drawn"
+        error = (self.scatter / (self.count - 1) / self.count).clamp(min=0).sqrt()
+        return self.mean, error, float(self.count * self.size)
+
+
 def estimate(
-    groups: Iterator[Tensor],
-    size: int,
+    tally: Tally,
+    dtype: torch.dtype,
     evaluations: int,
     rtol: float,
     max_samples: int,
     progress: Callable[[Estimate], None] | None,
 ) -> Estimate:
-    """Average the means of groups until the error of their average is small enough.
+    """Draw groups until the error of what they tell together is small enough.
 
     Args:
-        groups: Kernels of groups of displacements, without end.
-        size: Displacements of a group.
+        tally: The groups, none of them drawn yet.
+        dtype: Of the kernel.
         evaluations: Evaluations of a displacement.
         rtol: Relative error of the matrix that ends it.
         max_samples: Displacements that end it.
@@ -101,25 +162,25 @@ def estimate(
 
     Returns:
         The estimate.
+
+    Raises:
+        ValueError: If no displacement has a weight, or the kernel is not finite.
     """
-    mean: Tensor | None = None
-    scatter, trace, look, count = torch.zeros(()), [], LEAST_GROUPS, 0
+    trace: list[tuple[int, float]] = []
+    next_look = LEAST_GROUPS * tally.size
     while True:
-        group, count = next(groups), count + 1
-        # Welford's update: sums of squares about a mean that moves.
-        made = group.double()
-        step = made if mean is None else made - mean
-        mean = step / count if mean is None else mean + step / count
-        scatter = scatter + step * (made - mean)
-        last = (count + 1) * size > max_samples and count >= LEAST_GROUPS
-        if count < look and not last:
+        tally.draw()
+        samples = tally.count * tally.size
+        last = samples + tally.size > max_samples and tally.count >= LEAST_GROUPS
+        if samples < next_look and not last:
             continue
-        look = max(count + 1, int(count * _GROWTH))
-        error = (scatter / (count - 1) / count).clamp(min=0).sqrt()
-        relative = float(error.norm() / mean.norm()) if bool(mean.any()) else 0.0
-        trace.append((count * size, relative))
+        next_look = tally.size * max(tally.count + 1, int(tally.count * tally.growth))
+        kernel, error, effective = tally.look()
+        checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
+        relative = float(error.norm() / kernel.norm()) if bool(kernel.any()) else 0.0
+        trace.append((samples, relative))
         found = Estimate(
-            mean.to(group.dtype), error.to(group.dtype), relative, count * size, count * size * evaluations, count,
+            kernel.to(dtype), error.to(dtype), relative, samples, effective, samples * evaluations, tally.count,
             relative <= rtol, tuple(trace),
         )  # fmt: skip
         if progress:

@@ -121,6 +121,10 @@ class General:
         """Device of the parameters."""
         return next(iter(self.displaced.values())).device
 
+    def with_draws(self, place: int) -> "General":
+        """The same model under other draws, if there are any: those of a group that starts at this displacement."""
+        return replace(self, draws=replace(self.draws, first=place * self.draws.count)) if self.draws else self
+
     def inputs(self, name: str, x: Tensor) -> Tensor:
         """Check inputs against the model.
 

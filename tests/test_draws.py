@@ -69,6 +69,22 @@ def test_black_boxes_are_given_a_seed():
     assert torch.equal(box(X.double()), again(torch.arange(5))) and bool((box(X.double()).diagonal() > 0).all())
 
 
+def test_intervals_hold_the_mean_over_draws():
+    """The error of an estimate is that of displacements and draws together, here of draws above all."""
+
+    def scaled(p, x, seed):
+        """A function that a uniform number multiplies: its mean square is a third."""
+        return (x @ p["w"].T) * torch.rand(1, generator=torch.Generator().manual_seed(seed)).to(x.dtype)
+
+    truth, inside = X @ X.T / 3, 0.0
+    for seed in range(100):
+        kernel = NonlocalNTK(scaled, parameters={"w": W[:1]}, samples=256, draws=1, seed=seed)
+        low, high = kernel.estimate(X, rtol=1e6).interval()
+        inside += float(((low <= truth) & (truth <= high)).double().mean()) / 100
+    # Entries share their draws: a hundred coins of 95 %, and twice their standard deviation.
+    assert 0.91 <= inside <= 0.99
+
+
 def test_generators_go_on_as_before():
     """What else uses PyTorch's random numbers does not notice."""
     kernel = NonlocalNTK(dropped(), samples=2, draws=2)

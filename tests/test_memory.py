@@ -70,13 +70,9 @@ def test_a_plan_is_for_reading(machine, caplog):
 def test_what_does_not_fit_is_refused(machine):
     """Before any work; the message says what would fit."""
     machine(GIB)
-    with pytest.raises(
-        MemoryError, match=r"The kernel and what makes it take 37.6 GiB, and 1 GiB are free. kernel.operator\(x\) has"
-    ):
+    with pytest.raises(MemoryError, match=r"makes it take 37.6 GiB, and 1 GiB are free. kernel.operator\(x\)"):
         made()(torch.zeros(10**5, 3))
-    with pytest.raises(
-        MemoryError, match="The differences of all displacements take 1.91 GiB, and 1 GiB are free. Fewer inputs"
-    ):
+    with pytest.raises(MemoryError, match="displacements take 1.91 GiB, and 1 GiB are free. Fewer inputs"):
         made().differences(torch.zeros(10**6, 3)[:500_000])
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "LAWS",
     "EffectiveSampleWarning",
     "FixedKernel",
+    "check_statistics",
     "effective_samples",
     "log_weights",
     "merge",
@@ -163,7 +164,7 @@ def normalise(log_weights: Tensor, kernel: FixedKernel | None = None) -> tuple[T
         (tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64), 2.0)
     """
     statistics = summarise(log_weights)
-    _check_statistics(statistics, len(log_weights), kernel)
+    check_statistics(statistics, len(log_weights), kernel)
     return weigh(log_weights, statistics), float(effective_samples(statistics))
 
 
@@ -199,7 +200,7 @@ def radial_weights(
     if kernel.proposal is None:
         return torch.full_like(squared_lengths, 1 / max(1, count)), squared_lengths.new_tensor([0.0, count, count])
     weights, statistics = _radial_weights(squared_lengths, *_laws(kernel, kernel.proposal, num_params, gamma))
-    _check_statistics(statistics, count, kernel)
+    check_statistics(statistics, count, kernel)
     return weights, statistics
 
 
@@ -221,7 +222,17 @@ def _check_lengths(squared_lengths: Tensor) -> None:
         )
 
 
-def _check_statistics(statistics: Tensor, samples: int, kernel: FixedKernel | None) -> None:
+def check_statistics(statistics: Tensor, samples: int, kernel: FixedKernel | None = None) -> None:
+    """Check that a softmax over displacements has something to weigh.
+
+    Args:
+        statistics: Of all of them, [3]: see :func:`summarise`.
+        samples: How many they are, for the error's words.
+        kernel: Where the weights come from, for the error's words.
+
+    Raises:
+        ValueError: If none has a weight, or a log weight is NaN or plus infinity.
+    """
     top, total, _ = statistics.tolist()
     if top == math.inf:
         raise ValueError(
