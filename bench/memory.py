@@ -3,7 +3,7 @@
 import contextlib
 import multiprocessing
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -33,14 +33,33 @@ def peak(make: Callable[..., Callable[[], Tensor]], *arguments: object, device: 
         return process.apply(_peak_of_process, (make, arguments))
 
 
+@contextlib.contextmanager
+def watched(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Peak memory of what runs inside, beyond what was there before; asked for afterwards."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) - before
+    else:
+        start = _begin()
+        found: list[int] = []
+        yield lambda: found[0]
+        found.append(max(0, _status("VmHWM") - start))
+
+
 def _peak_of_process(make: Callable[..., Callable[[], Tensor]], arguments: tuple[object, ...]) -> int:
     call = make(*arguments)
+    before = _begin()
+    result = call()
+    return max(0, _status("VmHWM") - before - result.nbytes)
+
+
+def _begin() -> int:
+    """Reset the peak of this process, and give what it has now."""
     # Of this process alone: getrusage would count the memory of the parent that forked it. The 5 resets the peak.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    result = call()
-    return max(0, _status("VmHWM") - before - result.nbytes)
+    return _status("VmRSS")
 
 
 def _status(key: str) -> int:

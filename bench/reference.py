@@ -14,7 +14,7 @@ from nntk.kernels.assemble import assemble
 def float64_differences(kernel: NonlocalNTK, x: Tensor) -> Tensor:
     """Antithetic differences of ``kernel.model`` in float64, one displacement at a time, [M, N, C]."""
     assert isinstance(kernel.model, nn.Module), "the suites measure modules"
-    model, x = copy.deepcopy(kernel.model).double(), x.double()
+    model, x = copy.deepcopy(kernel.model).double(), x.double() if x.is_floating_point() else x
     parameters = dict(model.named_parameters())
 
     def evaluate(displacement: dict[str, Tensor], sign: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from conftest import inputs, mlp
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
@@ -95,3 +96,23 @@ def test_a_ridge_is_positive(alpha):
     """Or chosen by leave-one-out."""
     with pytest.raises(ValueError, match="alpha must be a positive number or 'loo'"):
         KernelRidge(small, samples=8, alpha=alpha).fit(np.eye(3), np.ones(3))
+
+
+def test_a_sign_cnn_classifies_better_than_its_last_layer():
+    """Of digits: autograd sees the last layer alone, whose NTK is that of its inputs; the ridges by leave-one-out."""
+    x, y = load_digits(return_X_y=True)
+    x, order = (x / 16 - 0.5).astype(np.float32), np.random.default_rng(0).permutation(len(x))
+    train, held_out = order[:600], order[600:1100]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        *(nn.Conv2d(1, 8, 3, padding=1), nntk.activations.Sign()),
+        *(nn.Conv2d(8, 8, 3, stride=2, padding=1), nntk.activations.Sign()),
+        *(nn.Flatten(), nn.Linear(128, 1)),
+    )
+    seen = model[:-1](torch.tensor(x)).detach().numpy()
+    targets = 2.0 * (y[:, None] == np.arange(10)) - 1
+    last = RidgeCV(np.logspace(-2, 5, 29)).fit(seen[train], targets[train]).predict(seen[held_out]).argmax(1)
+    whole = KernelRidgeClassifier(model, samples=384, directions="rademacher").fit(x[train], y[train])
+    by_last, by_whole = (last == y[held_out]).mean(), whole.score(x[held_out], y[held_out])
+    assert by_whole > 0.9 and by_whole > by_last + 0.05

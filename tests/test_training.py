@@ -66,22 +66,20 @@ def test_the_flow_in_its_limits():
     assert torch.allclose(flow.at(math.inf, cross=flow.kernel[:2]), ridgeless)
 
 
-def test_a_sign_network_learns_digits():
-    """Also with its last layer frozen, where autograd sees nothing at all."""
+@pytest.mark.parametrize("frozen", [False, True], ids=["whole", "output frozen"])
+def test_a_sign_network_learns_digits(frozen):
+    """Nine of ten digits held out, also with its output layer frozen, where autograd sees nothing at all."""
     x, y = load_digits(return_X_y=True)
     x, y = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
-    for frozen, least in ((False, 0.75), (True, 0.55)):
-        torch.manual_seed(0)
-        hidden = [nn.Linear(64, 32), nntk.activations.Sign(), nn.Linear(32, 32), nntk.activations.Sign()]
-        model = nn.Sequential(*hidden, nn.Linear(32, 10))
-        model[4].requires_grad_(not frozen)
-        optimizer = NonlocalGradientDescent(model.parameters(), lr=1e-2, gamma=0.1, samples=32)
-        first = None
-        for _ in range(120):
-            loss = optimizer.step(lambda model=model: nn.functional.cross_entropy(model(x[:500]), y[:500]))
-            first = loss if first is None else first
-        right = float((model(x[1000:]).argmax(1) == y[1000:]).double().mean())
-        assert loss < 0.6 * first and right > least, (frozen, right, loss)
+    torch.manual_seed(0)
+    hidden = [nn.Linear(64, 32), nntk.activations.Sign(), nn.Linear(32, 32), nntk.activations.Sign()]
+    model, batches = nn.Sequential(*hidden, nn.Linear(32, 10)), torch.Generator().manual_seed(0)
+    model[4].requires_grad_(not frozen)
+    optimizer = NonlocalGradientDescent(model.parameters(), lr=1e-2, gamma=0.1, samples=64)
+    for _ in range(600):
+        some = torch.randint(1000, (250,), generator=batches)
+        optimizer.step(lambda some=some: nn.functional.cross_entropy(model(x[some]), y[some]))
+    assert float((model(x[1000:]).argmax(1) == y[1000:]).double().mean()) >= 0.9
 
 
 def test_the_gradient_is_that_of_a_linear_loss():

@@ -13,6 +13,8 @@ SUITES = {
     "digits": "classification of digits by NTK and NNTK over three seeds",
     "ops": "every op at shapes that matter: checked against float64, then timed beside the roof of the machine",
     "ntk": "the nonlocal kernel against every local NTK over inputs, parameters and outputs: time, memory, accuracy",
+    "models": "differences of a ResNet and a transformer by rules, beside displaced copies and plain inference",
+    "ridge": "ridge regression on 200,000 inputs without a matrix: time an evaluation, and peak memory",
     "scaling": "time and memory of differences along M, N and d, with fitted exponents",
     "accuracy": "differences against float64; kernels against the autograd NTK over gamma, samples and families",
     "gpu": "all of these, for a card",
@@ -49,7 +51,7 @@ class Section:
 
 def catalogue(suite: str) -> Sequence[Section]:
     """The sections of a suite, by its name in ``SUITES``."""
-    from nntk.bench.suites import accuracy, digits, ntk, ops, scaling, throughput
+    from nntk.bench.suites import accuracy, digits, models, ntk, ops, ridge, scaling, throughput
 
     of_accuracy = (accuracy.DIFFERENCES, accuracy.GAMMA, accuracy.SAMPLES, accuracy.FAMILIES)
     of_throughput = (throughput.DIFFERENCES, throughput.KERNELS)
@@ -66,7 +68,9 @@ def catalogue(suite: str) -> Sequence[Section]:
         "digits": (digits.THREE_SEEDS,),
         "ops": (ops.OPS,),
         "ntk": (ntk.NTK,),
+        "models": (models.MODELS,),
+        "ridge": (ridge.RIDGE,),
         "scaling": (scaling.SCALING,),
         "accuracy": of_accuracy,
-        "gpu": (ops.OPS, *of_throughput, *of_accuracy, ntk.NTK, scaling.SCALING, digits.ONE_SEED),
+        "gpu": (ops.OPS, *of_throughput, *of_accuracy, models.MODELS, ntk.NTK, scaling.SCALING, digits.ONE_SEED),
     }[suite]
