@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import SupportsFloat, SupportsIndex
 
 import torch
@@ -42,7 +42,7 @@ def integer(name: str, value: SupportsIndex, least: int, most: int | None = None
 
 
 def positive_float(name: str, value: SupportsFloat, least: float, most: float, hint: str = "") -> float:
-    """Return ``value`` as a float if it is a finite number in [least, most], with ``least`` > 0.
+    """Return ``value`` as a float if it is a number in [least, most], with ``least`` >= 0.
 
     Raises:
         TypeError: If it is no real number.
@@ -92,6 +92,16 @@ def row_numbers(rows: Tensor) -> None:
     """
     if rows.dtype != torch.int64 or rows.dim() != 1:
         raise TypeError(f"rows must be an int64 vector of row numbers, got {rows.dtype} of shape {tuple(rows.shape)}.")
+
+
+def displaced(parameters: Mapping[int, Tensor]) -> None:
+    """Check that there are parameters to displace.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not parameters:
+        raise ValueError("parameters must hold the displaced parameters by ordinal, got none.")
 
 
 def finite(name: str, value: Tensor) -> None:

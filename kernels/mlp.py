@@ -48,6 +48,14 @@ def is_tied(layers: Sequence[Layer]) -> bool:
     return sum(1 for layer in layers for _ in layer.displaced()) > len(displaced(layers))
 
 
+def shared(layers: Sequence[Layer]) -> str:
+    """The ordinals of displaced tensors that serve more than one layer, for messages."""
+    ordinals = [ordinal for layer in layers for ordinal, _ in layer.displaced()]
+    return ", ".join(
+        f"ordinal {one} {ordinals.count(one)} times" for one in displaced(layers) if ordinals.count(one) > 1
+    )
+
+
 def unperturbed(layers: Sequence[Layer], x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Inputs h and pre-activations z of every layer in float64, and the outputs.
 
@@ -75,7 +83,7 @@ def check(layers: Sequence[Layer], x: Tensor) -> None:
 
     Raises:
         ValueError: If there are no layers, shapes or devices disagree, or an ordinal is out of range.
-        TypeError: If dtypes disagree or are not float32 or float64.
+        TypeError: If dtypes disagree or are not float32 or float64, or an ordinal is no integer.
     """
     if not layers:
         raise ValueError("layers must hold at least one layer, got none.")

@@ -81,12 +81,17 @@ class Attention:
     def _check_projection(self) -> None:
         if self.on == "outputs":
             for name in ("dim", "projection"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} must be None for attention on outputs, which projects nothing.")
+                if (value := getattr(self, name)) is not None:
+                    given = value if name == "dim" else type(value).__name__
+                    raise ValueError(
+                        f"{name} must be None for attention on outputs, which projects nothing; got {given}."
+                    )
         elif self.projection is None:
             object.__setattr__(self, "dim", checks.integer("dim", DIM if self.dim is None else self.dim, 1, 2**16))
         elif self.dim is not None:
-            raise ValueError("dim must be None where projection is given, which has a dimension of its own.")
+            raise ValueError(
+                f"dim must be None where projection is given, which has a dimension of its own; got {self.dim}."
+            )
         else:
             _check_matrices(self.projection)
 
@@ -116,7 +121,8 @@ class Attention:
             [m, N], float64: only differences count, of scores of any size.
 
         Raises:
-            ValueError: If the callable returns another shape, or a score that is NaN or infinite.
+            ValueError: If the callable returns another shape, scores on another device than the inputs, or one that is
+                NaN or infinite.
             TypeError: If it returns no floating tensor.
         """
         assert callable(self.score), "the caller looked"
@@ -184,7 +190,7 @@ def _check_matrices(projection: object) -> None:
     """Check a pair (W_Q, W_K).
 
     Raises:
-        TypeError: If it is no pair of floating tensors.
+        TypeError: If it is no pair of tensors.
         ValueError: If they are no matrices of one shape, are empty, or hold NaN or infinity.
     """
     if not isinstance(projection, tuple | list) or len(projection) != 2:

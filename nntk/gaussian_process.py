@@ -91,8 +91,8 @@ class GPyTorchKernel(Kernel):
         """
         if last_dim_is_batch:
             raise ValueError(
-                "last_dim_is_batch must be False: the network takes all entries of an input together. Sum kernels of "
-                "networks of one entry each, with active_dims, instead."
+                "last_dim_is_batch must be False, got True: the network takes all entries of an input together. Sum "
+                "kernels of networks of one entry each, with active_dims, instead."
             )
         a1 = self._features("x1", x1)
         a2 = a1 if x2 is x1 else self._features("x2", x2)

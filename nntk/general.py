@@ -44,7 +44,8 @@ class BlackBox:
             kernel are their numbers, such as ``torch.arange(points)``.
 
     Raises:
-        TypeError: If ``function`` is not callable, or ``parameters`` no array or tensor of float32 or float64.
+        TypeError: If ``function`` is not callable, ``parameters`` no array or tensor of float32 or float64, or
+            ``points`` no integer.
         ValueError: If ``parameters`` is no vector, or not finite, or ``points`` below one.
 
     Example:

@@ -50,10 +50,11 @@ def local_ntk(
         [N1, N2], with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``; exactly symmetric without ``x2``.
 
     Raises:
-        ValueError: If a name is unknown, inputs do not fit or are not finite, a layer is in training mode, or the
-            kernel is not finite.
-        TypeError: If dtypes do not fit, the model returns no tensor [N, ...], or ``"structured"`` is asked of a model
-            that is no MLP.
+        ValueError: If a name is unknown, a number out of range, inputs do not fit or are not finite, a layer is in
+            training mode or mixes the inputs of a batch, a parameter is not finite, none requires a gradient,
+            ``"structured"`` is asked of layers that share parameters, or the kernel is not finite.
+        TypeError: If the model is no module, an argument has the wrong type, dtypes do not fit, the model returns no
+            tensor [N, ...], or ``"structured"`` is asked of a model that is no MLP.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])

@@ -48,8 +48,10 @@ def write_kernel(
         The matrix [N1, N2] in the file, read-only.
 
     Raises:
-        ValueError: If outputs are neither traced nor averaged, a number is out of range, or inputs do not fit.
-        MismatchError: If the file that was begun is of another kernel, of other inputs or tiles.
+        ValueError: If outputs are neither traced nor averaged, ``tile`` is out of range, or inputs do not fit the model
+            or are not finite, or for what a call of the kernel raises one.
+        TypeError: If inputs have another dtype than the model, ``tile`` is no integer, or as a call does.
+        MismatchError: If the file that was begun is of another kernel, of other inputs or tiles, or was not begun here.
         OSError: If the file cannot be written, or the disk has no room for it.
 
     Example:
@@ -62,6 +64,10 @@ def write_kernel(
     """
     if kernel.outputs not in ("trace", "mean"):
         raise ValueError(f"outputs must be 'trace' or 'mean' for a matrix, got {kernel.outputs!r}.")
+    # Before the file is begun, which would then be of inputs that have no kernel.
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None:
+            kernel.check_inputs(name, x)
     path, columns = Path(path), x1 if x2 is None else x2
     itemsize = x1.element_size() if x1.is_floating_point() else 8
     tile = int((TILE_BYTES / itemsize) ** 0.5) if tile is None else checks.integer("tile", tile, 1)

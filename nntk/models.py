@@ -1,7 +1,7 @@
 """Recognition of models: which modules become an MLP for the fused paths, and why others do not."""
 
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,7 +153,8 @@ def moved_names(model: nn.Module, parameters: Sequence[str] | None) -> list[str]
         if not moved:
             raise ValueError("model must have a parameter to displace, but none has requires_grad=True.")
         return moved
-    if isinstance(parameters, str | bytes) or not all(isinstance(pattern, str) for pattern in parameters):
+    is_names = isinstance(parameters, Sequence | Set) and not isinstance(parameters, str | bytes)
+    if not is_names or not all(isinstance(pattern, str) for pattern in parameters):
         raise TypeError(f"parameters must be a sequence of names or patterns, got {parameters!r}.")
     for pattern in parameters:
         if not fnmatch.filter(names, pattern):

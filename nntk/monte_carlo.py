@@ -32,8 +32,8 @@ def monte_carlo_error(ntk: Tensor, samples: int, num_params: int, outputs: str =
         The error in units of the kernel; divide by its Frobenius norm for the relative one.
 
     Raises:
-        ValueError: If ``ntk`` has another shape or is not finite, or a number is out of range.
-        TypeError: If ``ntk`` is no tensor.
+        ValueError: If ``ntk`` has another shape or is not finite, a number is out of range, or the name unknown.
+        TypeError: If ``ntk`` is no tensor, or a number no integer.
 
     Example:
         >>> round(monte_carlo_error(torch.eye(2), samples=6, num_params=10**9), 6)  # sqrt((2**2 + 2) / 6)

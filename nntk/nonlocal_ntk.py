@@ -108,9 +108,10 @@ class NonlocalNTK:
             with the M^2 products of displacements and M slices of four rows of a weight.
 
     Raises:
-        ValueError: If a number is out of range, a name unknown, or a parameter not finite.
-        TypeError: If the model is nothing that can be evaluated, if a form or precision that only MLPs have is asked of
-            another model (the message names its layer), or an argument has the wrong type.
+        ValueError: If a number is out of range, a name unknown, settings exclude each other, or a parameter is not
+            finite, none moves, layers do not fit, or one is in training mode or mixes the inputs of a batch.
+        TypeError: If the model is nothing that can be evaluated, if a precision that only MLPs have is asked of another
+            module (the message names its layer), or an argument or a parameter has the wrong type.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))
@@ -207,8 +208,11 @@ class NonlocalNTK:
             Exactly symmetric without ``x2``; positive semi-definite for energy and plugin.
 
         Raises:
-            ValueError: If inputs do not fit the model or are not finite, or the model's outputs are not finite.
-            TypeError: If inputs have another dtype than the model.
+            ValueError: If inputs do not fit the model or are not finite, the model's outputs are not finite, no
+                displacement is left any weight, scores or a projection of one's own do not fit, or the model has become
+                what is refused on construction.
+            TypeError: If inputs have another dtype than the model, or the model returns no tensor with a row for each
+                input, cannot be evaluated in float64, or not be propagated where ``propagation="difference"``.
             MemoryError: If the kernel does not fit in the memory that is free.
         """
         model = self._model()
@@ -369,8 +373,8 @@ class NonlocalNTK:
 
         Raises:
             ValueError: If inputs do not fit the model or are not finite, or ``halves`` is asked of a kernel that is
-                not antithetic.
-            TypeError: If inputs have another dtype than the model.
+                not antithetic, or for what a call of the kernel raises one.
+            TypeError: If inputs have another dtype than the model, ``halves`` is no bool, or as a call does.
             MemoryError: If the differences do not fit in the memory that is free.
         """
         if checks.boolean("halves", halves) and not self.antithetic:
@@ -401,8 +405,8 @@ class NonlocalNTK:
             ``normalization="paper"``.
 
         Raises:
-            ValueError: If inputs do not fit the model or are not finite.
-            TypeError: If inputs have another dtype than the model.
+            ValueError: If inputs do not fit the model or are not finite, or for what a call of the kernel raises one.
+            TypeError: If inputs have another dtype than the model, or as a call does.
         """
         model = self._model()
         drawn = self._displacements(model)
@@ -426,8 +430,8 @@ class NonlocalNTK:
 
         Raises:
             ValueError: If the estimator is unbiased, whose kernel is indefinite, or the outputs are neither traced nor
-                averaged, or inputs do not fit the model or are not finite.
-            TypeError: If inputs have another dtype than the model.
+                averaged, or inputs do not fit the model or are not finite, or for what a call raises one.
+            TypeError: If inputs have another dtype than the model, or as a call does.
         """
         self.check_features()
         if self.estimator == "plugin":
@@ -454,10 +458,24 @@ class NonlocalNTK:
         """
         if self.estimator == "unbiased":
             raise ValueError(
-                "estimator must be 'energy' or 'plugin' to have features: unbiased kernels are indefinite."
+                "estimator must be 'energy' or 'plugin' to have features, got 'unbiased': unbiased kernels are "
+                "indefinite."
             )
         if self.outputs not in ("trace", "mean"):
             raise ValueError(f"outputs must be 'trace' or 'mean' to have features, got {self.outputs!r}.")
+
+    def check_inputs(self, name: str, x: Tensor) -> None:
+        """Check that inputs fit the model.
+
+        Args:
+            name: Name of the argument, for messages.
+            x: Inputs, [N, ...].
+
+        Raises:
+            ValueError: If they do not fit the model or are not finite.
+            TypeError: If they have another dtype than the model.
+        """
+        self._model().inputs(name, x)
 
     def _num_outputs(self, x: Tensor) -> int:
         model = self._model()
@@ -474,11 +492,12 @@ class NonlocalNTK:
             [N], with axes [C] or [C, C] appended for ``outputs="diagonal"`` and ``"full"``.
 
         Raises:
-            ValueError: If inputs do not fit the model or are not finite.
-            TypeError: If inputs have another dtype than the model.
+            ValueError: If inputs do not fit the model or are not finite, or for what a call of the kernel raises one.
+            TypeError: If inputs have another dtype than the model, or as a call does.
         """
         if self.outputs in ("trace", "mean") and self.estimator != "unbiased":
             return self.operator(x).diagonal().to(self._model().dtype)
+        x = self._model().inputs("x", x)
         # One input at a time: nothing else of the kernel is made.
         return torch.cat([self(x[n : n + 1])[0] for n in range(len(x))])
 
@@ -492,10 +511,11 @@ class NonlocalNTK:
             The operator.
 
         Raises:
-            ValueError: If the kernel has no features (see :meth:`features`), or inputs do not fit the model.
-            TypeError: If inputs have another dtype than the model.
+            ValueError: If the kernel has no features (see :meth:`features`), or inputs do not fit the model or are not
+                finite, or for what a call of the kernel raises one.
+            TypeError: If inputs have another dtype than the model, or as a call does.
         """
-        return KernelOperator(self, self._model().inputs("x", x))
+        return KernelOperator(self, x)
 
     @torch.no_grad()
     def estimate(
@@ -602,8 +622,9 @@ class NonlocalNTK:
             [M], float64; with attention on outputs [M, N] in the model's dtype.
 
         Raises:
-            ValueError: If inputs are missing or of no use, or do not fit the model.
-            TypeError: If inputs have another dtype than the model.
+            ValueError: If inputs are missing or of no use, do not fit the model or are not finite, or for what a call
+                of the kernel raises one.
+            TypeError: If inputs have another dtype than the model, or as a call does.
         """
         model = self._model()
         drawn = self._displacements(model)

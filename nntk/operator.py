@@ -26,8 +26,8 @@ class KernelOperator:
         x: Inputs, [N, ...].
 
     Raises:
-        ValueError: If the kernel has no features, or inputs do not fit its model.
-        TypeError: If inputs have another dtype than the model.
+        ValueError: If the kernel has no features, or inputs do not fit its model or are not finite.
+        TypeError: If inputs are no tensor or have another dtype than the model.
 
     Example:
         >>> import nntk
@@ -39,7 +39,8 @@ class KernelOperator:
     """
 
     def __init__(self, kernel: "NonlocalNTK", x: Tensor) -> None:
-        self.kernel, self.x = kernel, x
+        kernel.check_inputs("x", x)
+        self.kernel, self.x = kernel, x.detach()
         width = kernel.features(x[:1]).shape[1]
         self.num_features = width
         # Four copies of the features of some inputs: differences, features, float64.
@@ -74,7 +75,15 @@ class KernelOperator:
         return self.kernel.features(self.x).double()
 
     def project(self, vectors: Tensor) -> Tensor:
-        r""":math:`A^\top v` in float64, [F] or [F, R], of vectors [N] or [N, R]."""
+        r""":math:`A^\top v` of vectors [N] or [N, R].
+
+        Returns:
+            [F] or [F, R], float64.
+
+        Raises:
+            ValueError: If their number is another than that of the inputs.
+            TypeError: If they are no tensor.
+        """
         vectors = self._vectors("vectors", vectors)
         total = vectors.new_zeros(self.num_features, *vectors.shape[1:])
         for some, a in self.features():
@@ -82,8 +91,16 @@ class KernelOperator:
         return total
 
     def expand(self, weights: Tensor, x: Tensor | None = None) -> Tensor:
-        r""":math:`A(x) w` in float64, [N] or [N, R], of weights [F] or [F, R]: at other inputs, a prediction."""
-        inputs = self.x if x is None else x
+        r""":math:`A(x) w` of weights [F] or [F, R]: at other inputs, a prediction.
+
+        Returns:
+            [N] or [N, R], float64.
+
+        Raises:
+            ValueError: If their number is another than that of the features, or the inputs do not fit the model.
+            TypeError: If the weights or the inputs are no tensor, or the inputs have another dtype than the model.
+        """
+        inputs, weights = self.x if x is None else x, _columns("weights", weights, self.num_features)
         out = weights.new_empty(len(inputs), *weights.shape[1:])
         for some, a in self.features(x):
             out[some] = a @ weights
@@ -98,7 +115,15 @@ class KernelOperator:
         return self.gram_and_projection(self.x.new_zeros(len(self.x), 0, dtype=torch.float64))[0]
 
     def gram_and_projection(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`A^\top A` and :math:`A^\top v` of one pass over the inputs."""
+        r""":math:`A^\top A` and :math:`A^\top v` of one pass over the inputs.
+
+        Returns:
+            [F, F], and [F] or [F, R], float64.
+
+        Raises:
+            ValueError: If the number of vectors' entries is another than that of the inputs.
+            TypeError: If they are no tensor.
+        """
         vectors = self._vectors("vectors", vectors)
         gram = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.x.device)
         projected = vectors.new_zeros(self.num_features, *vectors.shape[1:])
@@ -137,6 +162,7 @@ class KernelOperator:
 
         Raises:
             ValueError: If a shape does not fit, or the ridge is out of range.
+            TypeError: If ``y`` is no tensor, or the ridge no number.
         """
         alpha = checks.positive_float("alpha", alpha, 1e-30, 1e30, "The ridge is added to the diagonal.")
         right = self._vectors("y", y)
@@ -157,6 +183,7 @@ class KernelOperator:
 
         Raises:
             ValueError: If ``k`` is out of range.
+            TypeError: If it is no integer.
         """
         k = checks.integer("k", k, 1, min(len(self.x), self.num_features))
         values, vectors = torch.linalg.eigh(self.matrix)
@@ -168,7 +195,15 @@ class KernelOperator:
         return values, self.expand(vectors / roots)
 
     def eigvalsh(self, k: int = 6) -> Tensor:
-        """The largest eigenvalues alone, as :meth:`eigsh` gives them."""
+        """The largest eigenvalues alone, as :meth:`eigsh` gives them.
+
+        Returns:
+            [k], float64.
+
+        Raises:
+            ValueError: If ``k`` is out of range.
+            TypeError: If it is no integer.
+        """
         k = checks.integer("k", k, 1, min(len(self.x), self.num_features))
         values: Tensor = torch.linalg.eigvalsh(self.matrix)
         return values[-k:].flip(0)
@@ -201,6 +236,7 @@ class KernelOperator:
 
         Raises:
             ValueError: If their number is another than that of the inputs.
+            TypeError: If they are no tensor.
         """
         targets = self._vectors("y", y)
         columns = targets if targets.dim() == 2 else targets[:, None]
@@ -217,12 +253,15 @@ class KernelOperator:
         return LinearOperator(self.shape, matvec=times, rmatvec=times, matmat=times, rmatmat=times, dtype="float64")
 
     def _vectors(self, name: str, vectors: Tensor) -> Tensor:
-        checks.tensor(name, vectors)
-        if vectors.dim() not in (1, 2) or len(vectors) != len(self.x):
-            raise ValueError(
-                f"{name} must have shape [{len(self.x)}] or [{len(self.x)}, R], got {tuple(vectors.shape)}."
-            )
-        return vectors.double()
+        return _columns(name, vectors, len(self.x))
+
+
+def _columns(name: str, vectors: Tensor, length: int) -> Tensor:
+    """Vectors of a length, or columns of it, in float64."""
+    checks.tensor(name, vectors)
+    if vectors.dim() not in (1, 2) or len(vectors) != length:
+        raise ValueError(f"{name} must have shape [{length}] or [{length}, R], got {tuple(vectors.shape)}.")
+    return vectors.double()
 
 
 def _solve(matrix: Tensor, alpha: float, right: Tensor) -> Tensor:

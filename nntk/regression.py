@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,9 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
             The estimator.
 
         Raises:
-            ValueError: If ``alpha`` is neither a positive number nor ``"loo"``, or a setting of the kernel is wrong.
+            ValueError: If ``alpha`` is neither a positive number nor ``"loo"``, inputs and targets do not fit or are
+                not finite, or a setting of the kernel is out of range.
+            TypeError: If a setting of the kernel has the wrong type.
         """
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=_DTYPES)
         self._flat = y.ndim == 1
@@ -147,7 +150,14 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predictions at inputs [N, K], in the shape of the targets."""
+        """Predictions at inputs [N, K].
+
+        Returns:
+            [N] or [N, T], as the targets.
+
+        Raises:
+            ValueError: If nothing was fitted, or inputs do not fit or are not finite.
+        """
         made = self._predict(X)
         return made[:, 0] if self._flat else made
 
@@ -165,7 +175,8 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
             The estimator.
 
         Raises:
-            ValueError: If there is one class only, or a setting is wrong.
+            ValueError: If there is one class only, or for what :meth:`KernelRidge.fit` raises one.
+            TypeError: If a setting of the kernel has the wrong type.
         """
         X, y = validate_data(self, X, y, dtype=_DTYPES)
         check_classification_targets(y)
@@ -176,22 +187,36 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scores, [N, classes]; of two classes [N], that of the second over that of the first."""
+        """Scores of the classes.
+
+        Returns:
+            [N, classes]; of two classes [N], that of the second over that of the first.
+
+        Raises:
+            ValueError: If nothing was fitted, or inputs do not fit or are not finite.
+        """
         made = self._predict(X)
         return made[:, 1] - made[:, 0] if len(self.classes_) == 2 else made
 
     def predict(self, X: Any) -> np.ndarray:
-        """The class of the highest score, [N]."""
+        """The class of the highest score.
+
+        Returns:
+            Labels, [N].
+
+        Raises:
+            ValueError: If nothing was fitted, or inputs do not fit or are not finite.
+        """
         places = self._predict(X).argmax(1)
         made: np.ndarray = self.classes_[places]
         return made
 
 
-def _checked(alpha: float | str) -> float | None:
+def _checked(alpha: object) -> float | None:
     """The ridge, None for leave-one-out."""
-    if alpha == "loo":
+    if isinstance(alpha, str) and alpha == "loo":
         return None
-    if isinstance(alpha, bool | str) or not np.isreal(alpha) or not 0 < alpha < np.inf:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < float(alpha) < np.inf:
         raise ValueError(f"alpha must be a positive number or 'loo', got {alpha!r}.")
     return float(alpha)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
 
     Raises:
         TypeError: If something is no tensor.
-        ValueError: If there is nothing to keep.
+        ValueError: If ``tensors`` is empty.
         ImportError: If safetensors is not installed.
         OSError: If the file cannot be written.
 
@@ -47,8 +48,7 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
         ...     torch.equal(load(f"{folder}/k.safetensors", kernel)["K"], kernel(x))
         True
     """
-    from safetensors.torch import save_file
-
+    safetensors = _safetensors("save")
     if not tensors:
         raise ValueError("tensors must hold something to keep, got none.")
     for name, tensor in tensors.items():
@@ -57,7 +57,11 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.tmp")
     metadata = {"nntk": json.dumps(described(kernel), sort_keys=True)}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        safetensors.torch.save_file(held, partial, metadata)
+    except safetensors.SafetensorError as wrong:
+        raise OSError(f"path {path} must be one that can be written: {wrong}") from wrong
     partial.replace(path)
 
 
@@ -76,9 +80,12 @@ def load(path: str | Path, kernel: NonlocalNTK) -> dict[str, Tensor]:
         ImportError: If safetensors is not installed.
         OSError: If the file cannot be read.
     """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
+    safetensors = _safetensors("load")
+    try:
+        opened = safetensors.safe_open(path, framework="pt")
+    except safetensors.SafetensorError as wrong:
+        raise MismatchError(f"{path} must be a file that nntk.save wrote, but is no safetensors: {wrong}.") from wrong
+    with opened as file:
         found, here = json.loads((file.metadata() or {}).get("nntk", "null")), described(kernel)
         if found is None:
             raise MismatchError(f"{path} must be a file that nntk.save wrote; its metadata say nothing of a kernel.")
@@ -90,6 +97,15 @@ def load(path: str | Path, kernel: NonlocalNTK) -> dict[str, Tensor]:
         if differing:
             raise MismatchError(f"{path} is of another kernel: {'; '.join(differing)}.")
         return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _safetensors(name: str) -> Any:
+    """The library that reads and writes the files."""
+    try:
+        import_module("safetensors.torch")
+        return import_module("safetensors")
+    except ImportError as wrong:
+        raise ImportError(f"nntk.{name} needs safetensors: pip install 'nntk[store]' ({wrong})") from wrong
 
 
 def described(kernel: NonlocalNTK) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class GradientFlow:
         for name in ("kernel", "targets") + (("initial",) if self.initial is not None else ()):
             checks.tensor(name, getattr(self, name))
             checks.finite(name, getattr(self, name))
+        if self.targets.dim() not in (1, 2) or not len(self.targets):
+            raise ValueError(f"targets must have shape [N] or [N, T], N > 0, got {tuple(self.targets.shape)}.")
         n = len(self.targets)
         if self.kernel.shape != (n, n):
             raise ValueError(f"kernel must have shape [{n}, {n}] like the targets, got {tuple(self.kernel.shape)}.")
@@ -81,10 +83,10 @@ class GradientFlow:
             [N] or [N, T], in the targets' dtype.
 
         Raises:
-            ValueError: If the time is negative, or shapes do not fit.
+            ValueError: If the time is negative or not a number, or shapes do not fit.
+            TypeError: If the time is no number, or another argument no tensor.
         """
-        if not time >= 0:
-            raise ValueError(f"time must be at least 0, got {time!r}.")
+        time = checks.positive_float("time", time, 0, math.inf)
         columns = self.targets.double().reshape(len(self.targets), -1)
         start = torch.zeros_like(columns) if self.initial is None else self.initial.double().reshape(columns.shape)
         errors = self.modes.T @ (columns - start)
@@ -94,11 +96,15 @@ class GradientFlow:
         if cross is None:
             made = start + self.modes @ (learnt[:, None] * errors)
         else:
+            checks.tensor("cross", cross)
             if cross.dim() != 2 or cross.shape[1] != len(columns):
                 raise ValueError(f"cross must have shape [N2, {len(columns)}], got {tuple(cross.shape)}.")
             inverse = torch.where(self.rates > self._least, learnt / self.rates.clamp(min=1e-300), 0.0 * learnt)
             made = cross.double() @ self.modes @ (inverse[:, None] * errors)
             if initial is not None:
+                checks.tensor("initial", initial)
+                if initial.shape != (len(cross), *shape):
+                    raise ValueError(f"initial must have shape {(len(cross), *shape)}, got {tuple(initial.shape)}.")
                 made = made + initial.double().reshape(made.shape)
         return made.reshape(len(made), *shape).to(self.targets.dtype)
 
@@ -129,7 +135,8 @@ class NonlocalGradientDescent(torch.optim.Optimizer):
         seed: Seed of the displacements.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, a name unknown, or there are no parameters.
+        TypeError: If an argument has the wrong type.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([3.0]))
@@ -152,9 +159,11 @@ class NonlocalGradientDescent(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         checks.positive_float("lr", lr, 1e-30, 1e30)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"betas must be a pair of numbers, got {betas!r}.")
         for name, beta in zip(("the first of betas", "the second of betas"), betas, strict=True):
-            if not 0 <= beta < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {beta!r}.")
+            if checks.positive_float(name, beta, 0, 1) == 1:
+                raise ValueError(f"{name} must be below 1, got {beta!r}.")
         super().__init__(params, {"lr": lr, "betas": betas, "steps": 0})
         self.gamma = checks.positive_float("gamma", gamma, 1e-30, 1e30)
         self.samples = checks.integer("samples", samples, 1, 2**20)
@@ -179,11 +188,14 @@ class NonlocalGradientDescent(torch.optim.Optimizer):
             Mean of the losses at the displaced parameters.
 
         Raises:
-            ValueError: If there is no closure, or a loss is not finite.
+            ValueError: If there is no closure, a loss is not finite, or no parameter requires a gradient.
+            TypeError: If a loss is no number.
         """
         if closure is None:
-            raise ValueError("closure must be given: the loss is evaluated at displaced parameters.")
+            raise ValueError("closure must be given, got None: the loss is evaluated at displaced parameters.")
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        if not parameters:
+            raise ValueError("params must hold a parameter with requires_grad=True, got none.")
         gradient, loss = self._gradient(parameters, closure)
         for group in self.param_groups:
             group["steps"] += 1
@@ -238,7 +250,11 @@ class NonlocalGradientDescent(torch.optim.Optimizer):
         """The loss at one displacement, which is left in the parameters."""
         for parameter, base, unit in zip(parameters, still, units, strict=True):
             torch.add(base, unit, alpha=scale, out=parameter)
-        loss = float(closure())
+        made = closure()
+        try:
+            loss = float(made)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"closure must return a number, the loss; got {made!r}.") from None
         if not abs(loss) < float("inf"):
             raise ValueError(f"closure must return a finite loss, got {loss!r} at step {self.steps}.")
         return loss

@@ -77,14 +77,17 @@ def test_encoding_is_inverted():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "error", "message"),
     [
-        (lambda: Quantise(levels=1), "levels must be at least 2, got 1"),
-        (lambda: Quantise(clamp=0.0), "clamp must be between"),
-        (lambda: Sawtooth(period=float("nan")), "period must be between .* got nan"),
+        (lambda: Quantise(levels=1), ValueError, "levels must be at least 2, got 1"),
+        (lambda: Quantise(levels=2.5), TypeError, "levels must be an integer, got 2.5"),
+        (lambda: Quantise(clamp=0.0), ValueError, "clamp must be between"),
+        (lambda: Quantise(clamp="tight"), TypeError, "clamp must be a number, got 'tight'"),
+        (lambda: Sawtooth(period=float("nan")), ValueError, "period must be between .* got nan"),
+        (lambda: Sawtooth(period=None), TypeError, "period must be a number, got None"),
     ],
 )
-def test_bad_arguments_are_named(make, message):
+def test_bad_arguments_are_named(make, error, message):
     """Each error names the argument, the value and what is allowed."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         make()

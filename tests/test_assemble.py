@@ -245,6 +245,7 @@ def test_mirror_copies_the_lower_triangle():
         ({"num_params": 0}, "num_params must be at least 1, got 0"),
         ({"squared_norms": torch.ones(M, 1)}, r"squared_norms must be \[9\]"),
         ({"estimator": "plugin"}, r"gram must be the \[9, 9\] Gram of displacements for 'plugin', got None"),
+        ({"estimator": "plugin", "gram": torch.eye(3)}, r"gram must be the \[9, 9\] .* got shape \(3, 3\)"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -254,15 +255,94 @@ def test_bad_arguments_are_named(arguments, message):
         assemble(**{**good, **arguments})
 
 
-def test_bad_vectors_are_named():
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"vectors": torch.ones(4, 1)},
+            ValueError,
+            r"vectors must be \[5, R\] in .* got torch.float32 of shape \(4, 1\)",
+        ),
+        ({"vectors": torch.ones(5, 1).double()}, ValueError, r"vectors must be .* in torch.float32, got torch.float64"),
+        ({"d1": torch.ones(N1, C)}, ValueError, r"d1 must be a floating tensor \[M, N1, C\], got .* \(5, 3\)"),
+        ({"num_params": 0}, ValueError, "num_params must be at least 1, got 0"),
+        ({"num_params": 0.5}, TypeError, "num_params must be an integer, got 0.5"),
+    ],
+)
+def test_bad_factors_of_a_product_are_named(arguments, error, message):
     """A line for each input."""
-    with pytest.raises(
-        ValueError, match=r"vectors must be \[5, R\] in torch.float32, got torch.float32 of shape \(4, 1\)"
+    good = {"d1": torch.ones(M, N1, C), "weights1": torch.ones(M), "squared_norms": torch.ones(M), "num_params": D}
+    with pytest.raises(error, match=message):
+        energy_product(**{**good, "vectors": torch.ones(N1, 1), **arguments})
+
+
+STREAM = {"parameters": {0: torch.ones(D)}, "rows": torch.arange(M), "seed": 0}
+BAD_STREAMS = [
+    ({"rows": torch.ones(M)}, TypeError, r"rows must be an int64 vector .* got torch.float32 of shape \(9,\)"),
+    ({"directions": "cubic"}, ValueError, "directions must be one of .* got 'cubic'"),
+    ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+    ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
+    ({"parameters": {}}, ValueError, "parameters must hold the displaced parameters by ordinal, got none"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_STREAMS)
+def test_bad_displacements_are_named(arguments, error, message):
+    """By whatever is made of them."""
+    arguments = {**STREAM, **arguments}
+    d, ones = torch.ones(M, N1, C), torch.ones(M)
+    for call in (
+        lambda: displacement_gram(**arguments),
+        lambda: nonlocal_gradients(d, ones, ones, **arguments),
+        lambda: assemble_by_gradients(d, ones, ones, **arguments),
     ):
-        energy_product(torch.ones(M, N1, C), torch.ones(M), torch.ones(M), D, torch.ones(4, 1))
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        (0, torch.ones(N1, C), r"d1? must be a floating tensor \[M, N1, C\], got torch.float32 of shape \(5, 3\)"),
+        (1, torch.ones(2), r"weights1? must be \[9\] or \[9, 5\], got \(2,\)"),
+        (2, torch.ones(2), r"squared_norms must be \[9\], got \(2,\)"),
+        (4, torch.arange(3), r"rows must be \[9\], got \(3,\)"),
+    ],
+)
+def test_gradients_of_bad_shapes_are_named(place, wrong, message):
+    """Before any work."""
+    arguments = [torch.ones(M, N1, C), torch.ones(M), torch.ones(M), *STREAM.values()]
+    arguments[place] = wrong
+    for call in (nonlocal_gradients, assemble_by_gradients):
+        with pytest.raises(ValueError, match=message):
+            call(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"estimator": "energy"}, "estimator must be one of 'plugin', 'unbiased'; got 'energy'"),
+        ({"normalization": "none"}, "normalization must be one of .* got 'none'"),
+        ({"outputs": "sum"}, "outputs must be one of .* got 'sum'"),
+        ({"d2": torch.ones(M, N2, C + 1)}, r"d2 must be \[9, N2, 3\] .* got torch.float32 of shape \(9, 4, 4\)"),
+    ],
+)
+def test_bad_settings_of_assembly_by_gradients_are_named(settings, message):
+    """The energy form has no gradients."""
+    with pytest.raises(ValueError, match=message):
+        assemble_by_gradients(torch.ones(M, N1, C), torch.ones(M), torch.ones(M), **STREAM, **settings)
 
 
 def test_unbiased_needs_two_displacements():
     """One displacement has no other to pair with."""
-    with pytest.raises(ValueError, match="samples must be at least 2"):
-        assemble(torch.ones(1, 2, 1), torch.ones(1), torch.ones(1), 3, estimator="unbiased", gram=torch.ones(1, 1))
+    one, stream = (torch.ones(1, 2, 1), torch.ones(1), torch.ones(1)), {**STREAM, "rows": torch.arange(1)}
+    with pytest.raises(ValueError, match="samples must be at least 2 .* got 1"):
+        assemble(*one, 3, estimator="unbiased", gram=torch.ones(1, 1))
+    with pytest.raises(ValueError, match="samples must be at least 2 .* got 1"):
+        assemble_by_gradients(*one, **stream, estimator="unbiased")
+
+
+def test_a_number_of_parameters_is_an_integer():
+    """Of the model, not a measure of it."""
+    with pytest.raises(TypeError, match="num_params must be an integer, got 1.5"):
+        assemble(torch.ones(M, N1, C), torch.ones(M), torch.ones(M), 1.5)

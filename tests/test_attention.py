@@ -271,10 +271,99 @@ def test_kernel_of_the_projections(directions):
             lambda: multiply_displacements({0: torch.ones(3)}, torch.arange(2), 0, torch.ones(2, 4)),
             r"matrix must be \[k, 3\], a column for each parameter; got \(2, 4\)",
         ),
-        (lambda: project_displacements({0: torch.ones(3)}, torch.arange(2), 0, 0), "dim must be at least 1, got 0"),
+        (lambda: attention_scores(torch.ones(3, 2, 1), "given"), "score must be one of 'dot', 'distance'; got 'given'"),
+        (
+            lambda: attention_scores(torch.ones(3, 2, 1), "dot", torch.ones(2, 2)),
+            r"keys must be the outputs \(2, 1\) for score 'dot', got shape \(2, 2\)",
+        ),
+        (
+            lambda: attention_statistics(torch.ones(3, 2, 1), "cosine", torch.zeros(3), torch.ones(3)),
+            "score must be one of .* got 'cosine'",
+        ),
+        (
+            lambda: attention_statistics(torch.ones(3, 2, 1), "distance", torch.zeros(3), torch.ones(2)),
+            r"factors must be \[3\], got \(2,\)",
+        ),
+        (
+            lambda: attention_weights(torch.ones(3, 2, 1), "cosine", *torch.ones(2, 3), torch.ones(3, 2)),
+            "score must be one of .* got 'cosine'",
+        ),
+        (
+            lambda: attention_weights(torch.ones(3, 2, 1), "distance", *torch.ones(2, 2), torch.ones(3, 2)),
+            r"priors must be \[3\], got \(2,\)",
+        ),
+        (lambda: Total().result(), "a total of no chunks has no result"),
+        (
+            lambda: [Total(torch.ones(2, 2), torch.ones(3, 2)).add(torch.ones(1, 1), torch.ones(3, 1), None)],
+            r"statistics must be two of \[3\] or \[3, N\], got \(3, 2\) and \(3, 1\)",
+        ),
     ],
 )
 def test_bad_arguments_are_named(call, message):
     """Each error names the argument, the value and what is allowed."""
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def distant(*shape, dtype=torch.float32):
+    """Attention on differences of a shape."""
+    return attend(torch.ones(*shape, dtype=dtype), "distance", torch.zeros(shape[0]), torch.ones(shape[0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"squared_norms": torch.ones(2)}, ValueError, r"squared_norms must be \[3\], got \(2,\)"),
+        ({"num_params": 0}, ValueError, "num_params must be at least 1, got 0"),
+        ({"num_params": 0.5}, TypeError, "num_params must be an integer, got 0.5"),
+        ({"normalization": "none"}, ValueError, "normalization must be one of .* got 'none'"),
+        ({"outputs": "sum"}, ValueError, "outputs must be one of .* got 'sum'"),
+        ({"second": distant(2, 5, 1)}, ValueError, r"second must have differences \[3, N, 1\] .* got .* \[2, N, 1\]"),
+        ({"second": distant(3, 5, 2)}, ValueError, r"second must have .* got differences \[3, N, 2\] .* under 'given'"),
+        ({"second": distant(3, 5, 1, dtype=torch.float64)}, ValueError, "second must have .* got .* in torch.float64"),
+    ],
+)
+def test_bad_attention_is_named(arguments, error, message):
+    """Both sets of inputs are under the same attention."""
+    with pytest.raises(error, match=message):
+        attended_energy(**{"first": distant(3, 2, 1), "second": None, "squared_norms": torch.ones(3), "num_params": D,
+                           **arguments})  # fmt: skip
+
+
+PARAMETERS, ROWS = {0: torch.ones(3)}, torch.arange(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "error", "message"),
+    [
+        (project_displacements, {"rows": torch.ones(2), "dim": 1}, TypeError, "rows must be an int64 vector"),
+        (project_displacements, {"directions": "cubic", "dim": 1}, ValueError, "directions must be one of .*'cubic'"),
+        (project_displacements, {"seed": -1, "dim": 1}, ValueError, "seed must be at least 0, got -1"),
+        (project_displacements, {"dim": 0}, ValueError, "dim must be at least 1, got 0"),
+        (project_displacements, {"dim": 0.5}, TypeError, "dim must be an integer, got 0.5"),
+        (project_displacements, {"parameters": {}, "dim": 1}, ValueError, "parameters must hold .* got none"),
+        (multiply_displacements, {"rows": torch.ones(2), "matrix": None}, TypeError, "rows must be an int64 vector"),
+        (multiply_displacements, {"directions": "cubic", "matrix": None}, ValueError, "directions must be .*'cubic'"),
+        (multiply_displacements, {"seed": -1, "matrix": torch.ones(1, 3)}, ValueError, "seed must be at least 0, got"),
+        (multiply_displacements, {"seed": "1", "matrix": torch.ones(1, 3)}, TypeError, "seed must be an integer, got"),
+    ],
+)
+def test_bad_projections_are_named(call, arguments, error, message):
+    """Of displacements."""
+    with pytest.raises(error, match=message):
+        call(**{"parameters": PARAMETERS, "rows": ROWS, "seed": 0, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((PARAMETERS, -1, 2), ValueError, "seed must be at least 0, got -1"),
+        ((PARAMETERS, 0, 0), ValueError, "dim must be at least 1, got 0"),
+        ((PARAMETERS, 0.5, 2), TypeError, "seed must be an integer, got 0.5"),
+        (({}, 0, 2), ValueError, "parameters must hold .* got none"),
+    ],
+)
+def test_bad_projections_of_parameters_are_named(arguments, error, message):
+    """Of the same stream."""
+    with pytest.raises(error, match=message):
+        project_parameters(*arguments)

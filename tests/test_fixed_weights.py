@@ -21,6 +21,7 @@ from nntk.kernels.fixed_weights import (
     radial_weights,
     radii,
     reference,
+    squared_norms,
     summarise,
     warn_if_few,
     weigh,
@@ -291,12 +292,67 @@ def test_wrong_types_are_refused():
         FixedKernel("gaussian", proposal="cauchy")
     with pytest.raises(TypeError, match="gamma must be a number"):
         FixedKernel("gaussian", gamma="wide")
-    with pytest.raises(ValueError, match="gamma must be given"):
-        radii(torch.arange(3), 0, FixedKernel(), 5)
-    with pytest.raises(TypeError, match="must be float64"):
-        log_weights(FixedKernel(), torch.ones(3), 5, 1.0)
-    with pytest.raises(ValueError, match="must be a vector"):
-        radial_weights(FixedKernel(), torch.ones(3, 2, dtype=torch.float64), 5, 1.0)
+
+
+LENGTHS = torch.ones(3, dtype=torch.float64)
+WEIGHTED = FixedKernel("gaussian", proposal=FixedKernel("cauchy"))
+SIZED = {
+    "scale": lambda num_params, gamma: FixedKernel().scale(num_params, gamma),
+    "radius": lambda num_params, gamma: FixedKernel().radius(LENGTHS / 2, LENGTHS / 2, num_params, gamma),
+    "log_density": lambda num_params, gamma: FixedKernel().log_density(LENGTHS, num_params, gamma),
+    "radii": lambda num_params, gamma: radii(torch.arange(3), 0, FixedKernel(), num_params, gamma),
+    "log_weights": lambda num_params, gamma: log_weights(WEIGHTED, LENGTHS, num_params, gamma),
+    "radial_weights": lambda num_params, gamma: radial_weights(WEIGHTED, LENGTHS, num_params, gamma),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize(
+    ("num_params", "gamma", "error", "message"),
+    [
+        (5, None, ValueError, r"gamma must be given, here or to FixedKernel\('gaussian'.*; got None"),
+        (5, -1.0, ValueError, "gamma must be between 1e-30 and 1e[+]30, got -1"),
+        (5, "wide", TypeError, "gamma must be a number, got 'wide'"),
+        (0, 1.0, ValueError, "num_params must be at least 1, got 0"),
+        (2.5, 1.0, TypeError, "num_params must be an integer, got 2.5"),
+    ],
+)
+def test_a_law_has_a_size(name, num_params, gamma, error, message):
+    """Whatever is asked of it."""
+    with pytest.raises(error, match=message):
+        SIZED[name](num_params, gamma)
+
+
+@pytest.mark.parametrize("call", [log_weights, radial_weights])
+def test_wrong_lengths_are_refused(call):
+    """By their shape and dtype."""
+    with pytest.raises(TypeError, match="squared_lengths must be float64, got torch.float32"):
+        call(FixedKernel(), LENGTHS.float(), 5, 1.0)
+    with pytest.raises(ValueError, match=r"squared_lengths must be a vector \[M\], got shape \(1, 3\)"):
+        call(FixedKernel(), LENGTHS[None], 5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rows": torch.ones(2)}, TypeError, "rows must be an int64 vector .* got torch.float32"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
+    ],
+)
+def test_a_wrong_stream_is_refused(arguments, error, message):
+    """By lengths and norms alike."""
+    arguments = {"rows": torch.arange(2), "seed": 0, **arguments}
+    with pytest.raises(error, match=message):
+        radii(**arguments, kernel=FixedKernel(), num_params=5, gamma=1.0)
+    with pytest.raises(error, match=message):
+        squared_norms({0: torch.ones(5)}, **arguments)
+
+
+def test_norms_are_of_known_directions():
+    """Each family has a law of its own."""
+    with pytest.raises(ValueError, match="directions must be one of .* got 'cubic'"):
+        squared_norms({0: torch.ones(5)}, torch.arange(2), 0, "cubic")
 
 
 @pytest.mark.parametrize("settings", [{"name": "ball", "horizon": 0.1}, {"name": "power", "cutoff": 9.0, "order": 1.0}])
@@ -317,6 +373,21 @@ def test_lengths_that_cannot_be_are_an_error():
     for wrong, message in ((math.nan, "NaN"), (9.0, "where the proposal is zero")):
         with pytest.raises(ValueError, match=message):
             radial_weights(kernel, torch.tensor([1.0, wrong, 1.0], dtype=torch.float64), 5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([math.nan, 0.0], "log weights must not be NaN"),
+        ([math.inf, 0.0], "log weights must be finite or minus infinity, got plus infinity"),
+        ([-math.inf] * 2, "0 of 2 displacements remain"),
+        ([[0.0, 0.0]], r"log_weights must be a vector \[M\], got shape \(1, 2\)"),
+    ],
+)
+def test_log_weights_that_cannot_be_are_an_error(wrong, message):
+    """A softmax has none of them."""
+    with pytest.raises(ValueError, match=message):
+        normalise(torch.tensor(wrong, dtype=torch.float64))
 
 
 def test_few_effective_samples_warn():

@@ -198,13 +198,29 @@ def test_float64_keeps_the_digits_and_is_a_choice():
     [
         (Wrapped(mlp(3, 4, 1)), {"parameters": ["head.*"]}, ValueError, "parameters must fit names of the model"),
         (Wrapped(mlp(3, 4, 1)), {"parameters": "model"}, TypeError, "sequence of names or patterns, got 'model'"),
+        (Wrapped(mlp(3, 4, 1)), {"parameters": 3}, TypeError, "sequence of names or patterns, got 3"),
+        (Wrapped(mlp(3, 4, 1)), {"parameters": []}, ValueError, "parameters must name at least one .* got none"),
         (Wrapped(mlp(3, 4, 1)), {"parameters": {}}, TypeError, "must be names for an nn.Module"),
+        (
+            nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2).double()),
+            {},
+            TypeError,
+            "must have one dtype, got .*32, .*64",
+        ),
         (Wrapped(mlp(3, 4, 1)), {"precision": "bf16"}, TypeError, "is not recognised"),
         (Wrapped(mlp(3, 4, 1)).requires_grad_(False), {}, ValueError, "none has requires_grad=True"),
         (Residual(nn.ReLU).train(), {}, ValueError, "model must be in evaluation mode.*call model.eval"),
+        (
+            nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval(),
+            {},
+            ValueError,
+            r"layer '1' \(BatchNorm1d\) takes the statistics of the batch",
+        ),
         (len, {}, TypeError, "parameters must map names to tensors for a callable"),
         (len, {"parameters": {}}, ValueError, "parameters must hold the tensors of the function by name"),
         (len, {"parameters": {"a": torch.ones(2).half()}}, TypeError, "all be float32, or all float64"),
+        (len, {"parameters": {"a": 1.0}}, TypeError, "parameter 'a' must be a torch.Tensor, got float"),
+        (len, {"parameters": {"a": torch.ones(2) / 0}}, ValueError, "parameter 'a' must be finite, got 2 NaN"),
         (BlackBox(len, np.ones(2)), {"parameters": {}}, TypeError, "must be None for a BlackBox"),
         (BlackBox(len, np.ones(2)), {"propagation": "difference"}, ValueError, "for a model that is no MLP"),
         (3, {}, TypeError, "model must be an nn.Module, a BlackBox or a callable, got int"),
@@ -225,6 +241,7 @@ def test_what_cannot_be_is_an_error(model, options, error, message):
         ((len, np.ones((2, 2))), ValueError, r"parameters must be a vector \[d\]"),
         ((len, np.array([np.nan])), ValueError, "parameters must be finite"),
         ((len, np.ones(2), 0), ValueError, "points must be at least 1"),
+        ((len, np.ones(2), 1.5), TypeError, "points must be an integer, got 1.5"),
     ],
 )
 def test_a_black_box_checks_its_parameters(arguments, error, message):

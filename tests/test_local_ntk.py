@@ -141,7 +141,7 @@ def test_tied_layers_fall_back_to_the_jacobian():
     model = nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(6, 1)).double()
     x = inputs(4, 6, torch.float64)
     torch.testing.assert_close(local_ntk(model, x), explicit(model, x, x)[:, :, 0, 0], rtol=1e-10, atol=1e-10)
-    with pytest.raises(ValueError, match="must not share parameters"):
+    with pytest.raises(ValueError, match="must not share parameters .* got ordinal 0 2 times, ordinal 1 2 times"):
         local_ntk(model, x, method="structured")
 
 
@@ -203,9 +203,55 @@ def test_empty_inputs_give_an_empty_kernel(method):
         ({"x1": torch.ones(3, 4).to_sparse()}, TypeError, "x1 must be a dense tensor, got layout torch.sparse_coo"),
         ({"x1": torch.full((3, 4), 1e25)}, ValueError, "the kernel, from the model's gradients, must be finite"),
         ({"model": nn.Sequential(nn.Linear(4, 2)).requires_grad_(False)}, ValueError, "requires_grad=True, got none"),
+        (
+            {"model": nn.Linear(4, 2).half()},
+            TypeError,
+            "parameter 'weight' must be float32 or float64, got torch.float16",
+        ),
+        ({"x1": [[1.0] * 4]}, TypeError, "x1 must be a torch.Tensor, got list"),
+        ({"max_memory": 2.0**21}, TypeError, "max_memory must be an integer, got 2097152.0"),
+        (
+            {"model": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), "method": "structured"},
+            TypeError,
+            r"layer '1' \(LayerNorm\) is not recognised",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
     """Each error names the argument, the value and what is allowed."""
     with pytest.raises(error, match=message):
         local_ntk(**{"model": mlp(4, 6, 2), "x1": inputs(3, 4), **arguments})
+
+
+def test_a_parameter_that_is_not_finite_has_no_gradient():
+    """It is named."""
+    model = mlp(4, 2)
+    model[0].bias.data[1] = torch.nan
+    with pytest.raises(ValueError, match="parameter '0.bias' must be finite, got 1 NaN"):
+        local_ntk(model, inputs(3, 4))
+
+
+def layer(ordinal=0):
+    """A layer of four inputs and as many outputs."""
+    return op.Layer(torch.ones(4, 4), weight_ordinal=ordinal)
+
+
+@pytest.mark.parametrize(
+    ("layers", "x", "settings", "error", "message"),
+    [
+        ([], inputs(3, 4), {}, ValueError, "layers must hold at least one layer, got none"),
+        ([layer()], inputs(3, 5), {}, ValueError, "weight of layer '0' must be .* 5 features; got shape"),
+        ([layer()], inputs(3, 4).to("meta"), {}, ValueError, "weight of layer '0' must be on meta .* got cpu"),
+        ([layer()], inputs(3, 4, torch.float64), {}, TypeError, "weight of layer '0' must be torch.float64 .* got"),
+        ([layer()], inputs(3, 4), {"x2": inputs(2, 5)}, ValueError, "weight of layer '0' must be .* 5 features"),
+        ([layer()], inputs(3, 4), {"outputs": "sum"}, ValueError, "outputs must be one of .* got 'sum'"),
+        ([layer(), layer()], inputs(3, 4), {}, ValueError, "layers must not share parameters .* got ordinal 0 2 times"),
+        ([layer(None)], inputs(3, 4), {}, ValueError, "layers must have at least one parameter that moves, got only"),
+        ([layer(-1)], inputs(3, 4), {}, ValueError, "weight_ordinal of layer '0' must be at least 0, got -1"),
+        ([layer(0.5)], inputs(3, 4), {}, TypeError, "weight_ordinal of layer '0' must be an integer, got 0.5"),
+    ],
+)
+def test_layers_without_a_structured_ntk_are_named(layers, x, settings, error, message):
+    """Before any work."""
+    with pytest.raises(error, match=message):
+        op.structured_ntk(layers, x, **settings)

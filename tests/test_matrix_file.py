@@ -67,8 +67,44 @@ def test_another_call_is_refused(tmp_path):
     (tmp_path / "mine.npy").write_bytes(b"")
     with pytest.raises(nntk.storage.MismatchError, match="no call of write_kernel began it"):
         nntk.write_kernel(tmp_path / "mine.npy", made(), x)
-    with pytest.raises(ValueError, match="outputs must be 'trace' or 'mean' for a matrix, got 'full'"):
-        nntk.write_kernel(tmp_path / "k.npy", made(outputs="full"), x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "error", "message"),
+    [
+        ({"outputs": "full"}, {}, ValueError, "outputs must be 'trace' or 'mean' for a matrix, got 'full'"),
+        ({}, {"tile": 0}, ValueError, "tile must be at least 1, got 0"),
+        ({}, {"tile": 2.5}, TypeError, "tile must be an integer, got 2.5"),
+        ({}, {"x1": [[1.0] * 3]}, TypeError, "x1 must be a torch.Tensor, got list"),
+        ({}, {"x1": inputs(8, 2)}, ValueError, r"x1 must have shape \[N, 3\].* got \(8, 2\)"),
+        ({}, {"x2": torch.full((2, 3), torch.nan)}, ValueError, "x2 must be finite, got 6 NaN"),
+        ({}, {"x2": inputs(8, 3).double()}, TypeError, "x2 must be torch.float32 .* got torch.float64"),
+    ],
+)
+def test_what_has_no_matrix_leaves_no_file(tmp_path, settings, arguments, error, message):
+    """It is refused before a file is begun."""
+    with pytest.raises(error, match=message):
+        nntk.write_kernel(tmp_path / "k.npy", made(**settings), **{"x1": inputs(8, 3), **arguments})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_cannot_be_is_an_error(tmp_path):
+    """A file in place of a folder."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        nntk.write_kernel(tmp_path / "file" / "k.npy", made(), inputs(8, 3))
+
+
+def test_a_model_without_outputs_is_an_error(tmp_path):
+    """As it is for a call."""
+    kernel = nntk.NonlocalNTK(lambda p, x: p["a"], parameters={"a": torch.ones(3)}, samples=4)
+    with pytest.raises(TypeError, match="model must return a tensor with a row for each of 1 inputs, got shape"):
+        nntk.write_kernel(tmp_path / "rows.npy", kernel, inputs(8, 3))
+    kernel = made()
+    with torch.no_grad():
+        kernel.model[2].weight.fill_(3e38)
+    with pytest.raises(ValueError, match="the kernel, from the model's outputs .* must be finite, got"):
+        nntk.write_kernel(tmp_path / "infinite.npy", kernel, inputs(8, 3))
 
 
 def test_a_matrix_larger_than_the_disk_is_refused(tmp_path, monkeypatch):

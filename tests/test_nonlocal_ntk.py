@@ -9,7 +9,7 @@ import torch
 from conftest import inputs, mlp, relative_error
 from torch import nn
 
-from nntk import NonlocalNTK, activations, local_ntk, monte_carlo_error
+from nntk import Attention, NonlocalNTK, activations, local_ntk, monte_carlo_error
 from nntk.models import recognise
 
 
@@ -243,7 +243,9 @@ GOOD = {"model": mlp(4, 6, 2)}
         ({"precision": "tf32", "propagation": "direct"}, ValueError, "precision must be 'auto' or 'fp32' with"),
         ({"precision": "fp32", "model": mlp(4, 2).double()}, ValueError, "precision must be 'auto' for float64"),
         ({"seed": -3}, ValueError, "seed must be at least 0, got -3"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
         ({"max_memory": 1}, ValueError, "max_memory must be at least 1048576, got 1"),
+        ({"max_memory": 2.0**21}, TypeError, "max_memory must be an integer, got 2097152.0"),
     ],
 )
 def test_bad_settings_are_named(arguments, error, message):
@@ -269,6 +271,67 @@ def test_bad_inputs_are_named(x, error, message):
     """Before any work."""
     with pytest.raises(error, match=message):
         NonlocalNTK(**GOOD)(x)
+
+
+BY_INPUTS = {
+    "second inputs": ({}, lambda kernel, x: kernel(inputs(2, 4), x)),
+    "differences": ({}, NonlocalNTK.differences),
+    "jacobian": ({}, NonlocalNTK.jacobian),
+    "features": ({}, NonlocalNTK.features),
+    "plugin features": ({"estimator": "plugin", "outputs": "mean"}, NonlocalNTK.features),
+    "diagonal": ({}, NonlocalNTK.diagonal),
+    "unbiased diagonal": ({"estimator": "unbiased"}, NonlocalNTK.diagonal),
+    "operator": ({}, NonlocalNTK.operator),
+    "weights": ({"weights": Attention()}, NonlocalNTK.displacement_weights),
+    "check": ({}, lambda kernel, x: kernel.check_inputs("x", x)),
+}
+
+
+@pytest.mark.parametrize("name", BY_INPUTS)
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ([[1.0] * 4], TypeError, "x2? must be a torch.Tensor, got list"),
+        (torch.ones(3, 5), ValueError, r"x2? must have shape \[N, 4\], as the model's first layer; got \(3, 5\)"),
+        (torch.ones(3, 4).double(), TypeError, r"x2? must be torch.float32 like the model's parameters, got .*float64"),
+        (torch.full((3, 4), torch.nan), ValueError, r"x2? must be finite, got 12 NaN or infinite of 12 entries"),
+    ],
+)
+def test_bad_inputs_are_named_by_every_method(name, x, error, message):
+    """As by a call."""
+    settings, method = BY_INPUTS[name]
+    with pytest.raises(error, match=message):
+        method(NonlocalNTK(**GOOD, samples=8, **settings), x)
+
+
+@pytest.mark.parametrize("name", [name for name in BY_INPUTS if name != "check"])
+def test_models_without_outputs_are_named_by_every_method(name):
+    """Infinite ones, none for each input, and weights that have become no numbers."""
+    (settings, method), model, x = BY_INPUTS[name], mlp(4, 6, 2), inputs(3, 4)
+    kernel = NonlocalNTK(model, samples=8, **settings)
+    with torch.no_grad():
+        model[2].weight.fill_(3e38)
+    with pytest.raises(ValueError, match="must (be finite|not be NaN)"):
+        method(kernel, x)
+    model[2].weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="parameter '2.weight' must be finite, got 1 NaN"):
+        method(kernel, x)
+    with pytest.raises(TypeError, match="model must return a tensor with a row for each of .* got shape"):
+        method(NonlocalNTK(lambda p, x: p["a"], parameters={"a": torch.ones(4)}, samples=8, **settings), x)
+
+
+@pytest.mark.parametrize("method", [NonlocalNTK.features, NonlocalNTK.operator, lambda k, x: k.check_features()])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"estimator": "unbiased"}, "estimator must be 'energy' or 'plugin' to have features, got 'unbiased'"),
+        ({"outputs": "diagonal"}, "outputs must be 'trace' or 'mean' to have features, got 'diagonal'"),
+    ],
+)
+def test_kernels_without_features_are_named(method, settings, message):
+    """Before any work."""
+    with pytest.raises(ValueError, match=message):
+        method(NonlocalNTK(**GOOD, samples=8, **settings), inputs(3, 4))
 
 
 def test_autocast_and_default_devices_do_not_matter(directions, propagation):
@@ -297,6 +360,10 @@ def test_halves_need_a_pair_and_displacements_a_row():
         NonlocalNTK(**GOOD, antithetic=False).differences(torch.ones(1, 4), halves=True)
     with pytest.raises(ValueError, match="m must be at most 4, got 5"):
         NonlocalNTK(**GOOD, samples=5).displacements(5)
+    with pytest.raises(TypeError, match="halves must be True or False, got 1"):
+        NonlocalNTK(**GOOD).differences(torch.ones(1, 4), halves=1)
+    with pytest.raises(TypeError, match="m must be an integer, got 1.5"):
+        NonlocalNTK(**GOOD).displacements(1.5)
 
 
 def test_overflow_of_the_model_is_an_error():
@@ -327,10 +394,24 @@ def test_monte_carlo_error_of_every_output_mode():
     for outputs, view in views.items():
         measured = math.sqrt(float((view(kernels) - view(theta)).square().flatten(1).sum(1).mean()))
         assert abs(measured / monte_carlo_error(theta, m, d, outputs) - 1) < 0.15
-    with pytest.raises(ValueError, match="ntk must be finite, got 4 NaN"):
-        monte_carlo_error(torch.full((2, 2), torch.nan), 4, 10)
-    with pytest.raises(ValueError, match=r"ntk must have shape \[N, N, C, C\] or \[N, N\], got \(3, 4\)"):
-        monte_carlo_error(torch.ones(3, 4), 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"ntk": torch.full((2, 2), torch.nan)}, ValueError, "ntk must be finite, got 4 NaN"),
+        ({"ntk": torch.ones(3, 4)}, ValueError, r"ntk must have shape \[N, N, C, C\] or \[N, N\], got \(3, 4\)"),
+        ({"ntk": [[1.0]]}, TypeError, "ntk must be a torch.Tensor, got list"),
+        ({"samples": 0}, ValueError, "samples must be at least 1, got 0"),
+        ({"num_params": 0}, ValueError, "num_params must be at least 1, got 0"),
+        ({"num_params": 2.5}, TypeError, "num_params must be an integer, got 2.5"),
+        ({"outputs": "sum"}, ValueError, "outputs must be one of .* got 'sum'"),
+    ],
+)
+def test_what_has_no_monte_carlo_error_is_named(arguments, error, message):
+    """Each error names the argument, the value and what is allowed."""
+    with pytest.raises(error, match=message):
+        monte_carlo_error(**{"ntk": torch.eye(2), "samples": 4, "num_params": 10, **arguments})
 
 
 def test_activations_print_their_settings():

@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.sparse.linalg import aslinearoperator, cg
 from torch import nn
 
-from nntk import Attention, FixedKernel, NonlocalNTK
+from nntk import Attention, FixedKernel, KernelOperator, NonlocalNTK
 
 SETTINGS = {
     "energy": {},
@@ -96,21 +96,57 @@ def test_scipy_takes_the_operator():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "error", "message"),
     [
-        (lambda: made(estimator="unbiased").operator(inputs(3, 3)), "unbiased kernels are indefinite"),
-        (lambda: made(outputs="full").features(inputs(3, 3)), "outputs must be 'trace' or 'mean' to have features"),
-        (lambda: made().operator(inputs(3, 3)) @ torch.ones(4), r"vectors must have shape \[3\] or \[3, R\]"),
-        (lambda: made().operator(inputs(3, 3)).solve(torch.ones(3), 0.0), "alpha must be between"),
-        (lambda: made().operator(inputs(3, 3)).eigsh(4), "k must be at most 3"),
-        (lambda: made().operator(inputs(3, 3)).eigvalsh(4), "k must be at most 3"),
-        (lambda: made().operator(torch.full((3, 3), torch.nan)), "x must be finite"),
+        (lambda o: o @ torch.ones(4), ValueError, r"vectors must have shape \[3\] or \[3, R\], got \(4,\)"),
+        (lambda o: o @ [1.0] * 3, TypeError, "vectors must be a torch.Tensor, got list"),
+        (lambda o: o.project(torch.ones(4)), ValueError, r"vectors must have shape \[3\] or \[3, R\], got \(4,\)"),
+        (lambda o: o.project([1.0] * 3), TypeError, "vectors must be a torch.Tensor, got list"),
+        (lambda o: o.expand(torch.ones(4)), ValueError, r"weights must have shape \[48\] or \[48, R\], got \(4,\)"),
+        (lambda o: o.expand([1.0] * 48), TypeError, "weights must be a torch.Tensor, got list"),
+        (
+            lambda o: o.expand(torch.ones(48), torch.ones(3, 2)),
+            ValueError,
+            r"x must have shape \[N, 3\].* got \(3, 2\)",
+        ),
+        (lambda o: o.expand(torch.ones(48), [1.0]), TypeError, "x must be a torch.Tensor, got list"),
+        (lambda o: o.expand(torch.ones(48), torch.ones(3, 3).double()), TypeError, "x must be .* got torch.float64"),
+        (lambda o: o.gram_and_projection(torch.ones(4)), ValueError, r"vectors must have shape \[3\].* got \(4,\)"),
+        (lambda o: o.gram_and_projection([1.0] * 3), TypeError, "vectors must be a torch.Tensor, got list"),
+        (lambda o: o.solve(torch.ones(4), 1.0), ValueError, r"y must have shape \[3\] or \[3, R\], got \(4,\)"),
+        (lambda o: o.solve([1.0] * 3, 1.0), TypeError, "y must be a torch.Tensor, got list"),
+        (lambda o: o.solve(torch.ones(3), 0.0), ValueError, "alpha must be between .* got 0"),
+        (lambda o: o.solve(torch.ones(3), "loo"), TypeError, "alpha must be a number, got 'loo'"),
+        (lambda o: o.eigsh(4), ValueError, "k must be at most 3, got 4"),
+        (lambda o: o.eigsh(1.5), TypeError, "k must be an integer, got 1.5"),
+        (lambda o: o.eigvalsh(0), ValueError, "k must be at least 1, got 0"),
+        (lambda o: o.eigvalsh(1.5), TypeError, "k must be an integer, got 1.5"),
+        (lambda o: o.alignment(torch.ones(4)), ValueError, r"y must have shape \[3\] or \[3, R\], got \(4,\)"),
+        (lambda o: o.alignment([1.0] * 3), TypeError, "y must be a torch.Tensor, got list"),
     ],
 )
-def test_what_cannot_be_is_an_error(call, message):
+def test_what_cannot_be_is_an_error(call, error, message):
     """It names the argument."""
-    with pytest.raises(ValueError, match=message):
-        call()
+    with pytest.raises(error, match=message):
+        call(made().operator(inputs(3, 3)))
+
+
+@pytest.mark.parametrize("make", [KernelOperator, NonlocalNTK.operator])
+@pytest.mark.parametrize(
+    ("settings", "x", "error", "message"),
+    [
+        ({"estimator": "unbiased"}, inputs(3, 3), ValueError, "estimator must be 'energy' .* got 'unbiased'"),
+        ({"outputs": "full"}, inputs(3, 3), ValueError, "outputs must be 'trace' or 'mean' .* got 'full'"),
+        ({}, inputs(3, 2), ValueError, r"x must have shape \[N, 3\].* got \(3, 2\)"),
+        ({}, torch.tensor([[1.0] * 3, [torch.nan] * 3]), ValueError, r"x must be finite.* index \(1, 0\)"),
+        ({}, inputs(3, 3, torch.float64), TypeError, "x must be torch.float32 .* got torch.float64"),
+        ({}, [[1.0] * 3], TypeError, "x must be a torch.Tensor, got list"),
+    ],
+)
+def test_what_has_no_operator_is_an_error(make, settings, x, error, message):
+    """As it is made, whichever input it is."""
+    with pytest.raises(error, match=message):
+        make(made(**settings), x)
 
 
 def test_a_linear_layer_alone():

@@ -220,6 +220,7 @@ def test_signs_are_balanced_and_uncorrelated(directions):
         ({"directions": "cauchy"}, ValueError, "directions must be one of 'gaussian', 'rademacher', 'flipout"),
         ({"directions": "flipout"}, ValueError, r"got 'flipout'. Write 'flipout\(8\)', for example."),
         ({"ordinal": -1}, ValueError, "ordinal must be at least 0"),
+        ({"ordinal": 0.5}, TypeError, "ordinal must be an integer, got 0.5"),
         ({"rows": torch.arange(2.0)}, TypeError, "rows must be an int64 vector"),
     ],
 )

@@ -234,8 +234,9 @@ def test_what_has_no_rule_is_evaluated_plainly():
     auto = NonlocalNTK(sorted_values, parameters=P, gamma=1e-2, samples=6).differences(LINES)
     plain = NonlocalNTK(sorted_values, parameters=P, gamma=1e-2, samples=6, propagation="direct").differences(LINES)
     assert torch.equal(auto, plain)
-    with pytest.raises(NotRecognised, match="model calls TensorBase.sort, which has no rule"):
-        NonlocalNTK(sorted_values, parameters=P, samples=6, propagation="difference").differences(LINES)
+    for method in (NonlocalNTK.differences, NonlocalNTK.__call__):
+        with pytest.raises(NotRecognised, match="model calls TensorBase.sort, which has no rule"):
+            method(NonlocalNTK(sorted_values, parameters=P, samples=6, propagation="difference"), LINES)
 
 
 UNRULED = {
@@ -245,7 +246,6 @@ UNRULED = {
     "branches": lambda p, x: z(p, x) if float(z(p, x).sum()) > 0 else x,
     "rounding": lambda p, x: z(p, x).to(torch.bfloat16),
     "views in place": lambda p, x: z(p, x)[:, :2].add_(1.0),
-    "growth in place": lambda p, x: torch.zeros(5, 1, 1).add_(z(p, x)),
     "clamping at tensors": lambda p, x: z(p, x).clamp(x),
     "no batch": lambda p, x: F.conv1d(z(p, x)[0].mT, p["k"])[None].expand(5, -1, -1),
     "indices": lambda p, x: F.max_pool1d(z(p, x).mT, 2, ceil_mode=True),
@@ -328,6 +328,8 @@ def test_displacement_products_are_products(shape, family):
         ({"rows": torch.arange(2, device="meta")}, ValueError, "rows must be on cpu"),
         ({"directions": "cubic"}, ValueError, "directions must be"),
         ({"seed": -1}, ValueError, "seed must be"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
+        ({"height": 1.5}, TypeError, "height must be an integer, got 1.5"),
         ({"max_bytes": 1}, ValueError, "max_bytes must be at least"),
     ],
 )

@@ -1,11 +1,14 @@
 """Ridge regression and classification in scikit-learn's manner."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from conftest import inputs, mlp
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -91,10 +94,10 @@ def test_the_double_descent_peak_is_warned_of():
         KernelRidge(small, samples=64, alpha=1e-9).fit(x, y)
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, "cv", True])
+@pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, np.nan, "cv", True, None, [1.0]])
 def test_a_ridge_is_positive(alpha):
     """Or chosen by leave-one-out."""
-    with pytest.raises(ValueError, match="alpha must be a positive number or 'loo'"):
+    with pytest.raises(ValueError, match=f"alpha must be a positive number or 'loo', got {re.escape(repr(alpha))}"):
         KernelRidge(small, samples=8, alpha=alpha).fit(np.eye(3), np.ones(3))
 
 
@@ -116,3 +119,42 @@ def test_a_sign_cnn_classifies_better_than_its_last_layer():
     whole = KernelRidgeClassifier(model, samples=384, directions="rademacher").fit(x[train], y[train])
     by_last, by_whole = (last == y[held_out]).mean(), whole.score(x[held_out], y[held_out])
     assert by_whole > 0.9 and by_whole > by_last + 0.05
+
+
+@pytest.mark.parametrize("estimator", [KernelRidge, KernelRidgeClassifier])
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"gamma": 0.0}, ValueError, "gamma must be between .* got 0"),
+        ({"estimator": "unbiased"}, ValueError, "estimator must be 'energy' or 'plugin' .* got 'unbiased'"),
+        ({"samples": 2.5}, TypeError, "samples must be an integer, got 2.5"),
+        ({"antithetic": 1}, TypeError, "antithetic must be True or False, got 1"),
+    ],
+)
+def test_settings_of_the_kernel_are_checked(estimator, settings, error, message):
+    """On fitting, as scikit-learn has it."""
+    with pytest.raises(error, match=message):
+        estimator(small, **{"samples": 8, **settings}).fit(np.eye(3), np.arange(3))
+
+
+@pytest.mark.parametrize("estimator", [KernelRidge, KernelRidgeClassifier])
+def test_data_that_cannot_be_are_an_error(estimator):
+    """By scikit-learn's own checks."""
+    fit = estimator(small, samples=8).fit(np.eye(3), np.arange(3))
+    for method in ("predict", "decision_function")[: 1 if estimator is KernelRidge else 2]:
+        with pytest.raises(NotFittedError, match="is not fitted yet"):
+            getattr(estimator(small), method)(np.eye(3))
+        with pytest.raises(ValueError, match="X has 4 features, but .* is expecting 3"):
+            getattr(fit, method)(np.eye(4))
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            getattr(fit, method)(np.full((1, 3), np.nan))
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        fit.fit(np.full((3, 3), np.nan), np.arange(3))
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[3, 2\]"):
+        fit.fit(np.eye(3), np.arange(2))
+
+
+def test_one_class_is_an_error():
+    """There is nothing to tell apart."""
+    with pytest.raises(ValueError, match="y must have two classes at least, got one class: .*7"):
+        KernelRidgeClassifier(small, samples=8).fit(np.eye(3), [7, 7, 7])

@@ -1,5 +1,8 @@
 """Kernels on disk: the same bits come back, for the same kernel alone."""
 
+import sys
+from unittest.mock import patch
+
 import pytest
 import torch
 from conftest import inputs, mlp
@@ -66,8 +69,10 @@ def test_another_model_or_stream_is_refused(tmp_path, monkeypatch):
     with pytest.raises(storage.MismatchError, match="stream_version is 1 there and 99 here"):
         nntk.load(tmp_path / "k", made())
     save_file({"K": torch.ones(2)}, tmp_path / "other")
-    with pytest.raises(storage.MismatchError, match="must be a file that nntk.save wrote"):
-        nntk.load(tmp_path / "other", made())
+    (tmp_path / "text").write_text("no safetensors")
+    for name in ("other", "text"):
+        with pytest.raises(storage.MismatchError, match=f"{name} must be a file that nntk.save wrote"):
+            nntk.load(tmp_path / name, made())
 
 
 def test_functions_and_black_boxes_are_told_apart(tmp_path):
@@ -94,3 +99,23 @@ def test_nothing_and_no_tensors_are_errors(tmp_path):
     with pytest.raises(TypeError, match=r"K must be a torch.Tensor"):
         nntk.save(tmp_path / "k", made(), {"K": [1.0]})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_cannot_be_is_an_error(tmp_path):
+    """Nothing there, a folder, a file in place of a folder."""
+    (tmp_path / "file").touch()
+    (tmp_path / "taken.tmp").mkdir()
+    with pytest.raises(FileNotFoundError, match="absent"):
+        nntk.load(tmp_path / "absent", made())
+    for name in ("file/k", "taken"):
+        with pytest.raises(OSError, match=name.partition("/")[0]):
+            nntk.save(tmp_path / name, made(), {"K": torch.ones(2)})
+
+
+def test_without_safetensors_the_message_says_what_to_install(tmp_path):
+    """For reading and for writing."""
+    with patch.dict(sys.modules, {"safetensors.torch": None}):
+        with pytest.raises(ImportError, match=r"nntk.save needs safetensors: pip install 'nntk\[store\]'"):
+            nntk.save(tmp_path / "k", made(), {"K": torch.ones(2)})
+        with pytest.raises(ImportError, match=r"nntk.load needs safetensors: pip install 'nntk\[store\]'"):
+            nntk.load(tmp_path / "k", made())

@@ -93,6 +93,17 @@ def test_training_goes_on_as_it_would_have():
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
+def test_an_infinite_output_is_an_error():
+    """As the kernel is recorded."""
+    model = nn.Linear(3, 1)
+    tracker = KernelTracker(made(model), inputs(5, 3))
+    with torch.no_grad():
+        model.weight.fill_(3e38)
+    tracker.x.fill_(1e30)
+    with pytest.raises(ValueError, match="the model's outputs at displaced parameters, must be finite, got"):
+        tracker.record(0)
+
+
 def test_the_table_has_the_columns_of_the_records():
     """Plain lists; inputs and targets are those of the beginning; models that are no modules have kernels too."""
     x, y, weight = inputs(9, 3), torch.ones(9), torch.ones(3)
@@ -121,6 +132,8 @@ def test_the_table_has_the_columns_of_the_records():
         (lambda k, x: KernelTracker(k, x, torch.ones(4)), ValueError, r"targets must have shape \[5\] or \[5, T\]"),
         (lambda k, x: KernelTracker(k, x, torch.full((5,), torch.inf)), ValueError, "targets must be finite"),
         (lambda k, x: KernelTracker(k, x, top=0), ValueError, "top must be at least 1"),
+        (lambda k, x: KernelTracker(k, x, top=1.5), TypeError, "top must be an integer, got 1.5"),
+        (lambda k, x: KernelTracker(k, x.double()), TypeError, "x must be torch.float32 .* got torch.float64"),
         (lambda k, x: KernelTracker(k, x).record(-1), ValueError, "step must be at least 0"),
         (lambda k, x: KernelTracker(k, x).record(0.5), TypeError, "step must be an integer"),
     ],

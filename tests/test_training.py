@@ -121,16 +121,30 @@ def test_runs_repeat_and_resume():
     [
         (lambda: NonlocalGradientDescent([torch.ones(2)], lr=0.0), ValueError, "lr must be between"),
         (lambda: NonlocalGradientDescent([torch.ones(2)], betas=(1.0, 0.9)), ValueError, "the first of betas must be"),
-        (lambda: NonlocalGradientDescent([torch.ones(2)]).step(), ValueError, "closure must be given"),
+        (lambda: NonlocalGradientDescent([torch.ones(2)]).step(), ValueError, "closure must be given, got None"),
+        (lambda: NonlocalGradientDescent([torch.ones(2)]).step(lambda: 1.0), ValueError, "params must .* got none"),
+        (lambda: NonlocalGradientDescent([]), ValueError, "empty parameter list"),
         (lambda: GradientFlow(torch.eye(2), torch.ones(3)), ValueError, r"kernel must have shape \[3, 3\]"),
+        (
+            lambda: GradientFlow(torch.eye(2), torch.tensor(1.0)),
+            ValueError,
+            r"targets must have shape \[N\].* got \(\)",
+        ),
         (
             lambda: GradientFlow(torch.eye(2), torch.ones(2), torch.ones(3)),
             ValueError,
             "initial must have the targets'",
         ),
-        (lambda: GradientFlow(torch.eye(2), torch.ones(2)).at(-1.0), ValueError, "time must be at least 0"),
-        (lambda: GradientFlow(torch.eye(2), torch.ones(2)).at(1.0, torch.ones(1, 3)), ValueError, "cross must have"),
         (lambda: GradientFlow([[1.0]], torch.ones(1)), TypeError, "kernel must be a torch.Tensor"),
+        (lambda: GradientFlow(torch.eye(1), [1.0]), TypeError, "targets must be a torch.Tensor, got list"),
+        (
+            lambda: GradientFlow(torch.eye(1), torch.ones(1), [0.0]),
+            TypeError,
+            "initial must be a torch.Tensor, got list",
+        ),
+        (lambda: GradientFlow(torch.eye(1) / 0, torch.ones(1)), ValueError, "kernel must be finite, got 1 NaN"),
+        (lambda: GradientFlow(torch.eye(1), torch.ones(1) / 0), ValueError, "targets must be finite, got 1 NaN"),
+        (lambda: GradientFlow(*torch.ones(2, 1, 1), torch.ones(1, 1) / 0), ValueError, "initial must be finite, got 1"),
     ],
 )
 def test_what_cannot_be_is_an_error(call, error, message):
@@ -139,9 +153,52 @@ def test_what_cannot_be_is_an_error(call, error, message):
         call()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((-1.0,), ValueError, "time must be between 0 and inf, got -1"),
+        ((math.nan,), ValueError, "time must be between 0 and inf, got nan"),
+        (("soon",), TypeError, "time must be a number, got 'soon'"),
+        ((1.0, [[1.0, 2.0]]), TypeError, "cross must be a torch.Tensor, got list"),
+        ((1.0, torch.ones(1, 3)), ValueError, r"cross must have shape \[N2, 2\], got \(1, 3\)"),
+        ((1.0, torch.ones(3, 2), [0.0]), TypeError, "initial must be a torch.Tensor, got list"),
+        ((1.0, torch.ones(3, 2), torch.ones(4)), ValueError, r"initial must have shape \(3,\), got \(4,\)"),
+    ],
+)
+def test_what_cannot_be_predicted_is_an_error(arguments, error, message):
+    """It names the argument."""
+    with pytest.raises(error, match=message):
+        GradientFlow(torch.eye(2), torch.ones(2)).at(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+        ({"gamma": 0.0}, ValueError, "gamma must be between 1e-30 and 1e\\+30, got 0"),
+        ({"gamma": "wide"}, TypeError, "gamma must be a number, got 'wide'"),
+        ({"samples": 0}, ValueError, "samples must be at least 1, got 0"),
+        ({"samples": 2.5}, TypeError, "samples must be an integer, got 2.5"),
+        ({"directions": "cubic"}, ValueError, "directions must be one of .* got 'cubic'"),
+        ({"betas": 0.9}, TypeError, "betas must be a pair of numbers, got 0.9"),
+        ({"betas": (0.9,)}, TypeError, r"betas must be a pair of numbers, got \(0.9,\)"),
+        ({"betas": (0.9, -0.1)}, ValueError, "the second of betas must be between 0 and 1, got -0.1"),
+        ({"betas": (0.9, "x")}, TypeError, "the second of betas must be a number, got 'x'"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
+    ],
+)
+def test_settings_of_descent_that_cannot_be_are_errors(settings, error, message):
+    """As it is made."""
+    with pytest.raises(error, match=message):
+        NonlocalGradientDescent([torch.ones(2)], **settings)
+
+
 def test_a_loss_that_is_not_finite_leaves_the_parameters():
     """The step fails, and nothing has moved."""
     weight = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="closure must return a finite loss, got nan at step 0"):
         NonlocalGradientDescent([weight]).step(lambda: math.nan)
+    with pytest.raises(TypeError, match="closure must return a number, the loss; got None"):
+        NonlocalGradientDescent([weight]).step(lambda: None)
     assert torch.equal(weight.detach(), torch.ones(2))

@@ -272,7 +272,10 @@ def good(**changed):
         (lambda: Attention(on="inputs"), ValueError, "on must be one of 'outputs', 'parameters'; got 'inputs'"),
         (lambda: Attention(score="cosine"), ValueError, "score must be one of 'dot', 'distance'; got 'cosine'"),
         (lambda: Attention(on="parameters", score=centred), ValueError, "on must be 'outputs' for a score of your own"),
-        (lambda: Attention(dim=3), ValueError, "dim must be None for attention on outputs"),
+        (lambda: Attention(dim=3), ValueError, "dim must be None for attention on outputs.* got 3"),
+        (lambda: Attention(projection=()), ValueError, "projection must be None for attention on outputs.* got tuple"),
+        (lambda: Attention(on="parameters", dim=2.5), TypeError, "dim must be an integer, got 2.5"),
+        (lambda: Attention(temperature="hot"), TypeError, "temperature must be a number, got 'hot'"),
         (lambda: Attention(on="parameters", dim=0), ValueError, "dim must be at least 1, got 0"),
         (
             lambda: Attention(on="parameters", projection=(torch.ones(2, 3), torch.ones(2, 4))),
@@ -289,7 +292,7 @@ def good(**changed):
         (
             lambda: Attention(on="parameters", dim=2, projection=(torch.ones(2, 3),) * 2),
             ValueError,
-            "dim must be None where projection is given",
+            "dim must be None where projection is given, which has a dimension of its own; got 2",
         ),
         (lambda: Attention(kernel="gaussian"), TypeError, "kernel must be a FixedKernel, got str"),
         (lambda: Attention(prior=1), TypeError, "prior must be True or False, got 1"),
@@ -317,6 +320,13 @@ def good(**changed):
             ),
             ValueError,
             "the scores that score returned must be finite, got 16 NaN or infinite of 16",
+        ),
+        (
+            lambda: NonlocalNTK(**good(weights=Attention(score=lambda x, rows: torch.ones(8, 2, device="meta"))))(
+                inputs(2, 4)
+            ),
+            ValueError,
+            "score must return scores on cpu like the inputs, got meta",
         ),
         (
             lambda: NonlocalNTK(**good(weights=Attention(score=lambda x, rows: 3)))(inputs(2, 4)),

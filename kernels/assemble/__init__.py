@@ -103,11 +103,12 @@ def displacement_gram(
         [M, M], float64, exactly symmetric; its diagonal is the squared norms.
 
     Raises:
-        ValueError: If a name is unknown or the seed out of range.
-        TypeError: If ``rows`` is no int64 vector.
+        ValueError: If a name is unknown, the seed out of range, or there are no parameters.
+        TypeError: If ``rows`` is no int64 vector, or the seed no integer.
     """
     checks.row_numbers(rows)
     parse(directions)
+    checks.displaced(parameters)
     return _gram(list(parameters.values()), list(parameters), rows, *split_seed(seed), directions)
 
 
@@ -152,7 +153,9 @@ def assemble(
         The kernel in the dtype of ``d1``; exactly symmetric where ``d2`` is None.
 
     Raises:
-        ValueError: If a name is unknown, shapes disagree, Q is missing, or ``"unbiased"`` has fewer than two rows.
+        ValueError: If a name is unknown, shapes or dtypes disagree, Q is missing, ``num_params`` is below one, or
+            ``"unbiased"`` has fewer than two rows.
+        TypeError: If ``num_params`` is no integer.
 
     Example:
         >>> d = torch.ones(4, 3, 1)
@@ -230,7 +233,8 @@ def attended_energy(
         As :func:`assemble`, to be normalised.
 
     Raises:
-        ValueError: If a name is unknown or shapes disagree.
+        ValueError: If a name is unknown, shapes or dtypes disagree, or ``num_params`` is below one.
+        TypeError: If ``num_params`` is no integer.
     """
     checks.choice("normalization", normalization, NORMALIZATIONS)
     checks.choice("outputs", outputs, OUTPUTS)
@@ -238,10 +242,8 @@ def attended_energy(
     d1, d2 = first.d, None if second is None else second.d
     if squared_norms.shape != d1.shape[-3:-2]:
         raise ValueError(f"squared_norms must be [{d1.shape[-3]}], got {tuple(squared_norms.shape)}.")
-    if second is not None and (second.score, second.d.shape[:-2], second.d.dtype) != (
-        first.score, first.d.shape[:-2], first.d.dtype
-    ):  # fmt: skip
-        raise ValueError("second must hold the displacements, the score and the dtype of first.")
+    if second is not None and (given := _described(second)) != (need := _described(first)):
+        raise ValueError(f"second must have {need} like first, got {given}.")
     kernel = _energy(
         d1,
         d2,
@@ -258,6 +260,13 @@ def attended_energy(
         outputs,
     )
     return kernel / num_params**2 if normalization == "paper" else kernel
+
+
+def _described(attended: Attended) -> str:
+    """What both sets of inputs share."""
+    d = attended.d
+    shape = ", ".join(map(str, (*d.shape[:-2], "N", d.shape[-1])))
+    return f"differences [{shape}] in {d.dtype} under {attended.score!r}"
 
 
 def assemble_by_gradients(
@@ -301,15 +310,17 @@ def assemble_by_gradients(
         As :func:`assemble`.
 
     Raises:
-        ValueError: If a name is unknown, shapes disagree, or ``"unbiased"`` has fewer than two rows.
-        TypeError: If ``rows`` is no int64 vector.
+        ValueError: If a name is unknown, shapes or dtypes disagree, the seed is out of range, there are no parameters,
+            or ``"unbiased"`` has fewer than two rows.
+        TypeError: If ``rows`` is no int64 vector, or the seed no integer.
     """
     checks.choice("estimator", estimator, ESTIMATORS[1:])
     checks.choice("normalization", normalization, NORMALIZATIONS)
     checks.choice("outputs", outputs, OUTPUTS)
     checks.row_numbers(rows)
     parse(directions)
-    _check_shapes(d1, weights1, squared_norms, d2, weights2)
+    checks.displaced(parameters)
+    _check_shapes(d1, weights1, squared_norms, d2, weights2, rows)
     _check_samples(estimator, len(d1))
     kernel = _by_gradients(
         d1,
@@ -353,12 +364,13 @@ def nonlocal_gradients(
         [N, C, d] in the dtype of ``d``, parameters flattened in the order given.
 
     Raises:
-        ValueError: If a name is unknown or shapes disagree.
-        TypeError: If ``rows`` is no int64 vector.
+        ValueError: If a name is unknown, shapes disagree, the seed is out of range, or there are no parameters.
+        TypeError: If ``rows`` is no int64 vector, or the seed no integer.
     """
     checks.row_numbers(rows)
     parse(directions)
-    _check_shapes(d, weights, squared_norms, None, None)
+    checks.displaced(parameters)
+    _check_shapes(d, weights, squared_norms, None, None, rows, names=("d", "weights"))
     held = list(parameters.values())
     return _gradients(d, weights, squared_norms, held, list(parameters), rows, *split_seed(seed), directions)
 
@@ -387,7 +399,8 @@ def energy_product(
         [N1, R]; products over chunks of displacements add up.
 
     Raises:
-        ValueError: If shapes disagree.
+        ValueError: If shapes or dtypes disagree, or ``num_params`` is below one.
+        TypeError: If ``num_params`` is no integer.
 
     Example:
         >>> d = torch.ones(4, 3, 1)
@@ -411,10 +424,16 @@ def _check_samples(estimator: str, samples: int) -> None:
 
 
 def _check_shapes(
-    d1: Tensor, weights1: Tensor, squared_norms: Tensor, d2: Tensor | None, weights2: Tensor | None
+    d1: Tensor,
+    weights1: Tensor,
+    squared_norms: Tensor,
+    d2: Tensor | None,
+    weights2: Tensor | None,
+    rows: Tensor | None = None,
+    names: tuple[str, str] = ("d1", "weights1"),
 ) -> None:
     if d1.dim() != 3 or not d1.is_floating_point():
-        raise ValueError(f"d1 must be a floating tensor [M, N1, C], got {d1.dtype} of shape {tuple(d1.shape)}.")
+        raise ValueError(f"{names[0]} must be a floating tensor [M, N1, C], got {d1.dtype} of shape {tuple(d1.shape)}.")
     samples, n1, c = d1.shape
     if d2 is not None and (d2.dim() != 3 or (d2.shape[0], d2.shape[2], d2.dtype) != (samples, c, d1.dtype)):
         raise ValueError(
@@ -422,12 +441,17 @@ def _check_shapes(
         )
     if squared_norms.shape != (samples,):
         raise ValueError(f"squared_norms must be [{samples}], got {tuple(squared_norms.shape)}.")
+    if rows is not None and len(rows) != samples:
+        raise ValueError(f"rows must be [{samples}], got {tuple(rows.shape)}.")
     if weights1.shape not in ((samples,), (samples, n1)):
-        raise ValueError(f"weights1 must be [{samples}] or [{samples}, {n1}], got {tuple(weights1.shape)}.")
+        raise ValueError(f"{names[1]} must be [{samples}] or [{samples}, {n1}], got {tuple(weights1.shape)}.")
     if weights2 is None:
         if d2 is not None and weights1.dim() == 2:
             raise ValueError("weights2 must be given with d2 where weights1 depends on the input, got None.")
     elif d2 is None:
-        raise ValueError("weights2 must be None where d2 is None: the symmetric kernel has one set of weights.")
+        raise ValueError(
+            f"weights2 must be None where d2 is None, got shape {tuple(weights2.shape)}: the symmetric kernel has one "
+            "set of weights."
+        )
     elif weights2.shape not in ((samples,), (samples, d2.shape[1])):
         raise ValueError(f"weights2 must be [{samples}] or [{samples}, {d2.shape[1]}], got {tuple(weights2.shape)}.")

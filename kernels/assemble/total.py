@@ -37,7 +37,11 @@ class Total:
     statistics2: Tensor | None = None
 
     def add(self, kernel: Tensor, statistics1: Tensor, statistics2: Tensor | None) -> None:
-        """Add a chunk's kernel, relative to its own statistics; it is overwritten."""
+        """Add a chunk's kernel, relative to its own statistics; it is overwritten.
+
+        Raises:
+            ValueError: If the statistics have other shapes than those of the chunks before.
+        """
         if self.kernel is None or self.statistics1 is None:
             self.kernel, self.statistics1, self.statistics2 = kernel, statistics1, statistics2
             return

@@ -255,8 +255,8 @@ def project_displacements(
         [M, k], float64; :math:`\Pi` has entries N(0, 1) / sqrt(d), rounded to bfloat16 before the division.
 
     Raises:
-        ValueError: If a name is unknown, or a number out of range.
-        TypeError: If ``rows`` is no int64 vector.
+        ValueError: If a name is unknown, a number out of range, or there are no parameters.
+        TypeError: If ``rows`` is no int64 vector, or a number no integer.
 
     Example:
         >>> project_displacements({0: torch.zeros(3, 4)}, torch.arange(2), seed=1, dim=5).shape
@@ -265,6 +265,7 @@ def project_displacements(
     checks.row_numbers(rows)
     parse(directions)
     checks.integer("dim", dim, 1, 2**16)
+    checks.displaced(parameters)
     return _project(list(parameters.values()), list(parameters), rows, *split_seed(seed), directions, dim)
 
 
@@ -280,13 +281,15 @@ def project_parameters(parameters: Mapping[int, Tensor], seed: int, dim: int) ->
         [k], float64.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or there are no parameters.
+        TypeError: If a number is no integer.
 
     Example:
         >>> project_parameters({0: torch.zeros(3, 4)}, seed=1, dim=2)
         tensor([0., 0.], dtype=torch.float64)
     """
     checks.integer("dim", dim, 1, 2**16)
+    checks.displaced(parameters)
     return reference.project_parameters(list(parameters.values()), list(parameters), *split_seed(seed), dim)
 
 
@@ -308,7 +311,7 @@ def multiply_displacements(
 
     Raises:
         ValueError: If a name is unknown, the seed out of range, or ``matrix`` does not fit the parameters.
-        TypeError: If ``rows`` is no int64 vector.
+        TypeError: If ``rows`` is no int64 vector, or the seed no integer.
 
     Example:
         >>> ones = torch.ones(1, 12)
@@ -327,7 +330,7 @@ def multiply_displacements(
 def _check_values(d: Tensor, keys: Tensor | None, score: str) -> None:
     if d.dim() not in (3, 4) or not d.is_floating_point() or d.dim() == 4 and len(d) != 2:
         raise ValueError(
-            f"differences must be a floating tensor [M, N, C] or [2, M, N, C], got {d.dtype} of {tuple(d.shape)}."
+            f"differences must be a floating tensor [M, N, C] or [2, M, N, C], got {d.dtype} of shape {tuple(d.shape)}."
         )
     if score == "dot" and (keys is None or keys.shape != d.shape[-2:]):
         given = "None" if keys is None else f"shape {tuple(keys.shape)}"

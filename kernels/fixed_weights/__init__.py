@@ -76,7 +76,7 @@ def squared_norms(parameters: Mapping[int, Tensor], rows: Tensor, seed: int, dir
 
     Raises:
         ValueError: If a name is unknown or the seed out of range.
-        TypeError: If ``rows`` is no int64 vector.
+        TypeError: If ``rows`` is no int64 vector, or the seed no integer.
 
     Example:
         >>> import torch
@@ -107,7 +107,7 @@ def radii(rows: Tensor, seed: int, kernel: FixedKernel, num_params: int, gamma: 
 
     Raises:
         ValueError: If there is no gamma at all, or a number is out of range.
-        TypeError: If ``rows`` is no int64 vector.
+        TypeError: If ``rows`` is no int64 vector, ``seed`` or ``num_params`` no integer, or gamma no number.
 
     Example:
         >>> import torch
@@ -134,8 +134,8 @@ def log_weights(kernel: FixedKernel, squared_lengths: Tensor, num_params: int, g
         below its cutoff), plus infinity where only q is.
 
     Raises:
-        ValueError: If a number is out of range, or the lengths are no vector.
-        TypeError: If the lengths are not float64.
+        ValueError: If there is no gamma at all, a number is out of range, or the lengths are no vector.
+        TypeError: If the lengths are not float64, ``num_params`` is no integer, or gamma no number.
     """
     _check_lengths(squared_lengths)
     if kernel.proposal is None:
@@ -156,13 +156,15 @@ def normalise(log_weights: Tensor, kernel: FixedKernel | None = None) -> tuple[T
         The weights [M], float64, summing to one, and :math:`1 / \sum_m \alpha_m^2`, between 1 and M.
 
     Raises:
-        ValueError: If no displacement has a weight, or a log weight is NaN or plus infinity.
+        ValueError: If the log weights are no vector, none of them is finite, or one is NaN or plus infinity.
 
     Example:
         >>> import torch
         >>> normalise(torch.tensor([0.0, 0.0, -torch.inf], dtype=torch.float64))
         (tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64), 2.0)
     """
+    if log_weights.dim() != 1:
+        raise ValueError(f"log_weights must be a vector [M], got shape {tuple(log_weights.shape)}.")
     statistics = summarise(log_weights)
     check_statistics(statistics, len(log_weights), kernel)
     return weigh(log_weights, statistics), float(effective_samples(statistics))
@@ -186,8 +188,9 @@ def radial_weights(
         :func:`effective_samples`.
 
     Raises:
-        ValueError: If a number is out of range, no displacement has a weight, or one lies where q is zero.
-        TypeError: If the lengths are not float64.
+        ValueError: If there is no gamma at all, a number is out of range, the lengths are no vector or not finite, no
+            displacement has a weight, or one lies where q is zero.
+        TypeError: If the lengths are not float64, ``num_params`` is no integer, or gamma no number.
 
     Example:
         >>> import torch

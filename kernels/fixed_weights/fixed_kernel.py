@@ -46,8 +46,8 @@ class FixedKernel:
             ball as proposal of a gaussian gives the gaussian within the ball.
 
     Raises:
-        ValueError: If the name is unknown, a parameter is out of range, missing or belongs to another law, or the
-            proposal has a proposal.
+        ValueError: If the name is unknown, a parameter is out of range, missing or belongs to another law, two set the
+            same length, or the proposal has a proposal.
         TypeError: If a parameter is no number or the proposal no fixed kernel.
 
     Example:
@@ -71,14 +71,19 @@ class FixedKernel:
             if value is None:
                 continue
             if parameter not in allowed:
-                raise ValueError(f"{parameter} is no parameter of {self.name!r}, which takes {', '.join(allowed)}.")
+                raise ValueError(
+                    f"{parameter} is no parameter of {self.name!r}, which takes {', '.join(allowed)}; got {value!r}."
+                )
             number = checks.positive_float(parameter, value, least, most, _HINTS[parameter])
             object.__setattr__(self, parameter, number)
         own = "horizon" if self.name == "ball" else "cutoff"
         if self.gamma is not None and getattr(self, own) is not None:
-            raise ValueError(f"gamma and {own} both set the size of {self.name!r}; give one of them.")
+            raise ValueError(
+                f"gamma and {own} both set the size of {self.name!r}; give one of them, not {self.gamma:g} and "
+                f"{getattr(self, own):g}."
+            )
         if self.name == "power" and self.order is None:
-            raise ValueError(f"order must be given for 'power', e.g. order=1. {_HINTS['order']}")
+            raise ValueError(f"order must be given for 'power', e.g. order=1; got None. {_HINTS['order']}")
         if self.proposal is not None:
             self._check_proposal(self.proposal)
 
@@ -87,7 +92,9 @@ class FixedKernel:
         if not isinstance(proposal, FixedKernel):
             raise TypeError(f"proposal must be a FixedKernel or None, got {type(proposal).__name__}.")
         if proposal.proposal is not None:
-            raise ValueError("proposal must have no proposal of its own: displacements are drawn from it.")
+            raise ValueError(
+                f"proposal must have no proposal of its own, as displacements are drawn from it; got {proposal!r}."
+            )
 
     def __repr__(self) -> str:
         given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
@@ -111,6 +118,7 @@ class FixedKernel:
 
         Raises:
             ValueError: If there is no gamma at all, or a number is out of range.
+            TypeError: If ``num_params`` is no integer, or gamma no number.
         """
         checks.integer("num_params", num_params, 1)
         own = self.horizon if self.name == "ball" else self.cutoff
@@ -118,7 +126,7 @@ class FixedKernel:
             return own
         given = gamma if self.gamma is None else self.gamma
         if given is None:
-            raise ValueError(f"gamma must be given, here or to {self!r}. {_HINTS['gamma']}")
+            raise ValueError(f"gamma must be given, here or to {self!r}; got None. {_HINTS['gamma']}")
         size = checks.positive_float("gamma", given, *_LIMITS["gamma"], _HINTS["gamma"])
         return size * math.sqrt(num_params / 2) if self.name in ("ball", "power") else size
 
@@ -152,6 +160,7 @@ class FixedKernel:
 
         Raises:
             ValueError: If there is no gamma at all, or a number is out of range.
+            TypeError: If ``num_params`` is no integer, or gamma no number.
         """
         scale = self.scale(num_params, gamma)
         return scale * LAWS[self.name].draw(uniform1, uniform2, num_params, self.order or 0.0)
@@ -170,6 +179,7 @@ class FixedKernel:
 
         Raises:
             ValueError: If there is no gamma at all, or a number is out of range.
+            TypeError: If ``num_params`` is no integer, or gamma no number.
         """
         scale = self.scale(num_params, gamma)
         return laws.log_density(squared_lengths, self.name, scale, self.steepness(num_params))

@@ -42,8 +42,9 @@ def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None
         [N1, N2], with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``; exactly symmetric without ``x2``.
 
     Raises:
-        ValueError: If shapes, devices or names do not fit, a parameter serves two layers, or none moves.
-        TypeError: If dtypes do not fit.
+        ValueError: If there are no layers, shapes, devices or names do not fit, a parameter serves two layers, none
+            moves, or an ordinal is out of range.
+        TypeError: If dtypes do not fit, or an ordinal is no integer.
 
     Example:
         >>> import torch
@@ -59,7 +60,9 @@ def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None
     if not mlp.displaced(layers):
         raise ValueError("layers must have at least one parameter that moves, got only fixed ones.")
     if mlp.is_tied(layers):
-        raise ValueError("layers must not share parameters for the structured NTK; use method='jacobian'.")
+        raise ValueError(
+            f"layers must not share parameters for the structured NTK, got {mlp.shared(layers)}; use method='jacobian'."
+        )
     names, parameters = encode([layer.activation for layer in layers])
     return _op(
         x1,

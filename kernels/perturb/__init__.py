@@ -106,9 +106,9 @@ def mlp_differences(
         second; and the squared norms of the unit displacements, [M], float64, which come with making them.
 
     Raises:
-        ValueError: If shapes, devices or names do not fit, nothing is displaced, or the seed, an ordinal or the budget
-            is out of range.
-        TypeError: If dtypes do not fit.
+        ValueError: If shapes, devices or names do not fit, nothing is displaced, or the seed, an ordinal, a scale, the
+            budget or ``samples`` is out of range.
+        TypeError: If dtypes do not fit, ``rows`` is no int64 vector, or a number no integer.
 
     Example:
         >>> layer = Layer(torch.zeros(1, 2), weight_ordinal=0)
@@ -184,7 +184,7 @@ def displacement_products(
 
     Raises:
         ValueError: If shapes or devices do not fit, a name is unknown, or a number out of range.
-        TypeError: If ``q`` is neither float32 nor float64, or ``rows`` no int64 vector.
+        TypeError: If ``q`` is neither float32 nor float64, ``rows`` no int64 vector, or a number no integer.
 
     Example:
         >>> displacement_products(torch.eye(3), height=2, ordinal=0, rows=torch.arange(4), seed=0).shape

@@ -71,7 +71,7 @@ def unit_displacements(
 
     Raises:
         ValueError: If a name is unknown, or the seed or the ordinal out of range.
-        TypeError: If ``rows`` is no int64 vector.
+        TypeError: If ``rows`` is no int64 vector, or the seed or the ordinal no integer.
 
     Example:
         >>> e = unit_displacements(torch.arange(2), ordinal=0, shape=(3, 5), seed=7, directions="rademacher")
