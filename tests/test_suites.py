@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nntk.bench import arguments, cli, roofline, suites
-from nntk.bench.suites import ops, scaling
+from nntk.bench.suites import models, ops, ridge, scaling
 from nntk.kernels.cost import Cost
 
 CPU = torch.device("cpu")
@@ -124,6 +124,25 @@ def test_exponents_and_the_axes():
         values = scaling.shapes(axis, CPU)
         assert [shape[place] for _, shape in values] == [value for value, _ in values]
         assert len({tuple(part for number, part in enumerate(shape) if number != place) for _, shape in values}) == 1
+
+
+def test_models_are_checked_and_timed(monkeypatch):
+    """A ResNet and a transformer: each case beside the same baseline, and differences within their tolerance."""
+    for name, value in {"_SAMPLES": 2, "_INPUTS": 2, "_ROUNDS": 2}.items():
+        monkeypatch.setattr(models, name, value)
+    rows = [row for row in models.MODELS.rows(suites.Setting(CPU, 0)) if isinstance(row, dict)]
+    assert len(rows) == 16 and not any("failure" in row for row in rows)
+    errors = [row["error"] for row in rows if "error" in row]
+    assert len(errors) == 4 and max(errors) < 1e-5 and all(row["num_params"] < 10**6 for row in rows)
+
+
+def test_large_ridge_regression_explains_its_targets(monkeypatch):
+    """With the time of an evaluation beside that of inference, and the memory that it took."""
+    monkeypatch.setattr(ridge, "SIZES", (2000,))
+    monkeypatch.setattr(ridge, "SAMPLES", 64)
+    (row,) = [row for row in ridge.RIDGE.rows(suites.Setting(CPU, 0)) if isinstance(row, dict)]
+    assert row["evaluation_s"] == row["fit_s"] / (2 * 64 * 2000) and row["inference_s"] > 0 and row["peak_bytes"] > 0
+    assert 0.3 < row["explained"] <= 1
 
 
 def test_a_profile_names_operators_and_writes_a_trace(monkeypatch, tmp_path, capsys):
