@@ -1,45 +1,33 @@
 """The nonlocal neural tangent kernel: finite, randomly displaced parameter differences instead of gradients."""
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from nntk.attention import Attention
-from nntk.displacements import Displacements, remedy
+from nntk.displacements import remedy
 from nntk.draws import Draws
-from nntk.estimate import LEAST_GROUPS, Estimate, Means, Tally, check_limits, estimate
-from nntk.general import BlackBox, Function, General, of_black_box, of_function, of_module
-from nntk.gram_products import gram_products
-from nntk.inner_products import Differences, join_differences, tell_of_differences
-from nntk.jackknife import Energy, Jackknife, join_energies, tell_of_energies
+from nntk.estimate import Estimate, check_limits, estimate
+from nntk.evaluation import Evaluation, Model
+from nntk.general import BlackBox, Function, of_black_box, of_function, of_module
 from nntk.kernels import checks
 from nntk.kernels.assemble import (
     ESTIMATORS,
     NORMALIZATIONS,
     OUTPUTS,
-    Total,
-    assemble,
-    assemble_by_gradients,
-    attended_energy,
-    displacement_gram,
-    inner_product_route,
     nonlocal_gradients,
 )
-from nntk.kernels.attention import Attended, attend
 from nntk.kernels.fixed_weights import FixedKernel, warn_if_few
-from nntk.kernels.perturb import DEFAULT_BYTES, PRECISIONS, PROPAGATION, check_precision
-from nntk.kernels.perturb.config import default_bytes
+from nntk.kernels.perturb import PRECISIONS, PROPAGATION, check_precision
 from nntk.kernels.philox import parse, split_seed, unit_displacements
-from nntk.memory import MemoryPlan, check_room, free_bytes
-from nntk.models import Mlp, NotRecognised, recognise
+from nntk.memory import MemoryPlan, check_room
+from nntk.models import NotRecognised, recognise
 from nntk.operator import KernelOperator
 
 _GAMMA_HINT = "gamma is the length scale of the displacements, e.g. 0.1; the kernel tends to the NTK as it falls."
-Model = Mlp | General
 
 _log = logging.getLogger("nntk")
 _INSTEAD = (
@@ -215,18 +203,19 @@ class NonlocalNTK:
                 input, cannot be evaluated in float64, or not be propagated where ``propagation="difference"``.
             MemoryError: If the kernel does not fit in the memory that is free.
         """
-        model = self._model()
+        at = self._now()
+        model = at.model
         first = model.inputs("x1", x1)
         second = None if x2 is None else model.inputs("x2", x2)
-        plan = self._plan(model, first, second)
+        plan = at.plan(first, second)
         _log.info("%s", plan)
         check_room("The kernel and what makes it", plan.total, model.device, _INSTEAD)
         if self.estimator != "energy":
-            kernel = self._inner_product(model, first, second)
-        elif (drawn := self._displacements(model)).by_input:
-            kernel = self._attended_energy(drawn, first, second, self._keys(model, first, second)).result()
+            kernel = at.inner_product(first, second)
+        elif (drawn := at.displacements()).by_input:
+            kernel = at.attended_energy(drawn, first, second, at.keys(first, second)).result()
         else:
-            kernel = self._energy(drawn, first, second)
+            kernel = at.energy(drawn, first, second)
         checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
         return kernel
 
@@ -244,121 +233,10 @@ class NonlocalNTK:
             ValueError: If inputs do not fit the model or are not finite.
             TypeError: If inputs have another dtype than the model.
         """
-        model = self._model()
+        at = self._now()
+        model = at.model
         first, second = model.inputs("x1", x1), None if x2 is None else model.inputs("x2", x2)
-        return self._plan(model, first, second)
-
-    def _plan(self, model: Model, x1: Tensor, x2: Tensor | None) -> MemoryPlan:
-        outputs, columns = model.num_outputs(x1), len(x1 if x2 is None else x2)
-        entry = {"trace": 1, "mean": 1, "diagonal": outputs, "full": outputs**2}[self.outputs]
-        joint = len(x1) + (0 if x2 is None else columns)
-        row = self._row_bytes(joint, outputs, model.dtype)
-        at_once = self.samples if self.estimator != "energy" else min(self.samples, self._at_once(row))
-        held = row * at_once
-        if self.estimator != "energy":
-            shape = (self.samples, (len(x1), joint - len(x1)), outputs, model.num_params, self.outputs == "full")
-            by_gram = inner_product_route(*shape) != "gradients"
-            held += 8 * (self.samples**2 if by_gram else joint * outputs * model.num_params)
-        return MemoryPlan(
-            result=len(x1) * columns * entry * model.dtype.itemsize,
-            held=held,
-            temporary=self.max_memory or default_bytes(model.device),
-            displacements=at_once,
-            samples=self.samples,
-            free=free_bytes(model.device),
-        )
-
-    def _energy(self, drawn: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
-        """The energy form with weights of the displacements alone: a sum over chunks of them."""
-        # The columns' inputs ride along: one pass, one generation of the noise.
-        joint, weights = x1 if x2 is None else torch.cat((x1, x2)), drawn.row_weights
-        kernel: Tensor | None = None
-        for rows in self._pieces(drawn, joint):
-            unit, norms = self._unit_differences(drawn, joint, rows, "odd" if self.antithetic else "none")
-            part = assemble(
-                unit[:, : len(x1)],
-                weights[rows],
-                norms,
-                drawn.model.num_params,
-                d2=None if x2 is None else unit[:, len(x1) :],
-                normalization=self.normalization,
-                outputs=self.outputs,
-            )
-            kernel = part if kernel is None else kernel.add_(part)
-        assert kernel is not None, "there is at least one sample"
-        return kernel
-
-    def _attended_energy(self, drawn: Displacements, x1: Tensor, x2: Tensor | None, keys: Tensor | None) -> Total:
-        """The energy form under attention on outputs: chunks add up before the softmax's sums are known."""
-        total = Total()
-        for rows in self._pieces(drawn, x1 if x2 is None else torch.cat((x1, x2))):
-            first, second, norms = self._attend(drawn, x1, x2, keys, rows)
-            part = attended_energy(first, second, norms, drawn.model.num_params, self.normalization, self.outputs)
-            total.add(part, first.statistics, None if second is None else second.statistics)
-        for statistics in (total.statistics1, total.statistics2):
-            if statistics is not None:
-                drawn.warn_of(statistics)
-        return total
-
-    def _keys(self, model: Model, x1: Tensor, x2: Tensor | None) -> Tensor | None:
-        """Outputs at the unmoved parameters, of the lines' and of the entries' inputs, where scores need them."""
-        if not isinstance(self.weights, Attention) or self.weights.score != "dot":
-            return None
-        return model.outputs(x1 if x2 is None else torch.cat((x1, x2)))
-
-    def _attend(
-        self, drawn: Displacements, x1: Tensor, x2: Tensor | None, keys: Tensor | None, places: Tensor
-    ) -> tuple[Attended, Attended | None, Tensor]:
-        """Differences under attention at the lines' and the entries' inputs, and the squared norms."""
-        attention, joint = self.weights, x1 if x2 is None else torch.cat((x1, x2))
-        assert isinstance(attention, Attention), "the caller looked"
-        own = callable(attention.score)
-        pairs = "none" if not self.antithetic else "odd" if own else "both"
-        unit, norms = self._unit_differences(drawn, joint, places, pairs)
-        priors, factors = drawn.priors[places], attention.factors(drawn.scales[places], unit.shape[-1])
-        numbers = range(int(drawn.rows[places[0]]), int(drawn.rows[places[-1]]) + 1)
-
-        def at(x: Tensor, place: slice) -> Attended:
-            given = attention.given(x, numbers, self.antithetic) if own else None
-            score = "given" if callable(attention.score) else attention.score
-            return attend(unit[..., place, :], score, priors, factors, None if keys is None else keys[place], given)
-
-        first = at(x1, slice(0, len(x1)))
-        return first, None if x2 is None else at(x2, slice(len(x1), None)), norms
-
-    def _inner_product(self, model: Model, x1: Tensor, x2: Tensor | None) -> Tensor:
-        """The plugin or the unbiased form: all displacements at once, since every pair of them counts."""
-        drawn = self._displacements(model)
-        d1, d2, weights1, weights2, norms = self._all(drawn, x1, x2)
-        inputs = (len(x1), 0 if x2 is None else len(x2))
-        route = inner_product_route(self.samples, inputs, d1.shape[-1], model.num_params, self.outputs == "full")
-        options: dict[str, Any] = {
-            "d2": d2,
-            "weights2": weights2,
-            "estimator": self.estimator,
-            "normalization": self.normalization,
-            "outputs": self.outputs,
-        }
-        stream = (model.displaced, drawn.rows, self.seed, self.directions)
-        if route == "gradients":
-            return assemble_by_gradients(d1, weights1, norms, *stream, **options)
-        return assemble(d1, weights1, norms, model.num_params, gram=displacement_gram(*stream), **options)
-
-    def _all(
-        self, drawn: Displacements, x1: Tensor, x2: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
-        """All unit differences and weights at the lines' and the entries' inputs, and the squared norms."""
-        if drawn.by_input:
-            first, second, norms = self._attend(drawn, x1, x2, self._keys(drawn.model, x1, x2), drawn.places)
-            for attended in (first, second):
-                if attended is not None:
-                    drawn.warn_of(attended.statistics)
-            if second is None:
-                return first.difference(), None, first.weights(), None, norms
-            return first.difference(), second.difference(), first.weights(), second.weights(), norms
-        joint, weights = x1 if x2 is None else torch.cat((x1, x2)), drawn.row_weights
-        unit, norms = self._unit_differences(drawn, joint, drawn.places, "odd" if self.antithetic else "none")
-        return unit[:, : len(x1)], None if x2 is None else unit[:, len(x1) :], weights, None, norms
+        return at.plan(first, second)
 
     @torch.no_grad()
     def differences(self, x: Tensor, halves: bool = False) -> Tensor:
@@ -379,13 +257,13 @@ class NonlocalNTK:
         """
         if checks.boolean("halves", halves) and not self.antithetic:
             raise ValueError("halves must be False for a kernel with antithetic=False, got True.")
-        model = self._model()
-        drawn = self._displacements(model)
+        at = self._now()
+        model, drawn = at.model, at.displacements()
         pairs = "none" if not self.antithetic else "both" if halves else "odd"
         x = model.inputs("x", x)
-        size = (2 if halves else 1) * self._row_bytes(len(x), model.num_outputs(x), model.dtype) // 4 * self.samples
+        size = (2 if halves else 1) * at.row_bytes(len(x), model.num_outputs(x)) // 4 * self.samples
         check_room("The differences of all displacements", size, model.device, "Fewer inputs at a time fit.")
-        unit, _ = self._unit_differences(drawn, x, drawn.places, pairs)
+        unit, _ = at.unit_differences(drawn, x, drawn.places, pairs)
         differences = unit.mul_(drawn.scales[:, None, None])
         checks.finite("the differences of the model's outputs", differences)
         return differences
@@ -408,9 +286,9 @@ class NonlocalNTK:
             ValueError: If inputs do not fit the model or are not finite, or for what a call of the kernel raises one.
             TypeError: If inputs have another dtype than the model, or as a call does.
         """
-        model = self._model()
-        drawn = self._displacements(model)
-        unit, _, weights, _, norms = self._all(drawn, model.inputs("x", x), None)
+        at = self._now()
+        model, drawn = at.model, at.displacements()
+        unit, _, weights, _, norms = at.everything(drawn, model.inputs("x", x), None)
         made = nonlocal_gradients(unit, weights, norms, model.displaced, drawn.rows, self.seed, self.directions)
         checks.finite("the nonlocal gradients", made)
         return made / model.num_params if self.normalization == "paper" else made
@@ -437,9 +315,9 @@ class NonlocalNTK:
         if self.estimator == "plugin":
             made = self.jacobian(x).flatten(1)
             return made / self._num_outputs(x) ** 0.5 if self.outputs == "mean" else made
-        model = self._model()
-        drawn = self._displacements(model)
-        unit, _, weights, _, norms = self._all(drawn, model.inputs("x", x), None)
+        at = self._now()
+        model, drawn = at.model, at.displacements()
+        unit, _, weights, _, norms = at.everything(drawn, model.inputs("x", x), None)
         weights = weights if weights.dim() == 2 else weights[:, None]
         roots = (weights * (model.num_params / norms)[:, None]).sqrt().to(unit.dtype)
         if self.outputs == "mean":
@@ -556,60 +434,14 @@ class NonlocalNTK:
             TypeError: If inputs have another dtype than the model.
         """
         rtol, max_samples = check_limits(rtol, max_samples, self.samples)
-        model = self._model()
+        at = self._now()
+        model = at.model
         first = model.inputs("x1", x1)
         second = None if x2 is None else model.inputs("x2", x2)
-        tally = self._tally(model, first, second)
+        tally = at.tally(first, second)
         found = estimate(tally, model.dtype, 2 if self.antithetic else 1, rtol, max_samples, progress)
         warn_if_few(found.effective_samples, found.samples, remedy(self.weights))
         return found
-
-    def _tally(self, model: Model, x1: Tensor, x2: Tensor | None) -> Tally:
-        """Groups of displacements, and how a kernel and its error follow from them."""
-        size, symmetric = max(1, self.samples // LEAST_GROUPS), x2 is None
-        if self.estimator == "energy":
-            make = functools.partial(self._group_energy, model, x1, x2, self._keys(model, x1, x2))
-            if isinstance(self.weights, FixedKernel) and self.weights.proposal is None:
-                return Means(lambda rows: make(rows).kernel, size)
-            return Jackknife(make, join_energies, functools.partial(tell_of_energies, symmetric=symmetric), size)
-        joint = x1 if x2 is None else torch.cat((x1, x2))
-        stream = (model.displaced, self.seed, self.directions, self.max_memory or DEFAULT_BYTES)
-        tell = functools.partial(
-            tell_of_differences,
-            products=lambda numbers, rows, size: gram_products(numbers, rows, size, *stream),
-            lines=len(x1),
-            symmetric=symmetric,
-            factor=1 if self.normalization == "paper" else model.num_params,
-            unbiased=self.estimator == "unbiased",
-            outputs=self.outputs,
-        )
-        make_differences = functools.partial(self._group_differences, model, joint, self._keys(model, joint, None))
-        # A look multiplies all displacements anew: there are fewer of them.
-        return Jackknife(make_differences, join_differences, tell, size, growth=1.5)
-
-    def _group_energy(
-        self, model: Model, x1: Tensor, x2: Tensor | None, keys: Tensor | None, rows: range
-    ) -> Energy:  # fmt: skip
-        """The energy form of some displacements alone, and what they weigh among others."""
-        drawn = self._displacements(model, rows, partial=True)
-        if drawn.by_input:
-            total = self._attended_energy(drawn, x1, x2, keys)
-            made = [statistics for statistics in (total.statistics1, total.statistics2) if statistics is not None]
-            kernel, statistics = total.result(), drawn.among_all(torch.cat(made, 1))
-        else:
-            kernel, statistics = self._energy(drawn, x1, x2), drawn.row_statistics
-        return Energy(kernel, statistics)
-
-    def _group_differences(self, model: Model, x: Tensor, keys: Tensor | None, rows: range) -> Differences:
-        """Some displacements' differences and weights, and what they weigh among others."""
-        drawn = self._displacements(model, rows, partial=True)
-        if drawn.by_input:
-            attended, _, norms = self._attend(drawn, x, None, keys, drawn.places)
-            unit, weights, statistics = attended.difference(), attended.weights(), drawn.among_all(attended.statistics)
-        else:
-            unit, _, weights, _, norms = self._all(drawn, x, None)
-            weights, statistics = weights[:, None], drawn.row_statistics
-        return Differences(unit, weights, norms, drawn.rows, statistics)
 
     @torch.no_grad()
     def displacement_weights(self, x: Tensor | None = None) -> Tensor:
@@ -626,15 +458,15 @@ class NonlocalNTK:
                 of the kernel raises one.
             TypeError: If inputs have another dtype than the model, or as a call does.
         """
-        model = self._model()
-        drawn = self._displacements(model)
+        at = self._now()
+        model, drawn = at.model, at.displacements()
         if drawn.by_input != (x is not None):
             need = "be given for attention on outputs" if x is None else "be None for weights that ignore the inputs"
             raise ValueError(f"x must {need}, got {'None' if x is None else 'a tensor'}.")
         if x is None:
             return drawn.row_weights
         x = model.inputs("x", x)
-        attended, _, _ = self._attend(drawn, x, None, self._keys(model, x, None), drawn.places)
+        attended, _, _ = at.attend(drawn, x, None, at.keys(x, None), drawn.places)
         weights = attended.weights().to(model.dtype)
         checks.finite("the weights, from scores at displaced parameters,", weights)
         return weights
@@ -654,8 +486,9 @@ class NonlocalNTK:
             TypeError: If ``m`` is no integer.
         """
         m = checks.integer("m", m, 0, self.samples - 1)
-        model = self._model()
-        drawn = self._displacements(model, range(m, m + 1))
+        at = self._now()
+        model = at.model
+        drawn = at.displacements(range(m, m + 1))
         return {
             model.names[ordinal]: drawn.scales[0]
             * unit_displacements(drawn.rows, ordinal, parameter.shape, self.seed, self.directions, model.dtype)[0]
@@ -664,7 +497,7 @@ class NonlocalNTK:
 
     def squared_norms(self) -> Tensor:
         r"""Squared norms :math:`|\delta_m|^2` of the displacements, [M], float64, in squared parameter units."""
-        return self._displacements(self._model()).squared_lengths
+        return self._now().displacements().squared_lengths
 
     @property
     def num_params(self) -> int:
@@ -681,29 +514,9 @@ class NonlocalNTK:
         """Displaced evaluations of the model for each input: an antithetic sample counts two."""
         return self.samples * (2 if self.antithetic else 1)
 
-    def _displacements(self, model: Model, rows: range | None = None, partial: bool = False) -> Displacements:
-        numbers = rows or range(self.samples)
-        made = torch.arange(numbers.start, numbers.stop, device=model.device)
-        if partial and isinstance(model, General):
-            # Draws of a stochastic model are a group's own, so that the scatter of groups is theirs too.
-            model = model.with_draws(numbers.start)
-        return Displacements(
-            model, self.weights, self.gamma, made, self.seed, self.directions, self.antithetic, partial
-        )
-
-    def _unit_differences(self, drawn: Displacements, x: Tensor, places: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
-        return drawn.model.unit_differences(
-            x,
-            drawn.rows[places],
-            drawn.scales[places],
-            self.seed,
-            self.directions,
-            pairs,
-            self.propagation,
-            self.precision,
-            self.max_memory,
-            self.samples,
-        )
+    def _now(self) -> Evaluation:
+        """The settings with the model as it is now."""
+        return Evaluation(self, self._model())
 
     def _model(self) -> Model:
         """The model as it is now: an MLP by its layers, anything else by plain evaluation."""
@@ -722,20 +535,3 @@ class NonlocalNTK:
             return recognise(self.model, names)
         except NotRecognised:
             return of_module(self.model, names)
-
-    def _pieces(self, drawn: Displacements, x: Tensor) -> Sequence[Tensor]:
-        """Places of the displacements to assemble together, as the budget allows."""
-        model = drawn.model
-        places = torch.arange(len(drawn.rows), device=model.device)
-        return torch.split(places, self._at_once(self._row_bytes(len(x), model.num_outputs(x), model.dtype)))
-
-    def _at_once(self, row_bytes: int) -> int:
-        """Displacements to assemble together, each of so many bytes."""
-        return max(64, (self.max_memory or DEFAULT_BYTES) // row_bytes)
-
-    def _row_bytes(self, number: int, outputs: int, dtype: torch.dtype) -> int:
-        """Bytes of a displacement at some inputs while the kernel is assembled."""
-        # Four copies: the differences, and the features that assembly makes of them. Under attention twice, for pairs,
-        # and what is made of scores in float64: those of both halves, three times over, and the weight.
-        attends = isinstance(self.weights, Attention) and self.weights.by_input
-        return max(1, number) * ((8 if attends else 4) * outputs * dtype.itemsize + (56 if attends else 0))

@@ -22,7 +22,7 @@ def machine(monkeypatch):
     """A machine with so much free memory."""
 
     def of(free):
-        for module in ("nntk.memory", "nntk.nonlocal_ntk"):
+        for module in ("nntk.memory", "nntk.evaluation"):
             monkeypatch.setattr(f"{module}.free_bytes", lambda device: free)
 
     return of

@@ -10,7 +10,6 @@ from conftest import inputs, mlp, relative_error
 from torch import nn
 
 from nntk import Attention, NonlocalNTK, activations, local_ntk, monte_carlo_error
-from nntk.models import recognise
 
 
 @pytest.mark.parametrize("outputs", [1, 10])
@@ -122,7 +121,8 @@ def test_memory_budget_does_not_matter():
     """Assembled in many chunks or one: the same kernel to rounding."""
     model, x = mlp(5, 64, 2), inputs(500, 5)
     small = NonlocalNTK(model, samples=700, max_memory=2**20)
-    assert len(small._pieces(small._displacements(recognise(model)), x)) > 5
+    at = small._now()
+    assert len(at.pieces(at.displacements(), x)) > 5
     assert relative_error(small(x), NonlocalNTK(model, samples=700)(x)) < 1e-5
 
 
