@@ -5,7 +5,7 @@ whatever function of PyTorch is called with it answers by a rule of :mod:`nntk.r
 digits. The value itself is computed once, in float64, and kept for all displacements.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nntk.kernels.philox import unit_displacements
+from nntk.kernels.philox import split_seed, unit_displacements
+from nntk.kernels.philox.reference import displacements
 
 T = TypeVar("T")
 Rule = Callable[..., Any]
@@ -64,19 +65,27 @@ class Group:
     """Their numbers, [G]."""
     seed: int
     directions: str
-    holds: bool
-    """Whether the displacements of all parameters are held, once they were made."""
     dtype: torch.dtype
-    held: dict[int, Tensor] = field(default_factory=dict)
+    shapes: Mapping[int, tuple[int, ...]]
+    """Of the parameters that move, by ordinal."""
+    holds: bool
+    """Whether the displacements of all of them are held."""
 
     def noise(self, ordinal: int, shape: Sequence[int], some: slice) -> Tensor:
         """Unit displacements of a parameter, [m, *shape], of some of the group."""
-        if not self.holds:
-            return unit_displacements(self.rows[some], ordinal, shape, self.seed, self.directions, self.dtype)
-        if ordinal not in self.held:
-            made = unit_displacements(self.rows, ordinal, shape, self.seed, self.directions, self.dtype)
-            self.held[ordinal] = made
-        return self.held[ordinal][some]
+        if self.holds:
+            return self._held[ordinal][some]
+        return unit_displacements(self.rows[some], ordinal, shape, self.seed, self.directions, self.dtype)
+
+    @cached_property
+    def _held(self) -> dict[int, Tensor]:
+        if self.rows.device.type == "cpu":
+            # Small parameters are made together: one by one they would cost a call each.
+            return displacements(self.directions, self.rows, self.shapes, split_seed(self.seed), self.dtype)
+        return {
+            ordinal: unit_displacements(self.rows, ordinal, shape, self.seed, self.directions, self.dtype)
+            for ordinal, shape in self.shapes.items()
+        }
 
 
 @dataclass(eq=False)

@@ -32,9 +32,10 @@ class Displacing:
     halves: int
     max_bytes: int
 
-    def group(self, some: slice, holds: bool) -> Group:
+    def group(self, model: "General", some: slice, holds: bool) -> Group:
         """Some of them, whose noise is held or not."""
-        return Group(self.rows[some], self.seed, self.directions, holds, self.scales.dtype)
+        shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in model.displaced.items()}
+        return Group(self.rows[some], self.seed, self.directions, self.scales.dtype, shapes, holds)
 
     def pass_of(self, group: Group, start: int, some: slice, kept: list[Any]) -> Pass:
         """One evaluation of some of a group that starts somewhere, given what earlier ones at the same inputs kept."""
@@ -62,7 +63,7 @@ def propagate(model: "General", x: Tensor, displacing: Displacing) -> Tensor:
         kept: list[Any] = []
         made: list[Tensor] = []
         for place in _pieces(len(rows), cut.group):
-            group = displacing.group(place, cut.holds)
+            group = displacing.group(model, place, cut.holds)
             passes = (displacing.pass_of(group, place.start, some, kept) for some in _pieces(len(group.rows), cut.rows))
             made += [evaluate(model, inputs, at) for at in passes]
         parts.append(torch.cat(made))
@@ -108,7 +109,7 @@ class _Plan:
         """By what one input at one displacement makes."""
         # A quarter of the budget for what is kept, one for noise; half for differences, which want to stay in a cache.
         budget, itemsize = displacing.max_bytes, displacing.scales.itemsize
-        trial = displacing.pass_of(displacing.group(slice(0, 1), holds=False), 0, slice(0, 1), [])
+        trial = displacing.pass_of(displacing.group(model, slice(0, 1), holds=False), 0, slice(0, 1), [])
         evaluate(model, x[:1], trial)
         kept = sum(leaf.nbytes for leaf in tree_leaves(trial.kept) if isinstance(leaf, Tensor))
         evaluation = trial.made // trial.halves * itemsize
