@@ -27,6 +27,8 @@ Function = Callable[[Parameters, Tensor], Tensor]
 
 _STACKED = 8
 """Displaced copies that are evaluated together; more leave a CPU's caches."""
+_PROBE = 1e-2
+"""Scale over the parameters' root mean square, at least, where propagated differences are compared with plain ones."""
 _AGREEMENT = 1e-3
 """Propagated differences are in float32, plain ones in float64; where a rule is wrong, they have nothing in common."""
 
@@ -105,7 +107,7 @@ class General:
     opaque: bool = False
     draws: Draws | None = None
     _cast: dict[torch.dtype, Parameters] = field(default_factory=dict, init=False, repr=False)
-    _propagates: dict[tuple[int, ...], bool] = field(default_factory=dict, init=False, repr=False)
+    _propagates: dict[tuple[Any, ...], bool] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_params(self) -> int:
@@ -169,7 +171,7 @@ class General:
         r"""Differences over their scales, :math:`[f(\theta + s_m E_m) - f(\theta)] / s_m`.
 
         They are propagated where all functions of the model have rules; that is tried, and compared with a plain
-        evaluation, at one input. Else the model is evaluated at both ends, in float64 unless ``precision="fp32"``: of
+        evaluation, at two inputs. Else the model is evaluated at both ends, in float64 unless ``precision="fp32"``: of
         float32 outputs a subtraction would leave their rounding, over s.
 
         Args:
@@ -199,24 +201,32 @@ class General:
         if propagation == "difference" or propagation == "auto" and self.propagates(x, displacing):
             try:
                 d = propagate(self, _cast(x, torch.float64), displacing)
-            except NoRule as wrong:
-                raise NotRecognised(f"{wrong} Use propagation='auto' for what cannot be propagated.") from wrong
-            if pairs == "both":
-                return d.transpose(0, 1), norms
-            return d[:, 0] if pairs == "none" else d[:, 0].sub_(d[:, 1]).mul_(0.5), norms
+            except Exception as wrong:
+                if propagation == "difference":
+                    if not isinstance(wrong, NoRule):
+                        raise
+                    raise NotRecognised(f"{wrong} Use propagation='auto' for what cannot be propagated.") from wrong
+                # Two inputs did not need what others do.
+                self._propagates[_kind(x)] = False
+            else:
+                if pairs == "both":
+                    return d.transpose(0, 1), norms
+                return d[:, 0] if pairs == "none" else d[:, 0].sub_(d[:, 1]).mul_(0.5), norms
         return self._plain(x, rows, scales, seed, directions, pairs, precision, budget), norms
 
     def propagates(self, x: Tensor, displacing: Displacing) -> bool:
-        """Whether differences can be propagated, and are those of a plain evaluation: tried at one input."""
-        shape = tuple(x.shape[1:])
+        """Whether differences can be propagated, and are those of a plain evaluation: tried at two inputs."""
         if self.opaque or self.draws or not len(x) or not len(displacing.rows):
             return False
-        if shape not in self._propagates:
-            self._propagates[shape] = self._agrees(x[:1], displacing)
-        return self._propagates[shape]
+        if _kind(x) not in self._propagates:
+            self._propagates[_kind(x)] = self._agrees(x[:: max(1, len(x) - 1)], displacing)
+        return self._propagates[_kind(x)]
 
     def _agrees(self, x: Tensor, displacing: Displacing) -> bool:
-        few = replace(displacing, rows=displacing.rows[:2], scales=displacing.scales[:2])
+        # At least a hundredth of the parameters, at which a model that rounds within keeps digits, and halves differ.
+        squares = sum(float(parameter.double().square().sum()) for parameter in self.displaced.values())
+        scales = displacing.scales[:2].clamp(min=_PROBE * (squares / self.num_params) ** 0.5)
+        few = replace(displacing, rows=displacing.rows[:2], scales=scales)
         try:
             made = propagate(self, _cast(x, torch.float64), few)
             pairs = "both" if few.halves == 2 else "none"
@@ -378,6 +388,11 @@ def _bytes_made(model: General, still: Parameters, x: Tensor) -> int:
             "Use precision='fp32' to evaluate it in the dtype of its parameters."
         ) from wrong
     return total
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    """What inputs have in common that a model treats alike."""
+    return (x.dtype, *x.shape[1:])
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

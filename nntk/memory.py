@@ -67,7 +67,9 @@ def in_words(size: float) -> str:
 def free_bytes(device: torch.device) -> int | None:
     """Free memory of a device; of a CPU also by the limits of the container. None where nobody knows."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch holds of earlier tensors serves the next ones.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     known = []
     if _MEMINFO.exists():
         lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)

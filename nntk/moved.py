@@ -8,10 +8,11 @@ digits. The value itself is computed once, in float64, and kept for all displace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nntk.kernels.philox import split_seed, unit_displacements
@@ -28,6 +29,8 @@ QUERIES: set[Any] = set()
 """Functions whose answer the displacement does not change, such as shapes."""
 IN_PLACE: dict[Any, Any] = {}
 """The function that each of these is, in place."""
+WRITES: set[Any] = set()
+"""Functions that write into their first argument."""
 
 
 def called(*names: str) -> Iterator[Any]:
@@ -100,13 +103,11 @@ class Pass:
     halves: int
     """2 for antithetic pairs."""
     max_bytes: int
-    kept: list[Any] = field(default_factory=list)
+    kept: list[tuple[Any, Any]] = field(default_factory=list)
     """What does not depend on the displacements, in the order in which it is asked for: the same in every pass."""
     position: int = 0
-    widest: int = 0
-    """Numbers of the largest difference of a pass."""
-    made: int = 0
-    """Numbers of all of them."""
+    sizes: list[int] = field(default_factory=list)
+    """Numbers of each difference that was made, in order."""
 
     @property
     def rows(self) -> Tensor:
@@ -132,13 +133,16 @@ class Pass:
         """The scales, to go with differences whose value has so many axes."""
         return self.scales.view(-1, *[1] * (dims + 1))
 
-    def once(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives, made in the first pass alone."""
+    def once(self, make: Callable[[], T], what: Any = None) -> T:
+        """What ``make`` gives, made in the first pass alone; ``what`` it is, or where it is asked for, is checked."""
+        what = getattr(make, "__code__", None) if what is None else what
         if self.position == len(self.kept):
-            self.kept.append(make())
-        found: T = self.kept[self.position]
+            self.kept.append((what, make()))
+        kept, found = self.kept[self.position]
+        if kept != what:
+            raise NoRule("model does not call the same functions at every evaluation.")
         self.position += 1
-        return found
+        return cast(T, found)
 
     def single(self, operand: Any) -> Any:
         """An operand in the dtype of the differences; what is no floating tensor as it is."""
@@ -147,10 +151,6 @@ class Pass:
         if isinstance(operand, Tensor) and operand.is_floating_point():
             return self.once(lambda: operand.to(self.dtype))
         return operand
-
-    def count(self, numbers: int) -> None:
-        """Note the size of a difference."""
-        self.widest, self.made = max(self.widest, numbers), self.made + numbers
 
     def result(self, value: Any, unit: Any) -> Any:
         """A tensor, or several, with the differences that go with them."""
@@ -176,7 +176,7 @@ class Moved(Tensor):
     _unit: Tensor | None
     _single: Tensor | None
     shared: bool
-    """Whether another value may have the same memory."""
+    """Whether another value has the same memory."""
 
     @staticmethod
     def of(
@@ -186,7 +186,7 @@ class Moved(Tensor):
         made = value.as_subclass(Moved)
         made.at, made._unit, made.ordinal, made._single, made.shared = at, unit, ordinal, single, ordinal is not None
         if unit is not None:
-            at.count(unit.numel())
+            at.sizes.append(unit.numel())
         return made
 
     @property
@@ -202,7 +202,7 @@ class Moved(Tensor):
             at, shape = self.at, plain(self).shape
             noise = at.group.noise(self.ordinal, shape, at.some)
             self._unit = noise[:, None] * at.signs.view(-1, *[1] * len(shape))
-            at.count(self._unit.numel())
+            at.sizes.append(self._unit.numel())
         return self._unit
 
     @property
@@ -219,20 +219,38 @@ class Moved(Tensor):
         if function in QUERIES:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*arguments, **options)
-        values = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, Moved)]
-        if function in IN_PLACE or options.get("inplace"):
-            others = {name: given for name, given in options.items() if name != "inplace"}
-            return _in_place(IN_PLACE.get(function, function), arguments, others)
-        if any(value.moves for value in values):
+        values = list(_values((*arguments, *options.values())))
+        at, moving = values[0].at, any(value.moves for value in values)
+        if any(value.at is not at for value in values):
+            raise NoRule("model keeps values of one evaluation for another.")
+        if function in WRITES or options.get("inplace") or options.get("out") is not None:
+            return _write(function, arguments, options, moving)
+        if not moving:
+            with torch._C.DisableTorchFunctionSubclass():
+                made = at.once(lambda: function(*plain(arguments), **plain(options)), function)
+                return _noted(values, at.still(made))
+        try:
             if function in COMPOSED:
                 return COMPOSED[function](*arguments, **options)
-            if function not in RULES:
-                raise NoRule(f"model calls {_name(function)}, which has no rule for displaced values.")
-            with torch._C.DisableTorchFunctionSubclass():
-                return RULES[function](values[0].at, *arguments, **options)
-        with torch._C.DisableTorchFunctionSubclass():
-            at = values[0].at
-            return at.still(at.once(lambda: function(*plain(arguments), **plain(options))))
+            if function in RULES:
+                with torch._C.DisableTorchFunctionSubclass():
+                    return _noted(values, RULES[function](at, *arguments, **options))
+        except TypeError as wrong:
+            raise NoRule(f"model calls {_name(function)} with arguments that its rule does not take.") from wrong
+        raise NoRule(f"model calls {_name(function)}, which has no rule for displaced values.")
+
+
+class Watch(TorchFunctionMode):
+    """Sees what would lose differences, or digits of them, without calling a rule."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise NoRule("model transforms functions by torch.func, and what these are given has no rules.")
+        if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
+            raise NoRule("model rounds values by autocast.")
+        if function is torch.tensor and any(moves(leaf) for leaf in tree_leaves(arguments)):
+            raise NoRule("model makes tensors of displaced values, by torch.tensor.")
+        return function(*arguments, **(options or {}))
 
 
 def moves(operand: Any) -> bool:
@@ -246,17 +264,44 @@ def plain(tree: T) -> T:
     return made
 
 
-def _in_place(function: Any, arguments: Any, options: Any) -> Any:
+def _values(arguments: Iterable[Any]) -> Iterator[Moved]:
+    """Those among arguments, and in lists of them; trees would take longer than many a function."""
+    for argument in arguments:
+        if isinstance(argument, Moved):
+            yield argument
+        elif isinstance(argument, tuple | list):
+            yield from _values(argument)
+
+
+def _noted(values: Sequence[Moved], made: T) -> T:
+    """What was made of some values, after noting which of them it shares memory with."""
+    for part in _values((made,)):
+        memory = part.untyped_storage().data_ptr()
+        for value in values:
+            if value is not part and value.untyped_storage().data_ptr() == memory:
+                value.shared = part.shared = True
+    return made
+
+
+def _write(function: Any, arguments: Any, options: Any, moving: bool) -> Any:
     """What the function gives takes the place of its first argument, if nothing else has the same memory."""
-    target, *rest = arguments
+    target = arguments[0]
+    others = {name: given for name, given in options.items() if name not in ("inplace", "out")}
+    out = options.get("out")
+    if not moving and not any(isinstance(leaf, Moved) for leaf in tree_leaves(target if out is None else out)):
+        # What is not of the pass is written to in every pass.
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*plain(arguments), **plain(options))
+    if out is not None or not (function in IN_PLACE or options.get("inplace")):
+        raise NoRule(f"model calls {_name(function)}, which writes into values.")
     if not isinstance(target, Moved) or target.shared:
         raise NoRule(f"model calls {_name(function)} in place on a parameter, a view, or what a view was taken of.")
-    made = function(target, *rest, **options)
+    made = IN_PLACE.get(function, function)(*arguments, **others)
     with torch._C.DisableTorchFunctionSubclass():
         if not isinstance(made, Moved) or made.shape != target.shape:
             raise NoRule(f"model calls {_name(function)} in place, to another shape.")
         target.set_(made.untyped_storage(), made.storage_offset(), made.shape, made.stride())
-    target._unit, target._single = made._unit, made._single
+    target._unit, target._single, target.shared = made._unit, made._single, made.shared
     return target
 
 

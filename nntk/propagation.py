@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 import nntk.rules  # noqa: F401  # Enters the rules.
 from nntk.kernels.perturb.config import CACHE
 from nntk.kernels.philox.reference import TILE
-from nntk.moved import Group, Moved, NoRule, Pass
+from nntk.moved import Group, Moved, NoRule, Pass, Watch
 
 if TYPE_CHECKING:
     from nntk.general import General
@@ -37,7 +37,7 @@ class Displacing:
         shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in model.displaced.items()}
         return Group(self.rows[some], self.seed, self.directions, self.scales.dtype, shapes, holds)
 
-    def pass_of(self, group: Group, start: int, some: slice, kept: list[Any]) -> Pass:
+    def pass_of(self, group: Group, start: int, some: slice, kept: list[tuple[Any, Any]]) -> Pass:
         """One evaluation of some of a group that starts somewhere, given what earlier ones at the same inputs kept."""
         scales = self.scales[start + some.start : start + some.stop]
         return Pass(group, some, scales, self.halves, max(_LEAST_BYTES, self.max_bytes // 4), kept)
@@ -60,7 +60,7 @@ def propagate(model: "General", x: Tensor, displacing: Displacing) -> Tensor:
     rows, parts = displacing.rows, []
     cut = _Plan.of(model, x, displacing)
     for inputs in x.split(cut.inputs) if len(x) else [x]:
-        kept: list[Any] = []
+        kept: list[tuple[Any, Any]] = []
         made: list[Tensor] = []
         for place in _pieces(len(rows), cut.group):
             group = displacing.group(model, place, cut.holds)
@@ -85,10 +85,13 @@ def evaluate(model: "General", x: Tensor, at: Pass) -> Tensor:
         ordinal = ordinals.get(name)
         single = model.rest[name] if ordinal is None else model.displaced[ordinal]
         # Anew in each pass: to another the noise belongs.
-        given[name] = Moved.of(at, value, None, ordinal, single)
+        given[name] = Moved.of(at, value, None, ordinal, single if single.dtype == at.dtype else None)
     inputs = Moved.of(at, x)
-    inputs.shared = True
-    out = model.evaluate(given, inputs)
+    inputs.shared, kept = True, len(at.kept)
+    with Watch(), torch.compiler.set_stance("force_eager"):
+        out = model.evaluate(given, inputs)
+    if kept and not kept == len(at.kept) == at.position:
+        raise NoRule("model does not call the same functions at every evaluation.")
     if not isinstance(out, Moved) or not out.moves or len(out) != len(x):
         raise NoRule("model must return a tensor with a row for each input, which what moves has part in.")
     unit = out.unit
@@ -106,19 +109,43 @@ class _Plan:
 
     @classmethod
     def of(cls, model: "General", x: Tensor, displacing: Displacing) -> "_Plan":
-        """By what one input at one displacement makes."""
+        """By what one input and two inputs make at one displacement: displacements of weights are no more for two."""
+        one, two = (_trial(model, x[:n], displacing) for n in (1, 2))
+        if len(x) < 2 or len(one.sizes) != len(two.sizes):
+            two = _Trial([2 * size for size in one.sizes], 2 * one.kept)
+        each = [max(0, b - a) for a, b in zip(one.sizes, two.sizes, strict=True)]
+        fixed = [max(0, a - e) for a, e in zip(one.sizes, each, strict=True)]
         # A quarter of the budget for what is kept, one for noise; half for differences, which want to stay in a cache.
-        budget, itemsize = displacing.max_bytes, displacing.scales.itemsize
-        trial = displacing.pass_of(displacing.group(model, slice(0, 1), holds=False), 0, slice(0, 1), [])
-        evaluate(model, x[:1], trial)
-        kept = sum(leaf.nbytes for leaf in tree_leaves(trial.kept) if isinstance(leaf, Tensor))
-        evaluation = trial.made // trial.halves * itemsize
-        columns = min(4 * CACHE * trial.halves // max(1, trial.widest), budget // 2 // max(1, evaluation))
-        inputs = max(1, min(len(x), budget // 4 // max(1, kept), columns // trial.halves))
-        rows = max(1, columns // (trial.halves * inputs))
+        budget, itemsize, cached = displacing.max_bytes, displacing.scales.itemsize, 4 * CACHE * displacing.halves
+        inputs = min(
+            len(x),
+            (budget // 4 - 2 * one.kept + two.kept) // max(1, two.kept - one.kept),
+            (budget // 2 // itemsize - sum(fixed)) // max(1, sum(each)),
+            cached // max([1, *each]),
+        )
+        inputs = max(1, inputs)
+        made = [inputs * e + f for e, f in zip(each, fixed, strict=True)]
+        rows = min(cached // max([1, *made]), budget // 2 // itemsize // max(1, sum(made)))
+        rows = max(1, min(len(displacing.rows), rows))
         d = sum(parameter.numel() for parameter in model.displaced.values())
         group = min(4 * TILE, budget // 4 // itemsize) // d
         return cls(inputs, rows, max(rows, group // rows * rows), group >= rows)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a pass of one displacement makes."""
+
+    sizes: list[int]
+    """Numbers of each difference."""
+    kept: int
+    """Bytes of what is kept."""
+
+
+def _trial(model: "General", x: Tensor, displacing: Displacing) -> _Trial:
+    at = displacing.pass_of(displacing.group(model, slice(0, 1), holds=False), 0, slice(0, 1), [])
+    evaluate(model, x, at)
+    return _Trial(at.sizes, sum(leaf.nbytes for leaf in tree_leaves(at.kept) if isinstance(leaf, Tensor)))
 
 
 def _pieces(length: int, size: int) -> Iterator[slice]:

@@ -104,3 +104,10 @@ def test_free_memory_is_what_the_machine_says(tmp_path, monkeypatch):
     (cgroup / "memory.current").write_text("3000\n")
     (cgroup / "memory.stat").write_text("anon 2000\ninactive_file 1000\n")
     assert memory.free_bytes(cpu) == 3000
+
+
+def test_what_pytorch_holds_of_a_gpu_is_free(monkeypatch):
+    """A kernel that fitted fits again, though its memory was not given back to the machine."""
+    for name, size in (("mem_get_info", (GIB, 8 * GIB)), ("memory_reserved", 6 * GIB), ("memory_allocated", GIB)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    assert memory.free_bytes(torch.device("cuda")) == 6 * GIB

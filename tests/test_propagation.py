@@ -1,5 +1,7 @@
 """Difference propagation through any model: every rule against plain evaluation in float64."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,13 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-P = {"w": random(6, 6), "v": random(6, seed=1), "k": random(6, 6, 3, seed=2) / 4, "c": random(6, 6, 3, 3, seed=3) / 7}
+P = {
+    "w": random(6, 6),
+    "v": random(6, seed=1),
+    "b": random(1, seed=7)[0],
+    "k": random(6, 6, 3, seed=2) / 4,
+    "c": random(6, 6, 3, 3, seed=3) / 7,
+}
 """Parameters: a matrix, a vector, weights of convolutions."""
 LINES, IMAGES = random(5, 7, 6, seed=4), random(4, 6, 8, 8, seed=5)
 TOKENS = torch.randint(0, 6, (5, 7), generator=torch.Generator().manual_seed(6))
@@ -70,6 +78,31 @@ FUNCTIONS = {
     "masked attention": lambda p, x: F.scaled_dot_product_attention(x, z(p, x), x, attn_mask=torch.eye(7)),
     "conv1d": lambda p, x: F.conv1d(F.conv1d(x.mT, p["k"], p["v"], padding=2).tanh(), p["k"], stride=2, dilation=2),
     "pool1d": lambda p, x: F.max_pool1d(F.avg_pool1d(z(p, x).mT, 2), 2),
+    "one-sided clamps": lambda p, x: z(p, x).clamp_max(0.3) - z(p, x).clamp_min(0.1) + F.hardtanh(z(p, x), -0.2, 0.4),
+    "chosen": lambda p, x: z(p, x).where(x > 0, x) + x.where(x > 1, z(p, x)) + z(p, x).masked_fill(x < 0, p["b"]),
+    "masks that broadcast": lambda p, x: p["v"].masked_fill(x > 0, 0.5) + x.masked_fill(x > 0, p["b"]),
+    "integers beside": lambda p, x: torch.cat((z(p, x), torch.ones(len(x), 7, 2, dtype=torch.long)), -1),
+    "to what moves": lambda p, x: z(p, x) * ((x > 0).to(z(p, x)) + (x > 1).type_as(z(p, x))),
+    "computed convolution": lambda p, x: F.conv1d(F.conv1d(x.mT, p["k"].exp()).tanh(), p["k"].exp()),
+    "transposed": lambda p, x: F.conv_transpose1d(
+        F.conv_transpose1d(x.mT, p["k"], p["v"], 2).tanh(), p["k"], stride=2, output_padding=1
+    ),
+    "conv3d": lambda p, x: F.conv3d(x.mT[..., None, None], p["k"][..., None, None], p["v"]),
+    "constants convolved": lambda p, x: F.conv1d(torch.ones(1, 6, 7, dtype=x.dtype), p["k"], padding=1) * z(p, x).mT,
+    "saturated softmax": lambda p, x: sum(
+        f(z(p, x).tanh() + 10 * torch.eye(6, dtype=x.dtype)[0], -1)[..., 0] for f in (F.softmax, F.log_softmax)
+    ),
+    "logsumexp": lambda p, x: z(p, x).logsumexp(-1) + z(p, x).logsumexp(1, keepdim=True)[..., 0],
+    "sqrt at zero": lambda p, x: ((z(p, x).tanh() + 2) * torch.eye(6, dtype=x.dtype)[2]).sqrt(),
+    "cubes": lambda p, x: z(p, x) ** 3 + z(p, x).cos(),
+    "exponential units": lambda p, x: F.elu(z(p, x), 0.5) + F.celu(z(p, x), 0.7) + F.selu(z(p, x)),
+    "hard units": lambda p, x: F.hardswish(z(p, x)) + F.hardsigmoid(z(p, x)),
+    "smooth units": lambda p, x: F.mish(z(p, x)) + F.logsigmoid(z(p, x)),
+    "gates": lambda p, x: F.glu(z(p, x)) + F.prelu(z(p, x).mT, p["v"])[:, :3].mT * F.prelu(x, p["b"][None])[..., :3],
+    "added products": lambda p, x: torch.addmm(p["v"], x[:, 0], p["w"], beta=0.5, alpha=2) + torch.mv(p["w"], p["v"]),
+    "weight norm": lambda p, x: F.linear(x, torch._weight_norm(p["w"], p["v"][:, None])) + F.normalize(z(p, x), dim=-1),
+    "without dropout": lambda p, x: F.dropout(z(p, x), training=False).add_(x) * z(p, x),
+    "copies in place": lambda p, x: z(p, x).clone().sub_(z(p, x).mean(-1, keepdim=True)).div_(3),
 }  # fmt: skip
 CONVOLUTIONS = {
     "plain": lambda p, x: F.conv2d(F.conv2d(x, p["c"], p["v"]).relu(), p["c"], p["v"]),
@@ -104,7 +137,7 @@ def test_every_rule_against_float64(name):
         assert (made - expected).norm() <= (3e-6 if gamma > 1e-3 else 3e-5) * expected.norm(), gamma
 
 
-@pytest.mark.parametrize("name", ["embedding", "matrix products", "settings"])
+@pytest.mark.parametrize("name", ["embedding", "matrix products", "settings", "integers beside"])
 def test_every_family_and_half(name, directions):
     """One-sided differences too, and those of both halves."""
     function, x = CASES[name]
@@ -239,16 +272,51 @@ def test_what_has_no_rule_is_evaluated_plainly():
             method(NonlocalNTK(sorted_values, parameters=P, samples=6, propagation="difference"), LINES)
 
 
+def rounded(made):
+    """What is made under autocast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return made()
+
+
+def doubled(x):
+    """The values, twice as large by a view of them."""
+    x.view(-1).mul_(2)
+    return x
+
+
+def copied(values):
+    """A tensor of its own, as one should not make it."""
+    with warnings.catch_warnings(action="ignore"):
+        return torch.tensor(values)
+
+
 UNRULED = {
     "batch statistics": lambda p, x: F.batch_norm(z(p, x).mT, None, None, training=True),
-    "powers": lambda p, x: z(p, x) ** 3,
+    "powers": lambda p, x: z(p, x) ** 5,
     "conditions": lambda p, x: torch.where(z(p, x) > 0, x, -x),
     "branches": lambda p, x: z(p, x) if float(z(p, x).sum()) > 0 else x,
     "rounding": lambda p, x: z(p, x).to(torch.bfloat16),
     "views in place": lambda p, x: z(p, x)[:, :2].add_(1.0),
+    "constants in place": lambda p, x: torch.zeros(len(x), 7, 6).add_(z(p, x)),
+    "casts in place": lambda p, x: z(p, x).to(x.dtype, copy=True).add_(1.0),
+    "unmoved views in place": lambda p, x: z(p, doubled(x + 1)),
+    "writing": lambda p, x: z(p, x).zero_() + z(p, x),
+    "outputs": lambda p, x: torch.add(z(p, x), x, out=torch.empty_like(x)),
+    "casts to integers": lambda p, x: z(p, x).type_as(TOKENS) + z(p, x),
+    "rounded division": lambda p, x: torch.div(z(p, x), 2, rounding_mode="floor") + z(p, x),
+    "early lines": lambda p, x: F.softplus(z(p, x), threshold=1.0),
+    "autocast": lambda p, x: rounded(lambda: z(p, x)),
+    "new tensors": lambda p, x: copied(z(p, x)) + z(p, x),
+    "transforms": lambda p, x: torch.vmap(torch.tanh)(z(p, x)) + z(p, x),
+    "gradients": lambda p, x: torch.func.grad(lambda h: h.square().sum())(z(p, x)) + z(p, x),
+    "vectors": lambda p, x: F.linear(x, p["v"]),
+    "chance": lambda p, x: F.dropout(z(p, x), 0.5),
+    "sums of exponentials": lambda p, x: z(p, x).logsumexp((1, 2)),
+    "other norms": lambda p, x: F.normalize(z(p, x), 1.0, dim=-1),
     "clamping at tensors": lambda p, x: z(p, x).clamp(x),
     "no batch": lambda p, x: F.conv1d(z(p, x)[0].mT, p["k"])[None].expand(5, -1, -1),
     "indices": lambda p, x: F.max_pool1d(z(p, x).mT, 2, ceil_mode=True),
+    "planes": lambda p, x: F.max_pool2d(z(p, x), 2),
     "max_norm": lambda p, x: F.embedding(TOKENS, p["w"], max_norm=1.0),
     "three operands": lambda p, x: torch.einsum("nij,nij,nij->nj", z(p, x), z(p, x), x),
     "dropped attention": lambda p, x: F.scaled_dot_product_attention(z(p, x), x, x, dropout_p=0.5),
@@ -262,6 +330,116 @@ def test_what_cannot_be_propagated_says_so(name, monkeypatch):
     monkeypatch.setattr(layers, "unfolds", lambda device: True)
     with pytest.raises(TypeError, match="model"):
         NonlocalNTK(UNRULED[name], parameters=P, samples=2, propagation="difference").differences(LINES)
+
+
+def test_only_what_every_input_has_rules_for():
+    """``auto`` evaluates plainly what at the first and the last input needed no rule."""
+
+    def sorting(p, x):
+        """The values, sorted where there is a large input among them."""
+        return sorted_values(p, x) if float(x.max()) > 5 else z(p, x)
+
+    x = LINES.clone()
+    x[2, 0, 0] = 6.0
+    by = {by: NonlocalNTK(sorting, parameters=P, samples=4, propagation=by).differences(x) for by in ("auto", "direct")}
+    assert torch.equal(by["auto"], by["direct"])
+
+
+def rounding(p, x):
+    """A norm that computes in float32, as many do."""
+    h = z(p, x).float()
+    return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)).type_as(x)
+
+
+@pytest.mark.parametrize(("function", "gamma"), [(FUNCTIONS["gelu"], 1e-14), (rounding, 1e-6)])
+def test_small_displacements_are_propagated(function, gamma):
+    """Where a plain evaluation has no digits to compare with, a larger displacement tells whether rules are right."""
+    by = {
+        by: NonlocalNTK(function, parameters=P, gamma=gamma, samples=4, propagation=by) for by in ("auto", "difference")
+    }
+    assert torch.equal(*(kernel.differences(LINES) for kernel in by.values()))
+
+
+def written(p, x):
+    """A mask that is filled by a copy of another."""
+    mask = torch.zeros(x.shape, dtype=torch.bool)
+    mask.copy_(x > 0)
+    return z(p, x).masked_fill(mask, 0.0)
+
+
+PASSES = [written, FUNCTIONS["constants convolved"], lambda p, x: F.linear(x.mT.mT, p["w"].T)]
+
+
+@pytest.mark.parametrize("function", PASSES, ids=["written", "constants", "attributes"])
+def test_every_pass_is_like_the_first(function, monkeypatch):
+    """What is not of the pass is written to in each, and what is kept is found, however many displacements it has."""
+    options = {"parameters": P, "gamma": 1e-2, "samples": 7, "propagation": "difference"}
+    expected = NonlocalNTK(function, **options).differences(LINES)
+    for cache in (2**6, 2**7, 2**8):
+        monkeypatch.setattr(propagation, "CACHE", cache)
+        assert relative_error(NonlocalNTK(function, **options).differences(LINES), expected) < 1e-6
+
+
+@pytest.mark.parametrize("keep", [lambda x: x.cos(), lambda x: float(x.sum())], ids=["values", "numbers"])
+def test_nothing_is_taken_from_another_pass(keep, monkeypatch):
+    """Values that a function keeps, and steps that it leaves out the next time, are noticed."""
+    monkeypatch.setattr(propagation, "CACHE", 2**6)
+    kept = {}
+
+    def keeping(p, x):
+        """A function that remembers, from the second call on: the first is a plain one."""
+        kept["calls"] = kept.get("calls", 0) + 1
+        if kept["calls"] > 3:
+            kept.setdefault("value", None)
+            kept["value"] = keep(x[:1]) if kept["value"] is None else kept["value"]
+            return z(p, x) * x.sin() * kept["value"]
+        return z(p, x)
+
+    kernel = NonlocalNTK(keeping, parameters=P, samples=7, propagation="difference")
+    with pytest.raises(NotRecognised, match="model (keeps values|does not call the same functions)"):
+        kernel.differences(LINES)
+
+
+class Mixed(nn.Module):
+    """A layer after a fixed one whose dtype is another."""
+
+    def __init__(self, dtype):
+        """Of width six."""
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.register_buffer("fixed", random(6, 6).to(dtype))
+
+    def forward(self, x):
+        """In the dtype that all are evaluated in."""
+        return F.linear(self.layer(x), self.fixed) * self.fixed[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_buffers_of_another_dtype(dtype):
+    """They are rounded to that of the differences."""
+    assert relative_error(*both(Mixed(dtype).eval(), LINES)) < 3e-6
+
+
+def test_compiled_modules_propagate():
+    """As what they were compiled from."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.LayerNorm(6)).eval()
+    compiled = NonlocalNTK(torch.compile(model, backend="eager"), samples=4, propagation="difference")
+    expected = NonlocalNTK(model, samples=4, propagation="difference")
+    assert torch.equal(compiled.differences(LINES), expected.differences(LINES))
+
+
+def test_weights_of_products_do_not_cut_the_inputs(monkeypatch):
+    """Their displacements are made once for all inputs of a pass."""
+    monkeypatch.setattr(propagation, "CACHE", 2**8)
+    plans = []
+    monkeypatch.setattr(
+        propagation._Plan, "of", lambda *given, of=propagation._Plan.of: plans.append(of(*given)) or plans[0]
+    )
+    weights = {"a": random(6, 256), "b": random(256, 1)}
+    NonlocalNTK(lambda p, x: (x @ p["a"]).tanh() @ p["b"], parameters=weights, samples=4, propagation="difference")(
+        LINES[0]
+    )
+    assert plans[0].inputs == 4
 
 
 def test_patches_are_padded_evenly():

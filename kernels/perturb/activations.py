@@ -38,13 +38,13 @@ def _normal_cdf(z: Tensor) -> Tensor:
     return 0.5 * torch.erfc(z * -math.sqrt(0.5))
 
 
-def _normal_cdf_difference(z: Tensor, u: Tensor) -> Tensor:
+def _normal_cdf_difference(z: Tensor, u: Tensor, moved: Tensor) -> Tensor:
     # Taylor series about the midpoint m = z + u/2: odd in u, the next term is u^7 / 322560 times a polynomial in m.
     u2, m2 = u * u, (z + 0.5 * u) ** 2
     density = torch.exp(-0.5 * m2) / math.sqrt(2 * math.pi)
     series = u * density * (1 + u2 * ((m2 - 1) / 24 + u2 * (m2 * m2 - 6 * m2 + 3) / 1920))
     small = 0.25 if u.dtype == torch.float32 else 0.01
-    return torch.where(u.abs() < small, series, _normal_cdf(z + u) - _normal_cdf(z))
+    return torch.where(u.abs() < small, series, moved - _normal_cdf(z))
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ class Gelu(Activation):
 
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         z, u = state[0], s * dz
-        return (u * _normal_cdf(z + u) + z * _normal_cdf_difference(z, u)) / s
+        moved = _normal_cdf(z + u)
+        return (u * moved + z * _normal_cdf_difference(z, u, moved)) / s
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ in the tables of :mod:`nntk.moved`.
 import torch
 from torch import Tensor
 
-from nntk.moved import IN_PLACE, QUERIES, called
+from nntk.moved import IN_PLACE, QUERIES, WRITES, called
 from nntk.rules import composed, elementwise, layers, linear
 
 __all__ = ["composed", "elementwise", "layers", "linear"]
 
+_IN_PLACE = (
+    "add", "sub", "mul", "div", "truediv", "relu", "tanh", "sigmoid", "masked_fill", "clamp", "neg", "exp", "sqrt",
+)  # fmt: skip
 _QUERIES = (
     "size", "dim", "ndimension", "numel", "stride", "__len__", "is_floating_point", "is_complex", "is_contiguous",
     "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "empty_like",
@@ -24,6 +27,11 @@ _ATTRIBUTES = (
 )  # fmt: skip
 QUERIES.update(called(*_QUERIES))
 QUERIES.update(getattr(Tensor, name).__get__ for name in _ATTRIBUTES if hasattr(Tensor, name))
-for _name in ("add", "sub", "mul", "div", "relu", "tanh", "sigmoid", "masked_fill", "clamp", "neg", "exp", "sqrt"):
+for _name in _IN_PLACE:
     for _function in called(f"{_name}_", f"__i{_name}__"):
-        IN_PLACE[_function] = getattr(torch, _name)
+        IN_PLACE[_function] = getattr(torch, _name, torch.div)
+_operators = {f"__i{name}__" for name in ("and", "floordiv", "lshift", "mod", "or", "pow", "rshift", "xor")}
+for _name in {*dir(Tensor), *dir(torch), *dir(torch.nn.functional)}:
+    if _name in _operators or _name == "__setitem__" or (_name.endswith("_") and not _name.endswith("__")):
+        WRITES.update(called(_name))
+WRITES.update(IN_PLACE)

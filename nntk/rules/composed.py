@@ -1,4 +1,4 @@
-"""Norms and attention, composed of functions that have rules."""
+"""Norms, attention and further activations, composed of functions that have rules."""
 
 from typing import Any
 
@@ -109,3 +109,68 @@ def _multi_head_attention(
 
 def _by_head(mask: Any, n: int, heads: int) -> Any:
     return mask if mask is None or mask.dim() == 2 else mask.reshape(n, heads, *mask.shape[1:])
+
+
+@composed("elu")
+def _elu(z: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
+    return torch.relu(z) + (torch.exp(torch.clamp(z, max=0.0)) - 1) * alpha
+
+
+@composed("celu")
+def _celu(z: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
+    return torch.relu(z) + (torch.exp(torch.clamp(z, max=0.0) / alpha) - 1) * alpha
+
+
+@composed("selu")
+def _selu(z: Any, inplace: bool = False) -> Any:
+    return _elu(z, 1.6732632423543772) * 1.0507009873554805
+
+
+@composed("hardsigmoid")
+def _hardsigmoid(z: Any, inplace: bool = False) -> Any:
+    return torch.clamp(z + 3.0, 0.0, 6.0) / 6.0
+
+
+@composed("hardswish")
+def _hardswish(z: Any, inplace: bool = False) -> Any:
+    return z * _hardsigmoid(z)
+
+
+@composed("mish")
+def _mish(z: Any, inplace: bool = False) -> Any:
+    return z * torch.tanh(F.softplus(z))
+
+
+@composed("logsigmoid", "log_sigmoid")
+def _logsigmoid(z: Any) -> Any:
+    return -F.softplus(-z)
+
+
+@composed("prelu")
+def _prelu(z: Any, slopes: Any) -> Any:
+    by_channel = slopes if slopes.numel() == 1 else slopes.reshape(-1, *[1] * (z.dim() - 2))
+    return torch.relu(z) - torch.relu(-z) * by_channel
+
+
+@composed("glu")
+def _glu(z: Any, dim: int = -1) -> Any:
+    linear, gate = z.chunk(2, dim)
+    return linear * torch.sigmoid(gate)
+
+
+@composed("addmm", "baddbmm")
+def _added(x: Any, a: Any, b: Any, *, beta: float = 1.0, alpha: float = 1.0) -> Any:
+    return x * beta + (a @ b) * alpha
+
+
+@composed("normalize")
+def _normalize(x: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: None = None) -> Any:
+    if p != 2:
+        raise NoRule(f"model normalizes displaced values by the norm {p}.")
+    return x / torch.clamp(torch.square(x).sum(dim, keepdim=True).sqrt(), min=eps)
+
+
+@composed("_weight_norm")
+def _weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
+    axes = [axis for axis in range(v.dim()) if dim == -1 or axis != dim]
+    return v * (g / torch.square(v).sum(axes, keepdim=True).sqrt())

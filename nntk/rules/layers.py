@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from nntk.moved import Moved, NoRule, Pass, moves, plain, rule
 
 @rule("linear")
 def _affine(at: Pass, x: Any, weight: Any, bias: Any = None) -> Any:
+    if plain(weight).dim() != 2:
+        raise NoRule("model has a linear layer whose weight is a vector.")
     value = at.once(lambda: F.linear(*plain((x, weight, bias))))
     made = x.unit @ at.single(weight).T if moves(x) else None
     if moves(weight):
@@ -73,27 +76,42 @@ def _biased(at: Pass, value: Tensor, made: Tensor | None, bias: Any, shape: tupl
     return at.result(value, made)
 
 
-@rule("conv1d", "conv2d")
+@rule("conv1d", "conv2d", "conv3d")
 def _convolution(
     at: Pass, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> Any:  # fmt: skip
-    kernel = tuple(plain(weight).shape[2:])
-    if plain(x).dim() != len(kernel) + 2:
+    dims, settings = plain(weight).dim() - 2, {"stride": stride, "padding": padding, "dilation": dilation}
+    convolve = partial(getattr(F, f"conv{dims}d"), groups=groups, **settings)
+    if dims < 3 and groups == 1 and unfolds(plain(weight).device):
+        return _convolved(at, x, weight, bias, convolve, lambda value: _unfolded(at, x, weight, value, **settings))
+    return _convolved(at, x, weight, bias, convolve)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed_convolution(at: Pass, x: Any, weight: Any, bias: Any = None, *settings: Any, **named: Any) -> Any:
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        made: Tensor = getattr(F, f"conv_transpose{weight.dim() - 2}d")(x, weight, bias, *settings, **named)
+        return made
+
+    return _convolved(at, x, weight, bias, convolve)
+
+
+def _convolved(
+    at: Pass, x: Any, weight: Any, bias: Any, convolve: Callable[..., Tensor],
+    by_weight: Callable[[Tensor], Tensor] | None = None,
+) -> Any:  # fmt: skip
+    """A layer of any kind of convolution; what the weight's displacement adds, given the value, is made in turn."""
+    dims = plain(weight).dim()
+    if plain(x).dim() != dims:
         raise NoRule("model convolves inputs without a batch axis.")
-    settings = {"stride": stride, "padding": padding, "dilation": dilation}
-    convolve = partial(F.conv1d if len(kernel) == 1 else F.conv2d, groups=groups, **settings)
     value = at.once(lambda: convolve(*plain((x, weight, bias))))
     made = None
     if moves(x):
         made = convolve(x.unit.flatten(0, 2), at.single(weight)).unflatten(0, x.unit.shape[:3])
     if moves(weight):
-        if groups == 1 and unfolds(value.device):
-            moved = _unfolded(at, x, weight, value, **settings)
-        else:
-            moved = _in_turn(at, x, weight, convolve)
-        made = _total(made, moved)
-    return _biased(at, value, made, bias, (-1, *[1] * len(kernel)))
+        made = _total(made, by_weight(value) if by_weight else _in_turn(at, x, weight, convolve))
+    return _biased(at, value, made, bias, (-1, *[1] * (dims - 2)))
 
 
 def unfolds(device: torch.device) -> bool:
@@ -108,7 +126,7 @@ def _unfolded(at: Pass, x: Any, weight: Moved, value: Tensor, stride: Any, paddi
     window = Window.of(tuple(plain(weight).shape[2:]), stride, padding, dilation)
     if moves(x):
         q = window.patches(_signed(at, x).flatten(0, 2)).unflatten(0, (*at.lanes, -1))
-        at.count(q.numel())
+        at.sizes.append(q.numel())
     else:
         q = at.once(lambda: window.patches(plain(x).to(at.dtype)))
     n, channels, *size = value.shape
@@ -119,15 +137,28 @@ def _unfolded(at: Pass, x: Any, weight: Moved, value: Tensor, stride: Any, paddi
 def _in_turn(at: Pass, x: Any, weight: Moved, convolve: Callable[..., Tensor]) -> Tensor:
     """The weight's displacements one after another, each as a weight."""
     if weight.ordinal is None:
-        noise = weight.unit[:, 0]
-    else:
-        noise = at.group.noise(weight.ordinal, plain(weight).shape, at.some)
+        # Halves of a weight that is computed from displaced ones are not mirror images.
+        return _half_by_half(at, x, weight.unit, convolve)
+    noise = at.group.noise(weight.ordinal, plain(weight).shape, at.some)
     if not moves(x):
-        made = torch.stack([convolve(at.single(x), one) for one in noise])
+        h = at.single(x)
+        made = torch.stack([convolve(h, one) for one in noise])
         return made[:, None] * at.signs.view(-1, *[1] * (made.dim() - 1))
     q = _signed(at, x).flatten(1, 2)
     made = torch.stack([convolve(*pair) for pair in zip(q, noise, strict=True)])
     return made.view(*at.lanes, -1, *made.shape[2:])
+
+
+def _half_by_half(at: Pass, x: Any, units: Tensor, convolve: Callable[..., Tensor]) -> Tensor:
+    """The same with a weight for each half, [M, halves, *shape]."""
+    if moves(x):
+        q = _signed(at, x) * at.signs.view(-1, *[1] * (x.unit.dim() - 2))
+        pairs = zip(q.flatten(0, 1), units.flatten(0, 1), strict=True)
+    else:
+        h = at.single(x)
+        pairs = zip(repeat(h), units.flatten(0, 1), strict=False)
+    made: Tensor = torch.stack([convolve(*pair) for pair in pairs]).unflatten(0, at.lanes)
+    return made
 
 
 class Window:
@@ -170,14 +201,12 @@ def each(given: Any, dims: int) -> tuple[int, ...]:
     return (given,) * dims if isinstance(given, int) else tuple(given) * (dims // len(given))
 
 
-@rule("max_pool1d", "max_pool2d")
 def _max_pool(
     at: Pass, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-    ceil_mode: bool = False, return_indices: bool = False,
+    ceil_mode: bool = False, return_indices: bool = False, *, dims: int,
 ) -> Any:  # fmt: skip
     """The largest over a window of: how far below the largest it is, over s, plus its difference."""
     inside = plain(x)
-    dims = 1 if inside.dim() == 3 else 2
     if ceil_mode or return_indices or inside.dim() != dims + 2:
         raise NoRule("model pools with indices, rounded up, or without a batch axis.")
     pool = F.max_pool1d if dims == 1 else F.max_pool2d
@@ -196,8 +225,12 @@ def _max_pool(
 
     below = at.once(gap)
     units = seen(x.unit.flatten(0, 2), 0.0).view(*at.lanes, *below.shape)
-    at.count(units.numel())
+    at.sizes.append(units.numel())
     return at.result(value, (below / at.scale(4) + units).amax(4).view(*at.lanes, *value.shape))
+
+
+for _dims in (1, 2):
+    rule(f"max_pool{_dims}d")(partial(_max_pool, dims=_dims))
 
 
 @rule("embedding")

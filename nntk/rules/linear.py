@@ -10,35 +10,40 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from nntk.moved import RULES, NoRule, Pass, Rule, called, moves, plain, rule
 
 
-def _linear(function: Any) -> Rule:
-    """The rule of a function that is linear in its tensors together; what does not move counts as zero."""
+def _linear(function: Any, indexed: bool = True) -> Rule:
+    """The rule of a function that is linear in its tensors together; what does not move counts as zero.
+
+    Args:
+        function: The function.
+        indexed: Whether integers among its tensors are indices.
+
+    Returns:
+        The rule.
+    """
 
     def apply(at: Pass, *arguments: Any, **options: Any) -> Any:
-        value = at.once(lambda: function(*plain(arguments), **plain(options)))
+        value = at.once(lambda: function(*plain(arguments), **plain(options)), function)
         leaves, tree = tree_flatten((arguments, options))
         moving = [place for place, leaf in enumerate(leaves) if moves(leaf)]
         units = [leaves[place].unit.flatten(0, 1) for place in moving]
 
         def unit(*parts: Tensor) -> Any:
-            filled = [_zero(at, leaf) for leaf in leaves]
+            filled = [_zero(at, leaf, indexed) for leaf in leaves]
             for place, part in zip(moving, parts, strict=True):
                 filled[place] = part
             given, named = tree_unflatten(filled, tree)
             return (Tensor.reshape if function is Tensor.view else function)(*given, **named)
 
-        made = torch.vmap(unit)(*units)
-        for place in moving:
-            leaves[place].shared = True
-        return _shared(at.result(value, _lanes(at, made)))
+        return at.result(value, _lanes(at, torch.vmap(unit)(*units)))
 
     return apply
 
 
-def _zero(at: Pass, leaf: Any) -> Any:
+def _zero(at: Pass, leaf: Any, indexed: bool) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     value = plain(leaf)
-    if not value.is_floating_point():
+    if indexed and not value.is_floating_point():
         return value
     return torch.zeros((), dtype=at.dtype, device=value.device).expand(value.shape)
 
@@ -49,26 +54,28 @@ def _lanes(at: Pass, made: Any) -> Any:
     return type(made)(_lanes(at, part) for part in made)
 
 
-def _shared(made: Any) -> Any:
-    for part in made if isinstance(made, tuple | list) else (made,):
-        part.shared = True
-    return made
-
-
 _LINEAR = (
     "reshape", "view", "flatten", "unflatten", "transpose", "swapaxes", "permute", "movedim", "squeeze", "unsqueeze",
-    "expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "cat", "concat", "stack", "chunk",
-    "split", "unbind", "narrow", "select", "roll", "flip", "contiguous", "clone", "detach", "dropout", "dropout1d",
-    "dropout2d", "dropout3d", "neg", "mean", "sum", "cumsum", "diagonal", "tril",
-    "triu", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d", "pixel_shuffle", "pixel_unshuffle", "interpolate", "unfold", "index_select", "gather",
-    "__getitem__", "t",
+    "expand", "expand_as", "view_as", "reshape_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "chunk",
+    "split", "unbind", "narrow", "select", "roll", "flip", "contiguous", "clone", "detach", "neg", "mean", "sum",
+    "cumsum", "diagonal", "tril", "triu", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle", "pixel_unshuffle", "interpolate", "unfold",
+    "index_select", "gather", "__getitem__", "t",
 )  # fmt: skip
 for _function in called(*_LINEAR):
     RULES[_function] = _linear(_function)
+for _function in called("cat", "concat", "stack"):
+    RULES[_function] = _linear(_function, indexed=False)
 for _attribute in ("T", "mT"):
     _function = getattr(Tensor, _attribute).__get__
     RULES[_function] = _linear(_function)
+
+
+@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+def _dropout(at: Pass, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    if training and p:
+        raise NoRule("model drops values at random.")
+    return x
 
 
 @rule("pad")
@@ -82,23 +89,35 @@ def _pad(at: Pass, x: Any, pad: Any, mode: str = "constant", value: float | None
 @rule("masked_fill")
 def _masked_fill(at: Pass, x: Any, mask: Any, value: Any) -> Any:
     made = at.once(lambda: torch.masked_fill(plain(x), plain(mask), plain(value)))
-    return at.result(made, torch.masked_fill(x.unit, plain(mask), 0.0))
+    return _chosen(at, made, mask, value, x)
 
 
-@rule("where")
+@rule(also=[torch.where])
 def _where(at: Pass, condition: Any, a: Any, b: Any) -> Any:
-    if moves(condition):
-        raise NoRule("model chooses by a condition on displaced values.")
     value = at.once(lambda: torch.where(plain(condition), plain(a), plain(b)))
+    return _chosen(at, value, condition, a, b)
+
+
+@rule(also=[Tensor.where])
+def _method_where(at: Pass, a: Any, condition: Any, b: Any) -> Any:
+    return _where(at, condition, a, b)
+
+
+def _chosen(at: Pass, value: Tensor, condition: Any, a: Any, b: Any) -> Any:
     return at.result(value, torch.where(plain(condition), *(_aligned(at, part, value.dim()) for part in (a, b))))
 
 
 @rule("to", "type_as", "float", "double")
 def _cast(at: Pass, x: Any, *arguments: Any, **options: Any) -> Any:
     """Values stay as precise as they are."""
-    given = [part for part in (*arguments, *options.values()) if isinstance(part, torch.dtype | torch.device | str)]
-    if any(isinstance(part, torch.dtype) and part not in (torch.float32, torch.float64) for part in given):
+    given = [*arguments, *options.values()]
+    if not moves(x):
+        # To what a displaced value is.
+        return at.still(at.once(lambda: plain(x).to(*plain(arguments), **plain(options))))
+    kinds = [part.dtype if isinstance(part, Tensor) else part for part in given]
+    if any(isinstance(kind, torch.dtype) and kind not in (torch.float32, torch.float64) for kind in kinds):
         raise NoRule("model rounds displaced values.")
+    x.shared = True
     return x
 
 
@@ -163,7 +182,7 @@ def _rdiv(at: Pass, a: Any, b: Any) -> Any:
     return _div(at, b, a)
 
 
-@rule("matmul", "bmm", "mm", "__matmul__")
+@rule("matmul", "bmm", "mm", "mv", "dot", "vdot", "__matmul__")
 def _matmul(at: Pass, a: Any, b: Any) -> Any:
     return _bilinear(at, torch.matmul, a, b)
 
