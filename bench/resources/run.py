@@ -3,13 +3,13 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -19,6 +19,8 @@ from nntk.bench.resources.catalogue import Report, Task, report, tasks
 from nntk.bench.resources.machines import MACHINES
 from nntk.bench.results import Row
 from nntk.bench.tables import Column
+
+T = TypeVar("T")
 
 SCHEMA = 1
 """Version of the JSON's layout."""
@@ -74,6 +76,21 @@ def workers(number: int) -> Iterator[ProcessPoolExecutor]:
             os.environ["TRITON_INTERPRET"] = interpreted
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits: processes start deaf to it from their first instruction, and a start is not left half done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _submitted(pool: ProcessPoolExecutor, function: Callable[..., T], *arguments: Any) -> Future[T]:
+    with _uninterrupted():
+        return pool.submit(function, *arguments)
+
+
 class CatalogueError(Exception):
     """A module's list of kernels cannot be read."""
 
@@ -96,7 +113,7 @@ def catalogue(modules: Sequence[str], architectures: Sequence[str]) -> list[Task
         for module in modules:
             for arch in architectures:
                 try:
-                    found += pool.submit(tasks, module, arch).result()
+                    found += _submitted(pool, tasks, module, arch).result()
                 except Exception as wrong:
                     raise CatalogueError(f"{module} lists no kernels: {type(wrong).__name__}: {wrong}") from wrong
     return found
@@ -108,7 +125,7 @@ def reports(wanted: Sequence[Task]) -> Iterator[Report]:
     while left:
         with workers(min(len(os.sched_getaffinity(0)), len(left))) as pool:
             try:
-                for future in [pool.submit(report, task) for task in left]:
+                for future in [_submitted(pool, report, task) for task in left]:
                     done = future.result()
                     left.pop(0)
                     yield done
@@ -121,7 +138,7 @@ def reports(wanted: Sequence[Task]) -> Iterator[Report]:
 def _alone(task: Task) -> Report:
     with workers(1) as pool:
         try:
-            return pool.submit(report, task).result()
+            return _submitted(pool, report, task).result()
         except BrokenProcessPool:
             return Report(task, {}, None, {"compiles": "the compiler crashed; its last words are on the error stream"})
 
