@@ -79,11 +79,17 @@ def workers(number: int) -> Iterator[ProcessPoolExecutor]:
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C waits: processes start deaf to it from their first instruction, and a start is not left half done."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    waiting: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    # The mask is for the processes, which inherit it; of this one another thread may get the signal, and main run it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def _submitted(pool: ProcessPoolExecutor, function: Callable[..., T], *arguments: Any) -> Future[T]:
