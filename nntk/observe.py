@@ -13,7 +13,7 @@ class Observe(TorchDispatchMode):
     """While it is entered, every operator runs as ever, and ``seen`` is told of it."""
 
     def __init__(self, seen: Seen) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own has no types.
+        super().__init__()
         self.seen = seen
 
     def __torch_dispatch__(

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-import nntk.rules  # noqa: F401  # Enters the rules.
 from nntk.kernels.perturb.config import CACHE
 from nntk.kernels.philox.reference import TILE
-from nntk.moved import Group, Moved, NoRule, Pass, Watch
+from nntk.rules import Group, Moved, NoRule, Pass, Watch
 
 if TYPE_CHECKING:
     from nntk.general import General

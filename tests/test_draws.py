@@ -28,11 +28,11 @@ def noisy(p, x, seed):
 def test_noise_that_is_added_cancels():
     """A difference is taken under one draw: what does not depend on the parameters leaves no trace."""
     kernel = NonlocalNTK(lambda p, x, seed: noisy(p, x, seed), parameters={"w": W}, samples=16, draws=1)
-    silent = NonlocalNTK(
+    without = NonlocalNTK(
         lambda p, x, seed: noisy(p, x, seed) - noisy({"w": 0 * p["w"]}, x, seed),
         parameters={"w": W}, samples=16, draws=1,
     )  # fmt: skip
-    assert relative_error(kernel.differences(X), silent.differences(X)) < 1e-9
+    assert relative_error(kernel.differences(X), without.differences(X)) < 1e-9
     assert torch.equal(kernel(X), kernel(X))
 
 

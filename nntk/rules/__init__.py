@@ -3,16 +3,16 @@ r"""What functions of PyTorch do to displaced values: the difference of f's valu
 With values a, b and unit differences da, db, so that the displaced values are a + s da and b + s db, a linear function
 gives f(da), a product da b + (a + s da) db; layers are the layer step of :mod:`nntk.kernels.perturb`, activations have
 the difference forms of their classes, norms and attention are composed of these. Importing this package enters them all
-in the tables of :mod:`nntk.moved`.
+in the tables of :mod:`nntk.moved`, whose values it gives on: who takes them from here has them with their rules.
 """
 
 import torch
 from torch import Tensor
 
-from nntk.moved import IN_PLACE, QUERIES, WRITES, called
+from nntk.moved import IN_PLACE, QUERIES, WRITES, Group, Moved, NoRule, Pass, Watch, called
 from nntk.rules import composed, elementwise, layers, linear
 
-__all__ = ["composed", "elementwise", "layers", "linear"]
+__all__ = ["Group", "Moved", "NoRule", "Pass", "Watch", "composed", "elementwise", "layers", "linear"]
 
 _IN_PLACE = (
     "add", "sub", "mul", "div", "truediv", "relu", "tanh", "sigmoid", "masked_fill", "clamp", "neg", "exp", "sqrt",
