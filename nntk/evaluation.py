@@ -32,6 +32,7 @@ from nntk.kernels.perturb import DEFAULT_BYTES
 from nntk.kernels.perturb.config import default_bytes
 from nntk.memory import MemoryPlan, free_bytes
 from nntk.models import Mlp
+from nntk.request import Request
 
 if TYPE_CHECKING:
     from nntk.nonlocal_ntk import NonlocalNTK
@@ -236,18 +237,12 @@ class Evaluation:
 
     def unit_differences(self, drawn: Displacements, x: Tensor, places: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
         """Unit differences of some displacements, and the squared norms of the unit displacements."""
-        return drawn.model.unit_differences(
-            x,
-            drawn.rows[places],
-            drawn.scales[places],
-            self.kernel.seed,
-            self.kernel.directions,
-            pairs,
-            self.kernel.propagation,
-            self.kernel.precision,
-            self.kernel.max_memory,
-            self.kernel.samples,
-        )
+        kernel = self.kernel
+        request = Request(
+            drawn.rows[places], drawn.scales[places], kernel.seed, kernel.directions, pairs, kernel.propagation,
+            kernel.precision, kernel.max_memory, kernel.samples,
+        )  # fmt: skip
+        return drawn.model.unit_differences(x, request)
 
     def pieces(self, drawn: Displacements, x: Tensor) -> Sequence[Tensor]:
         """Places of the displacements to assemble together, as the budget allows."""

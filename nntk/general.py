@@ -14,13 +14,13 @@ from nntk.draws import Draws, seeded
 from nntk.functional import call
 from nntk.kernels import checks
 from nntk.kernels.fixed_weights import squared_norms
-from nntk.kernels.perturb.config import default_bytes
 from nntk.kernels.philox import unit_displacements
 from nntk.kernels.philox.reference import TILE
 from nntk.models import NotRecognised, check_evaluation_mode, check_inputs, check_parameters, moved_names
 from nntk.moved import NoRule
 from nntk.observe import Observe
-from nntk.propagation import Displacing, propagate
+from nntk.propagation import propagate
+from nntk.request import Request
 
 Parameters = dict[str, Tensor]
 Function = Callable[[Parameters, Tensor], Tensor]
@@ -155,19 +155,7 @@ class General:
         """Number C of outputs, which only an evaluation tells."""
         return self._evaluated(self._parameters(self.dtype), x[:1]).shape[1]
 
-    def unit_differences(
-        self,
-        x: Tensor,
-        rows: Tensor,
-        scales: Tensor,
-        seed: int,
-        directions: str,
-        pairs: str,
-        propagation: str,
-        precision: str,
-        max_memory: int | None,
-        samples: int,
-    ) -> tuple[Tensor, Tensor]:
+    def unit_differences(self, x: Tensor, request: Request) -> tuple[Tensor, Tensor]:
         r"""Differences over their scales, :math:`[f(\theta + s_m E_m) - f(\theta)] / s_m`.
 
         They are propagated where all functions of the model have rules; that is tried, and compared with a plain
@@ -176,15 +164,7 @@ class General:
 
         Args:
             x: Inputs, [N, ...].
-            rows: Which displacements, [M].
-            scales: Their scales s, [M].
-            seed: Seed of the stream.
-            directions: Family of the displacements.
-            pairs: ``"none"``, ``"odd"`` or ``"both"`` halves of antithetic pairs.
-            propagation: ``"difference"``, ``"direct"``, or ``"auto"`` for the first where it can be.
-            precision: ``"auto"`` or ``"fp32"``, the dtype of the parameters.
-            max_memory: Budget of displaced copies and of what an evaluation makes.
-            samples: Number of displacements of the whole kernel.
+            request: The displacements; ``precision`` is ``"auto"`` or ``"fp32"``, the dtype of the parameters.
 
         Returns:
             As :func:`nntk.kernels.perturb.mlp_differences`: [M, N, C] or [2, M, N, C] in the dtype of the parameters,
@@ -194,13 +174,11 @@ class General:
             NotRecognised: If differences are to be propagated, and a function of the model has no rule.
             TypeError: If the model does not return a tensor with a row for each input.
         """
-        norms = squared_norms(self.displaced, rows, seed, directions)
-        budget = default_bytes(self.device) if max_memory is None else max_memory
-        halves = 1 if pairs == "none" else 2
-        displacing = Displacing(rows, scales.to(self.dtype), seed, directions, halves, budget)
-        if propagation == "difference" or propagation == "auto" and self.propagates(x, displacing):
+        norms = squared_norms(self.displaced, request.rows, request.seed, request.directions)
+        propagation, pairs = request.propagation, request.pairs
+        if propagation == "difference" or propagation == "auto" and self.propagates(x, request):
             try:
-                d = propagate(self, _cast(x, torch.float64), displacing)
+                d = propagate(self, _cast(x, torch.float64), request)
             except Exception as wrong:
                 if propagation == "difference":
                     if not isinstance(wrong, NoRule):
@@ -212,71 +190,52 @@ class General:
                 if pairs == "both":
                     return d.transpose(0, 1), norms
                 return d[:, 0] if pairs == "none" else d[:, 0].sub_(d[:, 1]).mul_(0.5), norms
-        return self._plain(x, rows, scales, seed, directions, pairs, precision, budget), norms
+        return self._plain(x, request), norms
 
-    def propagates(self, x: Tensor, displacing: Displacing) -> bool:
+    def propagates(self, x: Tensor, request: Request) -> bool:
         """Whether differences can be propagated, and are those of a plain evaluation: tried at two inputs."""
-        if self.opaque or self.draws or not len(x) or not len(displacing.rows):
+        if self.opaque or self.draws or not len(x) or not len(request.rows):
             return False
         if _kind(x) not in self._propagates:
-            self._propagates[_kind(x)] = self._agrees(x[:: max(1, len(x) - 1)], displacing)
+            self._propagates[_kind(x)] = self._agrees(x[:: max(1, len(x) - 1)], request)
         return self._propagates[_kind(x)]
 
-    def _agrees(self, x: Tensor, displacing: Displacing) -> bool:
+    def _agrees(self, x: Tensor, request: Request) -> bool:
         # At least a hundredth of the parameters, at which a model that rounds within keeps digits, and halves differ.
         squares = sum(float(parameter.double().square().sum()) for parameter in self.displaced.values())
-        scales = displacing.scales[:2].clamp(min=_PROBE * (squares / self.num_params) ** 0.5)
-        few = replace(displacing, rows=displacing.rows[:2], scales=scales)
+        scales = request.scales[:2].clamp(min=_PROBE * (squares / self.num_params) ** 0.5)
+        pairs = "both" if request.halves == 2 else "none"
+        few = replace(request, rows=request.rows[:2], scales=scales, pairs=pairs, precision="auto")
         try:
             made = propagate(self, _cast(x, torch.float64), few)
-            pairs = "both" if few.halves == 2 else "none"
-            plain = self._plain(x, few.rows, few.scales, few.seed, few.directions, pairs, "auto", few.max_bytes)
+            plain = self._plain(x, few)
         except Exception:  # Whatever it is, plain evaluation has its say next.
             return False
         plain = plain.transpose(0, 1) if few.halves == 2 else plain[:, None]
         return made.shape == plain.shape and float((made - plain).norm()) <= _AGREEMENT * float(plain.norm())
 
-    def _plain(
-        self,
-        x: Tensor,
-        rows: Tensor,
-        scales: Tensor,
-        seed: int,
-        directions: str,
-        pairs: str,
-        precision: str,
-        budget: int,
-    ) -> Tensor:
+    def _plain(self, x: Tensor, request: Request) -> Tensor:
         """The same by evaluation at displaced copies of the parameters."""
-        dtype = self.dtype if precision == "fp32" else torch.float64
+        dtype, pairs = self.dtype if request.precision == "fp32" else torch.float64, request.pairs
         still, inputs = self._parameters(dtype), _cast(x, dtype)
-        plan = _Plan.of(self, still, inputs, budget)
+        plan = _Plan.of(self, still, inputs, request.max_bytes)
         parts = []
         for piece in inputs.split(plan.inputs) if len(inputs) else [inputs]:
             unmoved = None if pairs == "odd" else self._evaluated(still, piece)
             made = [
-                _unit(*halves, unmoved, scale, pairs)
-                for halves, scale in self._halves(still, piece, rows, scales, seed, directions, pairs, plan)
+                _unit(*halves, unmoved, scale, pairs) for halves, scale in self._halves(still, piece, request, plan)
             ]
             parts.append(torch.cat(made, dim=1 if pairs == "both" else 0).to(self.dtype))
         return torch.cat(parts, dim=-2)
 
     def _halves(
-        self,
-        still: Parameters,
-        x: Tensor,
-        rows: Tensor,
-        scales: Tensor,
-        seed: int,
-        directions: str,
-        pairs: str,
-        plan: "_Plan",
+        self, still: Parameters, x: Tensor, request: Request, plan: "_Plan"
     ) -> Iterator[tuple[tuple[Tensor, Tensor | None], Tensor]]:
         """Outputs at both ends of some displacements at a time, [m, N, C] each, and the scales, [m, 1, 1]."""
-        dtype = next(iter(still.values())).dtype
-        for chunk, scale in zip(rows.split(plan.rows), scales.split(plan.rows), strict=True):
+        dtype, stream = next(iter(still.values())).dtype, (request.seed, request.directions)
+        for chunk, scale in zip(request.rows.split(plan.rows), request.scales.split(plan.rows), strict=True):
             units = {
-                self.names[ordinal]: unit_displacements(chunk, ordinal, parameter.shape, seed, directions, dtype)
+                self.names[ordinal]: unit_displacements(chunk, ordinal, parameter.shape, *stream, dtype)
                 for ordinal, parameter in self.displaced.items()
             }
             for first in range(0, len(chunk), plan.stacked):
@@ -285,7 +244,7 @@ class General:
                 moved = {name: unit[some] * s.view(-1, *[1] * (unit.dim() - 1)) for name, unit in units.items()}
                 at = self._stacked if plan.stacked > 1 else self._in_turn
                 plus = at({name: still[name] + delta for name, delta in moved.items()}, x)
-                if pairs == "none":
+                if request.pairs == "none":
                     yield (plus, None), s[:, None, None]
                 else:
                     yield (plus, at({name: still[name] - delta for name, delta in moved.items()}, x)), s[:, None, None]

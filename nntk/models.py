@@ -14,6 +14,7 @@ from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb import activations as functions
 from nntk.kernels.perturb import mlp_differences
 from nntk.kernels.philox.reference import TILE
+from nntk.request import Request
 
 _SMOOTH_SOFTPLUS = 20.0
 """Above this threshold torch's softplus becomes the identity, with a step of at most 2e-9 there."""
@@ -79,23 +80,12 @@ class Mlp:
         """Device of the parameters."""
         return self.layers[0].weight.device
 
-    def unit_differences(
-        self,
-        x: Tensor,
-        rows: Tensor,
-        scales: Tensor,
-        seed: int,
-        directions: str,
-        pairs: str,
-        propagation: str,
-        precision: str,
-        max_memory: int | None,
-        samples: int,
-    ) -> tuple[Tensor, Tensor]:
+    def unit_differences(self, x: Tensor, request: Request) -> tuple[Tensor, Tensor]:
         """Differences over their scales, and squared norms: :func:`nntk.kernels.perturb.mlp_differences`."""
         return mlp_differences(
-            x, self.layers, rows, scales, seed, directions, pairs, propagation, precision, max_memory, samples
-        )
+            x, self.layers, request.rows, request.scales, request.seed, request.directions, request.pairs,
+            request.propagation, request.precision, request.max_memory, request.samples,
+        )  # fmt: skip
 
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs [N, C] at the unmoved parameters, in their dtype, of inputs as :meth:`inputs` gives them."""

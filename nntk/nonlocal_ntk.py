@@ -377,7 +377,8 @@ class NonlocalNTK:
             return self.operator(x).diagonal().to(self._model().dtype)
         x = self._model().inputs("x", x)
         # One input at a time: nothing else of the kernel is made.
-        return torch.cat([self(x[n : n + 1])[0] for n in range(len(x))])
+        made = [self(x[n : n + 1])[0] for n in range(len(x))]
+        return torch.cat(made) if made else torch.diagonal(self(x)).movedim(-1, 0)
 
     def operator(self, x: Tensor) -> KernelOperator:
         """The kernel of many inputs as a linear operator: products, solutions and spectra without the matrix.

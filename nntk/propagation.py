@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from nntk.kernels.perturb.config import CACHE
 from nntk.kernels.philox.reference import TILE
+from nntk.request import Request
 from nntk.rules import Group, Moved, NoRule, Pass, Watch
 
 if TYPE_CHECKING:
@@ -18,37 +19,13 @@ if TYPE_CHECKING:
 _LEAST_BYTES = 2**20
 
 
-@dataclass(frozen=True)
-class Displacing:
-    """Which displacements, and what may be used."""
-
-    rows: Tensor
-    """Their numbers, [M]."""
-    scales: Tensor
-    """Their scales, [M], in the model's dtype."""
-    seed: int
-    directions: str
-    halves: int
-    max_bytes: int
-
-    def group(self, model: "General", some: slice, holds: bool) -> Group:
-        """Some of them, whose noise is held or not."""
-        shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in model.displaced.items()}
-        return Group(self.rows[some], self.seed, self.directions, self.scales.dtype, shapes, holds)
-
-    def pass_of(self, group: Group, start: int, some: slice, kept: list[tuple[Any, Any]]) -> Pass:
-        """One evaluation of some of a group that starts somewhere, given what earlier ones at the same inputs kept."""
-        scales = self.scales[start + some.start : start + some.stop]
-        return Pass(group, some, scales, self.halves, max(_LEAST_BYTES, self.max_bytes // 4), kept)
-
-
-def propagate(model: "General", x: Tensor, displacing: Displacing) -> Tensor:
+def propagate(model: "General", x: Tensor, request: Request) -> Tensor:
     r"""Unit differences of a model's outputs by rules of difference propagation.
 
     Args:
         model: The model.
         x: Inputs, [N, ...], floating ones in float64.
-        displacing: The displacements.
+        request: The displacements.
 
     Returns:
         [M, halves, N, C], in the dtype of the scales.
@@ -56,17 +33,29 @@ def propagate(model: "General", x: Tensor, displacing: Displacing) -> Tensor:
     Raises:
         NoRule: If the model calls a function that has no rule.
     """
-    rows, parts = displacing.rows, []
-    cut = _Plan.of(model, x, displacing)
+    rows, parts = request.rows, []
+    cut = _Plan.of(model, x, request)
     for inputs in x.split(cut.inputs) if len(x) else [x]:
         kept: list[tuple[Any, Any]] = []
         made: list[Tensor] = []
         for place in _pieces(len(rows), cut.group):
-            group = displacing.group(model, place, cut.holds)
-            passes = (displacing.pass_of(group, place.start, some, kept) for some in _pieces(len(group.rows), cut.rows))
+            group = _group(model, request, place, cut.holds)
+            passes = (_pass(request, group, place.start, some, kept) for some in _pieces(len(group.rows), cut.rows))
             made += [evaluate(model, inputs, at) for at in passes]
         parts.append(torch.cat(made))
     return torch.cat(parts, dim=2)
+
+
+def _group(model: "General", request: Request, some: slice, holds: bool) -> Group:
+    """Some of the displacements, whose noise is held or not."""
+    shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in model.displaced.items()}
+    return Group(request.rows[some], request.seed, request.directions, request.scales.dtype, shapes, holds)
+
+
+def _pass(request: Request, group: Group, start: int, some: slice, kept: list[tuple[Any, Any]]) -> Pass:
+    """One evaluation of some of a group that starts somewhere, given what earlier ones at the same inputs kept."""
+    scales = request.scales[start + some.start : start + some.stop]
+    return Pass(group, some, scales, request.halves, max(_LEAST_BYTES, request.max_bytes // 4), kept)
 
 
 def evaluate(model: "General", x: Tensor, at: Pass) -> Tensor:
@@ -107,15 +96,15 @@ class _Plan:
     holds: bool
 
     @classmethod
-    def of(cls, model: "General", x: Tensor, displacing: Displacing) -> "_Plan":
+    def of(cls, model: "General", x: Tensor, request: Request) -> "_Plan":
         """By what one input and two inputs make at one displacement: displacements of weights are no more for two."""
-        one, two = (_trial(model, x[:n], displacing) for n in (1, 2))
+        one, two = (_trial(model, x[:n], request) for n in (1, 2))
         if len(x) < 2 or len(one.sizes) != len(two.sizes):
             two = _Trial([2 * size for size in one.sizes], 2 * one.kept)
         each = [max(0, b - a) for a, b in zip(one.sizes, two.sizes, strict=True)]
         fixed = [max(0, a - e) for a, e in zip(one.sizes, each, strict=True)]
         # A quarter of the budget for what is kept, one for noise; half for differences, which want to stay in a cache.
-        budget, itemsize, cached = displacing.max_bytes, displacing.scales.itemsize, 4 * CACHE * displacing.halves
+        budget, itemsize, cached = request.max_bytes, request.scales.itemsize, 4 * CACHE * request.halves
         inputs = min(
             len(x),
             (budget // 4 - 2 * one.kept + two.kept) // max(1, two.kept - one.kept),
@@ -125,7 +114,7 @@ class _Plan:
         inputs = max(1, inputs)
         made = [inputs * e + f for e, f in zip(each, fixed, strict=True)]
         rows = min(cached // max([1, *made]), budget // 2 // itemsize // max(1, sum(made)))
-        rows = max(1, min(len(displacing.rows), rows))
+        rows = max(1, min(len(request.rows), rows))
         d = sum(parameter.numel() for parameter in model.displaced.values())
         group = min(4 * TILE, budget // 4 // itemsize) // d
         return cls(inputs, rows, max(rows, group // rows * rows), group >= rows)
@@ -141,8 +130,8 @@ class _Trial:
     """Bytes of what is kept."""
 
 
-def _trial(model: "General", x: Tensor, displacing: Displacing) -> _Trial:
-    at = displacing.pass_of(displacing.group(model, slice(0, 1), holds=False), 0, slice(0, 1), [])
+def _trial(model: "General", x: Tensor, request: Request) -> _Trial:
+    at = _pass(request, _group(model, request, slice(0, 1), holds=False), 0, slice(0, 1), [])
     evaluate(model, x, at)
     return _Trial(at.sizes, sum(leaf.nbytes for leaf in tree_leaves(at.kept) if isinstance(leaf, Tensor)))
 

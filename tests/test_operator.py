@@ -43,6 +43,7 @@ def test_diagonals_of_all_outputs(outputs):
         whole = kernel(x)
         expected = torch.stack([whole[n, n] for n in range(4)])
         torch.testing.assert_close(kernel.diagonal(x), expected, rtol=1e-4, atol=1e-5)
+        assert kernel.diagonal(x[:0]).shape == (0, *expected.shape[1:])
 
 
 @pytest.mark.parametrize("number", [30, 200], ids=["wide", "tall"])
