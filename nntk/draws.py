@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ class Draws:
 
     def mean(self, evaluate: Callable[[int], Tensor]) -> Tensor:
         """Mean of outputs over the draws, each evaluated with its seed."""
-        total, *others = map(evaluate, self)
-        return sum(others, total) / self.count
+        # One after the other, so that no two need be held.
+        return reduce(torch.add, map(evaluate, self)) / self.count
 
 
 @contextmanager
