@@ -15,11 +15,12 @@ import torch
 from rich.console import Console
 
 import nntk
-from nntk.bench import compare, environment, profiling, report, results, roofline, suites, tables, tuning
+from nntk.bench import compare, environment, profiling, report, results, roofline, studies, suites, tables, tuning
 from nntk.bench.resources import run as resources
 from nntk.bench.resources.catalogue import MODULES
 from nntk.bench.resources.machines import MACHINES
 from nntk.bench.results import Record, ResultsError
+from nntk.bench.studies import run as study_runs
 from nntk.bench.suites import Section, Setting
 from nntk.bench.tuning import spaces
 from nntk.kernels.target import Target, target_of
@@ -37,6 +38,7 @@ examples:
   nntk-bench roofline                             what this machine can do at most
   nntk-bench resources --arch sm_90               machine code of every kernel, without a GPU
   nntk-bench tune                                 the fastest configurations of the kernels on this card
+  nntk-bench study targets                        a numerical study, with its data, figures and a page
 
 Every run writes one JSON, DIR/<device>/<suite>-<time>.json, row by row: device, versions, commit, seed, raw samples.
 A run that was interrupted, killed or broken by an error can be resumed by the same sources, packages, device and
@@ -134,6 +136,26 @@ examples:
 Exit status: 0 all measured, 1 a choice could not be, 2 wrong usage, 3 the budget was spent before, 130 interrupted.
 """
 
+STUDY = """\
+Run numerical studies: what the nonlocal kernel sees that the NTK does not, and where it loses. Each writes under
+DIR/<study> its rows (JSON and CSV), its figures (SVG and PNG), and a page, README.md, that states the setting and what
+is seen, every number with its interval over seeds. A study that was stopped goes on by the same command.
+
+studies:
+"""
+
+STUDY_EPILOG = """\
+examples:
+  nntk-bench study limit                    one study
+  nntk-bench study all --quick              all of them at small sizes, under results/studies/quick
+  nntk-bench study targets --redraw         claims, figures and page anew, of the rows that are there
+  nntk-bench study --list                   their names
+
+The same seed gives the same values: other numbers of threads change them by rounding alone, and times (keys that end
+in _s) are of the machine.
+Exit status: 0 no claim contradicted, 1 one was, 2 wrong usage, 130 interrupted; finished seeds are kept.
+"""
+
 COMPARE = """\
 Compare two runs of a suite row by row, from A to B, by all their samples. Other devices, versions or commits, failed
 rows, and rows of one run only are stated in words.
@@ -210,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_profile(commands)
     _add_resources(commands)
     _add_tune(commands)
+    _add_study(commands)
     options = parser.parse_args(arguments)
     status: int = options.function(options)
     return status
@@ -322,6 +345,28 @@ def _add_tune(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.set_defaults(function=_tune)
 
 
+def _add_study(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    listed = "".join(f"  {name:10} {about}\n" for name, about in studies.STUDIES.items())
+    parser = _command(commands, "study", "run numerical studies", f"{STUDY}{listed}", STUDY_EPILOG)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(studies.STUDIES)}; or all")
+    parser.add_argument("--list", action="store_true", help="print what studies there are")
+    parser.add_argument("--quick", action="store_true", help="few seeds and small sizes")
+    parser.add_argument(
+        "--redraw", action="store_true", help="compute nothing: claims, figures, page of the rows there"
+    )
+    parser.add_argument(
+        "--device", type=_device, default=torch.device("cpu"), metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the first replicate (default: 0)")
+    parser.add_argument(
+        "--threads", type=_threads, metavar="N", help="CPU threads of PyTorch (default: its own choice)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: results/studies, of --quick results/studies/quick"
+    )
+    parser.set_defaults(function=_study)
+
+
 def _minutes(text: str) -> float:
     try:
         value = float(text)
@@ -391,6 +436,33 @@ def _tune(options: argparse.Namespace) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _study(options: argparse.Namespace) -> int:
+    if options.list:
+        print("\n".join(f"{name:10} {about}" for name, about in studies.STUDIES.items()))
+        return 0
+    names = list(studies.STUDIES) if "all" in options.names else list(dict.fromkeys(options.names))
+    known = f"of {', '.join(studies.STUDIES)}, or all"
+    if unknown := [name for name in names if name not in studies.STUDIES] or ([] if names else ["none"]):
+        print(f"nntk-bench study: error: argument NAME: must be {known}; got {unknown[0]}", file=sys.stderr)
+        return 2
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    folder = options.output or Path("results/studies") / ("quick" if options.quick else "")
+    console, status = _console(), 0
+    try:
+        for study in map(studies.load, names):
+            if options.redraw:
+                status |= study_runs.redraw(study, folder, console)
+            else:
+                status |= study_runs.run(study, options.quick, options.device, options.seed, folder, console)
+    except (study_runs.StudyError, OSError) as wrong:
+        print(f"nntk-bench study: error: {wrong}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return status
 
 
 def _resources(options: argparse.Namespace) -> int:

@@ -29,8 +29,21 @@ def load(seed: int, device: torch.device) -> Digits:
     return Digits(images.to(device), torch.from_numpy(target)[order].to(device))
 
 
-def he_network(widths: tuple[int, ...], activation: type[nn.Module], seed: int, device: torch.device) -> nn.Sequential:
-    """An untrained MLP: normal weights of variance 2 / fan-in, zero biases, no activation at the end."""
+def he_network(
+    widths: tuple[int, ...], activation: type[nn.Module], seed: int, device: torch.device, biases: float = 0.0
+) -> nn.Sequential:
+    """An untrained MLP: normal weights of variance 2 / fan-in, no activation at the end.
+
+    Args:
+        widths: Of inputs, hidden layers and outputs.
+        activation: Class of the hidden units.
+        seed: Of the weights.
+        device: Where they are.
+        biases: Standard deviation of the biases, normal too.
+
+    Returns:
+        The network, in float32 and evaluation mode.
+    """
     generator = torch.Generator().manual_seed(seed)
     modules: list[nn.Module] = []
     for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
@@ -38,6 +51,8 @@ def he_network(widths: tuple[int, ...], activation: type[nn.Module], seed: int, 
         with torch.no_grad():
             layer.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
             layer.bias.zero_()
+            if biases:
+                layer.bias.normal_(0, biases, generator=generator)
         modules += [layer, activation()]
     return nn.Sequential(*modules[:-1]).to(device).eval()
 

@@ -1,0 +1,278 @@
+"""Runs a study: its replicates, seed by seed, then its claims, tables, figures and page, all under one folder."""
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from nntk.bench import environment
+from nntk.bench.files import write_json, write_text
+from nntk.bench.results import Row, differences
+from nntk.bench.studies import Setting, Study, drawing
+from nntk.bench.studies.claims import Claim
+from nntk.bench.studies.rows import Rows
+
+SCHEMA = 1
+"""Version of the layout of a study's JSON that results/README.md documents."""
+
+_FACTS = (
+    "schema",
+    "device",
+    "versions",
+    "commit",
+    "uncommitted_changes",
+    "stream_version",
+    "seed",
+    "quick",
+    "settings",
+)
+"""What all rows of a study depend on."""
+
+
+class StudyError(ValueError):
+    """A study's file that cannot be used: which, and why."""
+
+
+def run(study: Study, quick: bool, device: torch.device, seed: int, folder: Path, console: Console) -> int:
+    """Run a study, or go on with one of the same sources that was stopped.
+
+    Args:
+        study: The study.
+        quick: Whether with its quick numbers.
+        device: Where to compute.
+        seed: Of the first replicate.
+        folder: Of the studies; files go into a folder of the study's name.
+        console: Where to show progress and what is seen.
+
+    Returns:
+        0, or 1 if a claim is contradicted.
+
+    Raises:
+        KeyboardInterrupt: If it is interrupted; the finished seeds are in the file.
+        OSError: If a file cannot be written.
+    """
+    path = folder / study.name / f"{study.name}.json"
+    content = _begun(path, _facts(study, quick, device, seed))
+    try:
+        _replicate(study, quick, device, content, path, console)
+        content["status"] = "complete"
+    except KeyboardInterrupt:
+        content["status"] = "interrupted"
+        console.print(f"interrupted: {path} holds the finished seeds; the same command goes on", soft_wrap=True)
+        raise
+    except BaseException:
+        content["status"] = "failed"
+        raise
+    finally:
+        write_json(path, content)
+    return finish(study, path, content, console)
+
+
+def redraw(study: Study, folder: Path, console: Console) -> int:
+    """Make claims, figures and page anew from the rows of a study's file.
+
+    Args:
+        study: The study.
+        folder: Of the studies.
+        console: Where to show what is seen.
+
+    Returns:
+        0, or 1 if a claim is contradicted.
+
+    Raises:
+        StudyError: If there is no such file, or its study did not come to its end.
+        OSError: If a file cannot be written.
+    """
+    path = folder / study.name / f"{study.name}.json"
+    content = read(path)
+    if content["status"] != "complete":
+        raise StudyError(f"{path}: status: got {content['status']!r}, must be 'complete'; the study itself goes on")
+    return finish(study, path, content, console)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A study's file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        StudyError: If it is not there, or no study of this schema.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path}: there is no such file") from None
+    except ValueError as wrong:
+        raise StudyError(f"{path}: no JSON: {wrong}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "study" not in content:
+        raise StudyError(f"{path}: no study of schema {SCHEMA}")
+    return content
+
+
+def finish(study: Study, path: Path, content: dict[str, Any], console: Console) -> int:
+    """Write what follows from the rows, and say what is seen."""
+    rows = Rows(content["rows"])
+    claims = study.claims(rows)
+    content["claims"] = [claim.summary() for claim in claims]
+    write_json(path, content)
+    for table in rows.distinct("table"):
+        write_text(path.with_name(f"{table}.csv"), _csv(rows.where(table=table)))
+    with drawing.styled(study.name):
+        figures = [
+            (drawn.name, drawn.caption) for drawn in study.figures(rows) if _saved(drawn.figure, path, drawn.name)
+        ]
+    write_text(path.with_name("README.md"), page(study, content, claims, figures))
+    marks = {"supported": "[green]supported[/]", "open": "[yellow]open[/]", "contradicted": "[red]contradicted[/]"}
+    for claim in claims:
+        console.print(f"{marks[claim.verdict]:>9}  {claim.sentence}", highlight=False, soft_wrap=True)
+    console.print(f"{study.name}: {len(rows)} rows, {len(figures)} figures in {path.parent}", soft_wrap=True)
+    return int(any(claim.verdict == "contradicted" for claim in claims))
+
+
+def page(study: Study, content: Mapping[str, Any], claims: list[Claim], figures: list[tuple[str, str]]) -> str:
+    """The page of a study, in Markdown."""
+    quick = " --quick" if content["quick"] else ""
+    seed = f" --seed {content['seed']}" if content["seed"] else ""
+    settings = ", ".join(f"{name.replace('_', ' ')} {_written(value)}" for name, value in content["settings"].items())
+    seen = " ".join(claim.sentence + _reservation(claim) for claim in claims)
+    device, versions = content["device"], content["versions"]
+    changes = " with uncommitted changes" if content["uncommitted_changes"] else ""
+    return "\n\n".join([
+        f"# {study.title}",
+        f"`nntk-bench study {study.name}{quick}{seed}`",
+        f"**Setting.** {study.about}",
+        f"Numbers: {settings}.",
+        f"**Seen.** {seen}",
+        f"In brackets are Student's 95 % intervals over {content['settings']['seeds']} seeds, of geometric means where "
+        f"they are ratios. All rows: [{study.name}.json]({study.name}.json).",
+        *(f"![{_plain(caption)}]({name}.svg)\n\n{caption}" for name, caption in figures),
+        f"{device['name']}, {device['threads']} threads, torch {versions['torch']}, "
+        f"commit {(content['commit'] or 'unknown')[:10]}{changes}, {content['elapsed_s']:.0f} s.\n",
+    ])  # fmt: skip
+
+
+def _reservation(claim: Claim) -> str:
+    return {
+        "supported": "",
+        "open": " (The interval leaves this open.)",
+        "contradicted": " (This run contradicts it.)",
+    }[claim.verdict]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\[\]`*]", "", text.split(". ")[0])
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(_written(part) for part in value) + ")"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _saved(figure: Any, path: Path, name: str) -> bool:
+    return bool(drawing.save(figure, path.with_name(name)))
+
+
+def _csv(rows: Rows) -> str:
+    """The numbers and names of rows; without lists, which JSON alone has."""
+    flat = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row if name != "table"))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _facts(study: Study, quick: bool, device: torch.device, seed: int) -> dict[str, Any]:
+    size = study.quick if quick else study.full
+    # As JSON has them, so that facts of a file compare equal.
+    facts: dict[str, Any] = json.loads(
+        json.dumps(
+            {
+                "schema": SCHEMA,
+                "study": study.name,
+                **environment.describe(device),
+                "seed": seed,
+                "quick": quick,
+                "settings": asdict(size),
+            }
+        )
+    )
+    return facts
+
+
+def _begun(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """A new study, or one that was stopped, if it has the same facts."""
+    new = {
+        **facts,
+        "status": "running",
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "elapsed_s": 0.0,
+        "finished": [],
+        "claims": [],
+        "rows": [],
+    }
+    try:
+        old = read(path)
+    except StudyError:
+        return new
+    same = not any(differences(*({key: one.get(key) for key in _FACTS} for one in (old, facts))))
+    if old["status"] == "complete" or not same or facts["uncommitted_changes"] is not False:
+        return new
+    return {**old, "status": "running"}
+
+
+def _replicate(
+    study: Study, quick: bool, device: torch.device, content: dict[str, Any], path: Path, console: Console
+) -> None:
+    """Add the rows of the seeds that are not there yet, and write after each."""
+    size = study.quick if quick else study.full
+    seeds = range(content["seed"], content["seed"] + size.seeds)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} seeds"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(study.name, total=size.seeds, completed=len(content["finished"]))
+        for seed in seeds:
+            if seed in content["finished"]:
+                continue
+            begun, rows = time.perf_counter(), []
+            for item in study.replicate(Setting(size, device, seed)):
+                if isinstance(item, str):
+                    progress.update(task, description=f"{study.name}: {item}")
+                else:
+                    rows.append(_kept(item, seed))
+            content["rows"] += rows
+            content["finished"].append(seed)
+            content["elapsed_s"] = round(content["elapsed_s"] + time.perf_counter() - begun, 1)
+            write_json(path, content)
+            progress.advance(task)
+            if not console.is_terminal:
+                console.print(f"{study.name}: seed {seed}, {content['elapsed_s']:.0f} s", highlight=False)
+
+
+def _kept(row: Row, seed: int) -> Row:
+    """A row as it is written: curves with six digits, which is what a drawing has."""
+    rounded = {
+        key: [float(f"{part:.6g}") for part in value] if isinstance(value, list) else value
+        for key, value in row.items()
+    }
+    return {"table": rounded.pop("table"), "seed": seed, **rounded}
