@@ -34,11 +34,13 @@ class Setting:
         size: Numbers of the study: its ``full`` or its ``quick``.
         device: Where to compute.
         seed: Of the replicate: its data, networks and displacements.
+        first: Whether it is the study's first one, of which curves and matrices are kept to be drawn.
     """
 
     size: Any
     device: torch.device
     seed: int
+    first: bool = True
 
 
 @dataclass(frozen=True)

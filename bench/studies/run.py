@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nntk.bench import environment
-from nntk.bench.files import write_json, write_text
+from nntk.bench.files import write_text
 from nntk.bench.results import Row, differences
 from nntk.bench.studies import Setting, Study, drawing
 from nntk.bench.studies.claims import Claim
@@ -74,7 +74,7 @@ def run(study: Study, quick: bool, device: torch.device, seed: int, folder: Path
         content["status"] = "failed"
         raise
     finally:
-        write_json(path, content)
+        _write(path, content)
     return finish(study, path, content, console)
 
 
@@ -128,7 +128,7 @@ def finish(study: Study, path: Path, content: dict[str, Any], console: Console) 
     rows = Rows(content["rows"])
     claims = study.claims(rows)
     content["claims"] = [claim.summary() for claim in claims]
-    write_json(path, content)
+    _write(path, content)
     for table in rows.distinct("table"):
         write_text(path.with_name(f"{table}.csv"), _csv(rows.where(table=table)))
     with drawing.styled(study.name):
@@ -181,6 +181,13 @@ def _written(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "(" + ", ".join(_written(part) for part in value) + ")"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace the file: JSON with a row a line, so that versions of it can be compared."""
+    head = json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=1, allow_nan=False)
+    rows = "".join(f",\n  {json.dumps(row, allow_nan=False)}" for row in content["rows"]).removeprefix(",")
+    write_text(path, f'{head[:-2]},\n "rows": [{rows}\n ]\n}}\n')
 
 
 def _saved(figure: Any, path: Path, name: str) -> bool:
@@ -255,21 +262,21 @@ def _replicate(
             if seed in content["finished"]:
                 continue
             begun, rows = time.perf_counter(), []
-            for item in study.replicate(Setting(size, device, seed)):
+            for item in study.replicate(Setting(size, device, seed, seed == content["seed"])):
                 if isinstance(item, str):
                     progress.update(task, description=f"{study.name}: {item}")
                 else:
-                    rows.append(_kept(item, seed))
+                    rows.append(kept(item, seed))
             content["rows"] += rows
             content["finished"].append(seed)
             content["elapsed_s"] = round(content["elapsed_s"] + time.perf_counter() - begun, 1)
-            write_json(path, content)
+            _write(path, content)
             progress.advance(task)
             if not console.is_terminal:
                 console.print(f"{study.name}: seed {seed}, {content['elapsed_s']:.0f} s", highlight=False)
 
 
-def _kept(row: Row, seed: int) -> Row:
+def kept(row: Row, seed: int) -> Row:
     """A row as it is written: curves with six digits, which is what a drawing has."""
     rounded = {
         key: [float(f"{part:.6g}") for part in value] if isinstance(value, list) else value
