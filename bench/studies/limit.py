@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -54,8 +55,8 @@ def _replicate(setting: Setting) -> Iterator[Row | str]:
         limit = _linear(model, x, size.fixed_samples, setting.seed)
         for gamma in size.gammas:
             yield f"{units}, gamma = {gamma:g}"
-            settings = {"gamma": gamma, "samples": size.fixed_samples, "seed": setting.seed}
-            exact = nntk.NonlocalNTK(model, **settings)(x)
+            kernel_of = partial(nntk.NonlocalNTK, gamma=gamma, samples=size.fixed_samples, seed=setting.seed)
+            exact = kernel_of(model)(x)
             yield {
                 "table": "gamma",
                 "units": units,
@@ -64,7 +65,7 @@ def _replicate(setting: Setting) -> Iterator[Row | str]:
                 "monte_carlo": monte_carlo,
             }
             for way, (propagation, precision) in _WAYS.items():
-                rounded = nntk.NonlocalNTK(single, propagation=propagation, precision=precision, **settings)(x.float())
+                rounded = kernel_of(single, propagation=propagation, precision=precision)(x.float())
                 error = _error(rounded, exact)
                 yield {"table": "rounding", "units": units, "gamma": gamma, "way": way, "error_rounding": error}
 
@@ -82,7 +83,7 @@ def _linear(model: nn.Module, x: Tensor, samples: int, seed: int) -> Tensor:
     moved = [kernel.displacements(m) for m in range(samples)]
     delta = torch.stack([torch.cat([one[name].flatten() for name in named]) for one in moved])
     # Of any length: the form does not depend on it.
-    features = jacobian @ (delta / delta.norm(dim=1, keepdim=True)).T
+    features: Tensor = jacobian @ (delta / delta.norm(dim=1, keepdim=True)).T
     return features @ features.T * (kernel.num_params / samples)
 
 

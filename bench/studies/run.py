@@ -5,7 +5,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -143,7 +143,7 @@ def finish(study: Study, path: Path, content: dict[str, Any], console: Console) 
     return int(any(claim.verdict == "contradicted" for claim in claims))
 
 
-def page(study: Study, content: Mapping[str, Any], claims: list[Claim], figures: list[tuple[str, str]]) -> str:
+def page(study: Study, content: Mapping[str, Any], claims: Sequence[Claim], figures: Sequence[tuple[str, str]]) -> str:
     """The page of a study, in Markdown."""
     quick = " --quick" if content["quick"] else ""
     seed = f" --seed {content['seed']}" if content["seed"] else ""

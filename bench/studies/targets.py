@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -101,16 +102,16 @@ def _rbf(x: Tensor, scale: float) -> Tensor:
 def _kernels(model: nn.Module, x: Tensor, setting: Setting) -> dict[str, Callable[[], _Candidates]]:
     """What makes the candidates of every kernel of a network."""
     size: Size = setting.size
-    of = {"samples": size.samples, "seed": setting.seed}
+    kernel_of = partial(nntk.NonlocalNTK, model, samples=size.samples, seed=setting.seed)
 
     def energy(estimator: str) -> _Candidates:
-        return {("gamma", g): nntk.NonlocalNTK(model, gamma=g, estimator=estimator, **of)(x) for g in size.gammas}
+        return {("gamma", g): kernel_of(gamma=g, estimator=estimator)(x) for g in size.gammas}
 
     def attention(on: str, temperatures: Sequence[float]) -> _Candidates:
         made = {}
         for temperature in temperatures:
             weights = nntk.Attention(on=on, temperature=temperature)
-            kernel = nntk.NonlocalNTK(model, gamma=size.attention_gamma, weights=weights, **of)
+            kernel = kernel_of(gamma=size.attention_gamma, weights=weights)
             with warnings.catch_warnings():  # few displacements that count are among what is compared
                 warnings.simplefilter("ignore", nntk.EffectiveSampleWarning)
                 made["temperature", temperature] = kernel(x)
@@ -220,8 +221,8 @@ def _claims(rows: Rows) -> Sequence[Claim]:
         ),
         Claim(
             "sign units, smallest gamma: NTK over NNTK",
-            f"A gamma that is too small loses as well: at gamma = {small:g} hardly a displacement moves an input across "
-            f"a jump, and the NTK's error is {{}} of the NNTK's on the smooth target.",
+            f"A gamma that is too small loses as well: at gamma = {small:g} few displacements move an input across "
+            "a jump, and the NTK's error is {} of the NNTK's on the smooth target.",
             _ratio(rows, "NTK", energy, ["sign"], ["smooth"], gamma=small), 0, 0.95, ratio=True,
         ),
         Claim(
