@@ -80,24 +80,24 @@ def _weights(setting: Setting, model: nn.Module, x: Tensor) -> Iterator[Row]:
 
 
 def _families(setting: Setting, model: nn.Module, x: Tensor) -> Iterator[Row]:
-    """Errors of the estimators by family against the exact NTK, and those predicted; of several outputs, energy's."""
+    """Errors of energy by family against the exact NTK, and of the other estimators with gaussian displacements."""
     size: Size = setting.size
     begun = time.perf_counter()
     ntk = nntk.local_ntk(model, x).cpu()
     exact_s = time.perf_counter() - begun
     theta = nntk.local_ntk(model, x, outputs="full")
     for family in _FAMILIES:
-        kernel = _kernel(size, model, directions=family)
-        d, outputs = kernel.num_params, theta.shape[-1]
+        d, outputs = _kernel(size, model).num_params, theta.shape[-1]
         place = {"directions": family, "samples": size.samples, "outputs": outputs, "parameters": d}
-        made: dict[str, list[Tensor]] = {name: [] for name in (_ESTIMATORS if outputs == 1 else _ESTIMATORS[:1])}
+        others = outputs == 1 and family == "gaussian"
+        made: dict[str, list[Tensor]] = {name: [] for name in (_ESTIMATORS if others else _ESTIMATORS[:1])}
         seconds = []
         for seed in _seeds(setting, d):
             begun = time.perf_counter()
             made["energy"].append(_kernel(size, model, directions=family, seed=seed)(x).cpu())
             seconds.append(time.perf_counter() - begun)
-            if outputs == 1:
-                unbiased = _kernel(size, model, directions=family, seed=seed, estimator="unbiased")(x).cpu()
+            if others:
+                unbiased = _kernel(size, model, seed=seed, estimator="unbiased")(x).cpu()
                 # Plugin is both: the terms that unbiased leaves out are those of energy.
                 made["plugin"].append((1 - 1 / size.samples) * unbiased + d / size.samples * made["energy"][-1])
                 made["unbiased"].append(unbiased)
@@ -219,7 +219,8 @@ def _prices(rows: Rows, families: Rows) -> list[Claim]:
     several = energy.distinct("outputs")[-1]
 
     def price(family: str) -> np.ndarray:
-        return np.mean([single.values("squared_ratio", directions=family, parameters=d) for d in large], axis=0)
+        ratios = [single.values("squared_ratio", directions=family, parameters=d) for d in large]
+        return np.asarray(np.mean(ratios, axis=0))
 
     def cost(family: str, key: str = "energy_s") -> np.ndarray:
         gaussian = times.values("energy_s", directions="gaussian", parameters=large[-1])
