@@ -267,8 +267,8 @@ def _claims_of_signs(rows: Rows) -> list[Claim]:
         Claim(
             "signs: evaluations",
             f"and takes {{}} of the evaluations to reach {_EASY:.0%}: for the price of three it has a "
-            "surrogate gradient by every parameter, where M pairs tell of M directions. It needs a network whose layers "
-            "it can replace.",
+            "surrogate gradient by every parameter, where M pairs tell of M directions. It needs a network whose "
+            "layers it can replace.",
             _evaluations(rows, _THROUGH) / _evaluations(rows, _NONLOCAL), 1e-3, 0.1, ".2g", ratio=True,
         ),
     ]  # fmt: skip
