@@ -94,7 +94,7 @@ def _weights(setting: Setting) -> Iterator[Row | str]:
                 "bias": float((mean - reference).norm() / reference.norm()),
                 "scatter": _scatter(kernels),
             }
-            if setting.seed == 0 and place in _SHAPED:
+            if setting.first and place in _SHAPED:
                 sorted_weights = alpha[:, 0].sort(descending=True).values * len(alpha)
                 yield {
                     "table": "shapes",
@@ -421,7 +421,7 @@ def _sorted_weights(rows: Rows) -> Drawn:
     return Drawn(
         "weights",
         "The weights of M displacements at one input, sorted, over equal weights, at three temperatures of each score "
-        "(seed 0; tanh network, gamma = 0.03). Equal weights are 1, and one that takes all is M.",
+        "(first seed; tanh network, gamma = 0.03). Equal weights are 1, and one that takes all is M.",
         figure,
     )
 

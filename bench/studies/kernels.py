@@ -52,7 +52,7 @@ def _replicate(setting: Setting) -> Iterator[Row | str]:
             kernel = nntk.local_ntk(model, x) if gamma is None else _nonlocal(model, x, gamma, size.samples, setting)
             settings = {"units": units} if gamma is None else {"units": units, "gamma": gamma}
             yield {"table": "kernels", **settings, **_figures_of(kernel, x[:, 0], smooth)}
-            if setting.seed == 0 and units in _SEEN and gamma in _SHOWN:
+            if setting.first and units in _SEEN and gamma in _SHOWN:
                 yield {"table": "heat_maps", **settings, "cosines": _cosines(kernel[::2, ::2])}
     for units, gamma in _FEW.items():
         for samples in size.few_samples:
@@ -243,16 +243,14 @@ def _heat_maps(rows: Rows) -> Drawn:
         image = panel.imshow(
             cosines.reshape(side, side), cmap=drawing.SIGNED_MAP, vmin=-1, vmax=1, extent=(-1, 1, 1, -1)
         )
-        drawing.entitle(panel, f"{units}, {_label(gamma)}", "x'" if units == _SEEN[-1] else "", "")
+        drawing.entitle(panel, f"{units}, {_label(gamma)}", "x' (input)", "x (input)")
         panel.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1))
         panel.grid(False)
-        if gamma is None:
-            panel.set_ylabel("x")
     figure.colorbar(image, ax=axes, label="K(x, x') / sqrt(K(x, x) K(x', x'))", shrink=0.7, aspect=30)
     return Drawn(
         "heat_maps",
-        "The NTK and the nonlocal kernel of one network (seed 0), with tanh and with sign units, over the roots of the "
-        "diagonal. The NTK of the sign network is that of its last layer, made of blocks between jumps. With small "
+        "The NTK and the nonlocal kernel of one network (first seed), with tanh and with sign units, over the roots of "
+        "the diagonal. The NTK of the sign network is that of its last layer, made of blocks between jumps. With small "
         "displacements each jump is seen from nearby alone; larger ones see a smooth kernel.",
         figure,
     )
