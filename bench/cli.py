@@ -139,7 +139,8 @@ Exit status: 0 all measured, 1 a choice could not be, 2 wrong usage, 3 the budge
 STUDY = """\
 Run numerical studies: what the nonlocal kernel sees that the NTK does not, and where it loses. Each writes under
 DIR/<study> its rows (JSON and CSV), its figures (SVG and PNG), and a page, README.md, that states the setting and what
-is seen, every number with its interval over seeds. A study that was stopped goes on by the same command.
+is seen, every number with its interval over seeds. A study that was stopped goes on by the same command, where the
+sources are those of a commit.
 
 studies:
 """

@@ -53,7 +53,7 @@ class Claim:
         name: Short and unique in its study.
         text: The sentence; ``{}`` in it becomes the mean with its interval.
         values: The number, one a seed.
-        low: Lower end of the range that is claimed.
+        low: Lower end of the range that is claimed; a time is reported, and of no range.
         high: Upper end of it.
         form: How the number is written.
         ratio: Whether it is a ratio; see :func:`interval`.

@@ -250,12 +250,12 @@ def _prices(rows: Rows, families: Rows) -> list[Claim]:
         Claim(
             "families: time",
             f"But lowrank(1) takes at d = {large[-1]} {{}} of the time of gaussian.",
-            cost("lowrank(1)"), 0, 1, ".2g", ratio=True,
+            cost("lowrank(1)"), form=".2g", ratio=True,
         ),
         Claim(
             "the NTK itself: time",
             "The exact NTK of this smooth network takes {} of it, and is to be preferred.",
-            cost("gaussian", "exact_s"), 0, 1, ".2g", ratio=True,
+            cost("gaussian", "exact_s"), form=".2g", ratio=True,
         ),
     ]  # fmt: skip
 

@@ -68,13 +68,22 @@ def run(study: Study, quick: bool, device: torch.device, seed: int, folder: Path
         content["status"] = "complete"
     except KeyboardInterrupt:
         content["status"] = "interrupted"
-        console.print(f"interrupted: {path} holds the finished seeds; the same command goes on", soft_wrap=True)
+        then = (
+            "goes on"
+            if content["uncommitted_changes"] is False
+            else "begins anew, since these sources are of no commit"
+        )
+        console.print(
+            f"interrupted: {len(content['finished'])} seeds are in {path}; the same command {then}", soft_wrap=True
+        )
         raise
     except BaseException:
         content["status"] = "failed"
         raise
     finally:
-        _write(path, content)
+        # An earlier study is replaced once a seed of this one is there.
+        if content["finished"]:
+            _write(path, content)
     return finish(study, path, content, console)
 
 
@@ -160,7 +169,7 @@ def page(study: Study, content: Mapping[str, Any], claims: Sequence[Claim], figu
         f"In brackets are Student's 95 % intervals over {content['settings']['seeds']} seeds, of geometric means where "
         f"they are ratios. All rows: [{study.name}.json]({study.name}.json).",
         *(f"![{_plain(caption)}]({name}.svg)\n\n{caption}" for name, caption in figures),
-        f"{device['name']}, {device['threads']} threads, torch {versions['torch']}, "
+        f"{device['name']}, PyTorch's threads {device['threads']}, torch {versions['torch']}, "
         f"commit {(content['commit'] or 'unknown')[:10]}{changes}, {content['elapsed_s']:.0f} s.\n",
     ])  # fmt: skip
 
