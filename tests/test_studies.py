@@ -152,6 +152,23 @@ def test_the_published_study_supports_its_claims(name):
     assert all((folder / f"{name}.{ending}").exists() for name, _ in captions for ending in ("svg", "png"))
 
 
+def test_the_gallery_shows_what_the_studies_found():
+    """Four figures with their commands, one of them where the nonlocal kernel loses; every number is a claim's."""
+    readme = (RESULTS.parent.parent / "README.md").read_text()
+    gallery = readme.partition("## Gallery")[2].partition("\n## ")[0]
+    shown = re.findall(r"`nntk-bench study (\w+)`\n\n!\[[^]]+\]\((results/studies/(\w+)/\w+\.png)\)", gallery)
+    assert len(shown) == 4 and "Where it loses" in gallery
+    assert all(name == folder and (RESULTS.parent.parent / path).exists() for name, path, folder in shown)
+    found = {number for name in NAMES for claim in content(RESULTS / name)["claims"] for number in mean_of(claim)}
+    numbers = set(re.findall(r"(?<![\w.])\d+\.\d+(?:e-?\d+)?|\d+e-\d+", gallery))
+    assert numbers and numbers <= found, numbers - found
+
+
+def mean_of(claim):
+    """The mean as the sentence has it: in front of its interval."""
+    return re.findall(r"(\S+) \[", claim["sentence"])
+
+
 def test_an_interval_holds_the_mean_as_often_as_it_says():
     """Of normal values 95 %; of ratios it is that of their logarithms."""
     generator = np.random.default_rng(0)
