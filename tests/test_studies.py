@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 
 from nntk.bench import cli, environment, studies
-from nntk.bench.studies import Drawn, Setting, Study, drawing
+from nntk.bench.studies import Drawn, Setting, Study, drawing, ridge
 from nntk.bench.studies import run as study_runs
 from nntk.bench.studies.claims import Claim, interval
 from nntk.bench.studies.rows import Rows
@@ -167,6 +168,25 @@ def test_the_gallery_shows_what_the_studies_found():
 def mean_of(claim):
     """The mean as the sentence has it: in front of its interval."""
     return re.findall(r"(\S+) \[", claim["sentence"])
+
+
+@pytest.mark.parametrize("rank", [6, 40], ids=["singular", "full rank"])
+def test_the_ridge_is_that_of_leaving_each_input_out(rank):
+    """Its error is that of as many fits without one input each, to kernels of any rank."""
+    generator = np.random.default_rng(0)
+    made, y = generator.normal(size=(30, rank)), generator.normal(size=(20, 2))
+    features = ridge.root(torch.tensor(made @ made.T))
+    found, shared = ridge.fit(features, y, 20), ridge.fit(features, y, 20, shared=True)
+    unit = np.square(features[:20]).sum(1).mean()
+    for target in range(2):
+        left_out = []
+        for n in range(20):
+            rest = np.delete(np.arange(20), n)
+            model = Ridge(found.alpha[target] * unit).fit(features[rest], y[rest, target])
+            left_out.append(model.predict(features[[n]])[0])
+        assert np.allclose(found.left_out[:, target], left_out)
+        assert found.loo[target] == pytest.approx(np.mean((left_out - y[:, target]) ** 2))
+    assert shared.alpha[0] == shared.alpha[1] and shared.loo.mean() >= 0.999 * found.loo.mean()
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
