@@ -15,7 +15,18 @@ import torch
 from rich.console import Console
 
 import nntk
-from nntk.bench import compare, environment, profiling, report, results, roofline, studies, suites, tables, tuning
+from nntk.bench import (
+    compare,
+    environment,
+    profiling,
+    report,
+    results,
+    roofline,
+    studies,
+    suites,
+    tables,
+    tuning,
+)
 from nntk.bench.resources import run as resources
 from nntk.bench.resources.catalogue import MODULES
 from nntk.bench.resources.machines import MACHINES
@@ -109,6 +120,27 @@ examples:
   nntk-bench roofline                       those of this CPU, measured now or before
   nntk-bench roofline --again               measured now: nothing else may work on the machine
   nntk-bench roofline --device cuda --json roofs.json
+"""
+
+PREDICT = """\
+Compile the kernels that the design's workloads take on an H200, and predict from their machine code how fast these can
+be: the turns of the main loops and what is outside of them, each as long as its busiest pipe, and the bytes. Nothing
+runs and no GPU is needed. Latency, bank conflicts and launches are not seen: predicted ratios are upper bounds, for
+choosing what to mend first, and no measurement.
+
+how to read it:
+  products  the matrix pipe in main loops
+  issue     what other pipes take beyond it in these: noise, splitting of operands, addresses
+  once      outside of the loops: epilogues
+  memory    what bytes take beyond all of that
+"""
+
+PREDICT_EPILOG = """\
+examples:
+  nntk-bench predict                             the table
+  nntk-bench predict --json prediction.json      with seconds by part, the card's rates, versions and commit
+
+Exit status: 0 predicted, 1 a kernel did not compile, 2 wrong usage, 130 interrupted.
 """
 
 TUNE = """\
@@ -232,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_roofline(commands)
     _add_profile(commands)
     _add_resources(commands)
+    _add_predict(commands)
     _add_tune(commands)
     _add_study(commands)
     options = parser.parse_args(arguments)
@@ -326,6 +359,12 @@ def _add_resources(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything to this file")
     parser.add_argument("--list", action="store_true", help="print architecture, module and name of what there is")
     parser.set_defaults(function=_resources)
+
+
+def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(commands, "predict", "say what the kernels can do on a card, without it", PREDICT, PREDICT_EPILOG)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything to this file")
+    parser.set_defaults(function=_predict)
 
 
 def _add_tune(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -464,6 +503,20 @@ def _study(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _predict(options: argparse.Namespace) -> int:
+    try:
+        if importlib.util.find_spec("triton") is None:
+            raise resources.CatalogueError("Triton is not installed (pip install triton; it is made for Linux)")
+        from nntk.bench import prediction  # its kernels need Triton
+
+        return prediction.run(options.json, environment.describe(torch.device("cpu")), _console())
+    except (resources.CatalogueError, OSError) as wrong:
+        print(f"nntk-bench predict: error: {wrong}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _resources(options: argparse.Namespace) -> int:

@@ -12,17 +12,18 @@ _WEIGHTINGS = (("rows", 1), ("weights", 1), ("dot", 2), ("distance", 1), ("given
 
 def cases(arch: str) -> list[Case]:
     """The cases of one architecture: every way to a weight, every mode of output, large and small tiles."""
-    found = [_rank_update(arch, weighting, halves, "trace", True, 4096) for weighting, halves in _WEIGHTINGS]
-    found.append(_rank_update(arch, "rows", 1, "trace", True, 4096, one_output=True))
-    found += [_rank_update(arch, "rows", 1, outputs, True, 4096) for outputs in ("diagonal", "full")]
-    found += [_rank_update(arch, "given", 2, outputs, False, 4096) for outputs in ("diagonal", "full")]
-    found += [_rank_update(arch, weighting, halves, "trace", False, 256) for weighting, halves in _WEIGHTINGS[::2]]
+    found = [rank_update(arch, weighting, halves, "trace", True, 4096) for weighting, halves in _WEIGHTINGS]
+    found.append(rank_update(arch, "rows", 1, "trace", True, 4096, one_output=True))
+    found += [rank_update(arch, "rows", 1, outputs, True, 4096) for outputs in ("diagonal", "full")]
+    found += [rank_update(arch, "given", 2, outputs, False, 4096) for outputs in ("diagonal", "full")]
+    found += [rank_update(arch, weighting, halves, "trace", False, 256) for weighting, halves in _WEIGHTINGS[::2]]
     return found
 
 
-def _rank_update(
+def rank_update(
     arch: str, weighting: str, halves: int, outputs: str, symmetric: bool, lines: int, one_output: bool = False
 ) -> Case:
+    """The rank update by one way to a weight and one mode of outputs, with the tiles for so many lines."""
     cut = config.tiles(lines, lines, symmetric, weighting, halves, 132, arch)
     signature = {name: kind for name, kind in _arguments(weighting)}
     # Triton makes an integer of 1 a constant: of one output, terms are displacements and nothing is divided.

@@ -238,10 +238,11 @@ def _small_mlp(arch: str, source: str, precision: str, widths: tuple[int, ...], 
 def _projections(arch: str) -> Iterator[Case]:
     for precision in _STEPS:
         for rank in _RANKS:
-            yield _projection(arch, precision, rank)
+            yield projection(arch, precision, rank)
 
 
-def _projection(arch: str, precision: str, rank: int) -> Case:
+def projection(arch: str, precision: str, rank: int) -> Case:
+    """The columns' products with the right factors of low rank, which go before a layer step."""
     cut = tiles.step_tiles("lowrank", precision, *_SHAPE, arch)
     operand = _operand(precision)
     return _case(
