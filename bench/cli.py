@@ -363,6 +363,7 @@ def _add_resources(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser = _command(commands, "predict", "say what the kernels can do on a card, without it", PREDICT, PREDICT_EPILOG)
+    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown too")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything to this file")
     parser.set_defaults(function=_predict)
 
@@ -511,7 +512,7 @@ def _predict(options: argparse.Namespace) -> int:
             raise resources.CatalogueError("Triton is not installed (pip install triton; it is made for Linux)")
         from nntk.bench import prediction  # its kernels need Triton
 
-        return prediction.run(options.json, environment.describe(torch.device("cpu")), _console())
+        return prediction.run(options.json, environment.describe(torch.device("cpu")), _console(), options.markdown)
     except (resources.CatalogueError, OSError) as wrong:
         print(f"nntk-bench predict: error: {wrong}", file=sys.stderr)
         return 2

@@ -247,13 +247,22 @@ def _row(case: str, target: float, predicted: float, time: Time) -> Row:
     }
 
 
-def run(path: Path | None, facts: Mapping[str, Any], console: Console) -> int:
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown, as README.md has it."""
+    columns = [column for column in COLUMNS if column.key != "verdict"]
+    lines = [[column.header for column in columns], ["---"] * len(columns)]
+    lines += [[tables.cell(column, row) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def run(path: Path | None, facts: Mapping[str, Any], console: Console, in_markdown: bool = False) -> int:
     """Compile the kernels of the workloads, predict, draw the table; JSON to a file.
 
     Args:
         path: Where the JSON goes, if anywhere.
         facts: What predictions depend on: versions, commit.
         console: Where the table goes.
+        in_markdown: Whether to print it in Markdown too.
 
     Returns:
         0, or 1 if a kernel did not compile.
@@ -274,6 +283,8 @@ def run(path: Path | None, facts: Mapping[str, Any], console: Console) -> int:
         rows = list(workloads(of))
         for row in rows:
             show(row, "")
+    if in_markdown:
+        print(markdown(rows))
     if path:
         write_json(path, {"schema": SCHEMA, **facts, "arch": ARCH, "card": asdict(CARD), "rows": rows})
     return 0

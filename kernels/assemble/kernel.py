@@ -99,32 +99,48 @@ def _exponent_of(d, values, start, place, key, prior, factor, keep, WEIGHTING: t
 
 
 @triton.jit
+def _over(t, outputs):
+    """Divide t by outputs, for t up to these and a step more, by a product: a division takes some twenty instructions.
+
+    With r = 2**56 // outputs + 1 the product t r / 2**56 is too large by at most t / 2**56, which is less than
+    1 / outputs up to 2**28 of them; and t r is below 2**63 for steps of up to 64 terms.
+    """
+    if isinstance(outputs, tl.constexpr):
+        over = t // outputs
+    else:
+        reciprocal = (tl.full((), 1, tl.int64) << 56) // outputs + 1
+        over = ((t.to(tl.uint32).to(tl.int64) * reciprocal) >> 56).to(tl.int32)
+    return over
+
+
+@triton.jit
 def _operand(
-    d, roots, values, keys, priors, factors, shifts, first, i, output, num_rows, num_inputs, outputs,
+    d, roots, values, keys, priors, factors, shifts, m0, c0, i, output, num_rows, num_inputs, outputs,
     WEIGHTING: tl.constexpr, HALVES: tl.constexpr, OUTPUTS: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Weighted differences A [BK, BI] at terms from ``first`` and lines i: D times the roots of scale and weight.
+    """Weighted differences A [BK, BI] of lines i, at terms from output c0 of displacement m0: D by roots and weights.
 
     A term is a displacement, or in mode ``trace`` one of a displacement's outputs; a line is an input, or in mode
     ``full`` one of an input's outputs.
     """
-    t = first + tl.arange(0, BK)
-    m, n, m0 = t, i, first
+    t = c0 + tl.arange(0, BK)
+    m, n, c = m0 + t, i, output
     if OUTPUTS == "full":
         n = i // outputs
     elif OUTPUTS == "trace":
-        m, m0 = t // outputs, first // outputs
+        behind = _over(t, outputs)
+        m, c = m0 + behind, t - behind * outputs
     keep = (m < num_rows)[:, None] & (n < num_inputs)[None, :]
     # 64 bits to the first displacement, 32 from there on.
     start = (tl.zeros((), tl.int64) + m0) * num_inputs
     place = ((m - m0) * num_inputs)[:, None] + n[None, :]
     at = place * outputs
     if OUTPUTS == "trace":
-        at += (t % outputs)[:, None]
+        at += c[:, None]
     elif OUTPUTS == "full":
         at += (i % outputs)[None, :]
     else:
-        at += output
+        at += c
     root = tl.load(roots + m)[:, None]
     a = tl.load(d + start * outputs + at, mask=keep, other=0.0)
     if WEIGHTING == "rows":
@@ -178,14 +194,22 @@ def rank_update(
     i0, j0 = i0 * BI, j0 * BJ
     i, j = i0 + tl.arange(0, BI), j0 + tl.arange(0, BJ)
     total = tl.zeros((BI, BJ), tl.float32)
-    for first in range(0, terms, BK):
+    # The displacement and the output of the first term of a turn.
+    m0, c0, a_turn, rest = 0, 0, BK, 0
+    if OUTPUTS == "trace":
+        a_turn, rest = BK // outputs, BK % outputs
+    for _ in range(0, terms, BK):
         a = _operand(
-            d1, roots, values1, keys1, priors, factors, shifts1, first, i, output, num_rows, n1, outputs,
+            d1, roots, values1, keys1, priors, factors, shifts1, m0, c0, i, output, num_rows, n1, outputs,
             WEIGHTING, HALVES, OUTPUTS, BK,
         )  # fmt: skip
         b = _operand(
-            d2, roots, values2, keys2, priors, factors, shifts2, first, j, output, num_rows, n2, outputs,
+            d2, roots, values2, keys2, priors, factors, shifts2, m0, c0, j, output, num_rows, n2, outputs,
             WEIGHTING, HALVES, OUTPUTS, BK,
         )  # fmt: skip
         total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION)
+        m0, c0 = m0 + a_turn, c0 + rest
+        if OUTPUTS == "trace":
+            beyond = c0 >= outputs
+            m0, c0 = m0 + beyond, tl.where(beyond, c0 - outputs, c0)
     store_tile(out + output, total, i0, j0, n1, n2, outputs, SYMMETRIC, OUTPUTS, PARTS)
