@@ -171,8 +171,8 @@ Exit status: 0 all measured, 1 a choice could not be, 2 wrong usage, 3 the budge
 STUDY = """\
 Run numerical studies: what the nonlocal kernel sees that the NTK does not, and where it loses. Each writes under
 DIR/<study> its rows (JSON and CSV), its figures (SVG and PNG), and a page, README.md, that states the setting and what
-is seen, every number with its interval over seeds. A study that was stopped goes on by the same command, where the
-sources are those of a commit.
+is seen, every number with its interval over seeds. What is computed so far is in <study>.partial.json: a study that was
+stopped goes on by the same command, where the sources are those of a commit, and replaces an earlier one at its end.
 
 studies:
 """
@@ -403,7 +403,7 @@ def _add_study(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--threads", type=_threads, metavar="N", help="CPU threads of PyTorch (default: its own choice)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: results/studies, of --quick results/studies/quick"
+        "--output", type=Path, metavar="DIR", help="default: results/studies; with --quick, quick/ in it"
     )
     parser.set_defaults(function=_study)
 
@@ -490,10 +490,10 @@ def _study(options: argparse.Namespace) -> int:
         return 2
     if options.threads:
         torch.set_num_threads(options.threads)
-    folder = options.output or Path("results/studies") / ("quick" if options.quick else "")
+    folder = (options.output or Path("results/studies")) / ("quick" if options.quick else "")
     console, status = _console(), 0
     try:
-        for study in map(studies.load, names):
+        for study in [studies.load(name) for name in names]:
             if options.redraw:
                 status |= study_runs.redraw(study, folder, console)
             else:

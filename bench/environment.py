@@ -13,7 +13,9 @@ import torch
 from nntk.kernels import target
 from nntk.kernels.philox import STREAM_VERSION
 
-_PACKAGES = ("nntk", "torch", "triton", "numpy", "scikit-learn")
+_PACKAGES = ("nntk", "torch", "triton", "numpy", "scipy", "scikit-learn", "matplotlib")
+_SOURCES = tuple(f":(top){name}" for name in ("nntk", "kernels", "bench", "pyproject.toml"))
+"""What figures depend on: a file of results, or of notes, makes no sources uncommitted."""
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), **{name: package_version(name) for name in _PACKAGES}},
         "commit": commit,
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", *_SOURCES)) if commit else None,
         "stream_version": STREAM_VERSION,
     }
 

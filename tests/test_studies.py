@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,10 @@ def quick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
 
     def made(name):
-        if not (folder / name / "README.md").exists():
+        made = folder / "quick" / name
+        if not (made / "README.md").exists():
             assert cli.main(["study", name, "--quick", "--threads", "1", "--output", str(folder)]) == 0, "contradicted"
-        return folder / name
+        return made
 
     return made
 
@@ -271,33 +272,63 @@ FACTS = {
 }
 
 
-def test_what_was_stopped_goes_on(study, tmp_path, monkeypatch):
-    """With the seeds that are missing; what is complete, or of other sources, begins anew."""
+def test_what_was_stopped_goes_on(study, tmp_path, monkeypatch, capsys):
+    """With the seeds that are missing; until its end it replaces nothing, and of other sources it begins anew."""
     study, made, stop = study
+    partial = tmp_path / "seeds" / "seeds.partial.json"
 
     def run(quick=False, seed=0):
         made.clear()
-        status = study_runs.run(study, quick, CPU, seed, tmp_path, cli._console())
-        return status, list(made)
+        return study_runs.run(study, quick, CPU, seed, tmp_path, cli._console()), list(made)
 
-    for wrong, status in ((KeyboardInterrupt(), "interrupted"), (RuntimeError("broken"), "failed")):
-        stop[2] = wrong
-        with pytest.raises(type(wrong)):
+    def stopped(wrong=KeyboardInterrupt):
+        stop[2] = wrong()
+        with pytest.raises(wrong):
             run()
-        found = content(tmp_path / "seeds")
-        assert found["status"] == status and found["finished"] == [0, 1] and len(found["rows"]) == 2
-        assert run() == (0, [2, 3])
-        assert [row["y"] for row in content(tmp_path / "seeds")["rows"]] == [0, 1, 2, 3]
+        assert "stopped: 2 seeds are in" in capsys.readouterr().out
+
+    assert run() == (0, [0, 1, 2, 3]) and not partial.exists()
+    for wrong in (KeyboardInterrupt, RuntimeError):
+        before = content(tmp_path / "seeds")
+        stopped(wrong)
+        found = json.loads(partial.read_text())
+        assert found["finished"] == [0, 1] and len(found["rows"]) == 2 and content(tmp_path / "seeds") == before
+        assert run() == (0, [2, 3]) and not partial.exists()
+        assert content(tmp_path / "seeds")["rows"] == before["rows"]
     assert run() == (0, [0, 1, 2, 3]), "what is complete is not gone on with"
-    stop[2] = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert run(quick=True) == (0, [0, 1]), "other settings"
-    stop[2] = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        run()
+    for other, seeds, why in (({"quick": True}, [0, 1], "settings.seeds"), ({"seed": 1}, [1, 2, 3, 4], "seed")):
+        stopped()
+        assert run(**other) == (0, seeds)
+        said = capsys.readouterr().out
+        assert "begins anew" in said and why in said
+    stopped()
     monkeypatch.setattr(environment, "describe", lambda device: {**FACTS, "commit": "def"})
-    assert run() == (0, [0, 1, 2, 3]), "other sources"
+    assert run() == (0, [0, 1, 2, 3]) and "commit" in capsys.readouterr().out
+
+
+def test_what_cannot_be_drawn_keeps_its_rows(study, tmp_path, capsys):
+    """And says how to go on."""
+    study, *_ = study
+    broken = replace(study, claims=lambda rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        study_runs.run(broken, True, CPU, 0, tmp_path, cli._console())
+    assert "--redraw" in capsys.readouterr().out
+    assert study_runs.redraw(study, tmp_path, cli._console()) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, [1.0, math.inf]])
+def test_a_row_that_is_not_finite_is_an_error(value):
+    """It is named."""
+    with pytest.raises(ValueError, match=r"y of table 'numbers', seed 3, must be finite"):
+        study_runs.kept({"table": "numbers", "y": value}, 3)
+
+
+def test_a_claim_has_a_value_for_each_seed(study, tmp_path):
+    """One that leaves a seed out is an error."""
+    study, *_ = study
+    short = replace(study, claims=lambda rows: [Claim("short", "{}", [1.0, 2.0, 3.0])])
+    with pytest.raises(ValueError, match="claims must have 2 values, one a seed; 'short' have not"):
+        study_runs.run(short, True, CPU, 0, tmp_path, cli._console())
 
 
 def test_what_a_study_writes(study, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nntk.bench import environment
@@ -39,6 +41,10 @@ _FACTS = (
 """What all rows of a study depend on."""
 
 
+_PLAIN: Any = {"highlight": False, "markup": False, "soft_wrap": True}
+"""How lines with paths or numbers are printed."""
+
+
 class StudyError(ValueError):
     """A study's file that cannot be used: which, and why."""
 
@@ -58,33 +64,27 @@ def run(study: Study, quick: bool, device: torch.device, seed: int, folder: Path
         0, or 1 if a claim is contradicted.
 
     Raises:
-        KeyboardInterrupt: If it is interrupted; the finished seeds are in the file.
         OSError: If a file cannot be written.
     """
     path = folder / study.name / f"{study.name}.json"
-    content = _begun(path, _facts(study, quick, device, seed))
+    partial = path.with_name(f"{study.name}.partial.json")
+    content = _begun(partial, _facts(study, quick, device, seed), console)
+    _write(partial, content)
     try:
-        _replicate(study, quick, device, content, path, console)
-        content["status"] = "complete"
-    except KeyboardInterrupt:
-        content["status"] = "interrupted"
-        then = (
-            "goes on"
-            if content["uncommitted_changes"] is False
-            else "begins anew, since these sources are of no commit"
-        )
-        console.print(
-            f"interrupted: {len(content['finished'])} seeds are in {path}; the same command {then}", soft_wrap=True
-        )
-        raise
+        _replicate(study, quick, device, content, partial, console)
     except BaseException:
-        content["status"] = "failed"
+        anew = "begins anew, since these sources are of no commit"
+        then = "goes on" if content["uncommitted_changes"] is False else anew
+        console.print(f"stopped: {len(content['finished'])} seeds are in {partial}; the same command {then}", **_PLAIN)
         raise
-    finally:
-        # An earlier study is replaced once a seed of this one is there.
-        if content["finished"]:
-            _write(path, content)
-    return finish(study, path, content, console)
+    content["status"] = "complete"
+    _write(path, content)
+    partial.unlink()
+    try:
+        return finish(study, path, content, console)
+    except Exception:
+        console.print(f"All rows are in {path}: --redraw makes the rest of them", **_PLAIN)
+        raise
 
 
 def redraw(study: Study, folder: Path, console: Console) -> int:
@@ -99,14 +99,11 @@ def redraw(study: Study, folder: Path, console: Console) -> int:
         0, or 1 if a claim is contradicted.
 
     Raises:
-        StudyError: If there is no such file, or its study did not come to its end.
+        StudyError: If there is no such file, or it is not of this study.
         OSError: If a file cannot be written.
     """
     path = folder / study.name / f"{study.name}.json"
-    content = read(path)
-    if content["status"] != "complete":
-        raise StudyError(f"{path}: status: got {content['status']!r}, must be 'complete'; the study itself goes on")
-    return finish(study, path, content, console)
+    return finish(study, path, read(path), console)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -127,8 +124,9 @@ def read(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path}: there is no such file") from None
     except ValueError as wrong:
         raise StudyError(f"{path}: no JSON: {wrong}") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "study" not in content:
-        raise StudyError(f"{path}: no study of schema {SCHEMA}")
+    name = path.name.partition(".")[0]
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or content.get("study") != name:
+        raise StudyError(f"{path}: no study {name!r} of schema {SCHEMA}")
     return content
 
 
@@ -136,6 +134,9 @@ def finish(study: Study, path: Path, content: dict[str, Any], console: Console) 
     """Write what follows from the rows, and say what is seen."""
     rows = Rows(content["rows"])
     claims = study.claims(rows)
+    seeds = content["settings"]["seeds"]
+    if wrong := [claim.name for claim in claims if len(claim.values) != seeds]:
+        raise ValueError(f"claims must have {seeds} values, one a seed; {', '.join(map(repr, wrong))} have not.")
     content["claims"] = [claim.summary() for claim in claims]
     _write(path, content)
     for table in rows.distinct("table"):
@@ -145,10 +146,12 @@ def finish(study: Study, path: Path, content: dict[str, Any], console: Console) 
             (drawn.name, drawn.caption) for drawn in study.figures(rows) if _saved(drawn.figure, path, drawn.name)
         ]
     write_text(path.with_name("README.md"), page(study, content, claims, figures))
-    marks = {"supported": "[green]supported[/]", "open": "[yellow]open[/]", "contradicted": "[red]contradicted[/]"}
+    colours = {"supported": "green", "open": "yellow", "contradicted": "red"}
     for claim in claims:
-        console.print(f"{marks[claim.verdict]:>9}  {claim.sentence}", highlight=False, soft_wrap=True)
-    console.print(f"{study.name}: {len(rows)} rows, {len(figures)} figures in {path.parent}", soft_wrap=True)
+        console.print(
+            f"[{colours[claim.verdict]}]{claim.verdict:12}[/] {escape(claim.sentence)}", highlight=False, soft_wrap=True
+        )
+    console.print(f"{study.name}: {len(rows)} rows, {len(figures)} figures in {path.parent}", **_PLAIN)
     return int(any(claim.verdict == "contradicted" for claim in claims))
 
 
@@ -170,7 +173,7 @@ def page(study: Study, content: Mapping[str, Any], claims: Sequence[Claim], figu
         f"they are ratios. All rows: [{study.name}.json]({study.name}.json).",
         *(f"![{_plain(caption)}]({name}.svg)\n\n{caption}" for name, caption in figures),
         f"{device['name']}, PyTorch's threads {device['threads']}, torch {versions['torch']}, "
-        f"commit {(content['commit'] or 'unknown')[:10]}{changes}, {content['elapsed_s']:.0f} s.\n",
+        f"rows of commit {(content['commit'] or 'unknown')[:10]}{changes}, {content['elapsed_s']:.0f} s.\n",
     ])  # fmt: skip
 
 
@@ -232,7 +235,7 @@ def _facts(study: Study, quick: bool, device: torch.device, seed: int) -> dict[s
     return facts
 
 
-def _begun(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _begun(partial: Path, facts: dict[str, Any], console: Console) -> dict[str, Any]:
     """A new study, or one that was stopped, if it has the same facts."""
     new = {
         **facts,
@@ -244,13 +247,16 @@ def _begun(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "rows": [],
     }
     try:
-        old = read(path)
+        old = read(partial)
     except StudyError:
         return new
-    same = not any(differences(*({key: one.get(key) for key in _FACTS} for one in (old, facts))))
-    if old["status"] == "complete" or not same or facts["uncommitted_changes"] is not False:
+    changed = [name for name, *_ in differences(*({key: one.get(key) for key in _FACTS} for one in (old, facts)))]
+    if facts["uncommitted_changes"] is not False:
+        changed.append("sources of no commit")
+    if changed:
+        console.print(f"{partial} is of another study ({', '.join(changed)}): this one begins anew", **_PLAIN)
         return new
-    return {**old, "status": "running"}
+    return {**old, "rows": [row for row in old["rows"] if row["seed"] in old["finished"]]}
 
 
 def _replicate(
@@ -286,9 +292,22 @@ def _replicate(
 
 
 def kept(row: Row, seed: int) -> Row:
-    """A row as it is written: curves with six digits, which is what a drawing has."""
-    rounded = {
-        key: [float(f"{part:.6g}") for part in value] if isinstance(value, list) else value
-        for key, value in row.items()
-    }
-    return {"table": rounded.pop("table"), "seed": seed, **rounded}
+    """A row as it is written: curves with six digits, which is what a drawing has.
+
+    Args:
+        row: The row, with its table.
+        seed: Its seed.
+
+    Returns:
+        Table, seed, settings and figures.
+
+    Raises:
+        ValueError: If a figure is not finite.
+    """
+    made: Row = {"table": row["table"], "seed": seed}
+    for key, value in row.items():
+        numbers = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError(f"{key} of table {row['table']!r}, seed {seed}, must be finite, got {value}.")
+        made[key] = [float(f"{number:.6g}") for number in value] if isinstance(value, list) else value
+    return made
