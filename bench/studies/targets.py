@@ -318,13 +318,14 @@ def _along_gamma(rows: Rows) -> Drawn:
 STUDY = Study(
     name="targets",
     title="Rough targets: where the nonlocal kernel helps, and where it does not",
-    about="Kernel ridge regression, with an intercept, of noisy samples at uniformly random places of [-1, 1]; targets "
-    "are sign(x), a sawtooth of period 1/2, relu(x), Weierstrass's sum of 2^-k cos(3^k pi x) for k < 6, and "
-    "sin(pi x), each of mean 0 and variance 1, with noise in units of its standard deviation. Kernels are those of "
-    "untrained networks (weights of variance 2 / fan-in, biases of standard deviation 0.5; 4 bits are 16 levels from "
-    "-1 to 1) and the RBF kernel. The ridge is the largest whose exact leave-one-out error is within a thousandth of "
-    "the least, from 1e-8 to 1e3 of the mean diagonal; by the same error are chosen gamma, temperature (attention, dot "
-    "scores) and length scale, for each target. A seed is another sample, other networks and displacements.",
+    about="Kernel ridge regression, with an intercept, of noisy samples at a random place in each of as many equal "
+    "cells of [-1, 1]; targets are sign(x), a sawtooth of period 1/2, relu(x), Weierstrass's sum of 2^-k cos(3^k pi x) "
+    "for k < 6, and sin(pi x), each of mean 0 and variance 1, with noise in units of its standard deviation. Kernels "
+    "are those of untrained networks (weights of variance 2 / fan-in, biases of standard deviation 0.5; 4 bits are 16 "
+    "levels from -1 to 1) and the RBF kernel. The ridge is the largest whose exact leave-one-out error is within a "
+    "thousandth of the least, from 1e-8 to 1e3 of the mean diagonal; by the same error are chosen gamma, temperature "
+    "(attention, dot scores) and length scale, for each target and draw of the noise, over which errors are root mean "
+    "squares. A seed is another sample, other networks and displacements.",
     full=Size(),
     quick=Size(seeds=3, samples=256, gammas=(0.01, 0.1, 1.0), test=100, training=40, hidden=(48, 48)),
     replicate=_replicate,
