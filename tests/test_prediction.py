@@ -56,5 +56,8 @@ def test_what_is_predicted_is_what_is_published(tmp_path, prediction):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     before, now = (json.loads(path.read_text()) for path in (COMMITTED, made))
-    assert now["rows"] == before["rows"] and now["card"] == before["card"]
+    assert [row["case"] for row in now["rows"]] == [row["case"] for row in before["rows"]]
+    # Another version of the compiler makes other machine code.
+    if now["versions"]["triton"] == before["versions"]["triton"]:
+        assert now["rows"] == before["rows"] and now["card"] == before["card"]
     assert prediction.markdown(before["rows"]) in (ROOT / "README.md").read_text()
