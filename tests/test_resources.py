@@ -260,7 +260,7 @@ def test_an_interrupt_ends_it_with_130():
     assert process.stdout.readline() == "Resources\n"
     os.killpg(process.pid, signal.SIGINT)
     printed, errors = process.communicate(timeout=20)
-    assert process.returncode == 130 and errors == "" and "interrupted: " in printed
+    assert (process.returncode, errors) == (130, "") and "interrupted: " in printed, printed
 
 
 @pytest.mark.parametrize(
