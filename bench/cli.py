@@ -15,18 +15,7 @@ import torch
 from rich.console import Console
 
 import nntk
-from nntk.bench import (
-    compare,
-    environment,
-    profiling,
-    report,
-    results,
-    roofline,
-    studies,
-    suites,
-    tables,
-    tuning,
-)
+from nntk.bench import compare, environment, profiling, report, results, roofline, studies, suites, tables, tuning
 from nntk.bench.resources import run as resources
 from nntk.bench.resources.catalogue import MODULES
 from nntk.bench.resources.machines import MACHINES
@@ -125,8 +114,8 @@ examples:
 PREDICT = """\
 Compile the kernels that the design's workloads take on an H200, and predict from their machine code how fast these can
 be: the turns of the main loops and what is outside of them, each as long as its busiest pipe, and the bytes. Nothing
-runs and no GPU is needed. Latency, bank conflicts and launches are not seen: predicted ratios are upper bounds, for
-choosing what to mend first, and no measurement.
+runs and no GPU is needed. Latency, bank conflicts and launches are not seen: predictions are optimistic, for choosing
+what to mend first, and no measurement.
 
 how to read it:
   products  the matrix pipe in main loops
@@ -362,7 +351,9 @@ def _add_resources(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    parser = _command(commands, "predict", "say what the kernels can do on a card, without it", PREDICT, PREDICT_EPILOG)
+    parser = _command(
+        commands, "predict", "estimate what the kernels do on a card, without it", PREDICT, PREDICT_EPILOG
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown too")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything to this file")
     parser.set_defaults(function=_predict)

@@ -1,9 +1,9 @@
 """``nntk-bench predict``: what the design's workloads should take on a card that is not at hand, by machine code.
 
 Nothing here is measured. A program takes the turns of its main loops and then what is outside of them, each as long as
-its busiest pipe; multiprocessors are busy all the time; a launch takes no less than the bytes that it moves. Latency,
-bank conflicts, the last wave and launches are not seen: times are lower bounds, and what they are held against are
-measured rates of the card.
+its busiest pipe, and has a multiprocessor to itself, as the large tiles have; multiprocessors are busy all the time; a
+launch takes no less than the bytes that it moves. Latency, bank conflicts, the last wave and launches are not seen:
+predictions are optimistic, and are held against measured rates of the card.
 """
 
 import math
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from nntk.bench import tables
 from nntk.bench.files import write_json
+from nntk.bench.report.markdown import lines
 from nntk.bench.resources.catalogue import Task
 from nntk.bench.resources.measure import Measured
 from nntk.bench.resources.run import reports
@@ -35,8 +36,8 @@ TITLE = "Predicted for an NVIDIA H200, from machine code: nothing ran"
 CAPTION = (
     "Evaluations: differences of relu 784-1024-1024-10, N = M = 1024, antithetic, bf16, beside as many dense forwards; "
     "fp32 forwards are the least that torch.func.vmap does.\nKernel: 256-832-832-1, N = 4096, M = 1024, beside the "
-    "contraction of Jacobians alone. Assembly: the energy form of the same. Upper bounds: latency and launches are "
-    "not seen."
+    "contraction of Jacobians alone. Assembly: the energy form of the same. Optimistic: latency and launches are not "
+    "seen."
 )
 COLUMNS = (
     Column("workload", "case"),
@@ -250,9 +251,8 @@ def _row(case: str, target: float, predicted: float, time: Time) -> Row:
 def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, as README.md has it."""
     columns = [column for column in COLUMNS if column.key != "verdict"]
-    lines = [[column.header for column in columns], ["---"] * len(columns)]
-    lines += [[tables.cell(column, row) for column in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [[tables.cell(column, row) for column in columns] for row in rows]
+    return lines([column.header for column in columns], cells, [column.form != "" for column in columns])
 
 
 def run(path: Path | None, facts: Mapping[str, Any], console: Console, in_markdown: bool = False) -> int:

@@ -25,7 +25,7 @@ def page(measurements: Sequence[Measurement], plots: Sequence[Sequence[Plot]], a
         run = measurement.run
         parts.append(f"## {_escaped(measurement.title)}")
         parts.extend(f"**{_escaped(warning)}**" for warning in content.warnings(run))
-        parts.append(_lines(("fact", "value"), content.facts(measurement), (False, False)))
+        parts.append(lines(("fact", "value"), content.facts(measurement), (False, False)))
         for section in run.sections:
             made = content.table(run, section["name"])
             parts.append(f"### {_escaped(made.title)}")
@@ -53,10 +53,11 @@ def table(run: Run, section: str) -> str:
         ValueError: If the run has no such section.
     """
     made = content.table(run, section)
-    return _lines(made.headers, made.rows, made.numeric) if made.rows else ""
+    return lines(made.headers, made.rows, made.numeric) if made.rows else ""
 
 
-def _lines(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+def lines(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+    """A table; columns of numbers are aligned on the right."""
     marks = ["---:" if number else "---" for number in numeric]
     return "\n".join(
         f"| {' | '.join(line)} |" for line in (map(_escaped, headers), marks, *(map(_escaped, row) for row in rows))

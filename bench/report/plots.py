@@ -270,7 +270,8 @@ def _setting(name: str, value: object) -> str:
     return str(value) if isinstance(value, str) else f"{name} {value}"
 
 
-def _look(number: int) -> dict[str, Any]:
+def look_of(number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of a series by its number."""
     return {
         "color": PALETTE[number % len(PALETTE)],
         "marker": _MARKERS[number % len(_MARKERS)],
@@ -312,7 +313,7 @@ def _roofline(rows: Sequence[Row], measurement: Measurement) -> Iterator[_Drawn]
             label=f"roof {_text(peak.name)}, {rate(peak.per_second, 'FLOP/s')}",
         )
     for number, (name, group) in enumerate(points.items()):
-        axes.plot(*zip(*group, strict=True), **{**_look(number), "linestyle": "none"}, label=_text(name))
+        axes.plot(*zip(*group, strict=True), **{**look_of(number), "linestyle": "none"}, label=_text(name))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
@@ -380,7 +381,7 @@ def _scaling(rows: Sequence[Row], axis: str) -> Iterator[_Drawn]:
         for number, series in enumerate(found):
             x, values = ([float(row[key]) for row in series.points] for key in ("value", y))
             slope, level = fit(x, values)
-            look = _look(number)
+            look = look_of(number)
             axes.plot(x, values, **{**look, "linestyle": "none"})
             axes.plot(
                 x,
@@ -431,7 +432,7 @@ def _accuracy(rows: Sequence[Row], x: str) -> Iterator[_Drawn]:
             predictions.setdefault(tuple((row[x], row["predicted"]) for row in series.points), []).append(number)
     figure, (axes,) = _figure()
     for number, series in enumerate(found):
-        axes.plot(*_columns(series.points, x, "error"), **_look(number), label=_text(series.name or "measured"))
+        axes.plot(*_columns(series.points, x, "error"), **look_of(number), label=_text(series.name or "measured"))
     for line, numbers in predictions.items():
         alone = len(predictions) == 1
         axes.plot(
@@ -463,7 +464,7 @@ def _differences(rows: Sequence[Row]) -> Iterator[_Drawn]:
     names = list(dict.fromkeys(series.name for group in found.values() for series in group))
     for key, way in ways.items():
         for series in found[key]:
-            look = _look(names.index(series.name)) | {"linestyle": "-" if key == "difference" else "--"}
+            look = look_of(names.index(series.name)) | {"linestyle": "-" if key == "difference" else "--"}
             if key == "direct":
                 look["markerfacecolor"] = "none"
             label = _text(f"{series.name}, {way}".removeprefix(", "))

@@ -20,7 +20,7 @@ STUDIES = {
     "kernels": "heat maps, eigenvalues, effective rank and alignment of NTK and NNTK, against gamma",
     "attention": "what softmax weights look like, what they do to bias and variance, and when they collapse",
     "dimension": "importance weights, estimators and families of displacements from 10 to a million parameters",
-    "training": "gradient flow by the NNTK against training; a sign network trained by three methods",
+    "training": "gradient flow by the NNTK against training; a sign network trained by four methods",
     "real_data": "digits and diabetes: accuracy and likelihood of NTK, NNTK and RBF, against M and time",
 }
 """The studies by name, a line each; a module of this package has the name of each."""

@@ -11,10 +11,12 @@ import torch
 from sklearn.datasets import make_friedman1
 from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 import nntk
 from nntk.bench.results import Row
 from nntk.bench.studies import Drawn, Setting, Study, drawing
+from nntk.bench.studies.alignment import alignment
 from nntk.bench.studies.claims import Claim, interval
 from nntk.bench.studies.networks import network
 from nntk.bench.studies.rows import Band, Rows
@@ -40,7 +42,7 @@ _SHAPED = (0, 2, 4)
 """Which of the temperatures sorted weights are kept of."""
 _TRIALS = (("relu", "gaussian"), ("relu", "cauchy"), ("sign", "gaussian"))
 """Units and fixed kernels of the regressions."""
-_FEATURES, _DIM = 8, 16
+_FEATURES = 8
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _regression(units: str, law: nntk.FixedKernel, gamma: float, form: Row, sett
     first = features[: size.training]
     return {
         "error": _error((features / first.square().sum(1).mean().sqrt()).cpu().numpy(), y, size.training),
-        "similarity": _similarity(first @ first.T, nntk.local_ntk(model, inputs[: size.training])),
+        "similarity": alignment(first @ first.T, nntk.local_ntk(model, inputs[: size.training])),
     }
 
 
@@ -196,14 +198,14 @@ def _predicted(model: nn.Module, x: Tensor, form: Row, gamma: float) -> Row:
         spread, query = variance * nntk.local_ntk(model, x).diagonal(), model(x)[:, 0].detach().square()
     else:
         spread = torch.full((1,), variance, dtype=torch.float64)
-        query = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).square().mean()
+        query = parameters_to_vector(model.parameters()).detach().square().mean()
     if form["score"] == "dot":
         ratio = spread * query / form["temperature"] ** 2
         effective, factor = 1 / torch.cosh(ratio), 1 + ratio
     else:
         ratio = spread / form["temperature"]
         effective, factor = (1 + 2 * ratio).sqrt() / (1 + ratio), 1 / (1 + ratio)
-        effective = effective if form["on"] == "outputs" else effective**_DIM
+        effective = effective if form["on"] == "outputs" else effective ** (nntk.Attention(**form).dim or 1)
     diagonal = float((spread * factor).sum() / spread.sum()) if form["on"] == "outputs" else 1.0
     return {"predicted_effective": float(effective.mean()), "predicted_diagonal": diagonal}
 
@@ -218,10 +220,6 @@ def _error(features: np.ndarray, y: np.ndarray, training: int) -> float:
     model = RidgeCV(alphas=np.logspace(-14, 2, 49), gcv_mode="svd").fit(features[:training], y[:training])
     residuals = model.predict(features[training:]) - y[training:]
     return float(np.sqrt(np.mean(residuals**2)) / y[:training].std())
-
-
-def _similarity(one: Tensor, other: Tensor) -> float:
-    return float((one * other).sum() / (one.norm() * other.norm()))
 
 
 def _claims(rows: Rows) -> Sequence[Claim]:

@@ -174,7 +174,7 @@ def _claims(rows: Rows) -> Sequence[Claim]:
         Claim(
             "weights: heavy tails",
             "A cauchy proposal loses less: its effective samples go as d to the power of {}.",
-            _slope(heavy, "effective", more, sizes[-1]), -0.6, -0.35, ".2f",
+            heavy.slope("parameters", "effective", more, sizes[-1]), -0.6, -0.35, ".2f",
         ),
         *_estimators(families.where(directions="gaussian", outputs=1), more),
         *_prices(rows, families),
@@ -201,7 +201,7 @@ def _estimators(gaussian: Rows, more: int) -> list[Claim]:
         Claim(
             "unbiased: along d",
             f"it would need M well above d. The error of unbiased grows from d = {more} on as d to the power of {{}},",
-            _slope(unbiased, "error", more, last), 0.3, 0.65, ".2f",
+            unbiased.slope("parameters", "error", more, last), 0.3, 0.65, ".2f",
         ),
         Claim(
             "unbiased: size of its error",
@@ -258,12 +258,6 @@ def _prices(rows: Rows, families: Rows) -> list[Claim]:
             cost("gaussian", "exact_s"), form=".2g", ratio=True,
         ),
     ]  # fmt: skip
-
-
-def _slope(rows: Rows, key: str, low: int, high: int) -> np.ndarray:
-    """Slopes along d between two places of a log-log plot, one a seed."""
-    ends = [np.log(rows.values(key, parameters=d)) for d in (low, high)]
-    return np.asarray((ends[1] - ends[0]) / np.log(high / low))
 
 
 def _figures(rows: Rows) -> Iterator[Drawn]:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nntk.bench.report.plots import PALETTE
+from nntk.bench.report.plots import look_of as look
 from nntk.bench.studies.rows import Band
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ MAP = "cividis"
 SIGNED_MAP = "PuOr"
 """The colours of heat maps around zero."""
 
-_MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":")
+__all__ = ["MAP", "SIGNED_MAP", "draw", "entitle", "legend", "look", "panels", "save", "styled"]
 
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -69,15 +69,6 @@ def entitle(axes: "Axes", title: str, x: str, y: str) -> None:
     axes.set_ylabel(y)
 
 
-def look(number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of a series by its number."""
-    return {
-        "color": PALETTE[number % len(PALETTE)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "linestyle": _DASHES[number // len(PALETTE) % len(_DASHES)],
-    }
-
-
 def draw(axes: "Axes", band: Band, label: str, number: int, **other: Any) -> None:
     """A curve with its band."""
     axes.plot(band.x, band.mean, label=label, **{**look(number), **other})
@@ -93,12 +84,10 @@ def legend(figure: "Figure", columns: int, *axes: "Axes") -> None:
     figure.legend(list(series.values()), list(series), loc="outside lower center", ncols=columns)
 
 
-def save(figure: "Figure", path: Path) -> list[Path]:
+def save(figure: "Figure", path: Path) -> None:
     """Write a figure as SVG and as PNG; nothing in them tells the time or the machine."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    made = [path.with_suffix(ending) for ending in (".svg", ".png")]
-    figure.savefig(made[0], metadata={"Date": None})
-    figure.savefig(made[1], metadata={"Software": None})
-    return made
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})

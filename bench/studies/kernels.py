@@ -12,6 +12,7 @@ from torch import Tensor
 import nntk
 from nntk.bench.results import Row
 from nntk.bench.studies import Drawn, Setting, Study, drawing
+from nntk.bench.studies.alignment import alignment
 from nntk.bench.studies.claims import Claim, interval
 from nntk.bench.studies.networks import ACTIVATIONS, network
 from nntk.bench.studies.rows import Rows
@@ -74,9 +75,9 @@ def _figures_of(kernel: Tensor, x: Tensor, smooth: Tensor) -> Row:
         "mean_diagonal": float(kernel.trace()) / len(x),
         "effective_rank": _effective_rank(centred),
         "told_apart": len(torch.unique(kernel.round(decimals=9), dim=0)),
-        "similarity": _alignment(centred, _centred(smooth)),
-        "alignment_jump": _alignment(centred, torch.outer(jump, jump)),
-        "alignment_sine": _alignment(centred, torch.outer(sine, sine)),
+        "similarity": alignment(centred, _centred(smooth)),
+        "alignment_jump": alignment(centred, torch.outer(jump, jump)),
+        "alignment_sine": alignment(centred, torch.outer(sine, sine)),
         "spectrum": [float(spectrum[place - 1]) for place in _PLACES if place < len(x)],
     }
 
@@ -87,11 +88,6 @@ def _centred(kernel: Tensor) -> Tensor:
 
 def _effective_rank(kernel: Tensor) -> float:
     return float(kernel.trace() ** 2 / kernel.square().sum())
-
-
-def _alignment(one: Tensor, other: Tensor) -> float:
-    other = other.to(one)
-    return float((one * other).sum() / (one.norm() * other.norm()))
 
 
 def _cosines(kernel: Tensor) -> list[float]:

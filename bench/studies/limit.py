@@ -87,12 +87,6 @@ def _linear(model: nn.Module, x: Tensor, samples: int, seed: int) -> Tensor:
     return features @ features.T * (kernel.num_params / samples)
 
 
-def _slope(rows: Rows, x: str, y: str, low: float, high: float) -> np.ndarray:
-    """Slopes between two places of a log-log plot, one a seed."""
-    ends = [np.log(rows.values(y, **{x: place})) for place in (low, high)]
-    return np.asarray((ends[1] - ends[0]) / np.log(high / low))
-
-
 def _claims(rows: Rows) -> Sequence[Claim]:
     made = []
     for units in _UNITS:
@@ -109,7 +103,7 @@ def _claims(rows: Rows) -> Sequence[Claim]:
             Claim(
                 f"{units}: slope along M",
                 "and falls along M with a slope of {} in log-log.",
-                _slope(along, "samples", "error", sizes[0], sizes[-1]), -0.56, -0.44, ".2f",
+                along.slope("samples", "error", sizes[0], sizes[-1]), -0.56, -0.44, ".2f",
             ),
         ]  # fmt: skip
     tanh, relu = (rows.where(table="gamma", units=units) for units in _UNITS)
@@ -122,7 +116,7 @@ def _claims(rows: Rows) -> Sequence[Claim]:
             "tanh: slope along gamma",
             "At the same displacements the kernel of the tanh network is off its limit by gamma to the power of {}: "
             "odd parts have no term of second order.",
-            _slope(tanh, "gamma", "error", 1e-4, 1e-2), 1.9, 2.1, ".3f",
+            tanh.slope("gamma", "error", 1e-4, 1e-2), 1.9, 2.1, ".3f",
         ),
         Claim(
             "relu: small at gamma 0.01",
@@ -133,7 +127,7 @@ def _claims(rows: Rows) -> Sequence[Claim]:
         Claim(
             "float32: slope of subtraction",
             "Subtracting evaluations in float32 errs by gamma to the power of {},",
-            _slope(subtracted, "gamma", "error_rounding", 1e-6, 1e-2), -1.15, -0.85, ".2f",
+            subtracted.slope("gamma", "error_rounding", 1e-6, 1e-2), -1.15, -0.85, ".2f",
         ),
         Claim(
             "float32: where it takes over",

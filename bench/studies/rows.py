@@ -59,6 +59,21 @@ class Rows:
             raise ValueError(f"settings must leave one row a seed, got {len(seeds)} rows for {settings}.")
         return np.array([row[key] for row in found], dtype=float)
 
+    def slope(self, x: str, y: str, low: float, high: float) -> np.ndarray:
+        """Slopes of a figure between two places of a log-log plot.
+
+        Args:
+            x: Key of the setting.
+            y: Key of the figure.
+            low: The one place.
+            high: The other.
+
+        Returns:
+            [seeds], in their order.
+        """
+        ends = [np.log(self.values(y, **{x: place})) for place in (low, high)]
+        return np.asarray((ends[1] - ends[0]) / np.log(high / low))
+
     def band(self, x: str, y: str, ratio: bool = False, **settings: Any) -> Band:
         """A figure against a setting.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nntk.bench import environment
 from nntk.bench.files import write_text
@@ -141,10 +141,11 @@ def finish(study: Study, path: Path, content: dict[str, Any], console: Console) 
     _write(path, content)
     for table in rows.distinct("table"):
         write_text(path.with_name(f"{table}.csv"), _csv(rows.where(table=table)))
+    figures = []
     with drawing.styled(study.name):
-        figures = [
-            (drawn.name, drawn.caption) for drawn in study.figures(rows) if _saved(drawn.figure, path, drawn.name)
-        ]
+        for drawn in study.figures(rows):
+            drawing.save(drawn.figure, path.with_name(drawn.name))
+            figures.append((drawn.name, drawn.caption))
     write_text(path.with_name("README.md"), page(study, content, claims, figures))
     colours = {"supported": "green", "open": "yellow", "contradicted": "red"}
     for claim in claims:
@@ -200,10 +201,6 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     head = json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=1, allow_nan=False)
     rows = "".join(f",\n  {json.dumps(row, allow_nan=False)}" for row in content["rows"]).removeprefix(",")
     write_text(path, f'{head[:-2]},\n "rows": [{rows}\n ]\n}}\n')
-
-
-def _saved(figure: Any, path: Path, name: str) -> bool:
-    return bool(drawing.save(figure, path.with_name(name)))
 
 
 def _csv(rows: Rows) -> str:
@@ -265,12 +262,7 @@ def _replicate(
     """Add the rows of the seeds that are not there yet, and write after each."""
     size = study.quick if quick else study.full
     seeds = range(content["seed"], content["seed"] + size.seeds)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed} of {task.total} seeds"),
-    )
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("seeds")
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(study.name, total=size.seeds, completed=len(content["finished"]))
         for seed in seeds:
