@@ -16,6 +16,7 @@ from rich.console import Console
 
 import nntk
 from nntk.bench import compare, environment, profiling, report, results, roofline, studies, suites, tables, tuning
+from nntk.bench.prediction.model import CARDS
 from nntk.bench.resources import run as resources
 from nntk.bench.resources.catalogue import MODULES
 from nntk.bench.resources.machines import MACHINES
@@ -112,12 +113,14 @@ examples:
 """
 
 PREDICT = """\
-Compile the kernels that the design's workloads take on an H200, and predict from their machine code how fast these can
-be: the turns of the main loops and what is outside of them, each as long as its busiest pipe, and the bytes. Nothing
-runs and no GPU is needed. Latency, bank conflicts and launches are not seen: predictions are optimistic, for choosing
-what to mend first, and no measurement.
+Compile the kernels that the design's workloads take on an H200 and a B200, and predict from their machine code how fast
+these can be: the turns of the main loops and what is outside of them, each as long as its busiest pipe, and the bytes.
+Where a multiprocessor holds several programs at a time, one fills the gaps of another. Nothing runs and no GPU is
+needed. Latency, bank conflicts, the second-level cache and launches are not seen: predictions are optimistic, for
+choosing what to mend first, and no measurement.
 
 how to read it:
+  of roof   what the card's rate of products or of copies would take, by the work that is asked for, over the prediction
   products  the matrix pipe in main loops
   issue     what other pipes take beyond it in these: noise, splitting of operands, addresses
   once      outside of the loops: epilogues
@@ -126,7 +129,8 @@ how to read it:
 
 PREDICT_EPILOG = """\
 examples:
-  nntk-bench predict                             the table
+  nntk-bench predict                             the tables
+  nntk-bench predict --card h200                 of one card
   nntk-bench predict --json prediction.json      with seconds by part, the card's rates, versions and commit
 
 Exit status: 0 predicted, 1 a kernel did not compile, 2 wrong usage, 130 interrupted.
@@ -354,7 +358,10 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser = _command(
         commands, "predict", "estimate what the kernels do on a card, without it", PREDICT, PREDICT_EPILOG
     )
-    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown too")
+    parser.add_argument(
+        "--card", action="append", choices=tuple(CARDS), default=[], help="which card; may be repeated (default: all)"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown too")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything to this file")
     parser.set_defaults(function=_predict)
 
@@ -501,9 +508,10 @@ def _predict(options: argparse.Namespace) -> int:
     try:
         if importlib.util.find_spec("triton") is None:
             raise resources.CatalogueError("Triton is not installed (pip install triton; it is made for Linux)")
-        from nntk.bench import prediction  # its kernels need Triton
+        from nntk.bench.prediction import run  # its kernels need Triton
 
-        return prediction.run(options.json, environment.describe(torch.device("cpu")), _console(), options.markdown)
+        facts = environment.describe(torch.device("cpu"))
+        return run.run(options.json, facts, _console(), options.card, options.markdown)
     except (resources.CatalogueError, OSError) as wrong:
         print(f"nntk-bench predict: error: {wrong}", file=sys.stderr)
         return 2

@@ -104,6 +104,7 @@ def layer_step(
     activation: str = "gelu",
     shape: tuple[int, int, int] = _SHAPE,
     rank: int = _RANKS[0],
+    last: bool = False,
 ) -> Case:
     """The layer step for one family, precision and activation, with the tiles that it takes at ``shape``."""
     width, height, columns = shape
@@ -120,12 +121,15 @@ def layer_step(
     elif source in ("staged", "flipout"):
         signature["noise"] = units
     if source == "flipout":
-        words: dict[str, Signature] = {
-            name: "*i32" for name in ("starts", "stops", "groups", "out_signs", "next_signs")
-        }
+        words: dict[str, Signature] = {name: "*i32" for name in ("slots", "out_signs", "next_signs")}
         signature |= {**words, "out_signs_a_row": "i32", "next_signs_a_row": "i32"}
     if source in ("none", "lowrank"):
         del signature["q"]
+    if source in ("none", "lowrank") or last:
+        # Layers behind one of low rank are so too.
+        del signature["q_out"]
+    if last:
+        signature["d_out"] = "*fp32:16"
     if first:
         del signature["d"], signature["weight"]
     product = _products(cut.block_h, cut.block_n, cut.block_k, precision, arch)
@@ -135,12 +139,13 @@ def layer_step(
     small = Work(products=_products(cut.block_h, cut.block_n, rank, precision, arch) if source == "lowrank" else ())
     budget = _BUDGETS.get((source, first)) if precision == "bf16" and shape == _SHAPE else None
     name = f"{source}({rank})" if source == "lowrank" else source
+    place = "first" if first else "last" if last else "hidden"
     return _case(
-        f"layer_step {name} {precision} {'first' if first else 'hidden'} {activation} {width}x{height}x{columns}",
+        f"layer_step {name} {precision} {place} {activation} {width}x{height}x{columns}",
         kernel.layer_step,
         signature,
-        {"SOURCE": source, "FIRST": first, "HALVES": 2, "ACTIVATION": activation, "WIDE": False, "PARTS": cut.parts}
-        | {"BH": cut.block_h, "BN": cut.block_n, "BK": cut.block_k, "RANK": rank},
+        {"SOURCE": source, "FIRST": first, "LAST": last, "HALVES": 2, "ACTIVATION": activation, "WIDE": False}
+        | {"PARTS": cut.parts, "BH": cut.block_h, "BN": cut.block_n, "BK": cut.block_k, "RANK": rank},
         precision,
         arch,
         num_warps=cut.num_warps,
@@ -157,30 +162,35 @@ def _stationary(arch: str) -> Iterator[Case]:
     for precision in _STEPS:
         for source in tiles.GENERATED:
             for width in (256, 64):
-                cut = tiles.stationary_tiles(source, precision, width, arch)
-                if cut is not None:
-                    yield _stationary_step(arch, source, precision, width, cut)
+                if tiles.stationary_tiles(source, precision, width, arch) is not None:
+                    yield stationary_step(arch, source, precision, width)
                     break
 
 
-def _stationary_step(arch: str, source: str, precision: str, width: int, cut: tiles.Tiles) -> Case:
-    operand = _operand(precision)
+def stationary_step(
+    arch: str, source: str, precision: str, width: int, first: bool = False, activation: str = "gelu"
+) -> Case:
+    """The weight-stationary step, where ``tiles.stationary_tiles`` has one."""
+    cut, operand = tiles.stationary_tiles(source, precision, width, arch), _operand(precision)
+    assert cut is not None, "the path applies"
     inputs = _descriptor(operand, cut.block_n, cut.block_k)
     signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "q": inputs, "d": inputs}
     signature |= {"weight": _descriptor(operand, cut.block_h, cut.block_k)}
     signature |= {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
+    if first:
+        del signature["d"], signature["weight"]
     product = _products(cut.block_h, cut.block_n, cut.block_k, precision, arch)
     return _case(
-        f"stationary_step {source} {precision} hidden gelu {width}",
+        f"stationary_step {source} {precision} {'first' if first else 'hidden'} {activation} {width}",
         kernel.stationary_step,
         signature,
-        {"SOURCE": source, "FIRST": False, "HALVES": 2, "ACTIVATION": "gelu", "PARTS": cut.parts}
+        {"SOURCE": source, "FIRST": first, "LAST": False, "HALVES": 2, "ACTIVATION": activation, "PARTS": cut.parts}
         | {"BH": cut.block_h, "BN": cut.block_n, "BK": cut.block_k},
         precision,
         arch,
         num_warps=cut.num_warps,
         num_stages=cut.num_stages,
-        loops=(Work(products=(*product, *product)),),
+        loops=(Work(products=product if first else 2 * product),),
         once=_noise(source, cut.block_h * cut.block_k, ()),
     )
 
@@ -241,27 +251,30 @@ def _projections(arch: str) -> Iterator[Case]:
             yield projection(arch, precision, rank)
 
 
-def projection(arch: str, precision: str, rank: int) -> Case:
+def projection(arch: str, precision: str, rank: int, first: bool = False) -> Case:
     """The columns' products with the right factors of low rank, which go before a layer step."""
     cut = tiles.step_tiles("lowrank", precision, *_SHAPE, arch)
     operand = _operand(precision)
+    inputs = _descriptor(operand, cut.block_n, cut.block_k)
     return _case(
-        f"project({rank}) {precision}",
+        f"project({rank}) {precision}{' first' if first else ''}",
         kernel.project,
         {
-            "q": _descriptor(operand, cut.block_n, cut.block_k),
+            "h": inputs,
+            **({} if first else {"d": inputs}),
             "factors": _descriptor(operand, rank, cut.block_k),
             "coefficients": "*fp32",
+            "scales": "*fp32",
             "out": f"*{operand}:16",
             "width": "i32",
-            "num_columns": "i32",
+            "num_inputs": "i32",
         },
-        {"FIRST": False, "BN": cut.block_n, "BK": cut.block_k, "RANK": rank},
+        {"HALVES": 1 if first else 2, "BN": cut.block_n, "BK": cut.block_k, "RANK": rank},
         precision,
         arch,
         num_warps=4,
         num_stages=cut.num_stages,
-        loops=(Work(products=_products(cut.block_n, rank, cut.block_k, precision, arch)),),
+        loops=(Work(products=_products(cut.block_n, rank, cut.block_k, precision, arch)),) * (1 if first else 2),
     )
 
 

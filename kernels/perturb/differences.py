@@ -100,9 +100,16 @@ def _normal_cdf_difference(z, u, PTX: tl.constexpr):
 
 
 @triton.jit
-def _relu(z, dz, inverse):
-    kink = _larger(z * inverse, -3.4028234e38)
-    return _larger(dz, -kink) + _smaller(kink, 0.0)
+def relu(z):
+    """max(z, 0), NaN where z is."""
+    return _larger(z, 0.0)
+
+
+@triton.jit
+def _relu_difference(z, dz, inverse):
+    """Of z = p + n, parts above and below zero: max(dz + n / s, -p / s). Where n / s overflows, it is zero."""
+    above = relu(z)
+    return _larger(dz + (z - above) * inverse, -above * inverse)
 
 
 @triton.jit
@@ -117,9 +124,9 @@ def difference(a, b, dz, s, inverse, p0, p1, ACTIVATION: tl.constexpr, PTX: tl.c
     if ACTIVATION == "identity":
         return dz
     elif ACTIVATION == "relu":
-        return _relu(a, dz, inverse)
+        return _relu_difference(a, dz, inverse)
     elif ACTIVATION == "leaky_relu":
-        return p0 * dz + (1.0 - p0) * _relu(a, dz, inverse)
+        return p0 * dz + (1.0 - p0) * _relu_difference(a, dz, inverse)
     elif ACTIVATION == "tanh":
         return 2.0 * _sigmoid_difference(2.0 * a, 2.0 * u, PTX) * inverse
     elif ACTIVATION == "sigmoid":

@@ -8,7 +8,7 @@ products. README.md draws the data flow; layers.py and fused.py launch these ker
 import triton
 import triton.language as tl
 
-from nntk.kernels.perturb.differences import difference
+from nntk.kernels.perturb.differences import difference, relu
 from nntk.kernels.philox.kernel import (
     DISPLACEMENT,
     gaussian_tile,
@@ -52,76 +52,84 @@ def _packed_signs(words, row, words_a_row, i, mask):
 
 @triton.jit
 def _finish(
-    dz, h, c0, stop, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, ACTIVATION: tl.constexpr,
+    dz, h, row, c0, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, LAST: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Bias, activation and stores of columns [c0, stop).
+    """Bias, activation and stores of columns from c0 on of the displacement at ``row``.
 
-    Where ``MIRROR``, columns are inputs at displacements, and both halves of an antithetic pair are made of one: at
-    layer 0, dz- = -dz+. Else the halves are columns of their own, [displacement, half, input]. Offsets are 32-bit: a
-    chunk has less than 2**31 numbers.
+    Where ``MIRROR``, columns are inputs, and both halves of an antithetic pair are made of one: at layer 0, dz- = -dz+.
+    Else the halves are columns of their own, [half, input]. Offsets are 32-bit: a chunk has less than 2**31 numbers.
     """
-    (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, signs, signs_a_row,
-     d_out, q_out) = layer  # fmt: skip
+    (num_inputs, num_columns, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, signs,
+     signs_a_row, d_out, q_out) = layer  # fmt: skip
     column = c0 + tl.arange(0, dz.shape[1])
-    # Rows are padded to 16 units, so that masks keep loads and stores wide; nobody reads what padding gets.
-    keep = (h < stride)[:, None] & (column < stop)[None, :]
-    columns_a_row = num_inputs if MIRROR else HALVES * num_inputs
-    row, n = column // columns_a_row, column % num_inputs
-    half = column % columns_a_row // num_inputs
-    sign = (1 - 2 * half).to(tl.float32)[None, :]
-    s = tl.load(scales + row, mask=column < stop, other=1.0)
-    s, inverse = s[None, :], (1.0 / s)[None, :]
+    # Rows are padded to 16 units, so that masks keep loads and stores wide; nobody reads what padding gets, nor what
+    # a masked load leaves undefined.
+    inside = h < stride
+    keep = inside[:, None] & (column < num_columns)[None, :]
+    n = column
+    sign = 1.0
+    if HALVES == 2 and not MIRROR:
+        second = column >= num_inputs
+        n = tl.where(second, column - num_inputs, column)
+        sign = tl.where(second, -1.0, 1.0)[None, :]
+    s = tl.load(scales + row)
+    inverse = 1.0 / s
     at = n[None, :] * stride + h[:, None]
     if bias_noise is not None:
-        e = tl.load(bias_noise + row[None, :] * stride + h[:, None], mask=keep, other=0.0)
-        dz += sign * e
+        dz += sign * tl.load(bias_noise + row * stride + h, mask=inside)[:, None]
     a = dz
     b = dz
     if ACTIVATION != "identity":
-        a = tl.load(state_a + at, mask=keep, other=0.0)
+        a = tl.load(state_a + at, mask=keep)
     if ACTIVATION == "quantise":
-        b = tl.load(state_b + at, mask=keep, other=0.0)
+        b = tl.load(state_b + at, mask=keep)
+    to = column[None, :] * stride + h[:, None]
+    first = row * HALVES * num_inputs * stride
+    if q_out is not None:
+        if ACTIVATION == "relu":
+            moved = relu(a)
+        else:
+            moved = tl.load(h_next + at, mask=keep)
+        if signs is not None:
+            sign *= _packed_signs(signs, row, signs_a_row, h, inside)[:, None]
     for mirrored in tl.static_range(2 if MIRROR and HALVES == 2 else 1):
         d = difference(a, b, -dz if mirrored else dz, s, inverse, parameter0, parameter1, ACTIVATION, PTX)
-        line = (row * HALVES + half + mirrored) * num_inputs + n
-        to = line[None, :] * stride + h[:, None]
-        if q_out is None:
-            tl.store(d_out + to, d.to(d_out.dtype.element_ty), mask=keep)
+        if LAST:
+            tl.store(d_out + first + to, d.to(d_out.dtype.element_ty), mask=keep)
         else:
-            tl.store(d_out + to, _operand(d, d_out.dtype.element_ty, PRECISION), mask=keep)
-            q = tl.load(h_next + at, mask=keep, other=0.0) + s * d
-            q *= -sign if mirrored else sign
-            if signs is not None:
-                q *= _packed_signs(signs, row[None, :], signs_a_row, h[:, None], keep)
-            tl.store(q_out + to, _operand(q, q_out.dtype.element_ty, PRECISION), mask=keep)
+            tl.store(d_out + first + to, _operand(d, d_out.dtype.element_ty, PRECISION), mask=keep)
+        if q_out is not None:
+            q = (-sign if mirrored else sign) * (moved + s * d)
+            tl.store(q_out + first + to, _operand(q, q_out.dtype.element_ty, PRECISION), mask=keep)
+        first += num_inputs * stride
 
 
 @triton.jit
 def _finish_in_parts(
-    acc, h, c0, stop, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, ACTIVATION: tl.constexpr,
+    acc, h, row, c0, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, LAST: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The epilogue of a tile cut into PARTS: all of it beside a whole accumulator would not fit the registers."""
     if PARTS == 1:
-        _finish(acc, h, c0, stop, layer, HALVES, MIRROR, ACTIVATION, PRECISION, PTX)
+        _finish(acc, h, row, c0, layer, HALVES, MIRROR, LAST, ACTIVATION, PRECISION, PTX)
     else:
         BH: tl.constexpr = acc.shape[0]
         BN: tl.constexpr = acc.shape[1] // 2
         first, second = tl.split(tl.permute(tl.reshape(acc, (BH, 2, BN)), (0, 2, 1)))
-        _finish_in_parts(first, h, c0, stop, layer, HALVES, MIRROR, ACTIVATION, PRECISION, PTX, PARTS // 2)
-        _finish_in_parts(second, h, c0 + BN, stop, layer, HALVES, MIRROR, ACTIVATION, PRECISION, PTX, PARTS // 2)
+        _finish_in_parts(first, h, row, c0, layer, HALVES, MIRROR, LAST, ACTIVATION, PRECISION, PTX, PARTS // 2)
+        _finish_in_parts(second, h, row, c0 + BN, layer, HALVES, MIRROR, LAST, ACTIVATION, PRECISION, PTX, PARTS // 2)
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
 def layer_step(
     q, d, weight, noise, factors,
     rows, key0, key1, ordinal, width, height, num_inputs, num_columns,
-    starts, stops, groups, out_signs, out_signs_a_row,
+    slots, out_signs, out_signs_a_row,
     bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, next_signs, next_signs_a_row,
     d_out, q_out, stride,
-    SOURCE: tl.constexpr, FIRST: tl.constexpr, HALVES: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
+    SOURCE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, HALVES: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
     BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     """One layer for all displacements of a chunk; README.md has the picture.
@@ -131,7 +139,7 @@ def layer_step(
 
     Args:
         q: Descriptor of the columns +-(h + s d), [M HALVES N, width], in tiles [BN, BK]; at layer 0 of h, [N, width],
-            with flipout under every row's signs, [M N, width].
+            with flipout under every row's signs, [M N, width]; None of low rank, and where the weight stays.
         d: Descriptor of the columns' differences, as q; None at layer 0, and where W is multiplied elsewhere.
         weight: Descriptor of W, [height, width], in tiles [BH, BK]; None without d.
         noise: Descriptor of slabs or of flipout's bases, [groups height, width], or of low rank's left factors,
@@ -144,10 +152,8 @@ def layer_step(
         width: Inputs of the layer.
         height: Units of it.
         num_inputs: N.
-        num_columns: Columns that share their noise, without flipout: N at layer 0, HALVES N behind it.
-        starts: With flipout the first column of each tile, int32.
-        stops: The end of its base's columns, int32; 0 where there is no tile.
-        groups: Where its base stands, int32.
+        num_columns: Columns of a displacement: N at layer 0, HALVES N behind it.
+        slots: With flipout where each displacement's base stands, [M], int32.
         out_signs: Flipout's packed signs r_m, [M, out_signs_a_row], int32.
         out_signs_a_row: Words of a row of them.
         bias_noise: e_m, [M, stride], float32; None where the bias stays.
@@ -160,10 +166,11 @@ def layer_step(
         next_signs: Flipout's packed signs s_m of the next layer, [M, next_signs_a_row], int32.
         next_signs_a_row: Words of a row of them.
         d_out: Differences behind the activation, [M, HALVES, N, stride], ``DTYPE``; float32 in the last layer.
-        q_out: The next layer's q, like d_out; None in the last layer.
+        q_out: The next layer's q, like d_out; None where it takes none.
         stride: ``height`` padded to 16.
         SOURCE: Family of the noise; ``"staged"`` where it was written before, ``"none"`` where the weight stays.
         FIRST: Whether this is layer 0.
+        LAST: Whether no product takes what this gives.
         HALVES: Evaluations of a displacement, 1 or 2.
         ACTIVATION: Its name.
         PRECISION: What Triton calls the precision of a product.
@@ -176,50 +183,39 @@ def layer_step(
         BK: Terms of a step.
         RANK: Rows of a factor of low rank in memory.
     """
-    tiles_h = tl.cdiv(height, BH)
+    tiles_h, tiles_a_row = tl.cdiv(height, BH), tl.cdiv(num_columns, BN)
     tile_h, tile = tl.program_id(0) % tiles_h, tl.program_id(0) // tiles_h
-    # The columns of a tile share one displacement, or with flipout one base.
+    group, c = tile // tiles_a_row, tile % tiles_a_row * BN
+    h0, c0 = tile_h * BH, group * num_columns + c
+    h = h0 + tl.arange(0, BH)
+    # At layer 0 all displacements see the same inputs.
+    q0 = c if FIRST and SOURCE != "flipout" else c0
+    acc = tl.zeros((BH, BN), tl.float32)
+    if SOURCE == "gaussian" or SOURCE == "rademacher":
+        row = tl.load(rows + group)
+        hw = h0
+        if WIDE:
+            hw = h0.to(tl.int64)
+        for k in range(0, width, BK):
+            e = _noise_tile(hw, k, width, ordinal, row, key0, key1, SOURCE, DTYPE, PTX, BH, BK)
+            acc = tl.dot(e, q.load([q0, k]).T, acc, input_precision=PRECISION)
+    elif SOURCE == "lowrank":
+        # noise: left factors [M RANK, height]; factors: the columns' products with the right ones, [columns, RANK].
+        left = noise.load([group * RANK, h0])
+        acc = tl.dot(left.T, factors.load([c0, 0]).T, acc, input_precision=PRECISION)
+    elif SOURCE != "none":
+        slab = tl.load(slots + group) if SOURCE == "flipout" else group
+        for k in range(0, width, BK):
+            e = noise.load([slab * height + h0, k])
+            acc = tl.dot(e, q.load([q0, k]).T, acc, input_precision=PRECISION)
     if SOURCE == "flipout":
-        c0, stop, group = tl.load(starts + tile), tl.load(stops + tile), tl.load(groups + tile)
-    else:
-        tiles_a_row = tl.cdiv(num_columns, BN)
-        group = tile // tiles_a_row
-        c0, stop = group * num_columns + tile % tiles_a_row * BN, (group + 1) * num_columns
-    if c0 < stop:
-        h0 = tile_h * BH
-        h = h0 + tl.arange(0, BH)
-        # At layer 0 all displacements see the same inputs.
-        q0 = c0
-        if FIRST and SOURCE != "flipout":
-            q0 = c0 - group * num_columns
-        acc = tl.zeros((BH, BN), tl.float32)
-        if SOURCE == "gaussian" or SOURCE == "rademacher":
-            row = tl.load(rows + group)
-            hw = h0
-            if WIDE:
-                hw = h0.to(tl.int64)
-            for k in range(0, width, BK):
-                e = _noise_tile(hw, k, width, ordinal, row, key0, key1, SOURCE, DTYPE, PTX, BH, BK)
-                acc = tl.dot(e, q.load([q0, k]).T, acc, input_precision=PRECISION)
-        elif SOURCE == "lowrank":
-            # noise: left factors [M RANK, height]; factors: the columns' products with the right ones, [columns, RANK].
-            left = noise.load([group * RANK, h0])
-            acc = tl.dot(left.T, factors.load([c0, 0]).T, acc, input_precision=PRECISION)
-        elif SOURCE != "none":
-            for k in range(0, width, BK):
-                e = noise.load([group * height + h0, k])
-                acc = tl.dot(e, q.load([q0, k]).T, acc, input_precision=PRECISION)
-        if SOURCE == "flipout":
-            column = c0 + tl.arange(0, BN)
-            row = column // (num_inputs if FIRST else HALVES * num_inputs)
-            inside = (h < height)[:, None] & (column < stop)[None, :]
-            acc *= _packed_signs(out_signs, row[None, :], out_signs_a_row, h[:, None], inside)
-        if d is not None:
-            for k in range(0, width, BK):
-                acc = tl.dot(weight.load([h0, k]), d.load([c0, k]).T, acc, input_precision=PRECISION)
-        layer = (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, next_signs,
-                 next_signs_a_row, d_out, q_out)  # fmt: skip
-        _finish_in_parts(acc, h, c0, stop, layer, HALVES, FIRST, ACTIVATION, PRECISION, PTX, PARTS)
+        acc *= _packed_signs(out_signs, group, out_signs_a_row, h, h < height)[:, None]
+    if d is not None:
+        for k in range(0, width, BK):
+            acc = tl.dot(weight.load([h0, k]), d.load([c0, k]).T, acc, input_precision=PRECISION)
+    layer = (num_inputs, num_columns, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1,
+             next_signs, next_signs_a_row, d_out, q_out)  # fmt: skip
+    _finish_in_parts(acc, h, group, c, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
@@ -228,8 +224,9 @@ def stationary_step(
     rows, key0, key1, ordinal, width, height, num_inputs, num_columns,
     bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1,
     d_out, q_out, stride,
-    SOURCE: tl.constexpr, FIRST: tl.constexpr, HALVES: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    SOURCE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, HALVES: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr, BH: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The layer step for width <= BK: noise is made once and held over all columns of a displacement."""
     tiles_h = tl.cdiv(height, BH)
@@ -239,9 +236,8 @@ def stationary_step(
     e = _noise_tile(h0, 0, width, ordinal, tl.load(rows + group), key0, key1, SOURCE, DTYPE, PTX, BH, BK)
     if d is not None:
         w = weight.load([h0, 0])
-    stop = (group + 1) * num_columns
-    layer = (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, None, 0,
-             d_out, q_out)  # fmt: skip
+    layer = (num_inputs, num_columns, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1,
+             None, 0, d_out, q_out)  # fmt: skip
     for c in range(0, num_columns, BN):
         c0 = group * num_columns + c
         acc = tl.zeros((BH, BN), tl.float32)
@@ -251,26 +247,48 @@ def stationary_step(
             acc = tl.dot(e, q.load([c0, 0]).T, acc, input_precision=PRECISION)
             if d is not None:
                 acc = tl.dot(w, d.load([c0, 0]).T, acc, input_precision=PRECISION)
-        _finish_in_parts(acc, h, c0, stop, layer, HALVES, FIRST, ACTIVATION, PRECISION, PTX, PARTS)
+        _finish_in_parts(acc, h, group, c, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit
 def project(
-    q, factors, coefficients, out, width, num_columns, FIRST: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, RANK: tl.constexpr,
+    h, d, factors, coefficients, scales, out, width, num_inputs,
+    HALVES: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """Products with the right factors of low rank: ``out`` [columns, RANK] = c_m q B_m^T, B_m [RANK, width]."""
-    tiles_a_row = tl.cdiv(num_columns, BN)
-    group, c = tl.program_id(0) // tiles_a_row, tl.program_id(0) % tiles_a_row * BN
-    c0 = group * num_columns + c
+    """Products of q = +-(h + s d) with the right factors of low rank, c q B^T: of h and d apart, so that q is nowhere.
+
+    Args:
+        h: Descriptor of the unperturbed inputs of the layer, [N, width], in tiles [BN, BK]; None for zero.
+        d: Descriptor of their differences, [M HALVES N, width]; None for zero, as at layer 0.
+        factors: Descriptor of the right factors, [M RANK, width], in tiles [RANK, BK].
+        coefficients: c_m, [M], float32.
+        scales: s_m, [M], float32.
+        out: [M HALVES N, RANK].
+        width: Inputs of the layer.
+        num_inputs: N.
+        HALVES: Evaluations of a displacement; the second has the minus.
+        PRECISION: What Triton calls the precision of a product.
+        BN: Columns of a tile.
+        BK: Terms of a step.
+        RANK: Rows of a factor in memory.
+    """
+    tiles = tl.cdiv(num_inputs, BN)
+    block, n0 = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BN
+    row = block // HALVES
     acc = tl.zeros((BN, RANK), tl.float32)
-    for k in range(0, width, BK):
-        right = factors.load([group * RANK, k])
-        acc = tl.dot(q.load([c if FIRST else c0, k]), right.T, acc, input_precision=PRECISION)
-    acc *= tl.load(coefficients + group)
-    column = c + tl.arange(0, BN)
-    to = (group * num_columns + column).to(tl.int64)[:, None] * RANK + tl.arange(0, RANK)[None, :]
-    tl.store(out + to, _operand(acc, out.dtype.element_ty, PRECISION), mask=(column < num_columns)[:, None])
+    if d is not None:
+        for k in range(0, width, BK):
+            right = factors.load([row * RANK, k])
+            acc = tl.dot(d.load([block * num_inputs + n0, k]), right.T, acc, input_precision=PRECISION)
+        acc *= tl.load(scales + row)
+    if h is not None:
+        for k in range(0, width, BK):
+            right = factors.load([row * RANK, k])
+            acc = tl.dot(h.load([n0, k]), right.T, acc, input_precision=PRECISION)
+    acc *= (1.0 - 2.0 * (block % HALVES)) * tl.load(coefficients + row)
+    n = n0 + tl.arange(0, BN)
+    to = (block * num_inputs + n).to(tl.int64)[:, None] * RANK + tl.arange(0, RANK)[None, :]
+    tl.store(out + to, _operand(acc, out.dtype.element_ty, PRECISION), mask=(n < num_inputs)[:, None])
 
 
 @triton.jit

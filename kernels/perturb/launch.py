@@ -159,11 +159,13 @@ def plan(
     """
     lines = [philox.padded(width) for width in widths]
     pairs = list(zip(lines[:-1], lines[1:], strict=True))
-    # Of an input: float64 pass and float32 states. Of an evaluation: d and q of two layers, and the output in float32.
+    # Of an input: float64 pass and float32 states. Of an evaluation: d and, but for low rank, q of two layers, products
+    # with right factors, and the output in float32.
     state = sum(lines) * (2 * 8 + 4 * 4)
     evaluation = 4 * halves * lines[-1]
     if not fused:
-        evaluation += halves * itemsize * (2 * max(map(sum, pairs)) + 64) + itemsize * lines[0]
+        operands = 1 if directions is not None and directions.name == "lowrank" else 2
+        evaluation += halves * itemsize * (operands * max(map(sum, pairs)) + 64) + itemsize * lines[0]
     own, base = (0, 0) if fused else _noise_bytes(pairs, directions, itemsize)
     budget, most = max_bytes * 5 // 8, _LARGEST_BUFFER // (halves * max(lines))
     bases = directions.count if directions else 0

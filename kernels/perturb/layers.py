@@ -31,8 +31,8 @@ class _Bases:
 
     numbers: Tensor
     """Base of each slot, int64, -1 where it is empty."""
-    counts: Tensor
-    """Rows of each slot."""
+    slots: Tensor
+    """Slot of each row's base, int32."""
 
     @classmethod
     def of(cls, rows: Tensor, bases: int) -> "_Bases":
@@ -40,35 +40,9 @@ class _Bases:
         base = rows % bases
         starts = torch.ones_like(base)
         starts[1:] = base[1:] != base[:-1]
-        slot, slots = starts.cumsum(0) - 1, min(bases, len(rows))
-        numbers = torch.full((slots,), -1, dtype=torch.int64, device=rows.device).scatter_(0, slot, base)
-        counts = torch.zeros_like(numbers).scatter_add_(0, slot, torch.ones_like(slot))
-        return cls(numbers, counts)
-
-    def column_tiles(self, num_rows: int, columns: int, block: int) -> "_Groups":
-        """Tiles of ``block`` columns that share a base, of ``columns`` a row; the last may have none."""
-        counts, slots = self.counts * columns, len(self.counts)
-        tiles_of = (counts + block - 1) // block
-        ends, tile_ends = counts.cumsum(0), tiles_of.cumsum(0)
-        tile = torch.arange(num_rows * columns // block + slots, device=counts.device)
-        slot = torch.searchsorted(tile_ends, tile, right=True)
-        beyond, slot = slot == slots, slot.clamp(max=slots - 1)
-        first = (ends - counts)[slot] + (tile - (tile_ends - tiles_of)[slot]) * block
-        stop = torch.where(beyond, 0, ends[slot])
-        return _Groups(len(tile), first.int(), stop.int(), slot.int())
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Tiles of columns that share their noise. Without tensors: each displacement's columns, in order."""
-
-    tiles: int
-    starts: Tensor | None = None
-    """First column of each tile, int32."""
-    stops: Tensor | None = None
-    """End of the tile's group."""
-    slots: Tensor | None = None
-    """Where its base stands."""
+        slots = starts.cumsum(0) - 1
+        numbers = torch.full((min(bases, len(rows)),), -1, dtype=torch.int64, device=rows.device)
+        return cls(numbers.scatter_(0, slots, base), slots.int())
 
 
 @dataclass(frozen=True)
@@ -76,6 +50,8 @@ class _Noise:
     """Noise that the layer step reads: slabs or bases [groups, H, K], or left factors [M, rank, H]."""
 
     operand: TensorDescriptor | None = None
+    slots: Tensor | None = None
+    """With flipout where each displacement's base stands."""
     factors: TensorDescriptor | None = None
     """With low rank the columns' products with the right factors, [columns, rank]."""
     signs: Tensor | None = None
@@ -115,7 +91,8 @@ class _Chunk:
 class _Operands:
     """What one layer reads of the one before: its differences d, and q = +-(h + s d), [M, halves, N, padded(K)]."""
 
-    q: Tensor
+    q: Tensor | None
+    """None where nothing multiplies it."""
     d: Tensor | None
     """None where the product with the weight is not made here, as at layer 0."""
     first: bool = False
@@ -170,7 +147,7 @@ class _Step:
         """Evaluate the layer; what the next one reads."""
         shape = (len(self.rows), self.call.halves, self.num_inputs, philox.padded(self.height))
         d = torch.empty(shape, dtype=torch.float32 if self.last else self.call.dtype, device=self.rows.device)
-        q = d if self.last else torch.empty_like(d)
+        q = torch.empty_like(d) if self._gives_q() else None
         bias = self._bias_noise()
         path = self._path()
         if path == "staged":
@@ -180,6 +157,10 @@ class _Step:
         else:
             self._in_registers(d, q, bias, slice(0, len(self.rows)), None)
         return _Operands(q, d)
+
+    def _gives_q(self) -> bool:
+        """Whether the next layer multiplies q: low rank takes its parts, and a weight that stays neither."""
+        return not self.last and self.call.source(self.call.layers[self.number + 1]) not in ("none", "lowrank")
 
     def _path(self) -> str:
         call, forced = self.call, self.call.path
@@ -219,22 +200,21 @@ class _Step:
     def _key_arguments(self) -> tuple[int, int, int]:
         return (*philox.keys(self.call.key), philox.signed(self.layer.weight_ordinal or 0))
 
-    def _stationary(self, d: Tensor, q: Tensor, bias: Tensor | None) -> None:
+    def _stationary(self, d: Tensor, q: Tensor | None, bias: Tensor | None) -> None:
         call, operands = self.call, self.operands
         cut = tiles.stationary_tiles(self.source, call.precision, self.width, call.target.arch)
         assert cut is not None, "the path was chosen"
         everyone = slice(None)
         kernel.stationary_step[(triton.cdiv(self.height, cut.block_h) * len(self.rows),)](
-            self._inputs(operands.q, cut, everyone),
-            None if operands.d is None else self._inputs(operands.d, cut, everyone),
+            self._inputs(operands.q, cut, everyone), self._inputs(operands.d, cut, everyone),
             self._weight(cut), self.rows, *self._key_arguments(), self.width, self.height, self.num_inputs,
-            self.columns, *self._epilogue(bias, everyone), d, None if self.last else q, d.shape[-1],
-            self.source, self.first, call.halves, self.layer.activation.name, call.input_precision,
+            self.columns, *self._epilogue(bias, everyone), d, q, d.shape[-1],
+            self.source, self.first, self.last, call.halves, self.layer.activation.name, call.input_precision,
             call.element, call.target.ptx, cut.parts, cut.block_h, cut.block_n, cut.block_k,
             num_warps=cut.num_warps, num_stages=cut.num_stages,
         )  # fmt: skip
 
-    def _staged(self, d: Tensor, q: Tensor, bias: Tensor | None) -> None:
+    def _staged(self, d: Tensor, q: Tensor | None, bias: Tensor | None) -> None:
         """Noise of a slab of displacements into memory, small enough for the cache, then their products."""
         ordinal, stride, call = self.layer.weight_ordinal, philox.padded(self.width), self.call
         assert ordinal is not None, "the weight moves"
@@ -247,37 +227,35 @@ class _Step:
             philox.write_matrix(noise, self.rows[some], ordinal, self.width, call.key, signs, DISPLACEMENT)
             self._in_registers(d, q, bias, some, noise)
 
-    def _in_registers(self, d: Tensor, q: Tensor, bias: Tensor | None, some: slice, staged: Tensor | None) -> None:
+    def _in_registers(
+        self, d: Tensor, q: Tensor | None, bias: Tensor | None, some: slice, staged: Tensor | None
+    ) -> None:
         """The layer step of some displacements, whose noise is made in it, or was written to memory before."""
         call, count = self.call, some.stop - some.start
         source = self.source if staged is None else "staged"
-        columns = self.columns * (count if source == "flipout" else 1)
-        cut = tiles.step_tiles_on(call.target, source, call.precision, self.width, self.height, columns)
-        groups, noise = self._column_groups(cut, count), self._noise(cut, staged)
+        cut = tiles.step_tiles_on(call.target, source, call.precision, self.width, self.height, self.columns)
+        programs = triton.cdiv(self.height, cut.block_h) * triton.cdiv(self.columns, cut.block_n) * count
+        noise = self._noise(cut, staged)
         following = self.chunk.signs(self.number + 1, INPUT_SIGNS)
-        kernel.layer_step[(triton.cdiv(self.height, cut.block_h) * groups.tiles,)](
+        kernel.layer_step[(programs,)](
             None if source in ("none", "lowrank") else self._inputs(self.operands.q, cut, some),
-            None if self.operands.d is None else self._inputs(self.operands.d, cut, some),
+            self._inputs(self.operands.d, cut, some),
             self._weight(cut), noise.operand, noise.factors,
             self.rows[some], *self._key_arguments(), self.width, self.height, self.num_inputs, self.columns,
-            groups.starts, groups.stops, groups.slots, *_words(noise.signs),
-            *self._epilogue(bias, some), *_words(following), d[some], None if self.last else q[some], d.shape[-1],
-            source, self.first, call.halves, self.layer.activation.name, call.input_precision, call.element,
+            noise.slots, *_words(noise.signs),
+            *self._epilogue(bias, some), *_words(following), d[some], None if q is None else q[some], d.shape[-1],
+            source, self.first, self.last, call.halves, self.layer.activation.name, call.input_precision, call.element,
             call.target.ptx, philox.is_wide(self.height, self.width), cut.parts,
             cut.block_h, cut.block_n, cut.block_k, noise.rank,
             num_warps=cut.num_warps, num_stages=cut.num_stages,
         )  # fmt: skip
 
-    def _inputs(self, operand: Tensor, cut: tiles.Tiles, some: slice) -> TensorDescriptor:
-        """A descriptor of q or d of some displacements; the inputs themselves, [N, K], serve all."""
+    def _inputs(self, operand: Tensor | None, cut: tiles.Tiles, some: slice) -> TensorDescriptor | None:
+        """A descriptor of q or d of some displacements, where there is one; the inputs, [N, K], serve all."""
+        if operand is None:
+            return None
         part = operand if operand.dim() == 2 else operand[some]
         return described(part, self.width, (cut.block_n, cut.block_k))
-
-    def _column_groups(self, cut: tiles.Tiles, count: int) -> _Groups:
-        if self.source == "flipout":
-            assert self.chunk.bases is not None, "the chunk was sorted by base"
-            return self.chunk.bases.column_tiles(count, self.columns, cut.block_n)
-        return _Groups(count * triton.cdiv(self.columns, cut.block_n))
 
     def _noise(self, cut: tiles.Tiles, staged: Tensor | None) -> _Noise:
         """What the layer step reads of the noise; nothing where it makes it."""
@@ -285,16 +263,17 @@ class _Step:
         if staged is not None:
             return _Noise(described(staged, self.width, block))
         if self.source == "flipout":
-            return _Noise(
-                described(self._bases(), self.width, block), signs=self.chunk.signs(self.number, OUTPUT_SIGNS)
-            )
+            return self._flipout(block)
         return self._lowrank(cut) if self.source == "lowrank" else _Noise()
 
-    def _bases(self) -> Tensor:
-        """Flipout's bases, [slots, H, padded(K)]."""
-        call, ordinal = self.call, self.layer.weight_ordinal
-        assert ordinal is not None and self.chunk.bases is not None, "the weight moves, by bases"
-        return philox.flipout_bases(self.chunk.bases.numbers, ordinal, self.height, self.width, call.key, call.dtype)
+    def _flipout(self, block: tuple[int, int]) -> _Noise:
+        """The bases, [slots, H, padded(K)], and the signs of what they give."""
+        call, ordinal, bases = self.call, self.layer.weight_ordinal, self.chunk.bases
+        assert ordinal is not None and bases is not None, "the weight moves, by bases"
+        made = philox.flipout_bases(bases.numbers, ordinal, self.height, self.width, call.key, call.dtype)
+        return _Noise(
+            described(made, self.width, block), bases.slots, signs=self.chunk.signs(self.number, OUTPUT_SIGNS)
+        )
 
     def _lowrank(self, cut: tiles.Tiles) -> _Noise:
         """The left factors, and the columns' products with the right ones."""
@@ -305,13 +284,24 @@ class _Step:
             call.slab_bytes,
         )  # fmt: skip
         products = torch.empty(len(self.rows) * self.columns, rank, dtype=call.dtype, device=self.rows.device)
-        kernel.project[(len(self.rows) * triton.cdiv(self.columns, cut.block_n),)](
-            self._inputs(self.operands.q, cut, slice(0, len(self.rows))),
-            described(right, self.width, (rank, cut.block_k)), scale.float(), products, self.width, self.columns,
-            self.first, call.input_precision, cut.block_n, cut.block_k, rank, num_warps=4, num_stages=cut.num_stages,
+        h, d = self._parts_of_q()
+        everyone, halves = slice(0, len(self.rows)), self.columns // self.num_inputs
+        kernel.project[(len(self.rows) * halves * triton.cdiv(self.num_inputs, cut.block_n),)](
+            self._inputs(h, cut, everyone), self._inputs(d, cut, everyone),
+            described(right, self.width, (rank, cut.block_k)), scale.float(), self.chunk.scales, products, self.width,
+            self.num_inputs, halves, call.input_precision, cut.block_n, cut.block_k, rank,
+            num_warps=4, num_stages=cut.num_stages,
         )  # fmt: skip
         factors = described(products, rank, (cut.block_n, rank))
-        return _Noise(described(left, self.height, (rank, cut.block_h)), factors, rank=rank)
+        return _Noise(described(left, self.height, (rank, cut.block_h)), factors=factors, rank=rank)
+
+    def _parts_of_q(self) -> tuple[Tensor | None, Tensor | None]:
+        """What q = +-(h + s d) is made of: h, [N, K], and d; of a single product of given q, either."""
+        q, d = self.operands.q, self.operands.d
+        if q is not None:
+            return (q, None) if q.dim() == 2 else (None, q)
+        hidden = self.chunk.unmoved.hidden[self.number - 1]
+        return as_operand(hidden, self.call.precision, self.call.target), d
 
 
 def _words(packed: Tensor | None) -> tuple[Tensor | None, int]:

@@ -73,6 +73,17 @@ class Noise(ABC):
         """Ranges of output units that are evaluated together."""
         yield slice(0, len(weight))
 
+    def operand(self, h: Tensor, d: Tensor, signs: Tensor, scales: Tensor) -> Tensor:
+        """The rounded operand q = +-(h + s d) of a layer behind the first, [rows, halves, N, K].
+
+        Args:
+            h: Unperturbed inputs of the layer, [N, K].
+            d: Their unit differences, [rows, halves, N, K].
+            signs: [halves, 1, 1].
+            scales: s, [rows or 1, 1, 1, 1].
+        """
+        return self._group.rounded(torch.addcmul(signs * h, d, scales * signs))
+
     @abstractmethod
     def bias(self, ordinal: int, bias: Tensor, tile: slice) -> Tensor:
         """Unit displacement of a bias, [rows, H]."""
@@ -211,12 +222,19 @@ class FlipoutNoise(StructuredNoise):
 
 
 class LowRankNoise(StructuredNoise):
-    r"""Displacements :math:`c A^T B` by their factors: :math:`q E^T = (c\,q B^T) A`, whose bracket is rounded too."""
+    r"""Displacements :math:`c A^T B` by their factors: :math:`q E^T = (c\,q B^T) A`, whose bracket is rounded too.
+
+    Products with so few factors are cheap: those of h and of d are made apart, so that q itself need not be written.
+    """
 
     def __init__(self, group: Group) -> None:
         super().__init__(group)
         rank, shapes, numbers = group.directions.count, group.shapes(axes=(2,)), group.plan.slab_numbers
         self._factors = lowrank_factors(group.rows, shapes, rank, group.key, group.dtype, numbers)
+
+    def operand(self, h: Tensor, d: Tensor, signs: Tensor, scales: Tensor) -> Tensor:
+        """The operand q = +-(h + s d), of h and d rounded apart."""
+        return torch.addcmul(signs * self._group.rounded(h), self._group.rounded(d), scales * signs)
 
     def product(self, q: Tensor, layer: Layer, units: slice, tile: slice, onto: Tensor | None = None) -> Tensor:
         """Two products of R numbers for each row."""

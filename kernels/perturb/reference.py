@@ -90,8 +90,7 @@ def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> 
     """Propagate differences: two products a layer, no cancellation. Returns unit differences [rows, halves, N, C]."""
     d: Tensor | None = None
     for layer, (h, state) in zip(layers, unmoved.layers, strict=True):
-        moved = None if d is None else torch.addcmul(tile.signs * h, d, tile.scales * tile.signs)
-        operands = None if d is None or moved is None else (tile.rounded(d), tile.rounded(moved))
+        operands = None if d is None else (tile.rounded(d), tile.noise.operand(h, d, tile.signs, tile.scales))
         e = tile.bias(layer)
         parts = []
         for units in tile.noise.slabs(layer.weight):

@@ -151,9 +151,6 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
         The tiles.
     """
     (block_h, block_n), warps, stages, steps = _LARGE[family_of(arch), precision]
-    if source == "flipout":
-        # Columns of several displacements in a tile: their signs r want registers too.
-        block_n = min(block_n, 64 if family_of(arch) == "sm_80" else 128)
     block_k = steps.get(source, 64 if family_of(arch) in _FOUR_WARP_PRODUCTS and precision == "bf16" else 32)
     smaller_h = power_of_two(height, min(64, block_h), block_h)
     smaller_n = power_of_two(columns, min(64, block_n), block_n)
