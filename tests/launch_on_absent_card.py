@@ -49,13 +49,17 @@ class AbsentCard:
 def launch_perturbation():
     """Each family by each path."""
     routes = [("gaussian", path) for path in ("step", "stationary", "staged", "fused")]
-    for directions, path in [*routes, ("rademacher", None), ("flipout(3)", None), ("lowrank(2)", None)]:
-        for widths, number, activation in (((20, 20, 3), 20, "quantise"), ((1, 1, 1), 1, "relu")):
+    routes += [("rademacher", path) for path in ("step", "staged", "fused")]
+    for directions, path in [*routes, ("flipout(3)", None), ("lowrank(2)", None)]:
+        # Low rank's layers of few units are formed: one more has its factors multiplied, of h and d.
+        hidden = (20, 20) if "lowrank" not in directions else (70, 70)
+        for widths, number, activation in (((*hidden, 3), 20, "quantise"), ((70, *hidden, 3), 20, "relu"),
+                                           ((1, 1, 1), 1, "relu")):  # fmt: skip
             scales = torch.full((3,), 0.1)
             model, x = mlp(*widths, activation=activation), inputs(number, widths[0])
             kernel_differences(model, x, torch.arange(3), scales, directions, precision="bf16", path=path)
         for q in (torch.ones(20, 20), torch.ones(3, 20, 20)):
-            perturb.displacement_products(q, 20, 0, torch.arange(3), 1, 2, directions, 2**27)
+            perturb.displacement_products(q, hidden[0], 0, torch.arange(3), 1, 2, directions, 2**27)
     philox.squared_norms([torch.zeros(5, 7), torch.zeros(1)], [0, 1], torch.arange(3), 1, 2, "gaussian")
     philox.unit_displacements(torch.arange(3), 0, [5, 7], 1, 2, "gaussian", torch.float32)
 

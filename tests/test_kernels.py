@@ -21,6 +21,7 @@ from nntk.kernels import dispatch, target
 from nntk.kernels.perturb import cases, config, kernel, launch, layers, mlp_differences, tiles
 from nntk.kernels.perturb.activations import ACTIVATIONS, encode
 from nntk.kernels.perturb.differences import difference
+from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.perturb.reference import ROUNDINGS, round_to_tf32
 from nntk.kernels.perturb.reference import displacement_products as reference_products
 from nntk.kernels.philox import launch as philox
@@ -29,12 +30,18 @@ from nntk.kernels.philox import reference as stream
 from nntk.models import recognise
 
 ROUTES = [
-    *((family, path) for family in ("gaussian", "rademacher") for path in tiles.PATHS),
+    *(("gaussian", path) for path in tiles.PATHS),
+    *(("rademacher", path) for path in tiles.PATHS if path != "stationary"),
     *((family, "step") for family in ("flipout(3)", "lowrank(2)")),
 ]
 MODELS = ("relu", "tanh", "gelu", "sign", "quantise")
 # Widths, inputs, displacements: ones, odd numbers, more than a tile, one output and ten.
 SHAPES = (((130, 17, 3, 10), 17, 2), ((3, 130, 1), 1, 3), ((1, 3, 17), 130, 1), ((17, 3, 1), 3, 2))
+# Of low rank, layers of few units are formed: here a hidden one is not.
+LOWRANK_SHAPES = (*SHAPES, ((3, 17, 70, 3), 17, 2))
+# Signs of many columns multiply W + s E: here over more than a step.
+SIGNS_SHAPES = (*SHAPES, ((3, 130, 17, 3), 66, 1))
+SHAPES_OF = {"lowrank(2)": LOWRANK_SHAPES, "flipout(3)": SIGNS_SHAPES, "rademacher": SIGNS_SHAPES, "gaussian": SHAPES}
 FUSED_SHAPES = (((17, 3, 17, 10), 17, 2), ((1, 17, 3, 1), 130, 1), ((3, 1, 3, 10), 1, 3), ((17, 3, 1), 3, 2))
 SCALE = 0.05
 
@@ -102,7 +109,8 @@ def shapes(directions, path, precision):
         found = [shape for shape in FUSED_SHAPES if max(shape[0]) <= widest]
     else:
         found = [
-            shape for shape in SHAPES if all(tiles.applies(path, directions, precision, width, arch) for width in shape[0][:-1])
+            (widths, *rest) for widths, *rest in SHAPES_OF[directions]
+            if all(tiles.applies(path, directions, precision, width, arch) for width in widths[:-1])
         ]  # fmt: skip
     if not found:
         pytest.skip(f"{arch} has no {path} path in {precision}")
@@ -148,7 +156,7 @@ def test_tf32_rounds_every_operand(directions, path):
 
     The interpreter multiplies in float32 whatever is asked: what is not rounded where it is written shows here.
     """
-    model, x, samples, u = mlp(40, 70, 33, 3), inputs(20, 40), 3, 2.0**-11
+    model, x, samples, u = mlp(40, 70, 66, 3), inputs(20, 40), 3, 2.0**-11
     made = kernel_differences(
         model, x, rows(samples), torch.full((samples,), SCALE), directions, precision="tf32", path=path
     )[0].cpu()
@@ -246,7 +254,7 @@ def test_chunks_tiles_and_order_do_not_matter(directions, path, monkeypatch):
     whole = run()
     assert torch.equal(whole, run())
     assert relative_error(run([2, 1]), whole[:, [2, 1]]) < 1e-6
-    for budget, pieces in ((20480, 2), (256, 1)):
+    for budget, pieces in ((24576, 2), (256, 1)):
         cut = launch.plan((17, 30, 2), len(x), samples, 2, 4, budget, path == "fused", parse(directions))
         assert cut.inputs == pieces and (pieces > 1 or cut.rows == 1)
         assert relative_error(run(max_bytes=budget), whole) < 1e-6
@@ -348,10 +356,12 @@ def test_plans_hold_the_noise_too(directions, number):
     """Bases and factors are part of the budget, and a larger one holds as many displacements or more."""
     family, rows_before = parse(directions), 0
     for budget in (2**25, 2**26, 2**28):
-        plan = launch.plan((784, 1024, 1024, 10), number, 10**4, 2, 2, budget, directions=family)
+        operands = 2 if family.name == "gaussian" else 1  # d, and q.
+        plan = launch.plan(
+            (784, 1024, 1024, 10), number, 10**4, 2, 2, budget, directions=family, operands=operands
+        )  # fmt: skip
         bases = min(family.count, plan.rows) * 2 * 2**20 if family.name == "flipout" else 0
         factors = plan.rows * max(16, family.count) * 2 * 2048 if family.name == "lowrank" else 0
-        operands = 1 if family.name == "lowrank" else 2  # d, and q.
         assert plan.buffer_bytes >= bases + factors + plan.rows * plan.inputs * operands * 2 * 2 * 2048
         assert plan.buffer_bytes <= budget * 7 / 8
         assert plan.rows * plan.inputs >= rows_before
@@ -405,11 +415,13 @@ def test_every_tile_is_judged(arch):
         if case.kernel is kernel.layer_step:
             sizes = (case.constants[name] for name in ("BH", "BN", "BK"))
             cut = tiles.Tiles(*sizes, case.num_warps, case.num_stages, case.constants["PARTS"])
-            judged.setdefault((case.constants["SOURCE"], case.name.split()[2]), set()).add(cut)
+            judged.setdefault((case.name.split()[1].partition("(")[0], case.name.split()[2]), set()).add(cut)
     for (source, precision), compiled in judged.items():
         form = judged["gaussian" if source in tiles.GENERATED else "none", precision]
         for width, height, columns in itertools.product((32, 1024), *[(1, 64, 65, 128, 129, 256, 257, 5000)] * 2):
-            cut = tiles.step_tiles(source, precision, width, height, columns, arch)
+            if source == "formed" and height > FORMED_UNITS:
+                continue
+            cut = tiles.step_tiles("staged" if source == "formed" else source, precision, width, height, columns, arch)
             assert any(cases.bounds(source, other, cut) for other in compiled)
             same = (one for one in compiled | form if (one.block_h, one.block_n) == (cut.block_h, cut.block_n))
             assert any(one.num_warps == cut.num_warps for one in same)

@@ -22,6 +22,7 @@ from nntk.kernels.perturb.config import (
     plan,
     predicted_rounding_error,
 )
+from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.perturb.reference import ROUNDINGS
 from nntk.kernels.philox import parse, unit_displacements
 from nntk.kernels.philox.reference import lowrank_factors
@@ -347,15 +348,41 @@ def test_precision_rounds_the_operands_of_the_products(directions, precision):
     assert relative_error(made, unit(model, x, rows, **settings)[0]) > 0.2 * ROUNDOFF[precision]
 
 
+@pytest.mark.parametrize("height", [70, 30])
 @pytest.mark.parametrize("precision", ROUNDOFF)
-def test_precision_rounds_the_inner_product_of_lowrank(precision):
-    """The product c q B^T is an operand of the second product, and rounded as one."""
-    rounded, model, x, rows = ROUNDINGS[precision], mlp(40, 30), inputs(20, 40), torch.arange(4)
-    left, right, scale = lowrank_factors(rows, {0: (30, 40)}, 2, (3, 0), torch.float64)[0]
-    inner = rounded((scale[:, None, None] * (rounded(x).double() @ right.mT)).float())
-    expected = inner.double() @ left + unit_displacements(rows, 1, (30,), 3, "lowrank(2)")[:, None]
+def test_precision_rounds_the_inner_product_of_lowrank(precision, height):
+    """The product c q B^T is an operand of the second product, and rounded as one; of few units E is."""
+    rounded, model, x, rows = ROUNDINGS[precision], mlp(40, height), inputs(20, 40), torch.arange(4)
+    left, right, scale = lowrank_factors(rows, {0: (height, 40)}, 2, (3, 0), torch.float64)[0]
+    scale = scale[:, None, None]
+    if height > FORMED_UNITS:
+        expected = rounded((scale * (rounded(x).double() @ right.mT)).float()).double() @ left
+    else:
+        expected = rounded(x).double() @ rounded((scale * (left.mT @ right)).float()).double().mT
+    expected += unit_displacements(rows, 1, (height,), 3, "lowrank(2)")[:, None]
     made, _ = unit(model, x, rows, directions="lowrank(2)", pairs="none", precision=precision)
     assert relative_error(made, expected) < 0.05 * ROUNDOFF[precision]
+
+
+@pytest.mark.parametrize(("directions", "number"), [("rademacher", 65), ("flipout(2)", 65), ("rademacher", 64)])
+def test_signs_of_many_columns_multiply_moved_weights(directions, number):
+    """In bfloat16 operands are d, h, and W + s E, W rounded before; of 128 columns or fewer d, W and h + s d."""
+    s, x, rows = 0.01, inputs(number, 20), torch.arange(3)
+    rounded, model = ROUNDINGS["bf16"], mlp(20, 30, 7, activation="tanh")
+    settings = {"directions": directions, "pairs": "both"}
+    made = unit(model, x, rows, precision="bf16", **settings)[0]
+    d = unit(model[:2], x, rows, precision="bf16", **settings)[0]
+    h, weight = model[:2](x).detach(), rounded(model[2].weight.detach())
+    e, bias = (
+        unit_displacements(rows, ordinal, p.shape, 3, directions) for ordinal, p in ((2, weight), (3, weight[:, 0]))
+    )
+    for sign, half, of_d in zip((1, -1), made, d, strict=True):
+        if number > 64:
+            expected = rounded(of_d) @ rounded(weight + sign * s * e).mT + sign * (rounded(h) @ e.mT)
+        else:
+            expected = rounded(of_d) @ weight.T + sign * (rounded(h + s * of_d) @ e.mT)
+        expected = expected + sign * bias[:, None]
+        assert relative_error(half, expected) < 0.05 * ROUNDOFF["bf16"]
 
 
 @pytest.mark.parametrize("gamma", [1e-1, 1e-6])

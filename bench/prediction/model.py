@@ -1,8 +1,8 @@
 """What launches take on a card, from the machine code of their kernels. Nothing here is measured.
 
 A program keeps each pipe of its multiprocessor busy for the turns of its main loops and for what is outside of them.
-Where a multiprocessor holds several programs, one of them fills the gaps of another, and the busiest pipe of all decides;
-a program that has it to itself goes through its parts one after another, each as long as that part's busiest pipe.
+Where a multiprocessor holds several programs, one fills the gaps of another, and the busiest pipe of all decides; a
+program that has it to itself goes through its parts one after another, each as long as that part's busiest pipe.
 Multiprocessors are busy all the time, and a launch takes no less than the bytes that it moves. Latency, bank conflicts,
 the second-level cache, the last wave and launches themselves are not seen: predictions are optimistic.
 """
@@ -156,5 +156,6 @@ def time_of(launch: Launch, measured: Measured, card: Card) -> Time:
         busy = turning + max(once.values())
     memory = max(0.0, launch.bytes / card.bandwidth - busy * a_clock)
     roof = max(launch.flops / card.bf16, launch.bytes / card.bandwidth)
-    spent = (products, turning - products, busy - turning)
-    return Time(*(clocks * a_clock for clocks in spent), memory, roof, launch.fetched)
+    return Time(
+        products * a_clock, (turning - products) * a_clock, (busy - turning) * a_clock, memory, roof, launch.fetched
+    )

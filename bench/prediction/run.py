@@ -47,7 +47,9 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, as the READMEs have it."""
     columns = [column for column in COLUMNS if column.key != "verdict"]
     cells = [[tables.cell(column, _shown(row)) for column in columns] for row in rows]
-    return lines([column.header for column in columns], cells, [column.key not in ("case", "goes_to") for column in columns])
+    return lines(
+        [column.header for column in columns], cells, [column.key not in ("case", "goes_to") for column in columns]
+    )
 
 
 def run(

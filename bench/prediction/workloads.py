@@ -15,6 +15,7 @@ from nntk.kernels.fixed_weights import cases as fixed_weights
 from nntk.kernels.fixed_weights import config as weights_config
 from nntk.kernels.perturb import cases as perturb
 from nntk.kernels.perturb import launch, tiles
+from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.philox import cases as philox
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.launch import NORMALS_TILE
@@ -60,22 +61,28 @@ class _Layer:
         return "identity" if self.last else "relu"
 
     @property
+    def moved(self) -> bool:
+        """Whether displacements multiply moved inputs, of all columns, or the inputs, of one half."""
+        return self.family != "lowrank" and tiles.takes_moved_inputs(self.family, "bf16", 2 * self.inputs)
+
+    @property
     def flops(self) -> float:
         """Of the products that are asked for: with the displacement, and behind layer 0 with the weight."""
-        displaced = self.width * self.height if self.family != "lowrank" else self.width + self.height
-        return 2.0 * _ROWS * self.columns * (displaced + (0 if self.first else self.width * self.height))
+        if self.family == "lowrank" and self.height > FORMED_UNITS:
+            displaced = float(self.columns * (self.width + self.height))
+        else:
+            displaced = float((self.columns if self.moved else self.inputs) * self.width * self.height)
+        return 2.0 * _ROWS * (displaced + (0 if self.first else self.columns * self.width * self.height))
 
     @property
     def operands(self) -> int:
-        """Matrices that a layer reads and writes of each column: d and, but for low rank, q."""
-        return 1 if self.family == "lowrank" else 2
+        """Matrices that a layer reads and writes of each column: d and, of normals, q."""
+        return 2 if self.moved else 1
 
     @property
     def read(self) -> float:
-        """Bytes of the layer before; the inputs themselves are few, but flipout's have signs of each displacement."""
-        if self.first:
-            return 2.0 * _ROWS * self.columns * self.width if self.family == "flipout" else 0.0
-        return 2.0 * self.operands * _ROWS * self.columns * self.width
+        """Bytes of the layer before; the inputs themselves are few."""
+        return 0.0 if self.first else 2.0 * self.operands * _ROWS * self.columns * self.width
 
     @property
     def written(self) -> float:
@@ -105,20 +112,26 @@ def _evaluation(arch: str, directions: str, widths: Sequence[int], inputs: int) 
             continue
         if path == "staged":
             yield _noise(arch, layer)
-        if family == "lowrank":
+        if family == "lowrank" and height > FORMED_UNITS:
             yield _projection(arch, layer)
-        yield _step(arch, layer, "staged" if path == "staged" else family)
+        formed = family == "lowrank" and height <= FORMED_UNITS
+        yield _step(arch, layer, "formed" if formed else "staged" if path == "staged" else family)
 
 
 def _step(arch: str, layer: _Layer, source: str) -> tuple[Case, Launch]:
     case = perturb.layer_step(
         arch, source, "bf16", layer.first, layer.activation, (layer.width, layer.height, layer.columns), last=layer.last
     )
-    cut = tiles.step_tiles(source, "bf16", layer.width, layer.height, layer.columns, arch)
+    read = "staged" if source == "formed" else source
+    cut = tiles.step_tiles(read, "bf16", layer.width, layer.height, layer.columns, arch)
     programs = _ROWS * math.ceil(layer.columns / cut.block_n) * math.ceil(layer.height / cut.block_h)
     # Through the cache, for each product of a tile: its columns, and what of its units is not made in registers.
-    columns = (0 if source == "lowrank" else 1) + (0 if layer.first else 1)
-    units = (1 if source in ("staged", "flipout") else 0) + (0 if layer.first else 1)
+    columns = 0.0 if layer.first else 1.0
+    if source != "lowrank":
+        columns += 1.0 if layer.first or layer.moved else 0.5
+    units = 0.0 if layer.first else 1.0
+    if source in ("staged", "flipout", "formed"):
+        units += 1.0 if layer.first or layer.moved else 2.0
     fetched = 2.0 * programs * layer.width * (columns * cut.block_n + units * cut.block_h)
     turns = math.ceil(layer.width / cut.block_k)
     return case, Launch(case.name, programs, turns, layer.read + layer.written, fetched, layer.flops)

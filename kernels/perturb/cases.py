@@ -36,8 +36,12 @@ _MIRRORED = ("gaussian", "rademacher", "staged", "flipout")
 _RANKS = (16, 64)
 _FUSED = (((128,) * (tiles.FUSED_LAYERS + 1), "none"), ((128, 128, 128, 10), "odd"))
 """Widths, cut to what the tiles hold, and pairs."""
-_BUDGETS = {("gaussian", True): 20.5, ("gaussian", False): 23.0, ("rademacher", True): 4.5, ("rademacher", False): 6.5}
-"""Most instructions for a random number on sm_90 in bf16, products included, at layer 0 and behind it."""
+_BUDGETS = {("gaussian", True): 20.5, ("gaussian", False): 23.0, ("rademacher", True): 6.5, ("rademacher", False): 9.0}
+"""Most instructions for a random number on sm_90 in bf16, products included, at layer 0 and behind it.
+
+Signs were to cost 4.5 and 6.5 in steps of 128. W + s E and W - s E beside E leave room for steps of 64, which share
+the loop's own instructions among half as many; behind layer 0 loops form both, for a quarter fewer products.
+"""
 
 _EPILOGUE: dict[str, Signature] = {
     "bias_noise": "*fp32:16",
@@ -50,7 +54,7 @@ _EPILOGUE: dict[str, Signature] = {
     "stride": "i32:16",
 }
 _STREAM: dict[str, Signature] = {"rows": "*i64", "key0": "i32", "key1": "i32", "ordinal": "i32"}
-_SIZES: dict[str, Signature] = {"width": "i32", "height": "i32", "num_inputs": "i32", "num_columns": "i32"}
+_SIZES: dict[str, Signature] = {"width": "i32", "height": "i32", "num_inputs": "i32"}
 
 
 def cases(arch: str) -> list[Case]:
@@ -65,6 +69,7 @@ def _steps(arch: str) -> Iterator[Case]:
                 yield layer_step(arch, source, precision, True)
             for shape in _shapes(arch, source, precision):
                 yield layer_step(arch, source, precision, False, shape=shape, rank=_RANKS[-1])
+        yield layer_step(arch, "formed", precision, False, shape=(1024, 50, 2048))
     yield layer_step(arch, "lowrank", "bf16", False, rank=_RANKS[0])
     for activation in ("quantise", "softplus"):
         yield layer_step(arch, "gaussian", "bf16", False, activation)
@@ -106,36 +111,43 @@ def layer_step(
     rank: int = _RANKS[0],
     last: bool = False,
 ) -> Case:
-    """The layer step for one family, precision and activation, with the tiles that it takes at ``shape``."""
+    """The layer step of a family (or ``staged`` normals, ``formed`` low rank, ``none``) with its tiles at ``shape``."""
     width, height, columns = shape
-    cut = tiles.step_tiles(source, precision, width, height, columns, arch)
+    read = "staged" if source == "formed" else source
+    cut = tiles.step_tiles(read, precision, width, height, columns, arch)
     operand = _operand(precision)
-    inputs, units = _descriptor(operand, cut.block_n, cut.block_k), _descriptor(operand, cut.block_h, cut.block_k)
-    signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "q": inputs, "d": inputs, "weight": units}
+    shared = source == "formed" or not tiles.takes_moved_inputs(source, precision, columns, arch)
+    own = not (first or shared or source in ("none", "lowrank"))
+    units, inputs = _descriptor(operand, cut.block_h, cut.block_k), cut.block_n if first else cut.block_n // 2
+    columns_of_both = _descriptor(operand, 1, 2, inputs, cut.block_k)
+    signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "weight": units}
+    signature["x"] = columns_of_both if own else _descriptor(operand, inputs, cut.block_k)
+    signature["d"] = _descriptor(operand, 1, 1, inputs, cut.block_k) if shared else columns_of_both
     signature |= {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
     if source == "lowrank":
         signature |= {
             "noise": _descriptor(operand, rank, cut.block_h),
-            "factors": _descriptor(operand, cut.block_n, rank),
+            "factors": _descriptor(operand, 1, 1 if first else 2, inputs, rank),
         }
-    elif source in ("staged", "flipout"):
+    elif source in ("staged", "flipout", "formed"):
         signature["noise"] = units
     if source == "flipout":
-        words: dict[str, Signature] = {name: "*i32" for name in ("slots", "out_signs", "next_signs")}
-        signature |= {**words, "out_signs_a_row": "i32", "next_signs_a_row": "i32"}
+        signature |= {"slots": "*i32", "in_signs": _descriptor(operand, 1, cut.block_k), "out_signs": f"*{operand}:16"}
     if source in ("none", "lowrank"):
-        del signature["q"]
-    if source in ("none", "lowrank") or last:
-        # Layers behind one of low rank are so too.
+        del signature["x"]
+    if last or shared or source == "lowrank":
+        # Layers behind are of the same family.
         del signature["q_out"]
     if last:
         signature["d_out"] = "*fp32:16"
     if first:
         del signature["d"], signature["weight"]
     product = _products(cut.block_h, cut.block_n, cut.block_k, precision, arch)
+    once_for_both = _products(cut.block_h, inputs, cut.block_k, precision, arch)
     numbers = cut.block_h * cut.block_k
-    loops = [] if source in ("none", "lowrank") else [_noise(source, numbers, product)]
-    loops += [] if first else [Work(products=product)]
+    loops = [] if source in ("none", "lowrank") else [_noise(source, numbers, once_for_both if shared else product)]
+    if not first:
+        loops.append(_noise(source, numbers, product) if shared else Work(products=product))
     small = Work(products=_products(cut.block_h, cut.block_n, rank, precision, arch) if source == "lowrank" else ())
     budget = _BUDGETS.get((source, first)) if precision == "bf16" and shape == _SHAPE else None
     name = f"{source}({rank})" if source == "lowrank" else source
@@ -144,8 +156,15 @@ def layer_step(
         f"layer_step {name} {precision} {place} {activation} {width}x{height}x{columns}",
         kernel.layer_step,
         signature,
-        {"SOURCE": source, "FIRST": first, "LAST": last, "HALVES": 2, "ACTIVATION": activation, "WIDE": False}
-        | {"PARTS": cut.parts, "BH": cut.block_h, "BN": cut.block_n, "BK": cut.block_k, "RANK": rank},
+        {
+            "SOURCE": read,
+            "FIRST": first,
+            "LAST": last,
+            "OWN": own,
+            "HALVES": 2,
+            "ACTIVATION": activation,
+        }
+        | {"WIDE": False, "PARTS": cut.parts, "BH": cut.block_h, "BN": cut.block_n, "BK": cut.block_k, "RANK": rank},
         precision,
         arch,
         num_warps=cut.num_warps,
@@ -173,8 +192,9 @@ def stationary_step(
     """The weight-stationary step, where ``tiles.stationary_tiles`` has one."""
     cut, operand = tiles.stationary_tiles(source, precision, width, arch), _operand(precision)
     assert cut is not None, "the path applies"
-    inputs = _descriptor(operand, cut.block_n, cut.block_k)
-    signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "q": inputs, "d": inputs}
+    columns = _descriptor(operand, 1, 2, cut.block_n // 2, cut.block_k)
+    inputs = _descriptor(operand, cut.block_n, cut.block_k) if first else columns
+    signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "q": inputs, "d": columns}
     signature |= {"weight": _descriptor(operand, cut.block_h, cut.block_k)}
     signature |= {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
     if first:
@@ -272,7 +292,7 @@ def projection(arch: str, precision: str, rank: int, first: bool = False) -> Cas
         {"HALVES": 1 if first else 2, "BN": cut.block_n, "BK": cut.block_k, "RANK": rank},
         precision,
         arch,
-        num_warps=4,
+        num_warps=tiles.projection_warps(rank),
         num_stages=cut.num_stages,
         loops=(Work(products=_products(cut.block_n, rank, cut.block_k, precision, arch)),) * (1 if first else 2),
     )
@@ -303,8 +323,8 @@ def _operand(precision: str) -> str:
     return "bf16" if precision == "bf16" else "fp32"
 
 
-def _descriptor(kind: str, lines: int, length: int) -> str:
-    return f"tensordesc<{kind}[{lines}, {length}]>"
+def _descriptor(kind: str, *block: int) -> str:
+    return f"tensordesc<{kind}[{', '.join(map(str, block))}]>"
 
 
 def _products(m: int, n: int, k: int, precision: str, arch: str) -> tuple[Product, ...]:

@@ -16,13 +16,13 @@ def evaluate_fused(call: Call, unmoved: Unmoved, rows: Tensor, scales: Tensor, o
     """All layers in one launch; ``out`` is [M, N, C] or [2, M, N, C], a view."""
     cut = call.fused()
     assert cut is not None, "the caller looked"
-    num_inputs, widths, layers = len(unmoved.inputs), call.widths, call.layers
+    num_inputs, widths, layers = unmoved.num_inputs, call.widths, call.layers
     block_c, block_inputs = cut.block_c(widths[-1]), cut.block_n // call.halves
     state_block = (cut.pad, min(cut.part, block_inputs))
     weights, last = _weights(call, cut)
     result = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     kernel.small_mlp[(len(rows) * triton.cdiv(num_inputs, block_inputs),)](
-        unmoved.inputs[:, : widths[0]].T.contiguous(),
+        unmoved.hidden[0][:, : widths[0]].T.contiguous(),
         described(weights, cut.pad, (cut.pad, cut.pad)),
         described(last, cut.pad, (block_c, cut.pad)),
         *(described(part, num_inputs, state_block) for part in _stacks(call, unmoved, cut)),
@@ -39,10 +39,10 @@ def evaluate_fused(call: Call, unmoved: Unmoved, rows: Tensor, scales: Tensor, o
 
 def _stacks(call: Call, unmoved: Unmoved, cut: tiles.Fused) -> list[Tensor]:
     """Both parts of the activations' states, and the hidden activations: [layers, pad, padded(N)] each."""
-    columns = philox.padded(len(unmoved.inputs))
+    columns = philox.padded(unmoved.num_inputs)
 
     def stacked(parts: Sequence[Tensor | None]) -> Tensor:
-        whole = torch.zeros(len(parts), cut.pad, columns, device=unmoved.inputs.device)
+        whole = torch.zeros(len(parts), cut.pad, columns, device=unmoved.hidden[0].device)
         for layer, part in enumerate(parts):
             if part is not None:
                 height = call.widths[layer + 1]
@@ -51,7 +51,7 @@ def _stacks(call: Call, unmoved: Unmoved, cut: tiles.Fused) -> list[Tensor]:
 
     states = unmoved.states[:-1]
     first, second = (stacked([state[place] if place < len(state) else None for state in states]) for place in (0, 1))
-    return [first, second, stacked(unmoved.hidden)]
+    return [first, second, stacked(unmoved.hidden[1:])]
 
 
 def _weights(call: Call, cut: tiles.Fused) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,12 @@ from nntk.kernels.philox.kernel import (
     gaussian_vector,
     sign_vector,
     sign_words,
+    unpack_sign_bytes,
     unpack_signs,
 )
+
+_MOVED_PTX: tl.constexpr = tl.constexpr("fma.rn.bf16x2 $0, $4, $3, $2; fma.rn.bf16x2 $1, $5, $3, $2;")
+"""Of two numbers: W + s E and W - s E from W, E, s and -s."""
 
 
 @triton.jit
@@ -44,107 +48,168 @@ def _operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _packed_signs(words, row, words_a_row, i, mask):
-    """+1 or -1 at entries ``i`` of packed sign vectors [rows, words_a_row]."""
-    word = tl.load(words + row * words_a_row + i // 32, mask=mask, other=0).to(tl.uint32, bitcast=True)
-    return (((word >> (i % 32).to(tl.uint32)) << 31) | 0x3F800000).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _finish(
-    dz, h, row, c0, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, LAST: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, PTX: tl.constexpr,
+    plus, minus, h, row, n0, layer, HALVES: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Bias, activation and stores of columns from c0 on of the displacement at ``row``.
+    """Bias, activation and stores of inputs from n0 on, at the displacement ``row`` and, with HALVES, its mirror image.
 
-    Where ``MIRROR``, columns are inputs, and both halves of an antithetic pair are made of one: at layer 0, dz- = -dz+.
-    Else the halves are columns of their own, [half, input]. Offsets are 32-bit: a chunk has less than 2**31 numbers.
+    At layer 0 dz- = -dz+, and ``minus`` is not looked at. Offsets are 32-bit: a chunk has less than 2**31 numbers.
     """
-    (num_inputs, num_columns, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, signs,
-     signs_a_row, d_out, q_out) = layer  # fmt: skip
-    column = c0 + tl.arange(0, dz.shape[1])
+    (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
+     q_out) = layer  # fmt: skip
+    n = n0 + tl.arange(0, plus.shape[1])
     # Rows are padded to 16 units, so that masks keep loads and stores wide; nobody reads what padding gets, nor what
     # a masked load leaves undefined.
     inside = h < stride
-    keep = inside[:, None] & (column < num_columns)[None, :]
-    n = column
-    sign = 1.0
-    if HALVES == 2 and not MIRROR:
-        second = column >= num_inputs
-        n = tl.where(second, column - num_inputs, column)
-        sign = tl.where(second, -1.0, 1.0)[None, :]
+    keep = inside[:, None] & (n < num_inputs)[None, :]
+    at = n[None, :] * stride + h[:, None]
     s = tl.load(scales + row)
     inverse = 1.0 / s
-    at = n[None, :] * stride + h[:, None]
     if bias_noise is not None:
-        dz += sign * tl.load(bias_noise + row * stride + h, mask=inside)[:, None]
-    a = dz
-    b = dz
+        e = tl.load(bias_noise + row * stride + h, mask=inside)[:, None]
+        plus += e
+        minus -= e
+    a = plus
+    b = plus
     if ACTIVATION != "identity":
         a = tl.load(state_a + at, mask=keep)
     if ACTIVATION == "quantise":
         b = tl.load(state_b + at, mask=keep)
-    to = column[None, :] * stride + h[:, None]
-    first = row * HALVES * num_inputs * stride
     if q_out is not None:
         if ACTIVATION == "relu":
             moved = relu(a)
         else:
             moved = tl.load(h_next + at, mask=keep)
-        if signs is not None:
-            sign *= _packed_signs(signs, row, signs_a_row, h, inside)[:, None]
-    for mirrored in tl.static_range(2 if MIRROR and HALVES == 2 else 1):
-        d = difference(a, b, -dz if mirrored else dz, s, inverse, parameter0, parameter1, ACTIVATION, PTX)
-        if LAST:
-            tl.store(d_out + first + to, d.to(d_out.dtype.element_ty), mask=keep)
+    for half in tl.static_range(HALVES):
+        if half == 0:
+            dz = plus
+        elif FIRST:
+            dz = -plus
         else:
-            tl.store(d_out + first + to, _operand(d, d_out.dtype.element_ty, PRECISION), mask=keep)
+            dz = minus
+        d = difference(a, b, dz, s, inverse, parameter0, parameter1, ACTIVATION, PTX)
+        to = (row * HALVES + half) * num_inputs * stride + at
+        if LAST:
+            tl.store(d_out + to, d.to(d_out.dtype.element_ty), mask=keep)
+        else:
+            tl.store(d_out + to, _operand(d, d_out.dtype.element_ty, PRECISION), mask=keep)
         if q_out is not None:
-            q = (-sign if mirrored else sign) * (moved + s * d)
-            tl.store(q_out + first + to, _operand(q, q_out.dtype.element_ty, PRECISION), mask=keep)
-        first += num_inputs * stride
+            q = moved + s * d
+            tl.store(q_out + to, _operand(-q if half else q, q_out.dtype.element_ty, PRECISION), mask=keep)
+
+
+@triton.jit
+def _halves(x):
+    """The first and the second half of the columns."""
+    BH: tl.constexpr = x.shape[0]
+    BN: tl.constexpr = x.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(x, (BH, 2, BN)), (0, 2, 1)))
 
 
 @triton.jit
 def _finish_in_parts(
-    acc, h, row, c0, layer, HALVES: tl.constexpr, MIRROR: tl.constexpr, LAST: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr,
+    plus, minus, h, row, n0, layer, HALVES: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The epilogue of a tile cut into PARTS: all of it beside a whole accumulator would not fit the registers."""
     if PARTS == 1:
-        _finish(acc, h, row, c0, layer, HALVES, MIRROR, LAST, ACTIVATION, PRECISION, PTX)
+        _finish(plus, minus, h, row, n0, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX)
     else:
-        BH: tl.constexpr = acc.shape[0]
-        BN: tl.constexpr = acc.shape[1] // 2
-        first, second = tl.split(tl.permute(tl.reshape(acc, (BH, 2, BN)), (0, 2, 1)))
-        _finish_in_parts(first, h, row, c0, layer, HALVES, MIRROR, LAST, ACTIVATION, PRECISION, PTX, PARTS // 2)
-        _finish_in_parts(second, h, row, c0 + BN, layer, HALVES, MIRROR, LAST, ACTIVATION, PRECISION, PTX, PARTS // 2)
+        BN: tl.constexpr = plus.shape[1] // 2
+        plus0, plus1 = _halves(plus)
+        minus0, minus1 = plus0, plus1
+        if HALVES == 2 and not FIRST:
+            minus0, minus1 = _halves(minus)
+        _finish_in_parts(plus0, minus0, h, row, n0, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS // 2)
+        _finish_in_parts(
+            plus1, minus1, h, row, n0 + BN, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS // 2
+        )
+
+
+@triton.jit
+def _negated(e, signs, PTX: tl.constexpr):
+    """E times signs: a product where the machine multiplies two bfloat16 at once, else their sign bits."""
+    if PTX:
+        return e * signs
+    elif e.dtype == tl.float32:
+        return (e.to(tl.uint32, bitcast=True) ^ (signs.to(tl.uint32, bitcast=True) & 0x80000000)).to(
+            tl.float32, bitcast=True
+        )
+    else:
+        return (e.to(tl.uint16, bitcast=True) ^ (signs.to(tl.uint16, bitcast=True) & 0x8000)).to(e.dtype, bitcast=True)
+
+
+@triton.jit
+def _unit_displacement(
+    noise, signs, r, slab, group, h0, k, width, height, ordinal, row, key0, key1, SOURCE: tl.constexpr,
+    DTYPE: tl.constexpr, PTX: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """E of units [h0, h0 + BH) and weights [k, k + BK): made here, read, or with flipout a base S read: r S s^T."""
+    if SOURCE == "gaussian" or SOURCE == "rademacher":
+        e = _noise_tile(h0, k, width, ordinal, row, key0, key1, SOURCE, DTYPE, PTX, BH, BK)
+    else:
+        e = noise.load([slab * height + h0, k])
+        if SOURCE == "flipout":
+            e = _negated(_negated(e, r[:, None], PTX), signs.load([group, k]), PTX)
+    return e
+
+
+@triton.jit
+def _moved_weights(w, e, s, DTYPE: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr):
+    """W + s E and W - s E as operands; s is rounded to bfloat16 with them."""
+    if PTX and DTYPE == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            _MOVED_PTX, "=r,=r,r,r,r,r", [w, e, s.to(tl.bfloat16), (-s).to(tl.bfloat16)],
+            dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        w, se = w.to(tl.float32), s * e.to(tl.float32)
+        return _operand(w + se, DTYPE, PRECISION), _operand(w - se, DTYPE, PRECISION)
+
+
+@triton.jit
+def _columns(operand, group, n0, k):
+    """Columns of a displacement, both halves of inputs from n0 on, of a descriptor [M, HALVES, N, K]: [BN, BK]."""
+    tile = operand.load([group, 0, n0, k])
+    return tl.reshape(tile, (tile.shape[1] * tile.shape[2], tile.shape[3]))
+
+
+@triton.jit
+def _half(operand, group, half, n0, k):
+    """Columns of one half, by a descriptor whose tiles have one: [BI, BK]."""
+    tile = operand.load([group, half, n0, k])
+    return tl.reshape(tile, (tile.shape[2], tile.shape[3]))
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
 def layer_step(
-    q, d, weight, noise, factors,
-    rows, key0, key1, ordinal, width, height, num_inputs, num_columns,
-    slots, out_signs, out_signs_a_row,
-    bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, next_signs, next_signs_a_row,
-    d_out, q_out, stride,
-    SOURCE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, HALVES: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
-    BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
+    x, d, weight, noise, factors, slots, in_signs, out_signs,
+    rows, key0, key1, ordinal, width, height, num_inputs,
+    bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out, q_out, stride,
+    SOURCE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, OWN: tl.constexpr, HALVES: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr,
+    PARTS: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     """One layer for all displacements of a chunk; README.md has the picture.
 
-    A program is BH units and BN columns; offsets in a chunk of M displacements, of N inputs and ``HALVES`` halves each,
-    are 32-bit. What a family or a layer does not have is None.
+    A program is BH units and BN columns of one displacement: inputs, behind layer 0 at both of its HALVES. Offsets in a
+    chunk of M displacements of N inputs are 32-bit. What a family or a layer does not have is None.
 
     Args:
-        q: Descriptor of the columns +-(h + s d), [M HALVES N, width], in tiles [BN, BK]; at layer 0 of h, [N, width],
-            with flipout under every row's signs, [M N, width]; None of low rank, and where the weight stays.
-        d: Descriptor of the columns' differences, as q; None at layer 0, and where W is multiplied elsewhere.
+        x: Descriptor of what E multiplies, BI inputs a program: the inputs h, [N, width], in tiles [BI, BK], or where
+            they are each displacement's OWN, +-(h + s d), [M, HALVES, N, width], in tiles [1, HALVES, BI, BK]; None of
+            low rank, and where the weight stays.
+        d: Descriptor of the differences of h, [M, HALVES, N, width], in tiles [1, HALVES, BI, BK], of one half where E
+            multiplies inputs that both share; None at layer 0.
         weight: Descriptor of W, [height, width], in tiles [BH, BK]; None without d.
         noise: Descriptor of slabs or of flipout's bases, [groups height, width], or of low rank's left factors,
             [M RANK, height].
-        factors: Descriptor of the columns' products with low rank's right factors, [M HALVES N, RANK].
+        factors: Descriptor of the columns' products with low rank's right factors, [M, HALVES, N, RANK], in tiles
+            [1, HALVES, BI, RANK].
+        slots: With flipout where each displacement's base stands, [M], int32.
+        in_signs: With flipout the descriptor of s_m, [M, width], in tiles [1, BK].
+        out_signs: With flipout r_m, [M, stride], ``DTYPE``.
         rows: Row numbers, [M], int64.
         key0: Low half of the seed, its bits as int32.
         key1: High half.
@@ -152,10 +217,6 @@ def layer_step(
         width: Inputs of the layer.
         height: Units of it.
         num_inputs: N.
-        num_columns: Columns of a displacement: N at layer 0, HALVES N behind it.
-        slots: With flipout where each displacement's base stands, [M], int32.
-        out_signs: Flipout's packed signs r_m, [M, out_signs_a_row], int32.
-        out_signs_a_row: Words of a row of them.
         bias_noise: e_m, [M, stride], float32; None where the bias stays.
         state_a: What the activation keeps of z, [N, stride], float32.
         state_b: Its second part; quantise's alone.
@@ -163,91 +224,115 @@ def layer_step(
         scales: s_m, [M], float32.
         parameter0: The activation's own.
         parameter1: Its second.
-        next_signs: Flipout's packed signs s_m of the next layer, [M, next_signs_a_row], int32.
-        next_signs_a_row: Words of a row of them.
         d_out: Differences behind the activation, [M, HALVES, N, stride], ``DTYPE``; float32 in the last layer.
-        q_out: The next layer's q, like d_out; None where it takes none.
+        q_out: The next layer's +-(h + s d), like d_out; None where it takes none.
         stride: ``height`` padded to 16.
         SOURCE: Family of the noise; ``"staged"`` where it was written before, ``"none"`` where the weight stays.
-        FIRST: Whether this is layer 0.
+        FIRST: Whether there are no differences yet, as at layer 0.
         LAST: Whether no product takes what this gives.
+        OWN: Whether x is each displacement's own.
         HALVES: Evaluations of a displacement, 1 or 2.
         ACTIVATION: Its name.
         PRECISION: What Triton calls the precision of a product.
         DTYPE: Of the products' operands, made here or read.
         PTX: Whether inline PTX runs.
         WIDE: Whether numbers of Philox blocks need 64 bits.
-        PARTS: Pieces of the columns that the epilogue takes one after another.
+        PARTS: Pieces of the inputs that the epilogue takes one after another.
         BH: Units of a tile.
         BN: Columns of a tile.
         BK: Terms of a step.
         RANK: Rows of a factor of low rank in memory.
     """
-    tiles_h, tiles_a_row = tl.cdiv(height, BH), tl.cdiv(num_columns, BN)
+    BI: tl.constexpr = BN if FIRST else BN // HALVES
+    # Whether both halves of a pair share the product of the displacement with the inputs.
+    SHARED: tl.constexpr = (
+        not FIRST and (SOURCE == "rademacher" or SOURCE == "flipout" or SOURCE == "staged") and not OWN
+    )
+    tiles_h, tiles_n = tl.cdiv(height, BH), tl.cdiv(num_inputs, BI)
     tile_h, tile = tl.program_id(0) % tiles_h, tl.program_id(0) // tiles_h
-    group, c = tile // tiles_a_row, tile % tiles_a_row * BN
-    h0, c0 = tile_h * BH, group * num_columns + c
+    group, n0, h0 = tile // tiles_n, tile % tiles_n * BI, tile_h * BH
     h = h0 + tl.arange(0, BH)
-    # At layer 0 all displacements see the same inputs.
-    q0 = c if FIRST and SOURCE != "flipout" else c0
-    acc = tl.zeros((BH, BN), tl.float32)
-    if SOURCE == "gaussian" or SOURCE == "rademacher":
-        row = tl.load(rows + group)
-        hw = h0
-        if WIDE:
-            hw = h0.to(tl.int64)
-        for k in range(0, width, BK):
-            e = _noise_tile(hw, k, width, ordinal, row, key0, key1, SOURCE, DTYPE, PTX, BH, BK)
-            acc = tl.dot(e, q.load([q0, k]).T, acc, input_precision=PRECISION)
-    elif SOURCE == "lowrank":
-        # noise: left factors [M RANK, height]; factors: the columns' products with the right ones, [columns, RANK].
-        left = noise.load([group * RANK, h0])
-        acc = tl.dot(left.T, factors.load([c0, 0]).T, acc, input_precision=PRECISION)
-    elif SOURCE != "none":
-        slab = tl.load(slots + group) if SOURCE == "flipout" else group
-        for k in range(0, width, BK):
-            e = noise.load([slab * height + h0, k])
-            acc = tl.dot(e, q.load([q0, k]).T, acc, input_precision=PRECISION)
+    row, slab, hw, r = tl.load(rows + group), group, h0, h
+    if WIDE and (SOURCE == "gaussian" or SOURCE == "rademacher"):
+        hw = h0.to(tl.int64)
     if SOURCE == "flipout":
-        acc *= _packed_signs(out_signs, group, out_signs_a_row, h, h < height)[:, None]
-    if d is not None:
+        slab = tl.load(slots + group)
+        r = tl.load(out_signs + group * stride + h, mask=h < height)
+    acc = tl.zeros((BH, BI if SHARED else BN), tl.float32)
+    if SOURCE == "lowrank":
+        # noise: left factors [M RANK, height]; factors: the columns' products with the right ones.
+        left = noise.load([group * RANK, h0]).T
+        acc = tl.dot(left, _columns(factors, group, n0, 0).T, acc, input_precision=PRECISION)
+    elif SOURCE != "none":
         for k in range(0, width, BK):
-            acc = tl.dot(weight.load([h0, k]), d.load([c0, k]).T, acc, input_precision=PRECISION)
-    layer = (num_inputs, num_columns, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1,
-             next_signs, next_signs_a_row, d_out, q_out)  # fmt: skip
-    _finish_in_parts(acc, h, group, c, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
+            e = _unit_displacement(
+                noise, in_signs, r, slab, group, hw, k, width, height, ordinal, row, key0, key1, SOURCE, DTYPE, PTX,
+                BH, BK,
+            )  # fmt: skip
+            if OWN:
+                operand = _columns(x, group, n0, k)
+            else:
+                operand = x.load([n0, k])
+            acc = tl.dot(e, operand.T, acc, input_precision=PRECISION)
+    plus, minus = acc, -acc
+    if SHARED:
+        s = tl.load(scales + group)
+        for k in range(0, width, BK):
+            if SOURCE == "rademacher":
+                # In the order of W, which comes from memory: E in the other loop's order would move to meet it.
+                packed = sign_words(hw, k, width, ordinal, row, key0, key1, BH, BK // 32, DISPLACEMENT)
+                e = unpack_sign_bytes(packed, DTYPE)
+            else:
+                e = _unit_displacement(
+                    noise, in_signs, r, slab, group, hw, k, width, height, ordinal, row, key0, key1, SOURCE, DTYPE, PTX,
+                    BH, BK,
+                )  # fmt: skip
+            up, down = _moved_weights(weight.load([h0, k]), e, s, DTYPE, PRECISION, PTX)
+            plus = tl.dot(up, _half(d, group, 0, n0, k).T, plus, input_precision=PRECISION)
+            if HALVES == 2:
+                minus = tl.dot(down, _half(d, group, 1, n0, k).T, minus, input_precision=PRECISION)
+    elif not FIRST:
+        for k in range(0, width, BK):
+            acc = tl.dot(weight.load([h0, k]), _columns(d, group, n0, k).T, acc, input_precision=PRECISION)
+        plus, minus = acc, acc
+        if HALVES == 2:
+            plus, minus = _halves(acc)
+    layer = (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
+             q_out)  # fmt: skip
+    _finish_in_parts(plus, minus, h, group, n0, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
 def stationary_step(
     q, d, weight,
-    rows, key0, key1, ordinal, width, height, num_inputs, num_columns,
-    bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1,
-    d_out, q_out, stride,
+    rows, key0, key1, ordinal, width, height, num_inputs,
+    bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out, q_out, stride,
     SOURCE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, HALVES: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr, BH: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The layer step for width <= BK: noise is made once and held over all columns of a displacement."""
+    BI: tl.constexpr = BN if FIRST else BN // HALVES
     tiles_h = tl.cdiv(height, BH)
     tile_h, group = tl.program_id(0) % tiles_h, tl.program_id(0) // tiles_h
     h0 = tile_h * BH
     h = h0 + tl.arange(0, BH)
     e = _noise_tile(h0, 0, width, ordinal, tl.load(rows + group), key0, key1, SOURCE, DTYPE, PTX, BH, BK)
-    if d is not None:
+    if not FIRST:
         w = weight.load([h0, 0])
-    layer = (num_inputs, num_columns, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1,
-             None, 0, d_out, q_out)  # fmt: skip
-    for c in range(0, num_columns, BN):
-        c0 = group * num_columns + c
+    layer = (num_inputs, stride, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
+             q_out)  # fmt: skip
+    for n0 in range(0, num_inputs, BI):
         acc = tl.zeros((BH, BN), tl.float32)
         if FIRST:
-            acc = tl.dot(e, q.load([c, 0]).T, acc, input_precision=PRECISION)
+            acc = tl.dot(e, q.load([n0, 0]).T, acc, input_precision=PRECISION)
         else:
-            acc = tl.dot(e, q.load([c0, 0]).T, acc, input_precision=PRECISION)
-            if d is not None:
-                acc = tl.dot(w, d.load([c0, 0]).T, acc, input_precision=PRECISION)
-        _finish_in_parts(acc, h, group, c, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
+            acc = tl.dot(e, _columns(q, group, n0, 0).T, acc, input_precision=PRECISION)
+            acc = tl.dot(w, _columns(d, group, n0, 0).T, acc, input_precision=PRECISION)
+        plus, minus = acc, acc
+        if HALVES == 2 and not FIRST:
+            plus, minus = _halves(acc)
+        _finish_in_parts(plus, minus, h, group, n0, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit

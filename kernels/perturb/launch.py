@@ -58,7 +58,7 @@ def mlp_differences(
     ]
     target, key = target_of(x.device), (seed_low, seed_high)
     operands = [pad(as_operand(weight, precision, target)) for weight in weights[1:]]
-    call = Call(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes // 8)
+    call = Call(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes // 8, len(x))
     shape = (len(rows), len(x), call.widths[-1])
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
     _evaluate(call, x, rows.contiguous(), scales.float().contiguous(), max_bytes, out)
@@ -81,7 +81,7 @@ def displacement_products(
     family, (length, width), target = parse(directions), q.shape[-2:], target_of(q.device)
     # Of the weight only its shape is asked.
     layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
-    call = Call([layer], [], family, (seed_low, seed_high), "none", "fp32", target, None, max_bytes // 8)
+    call = Call([layer], [], family, (seed_low, seed_high), "none", "fp32", target, None, max_bytes // 8, length)
     out = q.new_empty(len(rows), length, height)
     order = torch.argsort(rows % family.count, stable=True) if family.name == "flipout" else None
     # Of a displacement: its products and the padded operand; the noise that is held, and of low rank the products with
@@ -109,7 +109,7 @@ def _evaluate(call: Call, x: Tensor, rows: Tensor, scales: Tensor, max_bytes: in
         rows, scales = rows[order], scales[order]
     fused = call.fused() is not None
     for inputs, chunks in _chunks(call, len(x), len(rows), max_bytes, fused):
-        unmoved, part = Unmoved.of(call.layers, x[inputs]), out[..., inputs, :]
+        unmoved, part = Unmoved.of(call.layers, x[inputs], call.precision, call.target), out[..., inputs, :]
         for chunk in chunks:
             some = (call, unmoved, rows[chunk], scales[chunk])
             if fused:
@@ -138,6 +138,7 @@ def plan(
     max_bytes: int,
     fused: bool = False,
     directions: Directions | None = None,
+    operands: int = 2,
 ) -> Plan:
     """Size chunks so that their buffers fit the budget.
 
@@ -153,18 +154,18 @@ def plan(
         max_bytes: The budget; a chunk has one input and one displacement at least.
         fused: Whether nothing but the outputs leaves the chip.
         directions: Family of the displacements; None for one without noise in memory.
+        operands: Matrices between layers: d, and where it is taken q.
 
     Returns:
         The plan. It depends neither on M, beyond M itself, nor, but for flipout's bases, on the number of parameters.
     """
     lines = [philox.padded(width) for width in widths]
     pairs = list(zip(lines[:-1], lines[1:], strict=True))
-    # Of an input: float64 pass and float32 states. Of an evaluation: d and, but for low rank, q of two layers, products
-    # with right factors, and the output in float32.
-    state = sum(lines) * (2 * 8 + 4 * 4)
+    # Of an input: float64 pass, float32 states, operands. Of an evaluation: d and, where it is taken, q of two layers,
+    # products with right factors, and the output in float32.
+    state = sum(lines) * (2 * 8 + 4 * 4 + itemsize)
     evaluation = 4 * halves * lines[-1]
     if not fused:
-        operands = 1 if directions is not None and directions.name == "lowrank" else 2
         evaluation += halves * itemsize * (operands * max(map(sum, pairs)) + 64) + itemsize * lines[0]
     own, base = (0, 0) if fused else _noise_bytes(pairs, directions, itemsize)
     budget, most = max_bytes * 5 // 8, _LARGEST_BUFFER // (halves * max(lines))
@@ -185,8 +186,8 @@ def _noise_bytes(pairs: Sequence[tuple[int, int]], directions: Directions | None
     if directions is not None and directions.name == "lowrank":
         return bias + padded_rank(directions.count) * itemsize * widest, 0
     if directions is not None and directions.name == "flipout":
-        # Packed signs, and those of the inputs while they are unpacked.
-        return bias + widest // 4 + 16 * pairs[0][0], itemsize * max(width * height for width, height in pairs)
+        # Signs of both sides, and while they are unpacked.
+        return bias + (2 * itemsize + 16) * widest, itemsize * max(width * height for width, height in pairs)
     return bias, 0
 
 
@@ -197,7 +198,8 @@ def _chunks(
     if not num_inputs or not num_rows:
         return
     itemsize = operand_dtype(call.precision, call.target).itemsize
-    cut = plan(call.widths, num_inputs, num_rows, call.halves, itemsize, max_bytes, fused, call.directions)
+    operands = 2 if call.multiplies_q else 1
+    cut = plan(call.widths, num_inputs, num_rows, call.halves, itemsize, max_bytes, fused, call.directions, operands)
     rows = [slice(m, min(m + cut.rows, num_rows)) for m in range(0, num_rows, cut.rows)]
     for n in range(0, num_inputs, cut.inputs):
         yield slice(n, min(n + cut.inputs, num_inputs)), rows

@@ -8,7 +8,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nntk.kernels.perturb import kernel, tiles
-from nntk.kernels.perturb.operands import Call, Unmoved, as_operand, described, parameters
+from nntk.kernels.perturb.noise import FORMED_UNITS
+from nntk.kernels.perturb.operands import Call, Unmoved, as_operand, described, pad, parameters
 from nntk.kernels.philox import launch as philox
 from nntk.kernels.philox.reference import DISPLACEMENT, INPUT_SIGNS, OUTPUT_SIGNS
 
@@ -54,8 +55,10 @@ class _Noise:
     """With flipout where each displacement's base stands."""
     factors: TensorDescriptor | None = None
     """With low rank the columns' products with the right factors, [columns, rank]."""
-    signs: Tensor | None = None
-    """With flipout the packed signs r_m, [M, words]."""
+    in_signs: TensorDescriptor | None = None
+    """With flipout s_m, [M, K]."""
+    out_signs: Tensor | None = None
+    """With flipout r_m, [M, padded(H)]."""
     rank: int = LEAST_RANK
 
 
@@ -70,40 +73,24 @@ class _Chunk:
     bases: _Bases | None
     """With flipout."""
 
-    def signs(self, number: int, purpose: int) -> Tensor | None:
-        """Packed signs r_m or s_m of a layer's weight, [M, words]; None where there are none."""
-        layers = self.call.layers
-        if number == len(layers) or self.call.source(layers[number]) != "flipout":
-            return None
-        ordinal = layers[number].weight_ordinal
-        assert ordinal is not None, "the weight moves"
-        length = layers[number].weight.shape[0 if purpose == OUTPUT_SIGNS else 1]
-        return philox.packed_signs(self.rows, ordinal, length, self.call.key, purpose)
-
-    def first_operand(self) -> Tensor:
-        """The inputs, [N, K], with flipout under every displacement's signs, [M, N, K]."""
-        h = as_operand(self.unmoved.inputs, self.call.precision, self.call.target)
-        signs = self.signs(0, INPUT_SIGNS)
-        return h if signs is None else philox.signs_of(signs, h.shape[1], h.dtype)[:, None, :] * h
-
 
 @dataclass(frozen=True)
 class _Operands:
     """What one layer reads of the one before: its differences d, and q = +-(h + s d), [M, halves, N, padded(K)]."""
 
     q: Tensor | None
-    """None where nothing multiplies it."""
+    """At layer 0 the inputs, [N, K]; None where no product takes it."""
     d: Tensor | None
     """None where the product with the weight is not made here, as at layer 0."""
     first: bool = False
-    """Whether this is layer 0: q is h for all displacements, or with flipout the inputs with their signs, [M, N, K]."""
+    """Whether this is layer 0, or a product of its own of what is given, [N, K] or [M, N, K]."""
 
 
 def evaluate_layers(call: Call, unmoved: Unmoved, rows: Tensor, scales: Tensor) -> Tensor:
     """Layer by layer; rows of flipout sorted by base. Returns [M, N, C] or [2, M, N, C], a view of a buffer."""
     bases = _Bases.of(rows, call.directions.count) if call.directions.name == "flipout" else None
     chunk = _Chunk(call, unmoved, rows, scales, bases)
-    operands = _Operands(chunk.first_operand(), None, first=True)
+    operands = _Operands(unmoved.operands[0], None, first=True)
     for number in range(len(call.layers)):
         operands = _Step(chunk, number, operands).launch()
     assert operands.d is not None, "there is a last layer"
@@ -120,12 +107,9 @@ def multiply_noise(call: Call, q: Tensor, rows: Tensor) -> Tensor:
         [M, n, H], a view of a buffer.
     """
     bases = _Bases.of(rows, call.directions.count) if call.directions.name == "flipout" else None
-    one = torch.ones(len(rows), device=q.device)
-    chunk = _Chunk(call, Unmoved(q if q.dim() == 2 else q[0], [(one,)], []), rows, one, bases)
-    signs, operand = chunk.signs(0, INPUT_SIGNS), as_operand(q, call.precision, call.target)
-    if signs is not None:
-        operand = philox.signs_of(signs, q.shape[-1], operand.dtype)[:, None, :] * operand
-    made = _Step(chunk, 0, _Operands(operand, None, first=q.dim() == 2)).launch().d
+    one, operand = torch.ones(len(rows), device=q.device), as_operand(q, call.precision, call.target)
+    chunk = _Chunk(call, Unmoved(q.shape[-2], [(one,)], [], []), rows, one, bases)
+    made = _Step(chunk, 0, _Operands(operand, None, first=True)).launch().d
     assert made is not None, "the layer gives it"
     return made[:, 0, :, : call.widths[-1]]
 
@@ -137,11 +121,15 @@ class _Step:
         self.chunk, self.call, self.rows, self.operands = chunk, chunk.call, chunk.rows, operands
         self.number, self.layer, self.first = number, self.call.layers[number], operands.first
         self.height, self.width = self.layer.weight.shape
-        self.num_inputs = len(chunk.unmoved.inputs)
-        self.columns = self.num_inputs * (1 if self.first else self.call.halves)
+        self.num_inputs = chunk.unmoved.num_inputs
+        self.halves = 1 if self.first else self.call.halves
+        """Of the columns: at layer 0 one stands for both."""
+        self.columns = self.num_inputs * self.halves
         """Columns of one displacement."""
         self.source = self.call.source(self.layer)
         self.last = number + 1 == len(self.call.layers)
+        self.formed = self.source == "lowrank" and self.height <= FORMED_UNITS
+        """Whether low rank's E is written: a tile of units, which then reads differences once."""
 
     def launch(self) -> _Operands:
         """Evaluate the layer; what the next one reads."""
@@ -150,7 +138,7 @@ class _Step:
         q = torch.empty_like(d) if self._gives_q() else None
         bias = self._bias_noise()
         path = self._path()
-        if path == "staged":
+        if path == "staged" or self.formed:
             self._staged(d, q, bias)
         elif path == "stationary":
             self._stationary(d, q, bias)
@@ -159,8 +147,9 @@ class _Step:
         return _Operands(q, d)
 
     def _gives_q(self) -> bool:
-        """Whether the next layer multiplies q: low rank takes its parts, and a weight that stays neither."""
-        return not self.last and self.call.source(self.call.layers[self.number + 1]) not in ("none", "lowrank")
+        """Whether the next layer multiplies q."""
+        following = None if self.last else self.call.layers[self.number + 1].weight_ordinal
+        return following is not None and self.call.multiplies_q
 
     def _path(self) -> str:
         call, forced = self.call, self.call.path
@@ -186,9 +175,9 @@ class _Step:
         return noise
 
     def _epilogue(self, bias: Tensor | None, some: slice) -> tuple[object, ...]:
-        """Arguments of the epilogue up to the next layer's signs."""
+        """Arguments of the epilogue up to what it writes."""
         state = self.chunk.unmoved.states[self.number]
-        hidden = None if self.last else self.chunk.unmoved.hidden[self.number]
+        hidden = None if self.last else self.chunk.unmoved.hidden[self.number + 1]
         noise = None if bias is None else bias[some]
         return (noise, state[0], state[-1], hidden, self.chunk.scales[some], *parameters([self.layer]))
 
@@ -208,7 +197,7 @@ class _Step:
         kernel.stationary_step[(triton.cdiv(self.height, cut.block_h) * len(self.rows),)](
             self._inputs(operands.q, cut, everyone), self._inputs(operands.d, cut, everyone),
             self._weight(cut), self.rows, *self._key_arguments(), self.width, self.height, self.num_inputs,
-            self.columns, *self._epilogue(bias, everyone), d, q, d.shape[-1],
+            *self._epilogue(bias, everyone), d, q, d.shape[-1],
             self.source, self.first, self.last, call.halves, self.layer.activation.name, call.input_precision,
             call.element, call.target.ptx, cut.parts, cut.block_h, cut.block_n, cut.block_k,
             num_warps=cut.num_warps, num_stages=cut.num_stages,
@@ -216,16 +205,25 @@ class _Step:
 
     def _staged(self, d: Tensor, q: Tensor | None, bias: Tensor | None) -> None:
         """Noise of a slab of displacements into memory, small enough for the cache, then their products."""
-        ordinal, stride, call = self.layer.weight_ordinal, philox.padded(self.width), self.call
-        assert ordinal is not None, "the weight moves"
-        most = min(tiles.STAGED_BYTES, call.slab_bytes)
-        at_once = max(1, most // (self.height * stride * call.dtype.itemsize))
+        # Low rank's E is formed in float32.
+        itemsize = self.call.dtype.itemsize + (4 if self.formed else 0)
+        most = min(tiles.STAGED_BYTES, self.call.slab_bytes)
+        at_once = max(1, most // (self.height * philox.padded(self.width) * itemsize))
         for start in range(0, len(self.rows), at_once):
             some = slice(start, min(start + at_once, len(self.rows)))
-            noise = d.new_empty(some.stop - start, self.height, stride, dtype=call.dtype)
-            signs = self.source == "rademacher"
-            philox.write_matrix(noise, self.rows[some], ordinal, self.width, call.key, signs, DISPLACEMENT)
-            self._in_registers(d, q, bias, some, noise)
+            self._in_registers(d, q, bias, some, self._slab(self.rows[some]))
+
+    def _slab(self, rows: Tensor) -> Tensor:
+        """Displacements of the weight, [rows, H, padded(K)], as operands."""
+        call, ordinal, width = self.call, self.layer.weight_ordinal, philox.padded(self.width)
+        assert ordinal is not None, "the weight moves"
+        if self.formed:
+            left, right, scale = self._factors(rows, call.directions.count)
+            formed = left[..., : self.height].float().mT @ right.float()
+            return as_operand(formed.mul_(scale[:, None, None]), call.precision, call.target)
+        noise = torch.empty(len(rows), self.height, width, dtype=call.dtype, device=rows.device)
+        philox.write_matrix(noise, rows, ordinal, self.width, call.key, self.source == "rademacher", DISPLACEMENT)
+        return noise
 
     def _in_registers(
         self, d: Tensor, q: Tensor | None, bias: Tensor | None, some: slice, staged: Tensor | None
@@ -234,28 +232,41 @@ class _Step:
         call, count = self.call, some.stop - some.start
         source = self.source if staged is None else "staged"
         cut = tiles.step_tiles_on(call.target, source, call.precision, self.width, self.height, self.columns)
-        programs = triton.cdiv(self.height, cut.block_h) * triton.cdiv(self.columns, cut.block_n) * count
-        noise = self._noise(cut, staged)
-        following = self.chunk.signs(self.number + 1, INPUT_SIGNS)
-        kernel.layer_step[(programs,)](
-            None if source in ("none", "lowrank") else self._inputs(self.operands.q, cut, some),
-            self._inputs(self.operands.d, cut, some),
-            self._weight(cut), noise.operand, noise.factors,
-            self.rows[some], *self._key_arguments(), self.width, self.height, self.num_inputs, self.columns,
-            noise.slots, *_words(noise.signs),
-            *self._epilogue(bias, some), *_words(following), d[some], None if q is None else q[some], d.shape[-1],
-            source, self.first, self.last, call.halves, self.layer.activation.name, call.input_precision, call.element,
-            call.target.ptx, philox.is_wide(self.height, self.width), cut.parts,
+        inputs, noise = cut.block_n // self.halves, self._noise(cut, staged)
+        x = self._multiplied()
+        kernel.layer_step[(triton.cdiv(self.height, cut.block_h) * triton.cdiv(self.num_inputs, inputs) * count,)](
+            self._inputs(x, cut, some), self._inputs(self.operands.d, cut, some, self._halves_a_tile()),
+            self._weight(cut), noise.operand, noise.factors, noise.slots, noise.in_signs, noise.out_signs,
+            self.rows[some], *self._key_arguments(), self.width, self.height, self.num_inputs,
+            *self._epilogue(bias, some), d[some], None if q is None else q[some], d.shape[-1],
+            source, self.first, self.last, x is not None and x.dim() > 2, call.halves, self.layer.activation.name,
+            call.input_precision, call.element, call.target.ptx, philox.is_wide(self.height, self.width), cut.parts,
             cut.block_h, cut.block_n, cut.block_k, noise.rank,
             num_warps=cut.num_warps, num_stages=cut.num_stages,
         )  # fmt: skip
 
-    def _inputs(self, operand: Tensor | None, cut: tiles.Tiles, some: slice) -> TensorDescriptor | None:
-        """A descriptor of q or d of some displacements, where there is one; the inputs, [N, K], serve all."""
+    def _halves_a_tile(self) -> int:
+        """Of d: one where one is multiplied by W + s E and the other by W - s E."""
+        shared = self.source in ("rademacher", "flipout") and not self.call.multiplies_q
+        return 1 if self.formed or shared else self.halves
+
+    def _multiplied(self) -> Tensor | None:
+        """What the displacement multiplies: q, [M, ..., N, K], or the unperturbed inputs, [N, K]."""
+        if self.source in ("none", "lowrank") and not self.formed:
+            return None
+        return self.chunk.unmoved.operands[self.number] if self.operands.q is None else self.operands.q
+
+    def _inputs(
+        self, operand: Tensor | None, cut: tiles.Tiles, some: slice, halves: int | None = None
+    ) -> TensorDescriptor | None:
+        """A descriptor of what columns read: the inputs, [N, K], or of some displacements q or d, so many halves."""
         if operand is None:
             return None
-        part = operand if operand.dim() == 2 else operand[some]
-        return described(part, self.width, (cut.block_n, cut.block_k))
+        block = (cut.block_n // self.halves, cut.block_k)
+        if operand.dim() == 2:
+            return described(operand, self.width, block)
+        columns = operand[some].view(-1, self.halves, self.num_inputs, operand.shape[-1])
+        return described(columns, self.width, (1, halves or self.halves, *block))
 
     def _noise(self, cut: tiles.Tiles, staged: Tensor | None) -> _Noise:
         """What the layer step reads of the noise; nothing where it makes it."""
@@ -267,42 +278,47 @@ class _Step:
         return self._lowrank(cut) if self.source == "lowrank" else _Noise()
 
     def _flipout(self, block: tuple[int, int]) -> _Noise:
-        """The bases, [slots, H, padded(K)], and the signs of what they give."""
+        """The bases, [slots, H, padded(K)], and the signs on either side."""
         call, ordinal, bases = self.call, self.layer.weight_ordinal, self.chunk.bases
         assert ordinal is not None and bases is not None, "the weight moves, by bases"
         made = philox.flipout_bases(bases.numbers, ordinal, self.height, self.width, call.key, call.dtype)
+        signs = [
+            philox.signs_of(philox.packed_signs(self.rows, ordinal, length, call.key, purpose), length, call.dtype)
+            for length, purpose in ((self.width, INPUT_SIGNS), (self.height, OUTPUT_SIGNS))
+        ]
+        ins, outs = (pad(part) for part in signs)
         return _Noise(
-            described(made, self.width, block), bases.slots, signs=self.chunk.signs(self.number, OUTPUT_SIGNS)
+            described(made, self.width, block), bases.slots, None, described(ins, self.width, (1, block[1])), outs
         )
 
     def _lowrank(self, cut: tiles.Tiles) -> _Noise:
         """The left factors, and the columns' products with the right ones."""
-        call, ordinal, rank = self.call, self.layer.weight_ordinal, padded_rank(self.call.directions.count)
+        call, rank = self.call, padded_rank(self.call.directions.count)
+        left, right, scale = self._factors(self.rows, rank)
+        shape = (len(self.rows), self.halves, self.num_inputs, rank)
+        products = torch.empty(shape, dtype=call.dtype, device=self.rows.device)
+        h, d = self._parts_of_q()
+        kernel.project[(len(self.rows) * self.halves * triton.cdiv(self.num_inputs, cut.block_n),)](
+            *(None if part is None else described(part, self.width, (cut.block_n, cut.block_k)) for part in (h, d)),
+            described(right, self.width, (rank, cut.block_k)), scale, self.chunk.scales, products, self.width,
+            self.num_inputs, self.halves, call.input_precision, cut.block_n, cut.block_k, rank,
+            num_warps=tiles.projection_warps(rank), num_stages=cut.num_stages,
+        )  # fmt: skip
+        factors = described(products, rank, (1, self.halves, cut.block_n // self.halves, rank))
+        return _Noise(described(left, self.height, (rank, cut.block_h)), factors=factors, rank=rank)
+
+    def _factors(self, rows: Tensor, lines: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Low rank's factors, [rows, lines, padded(H)] and [rows, lines, padded(K)], and their scales in float32."""
+        call, ordinal = self.call, self.layer.weight_ordinal
         assert ordinal is not None, "the weight moves"
         left, right, scale = philox.lowrank_factors(
-            self.rows, call.directions.count, ordinal, self.height, self.width, call.key, call.dtype, rank,
-            call.slab_bytes,
-        )  # fmt: skip
-        products = torch.empty(len(self.rows) * self.columns, rank, dtype=call.dtype, device=self.rows.device)
-        h, d = self._parts_of_q()
-        everyone, halves = slice(0, len(self.rows)), self.columns // self.num_inputs
-        kernel.project[(len(self.rows) * halves * triton.cdiv(self.num_inputs, cut.block_n),)](
-            self._inputs(h, cut, everyone), self._inputs(d, cut, everyone),
-            described(right, self.width, (rank, cut.block_k)), scale.float(), self.chunk.scales, products, self.width,
-            self.num_inputs, halves, call.input_precision, cut.block_n, cut.block_k, rank,
-            num_warps=4, num_stages=cut.num_stages,
-        )  # fmt: skip
-        factors = described(products, rank, (cut.block_n, rank))
-        return _Noise(described(left, self.height, (rank, cut.block_h)), factors=factors, rank=rank)
+            rows, call.directions.count, ordinal, self.height, self.width, call.key, call.dtype, lines, call.slab_bytes
+        )
+        return left, right, scale.float()
 
     def _parts_of_q(self) -> tuple[Tensor | None, Tensor | None]:
         """What q = +-(h + s d) is made of: h, [N, K], and d; of a single product of given q, either."""
         q, d = self.operands.q, self.operands.d
         if q is not None:
             return (q, None) if q.dim() == 2 else (None, q)
-        hidden = self.chunk.unmoved.hidden[self.number - 1]
-        return as_operand(hidden, self.call.precision, self.call.target), d
-
-
-def _words(packed: Tensor | None) -> tuple[Tensor | None, int]:
-    return packed, 0 if packed is None else packed.shape[1]
+        return self.chunk.unmoved.operands[self.number], d

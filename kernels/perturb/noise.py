@@ -26,6 +26,9 @@ from nntk.kernels.philox.reference import (
     unit_slabs,
 )
 
+FORMED_UNITS = 64
+"""Units of a layer up to which low rank's kernels form E, a tile of it, and read differences once."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -39,6 +42,9 @@ class Group:
     plan: Plan
     rounded: Callable[[Tensor], Tensor]
     """Rounds an operand of a product to the precision of the evaluation."""
+    precision: str = "fp32"
+    moved_inputs: bool = True
+    """Whether signs multiply the moved inputs."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,14 +79,34 @@ class Noise(ABC):
         """Ranges of output units that are evaluated together."""
         yield slice(0, len(weight))
 
+    def moved_weights(self, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor | None:
+        """The operand W + s E, where the kernels of a low precision multiply by it and not by q; W is rounded too.
+
+        Args:
+            layer: The layer; its weight moves.
+            units: Which of its units.
+            tile: Which rows.
+            step: Signed scales s, [rows or 1, halves, 1, 1].
+
+        Returns:
+            [rows, halves, units, K], None where operands are d and q = +-(h + s d).
+        """
+        return None
+
+    def _rounded_sum(self, weight: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+        return self._group.rounded(torch.addcmul(self._group.rounded(weight), noise[:, None], step))
+
     def operand(self, h: Tensor, d: Tensor, signs: Tensor, scales: Tensor) -> Tensor:
-        """The rounded operand q = +-(h + s d) of a layer behind the first, [rows, halves, N, K].
+        """The rounded operand q = +-(h + s d) of a layer behind the first.
 
         Args:
             h: Unperturbed inputs of the layer, [N, K].
             d: Their unit differences, [rows, halves, N, K].
             signs: [halves, 1, 1].
             scales: s, [rows or 1, 1, 1, 1].
+
+        Returns:
+            [rows, halves, N, K].
         """
         return self._group.rounded(torch.addcmul(signs * h, d, scales * signs))
 
@@ -169,6 +195,13 @@ class ExplicitNoise(Noise):
         noise = self._displacement(layer.weight_ordinal, layer.weight, units, tile)
         return torch.matmul(q, noise.mT) if onto is None else onto.baddbmm_(q, noise.mT)
 
+    def moved_weights(self, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor | None:
+        """Of signs in bfloat16."""
+        if self._group.moved_inputs:
+            return None
+        noise = self._displacement(layer.weight_ordinal, layer.weight, units, tile)
+        return self._rounded_sum(layer.weight[units], noise, step)
+
     def displaced_product(self, h: Tensor, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor:
         """One product for each row and half, with the sum."""
         noise = self._displacement(layer.weight_ordinal, layer.weight, units, tile)
@@ -214,6 +247,15 @@ class FlipoutNoise(StructuredNoise):
         made = torch.matmul(q * s, self._base_slab(layer.weight_ordinal, layer.weight, units).T)
         return made.mul_(r[..., units]) if onto is None else onto.addcmul_(made, r[..., units])
 
+    def moved_weights(self, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor | None:
+        """Of the whole displacement in bfloat16, which kernels form tile by tile."""
+        if self._group.moved_inputs:
+            return None
+        assert layer.weight_ordinal is not None, "the weight moves"
+        r, s = (part[tile] for part in self._signs[layer.weight_ordinal])
+        noise = r[:, units, None] * s[:, None, :] * self._base_slab(layer.weight_ordinal, layer.weight, units)
+        return self._rounded_sum(layer.weight[units], noise, step)
+
     def _base_slab(self, ordinal: int, weight: Tensor, units: slice) -> Tensor:
         if self._group.plan.keep_noise:
             return self._kept[ordinal][0, units]
@@ -225,6 +267,7 @@ class LowRankNoise(StructuredNoise):
     r"""Displacements :math:`c A^T B` by their factors: :math:`q E^T = (c\,q B^T) A`, whose bracket is rounded too.
 
     Products with so few factors are cheap: those of h and of d are made apart, so that q itself need not be written.
+    In low precision a layer of few units has its E formed, as kernels do.
     """
 
     def __init__(self, group: Group) -> None:
@@ -232,13 +275,30 @@ class LowRankNoise(StructuredNoise):
         rank, shapes, numbers = group.directions.count, group.shapes(axes=(2,)), group.plan.slab_numbers
         self._factors = lowrank_factors(group.rows, shapes, rank, group.key, group.dtype, numbers)
 
+    def _formed(self, layer: Layer, units: slice, tile: slice) -> Tensor | None:
+        """E rounded to an operand, [rows, units, K], of a layer of few units in low precision."""
+        assert layer.weight_ordinal is not None, "the weight moves"
+        if self._group.precision == "fp32" or len(layer.weight) > FORMED_UNITS:
+            return None
+        left, right, scale = (factor[tile] for factor in self._factors[layer.weight_ordinal])
+        formed = torch.matmul(left[..., units].mT, right) * scale[:, None, None]
+        return self._group.rounded(formed.to(left.dtype))
+
     def operand(self, h: Tensor, d: Tensor, signs: Tensor, scales: Tensor) -> Tensor:
         """The operand q = +-(h + s d), of h and d rounded apart."""
         return torch.addcmul(signs * self._group.rounded(h), self._group.rounded(d), scales * signs)
 
+    def moved_weights(self, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor | None:
+        """Of layers of few units."""
+        formed = self._formed(layer, units, tile)
+        return None if formed is None else self._rounded_sum(layer.weight[units], formed, step)
+
     def product(self, q: Tensor, layer: Layer, units: slice, tile: slice, onto: Tensor | None = None) -> Tensor:
-        """Two products of R numbers for each row."""
+        """Two products of R numbers for each row, or one with E where it is formed."""
         assert layer.weight_ordinal is not None, "the weight moves"
+        formed = self._formed(layer, units, tile)
+        if formed is not None:
+            return torch.matmul(q, formed.mT) if onto is None else onto.baddbmm_(q, formed.mT)
         left, right, scale = (factor[tile] for factor in self._factors[layer.weight_ordinal])
         inner = torch.matmul(q, right.mT) * scale[:, None, None]
         inner = self._group.rounded(inner.to(q.dtype))

@@ -33,6 +33,8 @@ class Call:
     """Forces one of ``tiles.PATHS``, an error where it does not apply; None leaves the choice to the cost model."""
     slab_bytes: int
     """What noise may take that is made piece by piece."""
+    num_inputs: int
+    """Of all chunks together."""
 
     @property
     def halves(self) -> int:
@@ -63,6 +65,14 @@ class Call:
         """Family of a layer's noise, ``"none"`` where its weight stays."""
         return "none" if layer.weight_ordinal is None else self.directions.name
 
+    @property
+    def multiplies_q(self) -> bool:
+        """Whether displacements multiply q = +-(h + s d): a choice for all chunks, which round alike."""
+        family, columns = self.directions.name, self.num_inputs * self.halves
+        if family == "lowrank":
+            return False
+        return tiles.takes_moved_inputs(family, self.precision, columns, self.target.arch)
+
     def fused(self) -> tiles.Fused | None:
         """Choose or refuse the fused path.
 
@@ -91,20 +101,22 @@ class Call:
 class Unmoved:
     """The unperturbed pass of a chunk of inputs, made in float64 and rounded once; rows padded to 16 units."""
 
-    inputs: Tensor
-    """[N, padded(K)], float32."""
+    num_inputs: int
     states: list[tuple[Tensor, ...]]
     """What each activation keeps of z, [N, padded(H)] each, float32."""
     hidden: list[Tensor]
-    """Inputs of the next layer, [N, padded(H)], float32; none behind the last."""
+    """Inputs of each layer, [N, padded(K)], float32."""
+    operands: list[Tensor]
+    """The same as operands of the products."""
 
     @classmethod
-    def of(cls, layers: Sequence[Layer], x: Tensor) -> "Unmoved":
+    def of(cls, layers: Sequence[Layer], x: Tensor, precision: str, target: Target) -> "Unmoved":
         """The pass of some inputs."""
         passed, _ = unperturbed(layers, x)
         states = [layer.activation.state(z, torch.float32) for layer, (_, z) in zip(layers, passed, strict=True)]
-        rows = [pad(h, torch.float32) for h, _ in passed]
-        return cls(rows[0], [tuple(pad(part, torch.float32) for part in state) for state in states], rows[1:])
+        hidden = [pad(h, torch.float32) for h, _ in passed]
+        operands = [as_operand(h, precision, target) for h in hidden]
+        return cls(len(x), [tuple(pad(part, torch.float32) for part in state) for state in states], hidden, operands)
 
 
 def operand_dtype(precision: str, target: Target) -> torch.dtype:
@@ -130,10 +142,10 @@ def pad(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return out
 
 
-def described(rows: Tensor, width: int, block: tuple[int, int]) -> TensorDescriptor:
-    """A descriptor of a matrix [lines, >= width]; what it reads beyond is zero."""
-    flat = rows.view(-1, rows.shape[-1])
-    return TensorDescriptor(flat, [flat.shape[0], width], [flat.stride(0), 1], list(block))
+def described(lines: Tensor, width: int, block: tuple[int, ...]) -> TensorDescriptor:
+    """A descriptor of lines of ``width``, in tiles of ``block``: a matrix where it has two sizes; zero beyond."""
+    tensor = lines.view(-1, lines.shape[-1]) if len(block) == 2 else lines
+    return TensorDescriptor(tensor, [*tensor.shape[:-1], width], list(tensor.stride()), list(block))
 
 
 def parameters(layers: Sequence[Layer]) -> tuple[float, ...]:

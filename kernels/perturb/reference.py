@@ -20,6 +20,7 @@ from nntk.kernels.mlp import Layer, unperturbed
 from nntk.kernels.perturb.activations import State, decode
 from nntk.kernels.perturb.config import plan
 from nntk.kernels.perturb.noise import NOISE, Group, Noise, row_groups
+from nntk.kernels.perturb.tiles import takes_moved_inputs
 from nntk.kernels.philox.directions import parse
 
 Rounding = Callable[[Tensor], Tensor]
@@ -90,16 +91,19 @@ def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> 
     """Propagate differences: two products a layer, no cancellation. Returns unit differences [rows, halves, N, C]."""
     d: Tensor | None = None
     for layer, (h, state) in zip(layers, unmoved.layers, strict=True):
-        operands = None if d is None else (tile.rounded(d), tile.noise.operand(h, d, tile.signs, tile.scales))
         e = tile.bias(layer)
+        operand = None if d is None else tile.rounded(d)
+        q = None if d is None or layer.weight_ordinal is None else tile.noise.operand(h, d, tile.signs, tile.scales)
         parts = []
         for units in tile.noise.slabs(layer.weight):
-            if operands is None:
-                dz = _first_difference(layer, h, units, tile)
+            if operand is None:
+                dz = _shared_product(layer, h, units, tile)
+            elif (moved := _moved_weights(layer, units, tile)) is not None:
+                dz = torch.matmul(operand, moved.mT).add_(_shared_product(layer, h, units, tile))
             else:
-                dz = torch.matmul(operands[0], tile.rounded(layer.weight[units]).T)
-                if layer.weight_ordinal is not None:
-                    tile.noise.product(operands[1].flatten(1, 2), layer, units, tile.rows, onto=dz.flatten(1, 2))
+                dz = torch.matmul(operand, tile.rounded(layer.weight[units]).T)
+                if q is not None:
+                    tile.noise.product(q.flatten(1, 2), layer, units, tile.rows, onto=dz.flatten(1, 2))
             if e is not None:
                 dz += e[..., units]
             parts.append(layer.activation.difference(tuple(part[:, units] for part in state), dz, tile.scales))
@@ -108,11 +112,18 @@ def difference_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> 
     return d
 
 
-def _first_difference(layer: Layer, h: Tensor, units: slice, tile: _Tile) -> Tensor:
-    """Layer 0 has no earlier difference: dz = h E^T for one half, its negative for the other."""
+def _shared_product(layer: Layer, h: Tensor, units: slice, tile: _Tile) -> Tensor:
+    """+-h E^T, all of dz at layer 0: one product for both halves of a pair."""
     if layer.weight_ordinal is None:
         return h.new_zeros(tile.rows.stop - tile.rows.start, len(tile.signs), len(h), units.stop - units.start)
     return tile.noise.product(tile.rounded(h), layer, units, tile.rows)[:, None] * tile.signs
+
+
+def _moved_weights(layer: Layer, units: slice, tile: _Tile) -> Tensor | None:
+    """W + s E where the kernels multiply by it: in float32 products of d and q are fewer, and the same."""
+    if layer.weight_ordinal is None:
+        return None
+    return tile.noise.moved_weights(layer, units, tile.rows, tile.scales * tile.signs)
 
 
 def direct_form(layers: Sequence[Layer], unmoved: _Unmoved, tile: _Tile) -> Tensor:
@@ -172,6 +183,7 @@ def mlp_differences(
     widths = [x.shape[1], *(weight.shape[0] for weight in weights)]
     family, rounded = parse(directions), ROUNDINGS[precision]
     cut = plan(len(x), len(rows), widths, family, len(signs), x.element_size(), max_bytes)
+    moved = takes_moved_inputs(family.name, precision, len(signs) * len(x))
     shared = len(scales) > 0 and bool((scales == scales[0]).all())
 
     shape = (len(rows), len(x), widths[-1])
@@ -181,7 +193,9 @@ def mlp_differences(
     for inputs in _pieces(0, max(1, len(x)), cut.group_inputs):
         unmoved = _Unmoved.of(layers, x[inputs])
         for group in row_groups(family, rows, cut.group_rows):
-            noise = NOISE[family.name](Group(family, rows[group], layers, (seed_low, seed_high), cut, rounded))
+            noise = NOISE[family.name](
+                Group(family, rows[group], layers, (seed_low, seed_high), cut, rounded, precision, moved)
+            )
             for tile_inputs in _pieces(inputs.start, inputs.stop, cut.tile_inputs):
                 here = unmoved.narrow(tile_inputs.start - inputs.start, tile_inputs.stop - inputs.start)
                 for tile_rows in _pieces(0, len(group), cut.tile_rows):

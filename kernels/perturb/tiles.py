@@ -74,10 +74,10 @@ def power_of_two(number: int, least: int, most: int) -> int:
 
 # Largest tiles without spills: [units, columns], warps, stages, and the step by family.
 _LARGE = {
-    ("sm_90", "bf16"): ((128, 256), 8, 3, {"gaussian": 64, "rademacher": 128}),
+    ("sm_90", "bf16"): ((128, 256), 8, 3, {}),
     ("sm_90", "tf32"): ((128, 128), 8, 3, {}),
     ("sm_90", "fp32"): ((64, 64), 4, 2, {}),
-    ("sm_100", "bf16"): ((128, 256), 8, 3, {"gaussian": 64, "rademacher": 128}),
+    ("sm_100", "bf16"): ((128, 256), 8, 3, {}),
     ("sm_100", "tf32"): ((128, 128), 8, 3, {}),
     ("sm_100", "fp32"): ((64, 64), 8, 2, {}),
     ("sm_80", "bf16"): ((128, 128), 8, 3, {}),
@@ -165,9 +165,36 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     return Tiles(smaller_h, smaller_n, block_k, warps, stages, parts)
 
 
+def projection_warps(rank: int) -> int:
+    """Warps of products with right factors, which go before a step of low rank; four would spill on sm_80 at 64."""
+    return 4 if rank <= 16 else 8
+
+
+def takes_moved_inputs(source: str, precision: str, columns: int, arch: str = "sm_90") -> bool:
+    """Whether a layer's products are E (h + s d) and W d, and not E h, which halves share, and (W + s E) d.
+
+    The second form has three products of half the columns instead of four, but makes E twice, and W +- s E of it. That
+    is too dear for normals, for operands of 32 bits, for few columns, and where operands are read from shared memory by
+    ordinary loads.
+
+    Args:
+        source: Family of the displacements.
+        precision: Of the products.
+        columns: Columns of a displacement behind layer 0.
+        arch: Architecture.
+
+    Returns:
+        True but for signs in bfloat16, of more than 128 columns, where products read shared memory themselves.
+    """
+    reads = family_of(arch) in _FOUR_WARP_PRODUCTS or arch == "interpreter"
+    return not (source in ("rademacher", "flipout") and precision == "bf16" and columns > 128 and reads)
+
+
 @lru_cache(maxsize=256)
 def stationary_tiles(source: str, precision: str, width: int, arch: str) -> Tiles | None:
-    """Tiles of the weight-stationary step, None where its noise, [block_h, width], would not fit the registers."""
+    """Tiles of the weight-stationary step; None for signs, cheap to make again, and for noise beyond the registers."""
+    if source != "gaussian":
+        return None
     most = {"bf16": 256 if family_of(arch) in _FOUR_WARP_PRODUCTS else 64, "tf32": 64, "fp32": 0}[precision]
     if width > (256 if arch == "interpreter" else most):
         return None
@@ -259,7 +286,7 @@ def choose_path_on(
 
 def choose_path(source: str, precision: str, width: int, columns: int, first: bool, arch: str) -> str:
     """The path of one layer: ``"stationary"``, ``"staged"`` or ``"step"``; the last for noise not made there."""
-    held = stationary_tiles(source, precision, width, arch) if source in GENERATED else None
+    held = stationary_tiles(source, precision, width, arch)
     if held is not None and columns > held.block_n:
         return "stationary"
     return "staged" if staged_pays(source, precision, columns, first, arch) else "step"
