@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -97,6 +98,22 @@ def _submitted(pool: ProcessPoolExecutor, function: Callable[..., T], *arguments
         return pool.submit(function, *arguments)
 
 
+@contextmanager
+def _stopped() -> Iterator[list[int]]:
+    """Remember Ctrl-C: where it is raised in a callback of the garbage collector, Python goes on as if it were not."""
+    stops: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stops.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stops
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class CatalogueError(Exception):
     """A module's list of kernels cannot be read."""
 
@@ -174,15 +191,20 @@ def run(wanted: Sequence[Task], path: Path | None, facts: Mapping[str, Any], con
     if path:
         write_json(path, content)
     status = "failed"
-    try:
-        if _draw(wanted, content["rows"], console):
-            status = "good"
-    except KeyboardInterrupt:
-        status = "interrupted"
-    finally:
-        content["status"] = status
-        if path:
-            write_json(path, content)
+    with _stopped() as stops:
+        try:
+            if _draw(wanted, content["rows"], console):
+                status = "good"
+        except KeyboardInterrupt:
+            status = "interrupted"
+        except Exception:
+            # What an interrupt left half done may fail in a way of its own.
+            if not stops:
+                raise
+        finally:
+            content["status"] = status = "interrupted" if stops else status
+            if path:
+                write_json(path, content)
     console.print(f"{status}: {len(content['rows'])} of {len(wanted)} judged" + (f", in {path}" if path else ""))
     return {"good": 0, "failed": 1, "interrupted": 130}[status]
 
