@@ -79,6 +79,10 @@ class Noise(ABC):
         """Ranges of output units that are evaluated together."""
         yield slice(0, len(weight))
 
+    def _slabs_of_all(self, weight: Tensor) -> Iterator[slice]:
+        """Ranges of which the displacements of all rows are a slab."""
+        return _cut(weight, self._group.plan.slab_numbers // len(self._group.rows))
+
     def moved_weights(self, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor | None:
         """The operand W + s E, where the kernels of a low precision multiply by it and not by q; W is rounded too.
 
@@ -180,11 +184,11 @@ class ExplicitNoise(Noise):
         return noise[tile]
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
-        """All units, or as many as a slab holds."""
-        if self._group.plan.keep_noise:
+        """All units, or as many as a slab holds; W + s E is a slab too."""
+        if self._group.plan.keep_noise and self._group.moved_inputs:
             yield from super().slabs(weight)
         else:
-            yield from _cut(weight, self._group.plan.slab_numbers // len(self._group.rows))
+            yield from self._slabs_of_all(weight)
 
     def bias(self, ordinal: int, bias: Tensor, tile: slice) -> Tensor:
         """Unit displacement of a bias, [rows, H]."""
@@ -234,8 +238,10 @@ class FlipoutNoise(StructuredNoise):
             self._kept = flipout_bases(self._base, shapes, group.key, group.dtype, numbers)
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
-        """All units, or as many as a slab holds."""
-        if self._group.plan.keep_noise:
+        """All units, or as many as a slab holds, of the base or where it is formed of W + s E."""
+        if not self._group.moved_inputs:
+            yield from self._slabs_of_all(weight)
+        elif self._group.plan.keep_noise:
             yield from super().slabs(weight)
         else:
             yield from _cut(weight, self._group.plan.slab_numbers)
@@ -275,10 +281,17 @@ class LowRankNoise(StructuredNoise):
         rank, shapes, numbers = group.directions.count, group.shapes(axes=(2,)), group.plan.slab_numbers
         self._factors = lowrank_factors(group.rows, shapes, rank, group.key, group.dtype, numbers)
 
+    def slabs(self, weight: Tensor) -> Iterator[slice]:
+        """All units, or as many as a slab holds where E is formed."""
+        return self._slabs_of_all(weight) if self._forms(weight) else super().slabs(weight)
+
+    def _forms(self, weight: Tensor) -> bool:
+        return self._group.precision != "fp32" and len(weight) <= FORMED_UNITS
+
     def _formed(self, layer: Layer, units: slice, tile: slice) -> Tensor | None:
         """E rounded to an operand, [rows, units, K], of a layer of few units in low precision."""
         assert layer.weight_ordinal is not None, "the weight moves"
-        if self._group.precision == "fp32" or len(layer.weight) > FORMED_UNITS:
+        if not self._forms(layer.weight):
             return None
         left, right, scale = (factor[tile] for factor in self._factors[layer.weight_ordinal])
         formed = torch.matmul(left[..., units].mT, right) * scale[:, None, None]
