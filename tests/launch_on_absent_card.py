@@ -53,7 +53,7 @@ def launch_perturbation():
     for directions, path in [*routes, ("flipout(3)", None), ("lowrank(2)", None)]:
         # Low rank's layers of few units are formed: one more has its factors multiplied, of h and d.
         hidden = (20, 20) if "lowrank" not in directions else (70, 70)
-        for widths, number, activation in (((*hidden, 3), 20, "quantise"), ((70, *hidden, 3), 20, "relu"),
+        for widths, number, activation in (((*hidden, 3), 20, "quantise"), ((70, *hidden, 3), 70, "relu"),
                                            ((1, 1, 1), 1, "relu")):  # fmt: skip
             scales = torch.full((3,), 0.1)
             model, x = mlp(*widths, activation=activation), inputs(number, widths[0])

@@ -56,6 +56,10 @@ CARDS = {
 """Cards by the name that the command takes; the first is the one that the design's targets are for."""
 
 
+PROCESSORS = {card.arch: card.processors for card in CARDS.values()}
+"""Multiprocessors of the card of an architecture."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel of a workload.

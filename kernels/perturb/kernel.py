@@ -19,9 +19,6 @@ from nntk.kernels.philox.kernel import (
     unpack_signs,
 )
 
-_MOVED_PTX: tl.constexpr = tl.constexpr("fma.rn.bf16x2 $0, $4, $3, $2; fma.rn.bf16x2 $1, $5, $3, $2;")
-"""Of two numbers: W + s E and W - s E from W, E, s and -s."""
-
 
 @triton.jit
 def _noise_tile(
@@ -156,16 +153,10 @@ def _unit_displacement(
 
 
 @triton.jit
-def _moved_weights(w, e, s, DTYPE: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr):
-    """W + s E and W - s E as operands; s is rounded to bfloat16 with them."""
-    if PTX and DTYPE == tl.bfloat16:
-        return tl.inline_asm_elementwise(
-            _MOVED_PTX, "=r,=r,r,r,r,r", [w, e, s.to(tl.bfloat16), (-s).to(tl.bfloat16)],
-            dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
-        )  # fmt: skip
-    else:
-        w, se = w.to(tl.float32), s * e.to(tl.float32)
-        return _operand(w + se, DTYPE, PRECISION), _operand(w - se, DTYPE, PRECISION)
+def _moved_weights(w, e, s, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """W + s E and W - s E as operands: of a rounded s, all displacements of a scale would err alike."""
+    w, se = w.to(tl.float32), s * e.to(tl.float32)
+    return _operand(w + se, DTYPE, PRECISION), _operand(w - se, DTYPE, PRECISION)
 
 
 @triton.jit
@@ -287,7 +278,7 @@ def layer_step(
                     noise, in_signs, r, slab, group, hw, k, width, height, ordinal, row, key0, key1, SOURCE, DTYPE, PTX,
                     BH, BK,
                 )  # fmt: skip
-            up, down = _moved_weights(weight.load([h0, k]), e, s, DTYPE, PRECISION, PTX)
+            up, down = _moved_weights(weight.load([h0, k]), e, s, DTYPE, PRECISION)
             plus = tl.dot(up, _half(d, group, 0, n0, k).T, plus, input_precision=PRECISION)
             if HALVES == 2:
                 minus = tl.dot(down, _half(d, group, 1, n0, k).T, minus, input_precision=PRECISION)

@@ -81,7 +81,7 @@ def displacement_products(
     family, (length, width), target = parse(directions), q.shape[-2:], target_of(q.device)
     # Of the weight only its shape is asked.
     layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
-    call = Call([layer], [], family, (seed_low, seed_high), "none", "fp32", target, None, max_bytes // 8, length)
+    call = Call([layer], [], family, (seed_low, seed_high), "none", "fp32", target, "step", max_bytes // 8, length)
     out = q.new_empty(len(rows), length, height)
     order = torch.argsort(rows % family.count, stable=True) if family.name == "flipout" else None
     # Of a displacement: its products and the padded operand; the noise that is held, and of low rank the products with
@@ -104,7 +104,7 @@ def _evaluate(call: Call, x: Tensor, rows: Tensor, scales: Tensor, max_bytes: in
     """Fill ``out``, [M, N, C] or [2, M, N, C], chunk by chunk."""
     order = None
     if call.directions.name == "flipout":
-        # Displacements that share a base stand together: their columns make one large product, in few chunks.
+        # Displacements that share a base stand together: a chunk has few of them.
         order = torch.argsort(rows % call.directions.count, stable=True)
         rows, scales = rows[order], scales[order]
     fused = call.fused() is not None

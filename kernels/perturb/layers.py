@@ -54,7 +54,7 @@ class _Noise:
     slots: Tensor | None = None
     """With flipout where each displacement's base stands."""
     factors: TensorDescriptor | None = None
-    """With low rank the columns' products with the right factors, [columns, rank]."""
+    """With low rank the columns' products with the right factors, [M, halves, N, rank]."""
     in_signs: TensorDescriptor | None = None
     """With flipout s_m, [M, K]."""
     out_signs: Tensor | None = None
@@ -205,10 +205,12 @@ class _Step:
 
     def _staged(self, d: Tensor, q: Tensor | None, bias: Tensor | None) -> None:
         """Noise of a slab of displacements into memory, small enough for the cache, then their products."""
-        # Low rank's E is formed in float32.
-        itemsize = self.call.dtype.itemsize + (4 if self.formed else 0)
-        most = min(tiles.STAGED_BYTES, self.call.slab_bytes)
-        at_once = max(1, most // (self.height * philox.padded(self.width) * itemsize))
+        width, itemsize = philox.padded(self.width), self.call.dtype.itemsize
+        row = self.height * width * itemsize
+        if self.formed:  # In float32, of factors that are copied to it.
+            rank = self.call.directions.count
+            row += 4 * self.height * width + (4 + itemsize) * rank * (philox.padded(self.height) + width)
+        at_once = max(1, min(tiles.STAGED_BYTES, self.call.slab_bytes) // row)
         for start in range(0, len(self.rows), at_once):
             some = slice(start, min(start + at_once, len(self.rows)))
             self._in_registers(d, q, bias, some, self._slab(self.rows[some]))

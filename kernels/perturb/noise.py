@@ -294,8 +294,8 @@ class LowRankNoise(StructuredNoise):
         if not self._forms(layer.weight):
             return None
         left, right, scale = (factor[tile] for factor in self._factors[layer.weight_ordinal])
-        formed = torch.matmul(left[..., units].mT, right) * scale[:, None, None]
-        return self._group.rounded(formed.to(left.dtype))
+        formed = torch.matmul(left[..., units].mT, right).mul_(scale[:, None, None])
+        return self._group.rounded(formed)
 
     def operand(self, h: Tensor, d: Tensor, signs: Tensor, scales: Tensor) -> Tensor:
         """The operand q = +-(h + s d), of h and d rounded apart."""
