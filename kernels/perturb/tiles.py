@@ -136,8 +136,7 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     """Tiles of the layer step for [columns, width] x [width, height].
 
     One generated tile serves ``block_n`` columns. A normal costs 19 instructions, so the widest tile whose accumulator
-    fits (128 x 256: 128 registers a thread at 8 warps) is taken; a sign costs 4, and its step is longer, which spreads
-    the loop's own 80 instructions over more of them.
+    fits (128 x 256: 128 registers a thread at 8 warps) is taken; a sign costs a third of that.
 
     Args:
         source: Family of the noise, ``"staged"``, or ``"none"``.
@@ -157,9 +156,6 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     if smaller_h * smaller_n < 128 * 128 and family_of(arch) not in ("sm_80", "sm_100"):
         warps = min(warps, 4)
     block_k = power_of_two(width, 32, block_k)
-    if block_k == 128 and smaller_n == 256:
-        # A stage of q alone is 64 KB, whatever the height.
-        stages = 2
     # The interpreter has no registers to run out of, and takes a program's time for each part.
     parts = 1 if arch == "interpreter" else max(1, smaller_h * smaller_n // (warps * 32) // 16)
     return Tiles(smaller_h, smaller_n, block_k, warps, stages, parts)
