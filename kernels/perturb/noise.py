@@ -1,8 +1,8 @@
 r"""The unit displacements E of a group of rows, as an evaluation meets them: by the products :math:`q E^T` of a layer.
 
 Gaussian and rademacher displacements are matrices like any other, one product for each row. Those of flipout and
-lowrank are formed in low precision alone, where kernels form them: the base that rows share makes one large product, the
-few factors of a row a cheap one.
+lowrank are formed in low precision alone, where kernels form them: the base that rows share makes one large product,
+the few factors of a row a cheap one.
 """
 
 from abc import ABC, abstractmethod
