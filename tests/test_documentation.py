@@ -26,6 +26,14 @@ def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
+def test_every_package_is_installed():
+    """Installed by copying, not in place: pyproject.toml lists each folder of modules."""
+    listed = re.findall(r'^    "(nntk[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    folders = [path.parent for top in ("nntk", "kernels", "bench") for path in (ROOT / top).rglob("__init__.py")]
+    names = [".".join(folder.relative_to(ROOT).parts) for folder in folders]
+    assert sorted(listed) == sorted(name if name.startswith("nntk") else f"nntk.{name}" for name in names)
+
+
 def test_the_modules_are_found():
     """The walk above sees all three packages."""
     assert {"nntk.nonlocal_ntk", "nntk.kernels.perturb.reference", "nntk.bench.suites.digits"} <= set(MODULES)
