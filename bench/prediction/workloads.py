@@ -38,6 +38,7 @@ Launches = Iterator[tuple[Case, Launch]]
 class _Layer:
     """One layer of a workload of antithetic displacements."""
 
+    arch: str
     family: str
     width: int
     height: int
@@ -63,7 +64,7 @@ class _Layer:
     @property
     def moved(self) -> bool:
         """Whether displacements multiply moved inputs, of all columns, or the inputs, of one half."""
-        return self.family != "lowrank" and tiles.takes_moved_inputs(self.family, "bf16", 2 * self.inputs)
+        return self.family != "lowrank" and tiles.takes_moved_inputs(self.family, "bf16", 2 * self.inputs, self.arch)
 
     @property
     def flops(self) -> float:
@@ -105,7 +106,7 @@ def _evaluation(arch: str, directions: str, widths: Sequence[int], inputs: int) 
     family = parse(directions).name
     pairs = list(zip(widths, widths[1:], strict=False))
     for number, (width, height) in enumerate(pairs):
-        layer = _Layer(family, width, height, inputs, number == 0, number + 1 == len(pairs))
+        layer = _Layer(arch, family, width, height, inputs, number == 0, number + 1 == len(pairs))
         path = tiles.choose_path(family, "bf16", width, layer.columns, layer.first, arch)
         if path == "stationary":
             yield _stationary(arch, layer)

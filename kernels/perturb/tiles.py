@@ -170,8 +170,8 @@ def takes_moved_inputs(source: str, precision: str, columns: int, arch: str = "s
     """Whether a layer's products are E (h + s d) and W d, and not E h, which halves share, and (W + s E) d.
 
     The second form has three products of half the columns instead of four, but makes E twice, and W +- s E of it. That
-    is too dear for normals, for operands of 32 bits, for few columns, and where operands are read from shared memory by
-    ordinary loads.
+    is too dear for normals, for operands of 32 bits, for few columns, where operands are read from shared memory by
+    ordinary loads, and where products are twice as fast (sm_100).
 
     Args:
         source: Family of the displacements.
@@ -180,10 +180,10 @@ def takes_moved_inputs(source: str, precision: str, columns: int, arch: str = "s
         arch: Architecture.
 
     Returns:
-        True but for signs in bfloat16, of more than 128 columns, where products read shared memory themselves.
+        True but for signs in bfloat16, of more than 128 columns, on sm_90.
     """
-    reads = family_of(arch) in _FOUR_WARP_PRODUCTS or arch == "interpreter"
-    return not (source in ("rademacher", "flipout") and precision == "bf16" and columns > 128 and reads)
+    fits = family_of(arch) in ("sm_90", "interpreter")
+    return not (source in ("rademacher", "flipout") and precision == "bf16" and columns > 128 and fits)
 
 
 @lru_cache(maxsize=256)
