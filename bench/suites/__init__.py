@@ -17,6 +17,7 @@ SUITES = {
     "ridge": "ridge regression on 200,000 inputs without a matrix: time an evaluation, and peak memory",
     "scaling": "time and memory of differences along M, N and d, with fitted exponents",
     "accuracy": "differences against float64; kernels against the autograd NTK over gamma, samples and families",
+    "targets": "what the design asks of an H200: evaluations, memory, weights and assembly beside their targets",
     "gpu": "all of these, for a card",
 }
 
@@ -51,7 +52,7 @@ class Section:
 
 def catalogue(suite: str) -> Sequence[Section]:
     """The sections of a suite, by its name in ``SUITES``."""
-    from nntk.bench.suites import accuracy, digits, models, ntk, ops, ridge, scaling, throughput
+    from nntk.bench.suites import accuracy, digits, models, ntk, ops, ridge, scaling, targets, throughput
 
     of_accuracy = (accuracy.DIFFERENCES, accuracy.GAMMA, accuracy.SAMPLES, accuracy.FAMILIES)
     of_throughput = (throughput.DIFFERENCES, throughput.KERNELS)
@@ -72,5 +73,15 @@ def catalogue(suite: str) -> Sequence[Section]:
         "ridge": (ridge.RIDGE,),
         "scaling": (scaling.SCALING,),
         "accuracy": of_accuracy,
-        "gpu": (ops.OPS, *of_throughput, *of_accuracy, models.MODELS, ntk.NTK, scaling.SCALING, digits.ONE_SEED),
+        "targets": (targets.TARGETS,),
+        "gpu": (
+            targets.TARGETS,
+            ops.OPS,
+            *of_throughput,
+            *of_accuracy,
+            models.MODELS,
+            ntk.NTK,
+            scaling.SCALING,
+            digits.ONE_SEED,
+        ),
     }[suite]
