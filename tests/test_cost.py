@@ -66,24 +66,6 @@ def test_products(size, number, name):
     assert counted.get_total_flops() + scores == declared
 
 
-@pytest.mark.parametrize(("precision", "halves"), [("fp32", 2), ("bf16", 1)])
-@pytest.mark.parametrize("directions", ["rademacher", "flipout(2)"])
-def test_halves_share_the_product_with_the_inputs(directions, precision, halves):
-    """Of signs in bfloat16, at many columns: two products a layer behind the first, one of them for both halves."""
-    model, x, rows = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3)), torch.ones(65, 5), 4
-    parameters = [parameter.detach() for parameter in model.parameters()]
-    arguments = (
-        x, parameters[::2], parameters[1::2], ["identity"] * 2, [0.0] * 4, [0, 2], [1, 3], torch.arange(rows),
-        torch.ones(rows).double(), 1, 2, directions, "odd", "difference", precision, 2**27,
-    )  # fmt: skip
-    unmoved = 65 * (5 * 7 + 7 * 3)
-    behind = rows * 65 * 7 * 3 * (2 + halves)
-    assert cost_of("mlp_differences", arguments).flops == 2 * (unmoved + rows * 65 * 5 * 7 + behind)
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counted:
-        REGISTERED["mlp_differences"].reference(*arguments)
-    assert counted.get_total_flops() == cost_of("mlp_differences", arguments).flops
-
-
 @each
 def test_memory(size, number, name):
     """Every argument that is read, once, and every result."""

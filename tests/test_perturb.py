@@ -364,27 +364,6 @@ def test_precision_rounds_the_inner_product_of_lowrank(precision, height):
     assert relative_error(made, expected) < 0.05 * ROUNDOFF[precision]
 
 
-@pytest.mark.parametrize(("directions", "number"), [("rademacher", 65), ("flipout(2)", 65), ("rademacher", 64)])
-def test_signs_of_many_columns_multiply_moved_weights(directions, number):
-    """In bfloat16 operands are d, h, and W + s E, W rounded before; of 128 columns or fewer d, W and h + s d."""
-    s, x, rows = 0.01, inputs(number, 20), torch.arange(3)
-    rounded, model = ROUNDINGS["bf16"], mlp(20, 30, 7, activation="tanh")
-    settings = {"directions": directions, "pairs": "both"}
-    made = unit(model, x, rows, precision="bf16", **settings)[0]
-    d = unit(model[:2], x, rows, precision="bf16", **settings)[0]
-    h, weight = model[:2](x).detach(), rounded(model[2].weight.detach())
-    e, bias = (
-        unit_displacements(rows, ordinal, p.shape, 3, directions) for ordinal, p in ((2, weight), (3, weight[:, 0]))
-    )
-    for sign, half, of_d in zip((1, -1), made, d, strict=True):
-        if number > 64:
-            expected = rounded(of_d) @ rounded(weight + sign * s * e).mT + sign * (rounded(h) @ e.mT)
-        else:
-            expected = rounded(of_d) @ weight.T + sign * (rounded(h + s * of_d) @ e.mT)
-        expected = expected + sign * bias[:, None]
-        assert relative_error(half, expected) < 0.05 * ROUNDOFF["bf16"]
-
-
 @pytest.mark.parametrize("gamma", [1e-1, 1e-6])
 @pytest.mark.parametrize("precision", ROUNDOFF)
 def test_error_of_low_precision_does_not_depend_on_gamma(precision, directions, gamma):

@@ -38,7 +38,6 @@ Launches = Iterator[tuple[Case, Launch]]
 class _Layer:
     """One layer of a workload of antithetic displacements."""
 
-    arch: str
     family: str
     width: int
     height: int
@@ -64,7 +63,7 @@ class _Layer:
     @property
     def moved(self) -> bool:
         """Whether displacements multiply moved inputs, of all columns, or the inputs, of one half."""
-        return self.family != "lowrank" and tiles.takes_moved_inputs(self.family, "bf16", 2 * self.inputs, self.arch)
+        return self.family != "lowrank"
 
     @property
     def flops(self) -> float:
@@ -77,7 +76,7 @@ class _Layer:
 
     @property
     def operands(self) -> int:
-        """Matrices that a layer reads and writes of each column: d and, of normals, q."""
+        """Matrices that a layer reads and writes of each column: d and, but for low rank, q."""
         return 2 if self.moved else 1
 
     @property
@@ -106,7 +105,7 @@ def _evaluation(arch: str, directions: str, widths: Sequence[int], inputs: int) 
     family = parse(directions).name
     pairs = list(zip(widths, widths[1:], strict=False))
     for number, (width, height) in enumerate(pairs):
-        layer = _Layer(arch, family, width, height, inputs, number == 0, number + 1 == len(pairs))
+        layer = _Layer(family, width, height, inputs, number == 0, number + 1 == len(pairs))
         path = tiles.choose_path(family, "bf16", width, layer.columns, layer.first, arch)
         if path == "stationary":
             yield _stationary(arch, layer)

@@ -45,10 +45,10 @@ def _evaluations(setting: Setting) -> Iterator[Row | str]:
     model = data.he_network(widths, nn.ReLU, setting.seed, setting.device, biases=0.1)
     generator = torch.Generator(setting.device).manual_seed(setting.seed)
     x = torch.randn(inputs, widths[0], device=setting.device, generator=generator)
-    forwards = data.he_network(widths, nn.ReLU, setting.seed, setting.device, biases=0.1)
-    forwards = forwards.to(torch.bfloat16 if large else torch.float32)
+    dtype = torch.bfloat16 if large else torch.float32
+    forwards = data.he_network(widths, nn.ReLU, setting.seed, setting.device, biases=0.1).to(dtype)
     # As many as there are evaluations, in batches that fill a card.
-    batch = x.to(forwards[0].weight.dtype).repeat(32, 1)
+    batch = x.to(dtype).repeat(32, 1)
     cases: dict[str, timing.Case] = {
         "forwards": lambda number: baselines.plain_forwards(forwards, batch, 2 * rows // 32),
         "vmap": lambda number: baselines.stacked_differences(model, x, _GAMMA, rows, number, stacked=32),

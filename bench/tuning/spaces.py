@@ -158,19 +158,16 @@ def _step_clocks(
     generated, size = source in tiles.GENERATED, 2 if precision == "bf16" else 4
     area, terms = cut.block_h * cut.block_n, cut.block_h * cut.block_n * cut.block_k
     noise, threads = cut.block_h * cut.block_k, 32 * cut.num_warps
-    # Behind layer 0: the weight by d, and the noise by q; of signs W +- s E by d, and the noise by half the columns.
-    moved = tiles.takes_moved_inputs(source, precision, columns, target.arch)
-    made, held = (1, 1) if moved else (2, 3)
-    products = 2.0 if moved else 1.5
-    read = size * cut.block_k * (cut.block_h + products * cut.block_n + (0 if generated else made * cut.block_h))
+    # Behind layer 0: the weight by d, and the noise by q.
+    read = size * cut.block_k * (cut.block_h + 2 * cut.block_n + (0 if generated else cut.block_h))
     one = _Program(
         warps=cut.num_warps,
-        numbers=(area + (noise * held if generated else 0) * size / 4) / threads,
+        numbers=(area + (noise if generated else 0) * size / 4) / threads,
         shared=cut.num_stages * size * cut.block_k * (cut.block_h + cut.block_n),
         stages=cut.num_stages,
         turns=math.ceil(width / cut.block_k),
-        issue=_issued(noise * made * _A_NUMBER.get(source, 0.0) + 2 * _A_TURN * threads),
-        multiply=products * _multiplied(terms, precision, target),
+        issue=_issued(noise * _A_NUMBER.get(source, 0.0) + 2 * _A_TURN * threads),
+        multiply=2 * _multiplied(terms, precision, target),
         load=read / _CACHE_BYTES,
         once=_issued(area * _AN_OUTPUT),
     )

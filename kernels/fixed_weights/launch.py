@@ -22,8 +22,19 @@ def radial_weights(
     (scale, steepness), (proposal_scale, proposal_steepness) = parameters, proposal_parameters
     laws = (scale**-2, steepness, proposal_scale**-2, proposal_steepness, law, proposal_law)
     grid = (size.programs,)
-    kernel.reduce_weights[grid](partials, lengths, count, *laws, size.block, num_warps=size.num_warps)
+    kernel.reduce_weights[grid](
+        partials, lengths, count, *laws, size.block, num_warps=size.num_warps, enable_fp_fusion=False
+    )
     kernel.write_weights[grid](
-        weights, statistics, partials, lengths, count, *laws, config.PROGRAMS, size.block, num_warps=size.num_warps
+        weights,
+        statistics,
+        partials,
+        lengths,
+        count,
+        *laws,
+        config.PROGRAMS,
+        size.block,
+        num_warps=size.num_warps,
+        enable_fp_fusion=False,
     )
     return weights, statistics

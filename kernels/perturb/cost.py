@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from nntk.kernels.cost import Cost, read
-from nntk.kernels.perturb.tiles import takes_moved_inputs
 from nntk.kernels.philox.cost import factors, noise
 from nntk.kernels.philox.directions import parse
 
@@ -19,14 +18,12 @@ def mlp_differences(
     Propagated differences take a product with the weight, but not at layer 0, and one with the displacement. Direct
     evaluation takes one product with the sum; with structured displacements it takes both. At layer 0 all evaluations
     share the product with the weight, and both halves of a pair that with the displacement. Of low rank R, a product
-    with the displacement is R (H + K) multiply-adds instead of H K. Where W + s E is formed, it is one of the inputs,
-    which halves share.
+    with the displacement is R (H + K) multiply-adds instead of H K.
 
     Returns:
         The cost.
     """
     halves, family, moved = 1 if pairs == "none" else 2, parse(directions), []
-    shared = not takes_moved_inputs(family.name, precision, halves * len(x))
     flops = 0.0
     for number, (weight, ordinal, bias, bias_ordinal) in enumerate(
         zip(weights, weight_ordinals, biases, bias_ordinals, strict=True)
@@ -42,8 +39,7 @@ def mlp_differences(
         elif propagation == "direct":
             each = (evaluations if number else len(x)) * whole + (evaluations * displaced if ordinal >= 0 else 0.0)
         else:
-            products = len(rows) * len(x) if shared else evaluations
-            each = (evaluations * whole if number else 0.0) + (products * displaced if ordinal >= 0 else 0.0)
+            each = evaluations * ((whole if number else 0.0) + (displaced if ordinal >= 0 else 0.0))
         flops += 2.0 * (len(x) * whole + each)
     made = noise(moved, len(rows), directions) + Cost(factors(moved, len(rows), directions))
     return made + Cost(flops, read(x, weights, biases, rows, scales))

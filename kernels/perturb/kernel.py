@@ -15,7 +15,6 @@ from nntk.kernels.philox.kernel import (
     gaussian_vector,
     sign_vector,
     sign_words,
-    unpack_sign_bytes,
     unpack_signs,
 )
 
@@ -236,9 +235,7 @@ def layer_step(
     """
     BI: tl.constexpr = BN if FIRST else BN // HALVES
     # Whether both halves of a pair share the product of the displacement with the inputs.
-    SHARED: tl.constexpr = (
-        not FIRST and (SOURCE == "rademacher" or SOURCE == "flipout" or SOURCE == "staged") and not OWN
-    )
+    SHARED: tl.constexpr = SOURCE == "staged" and not FIRST and not OWN
     tiles_h, tiles_n = tl.cdiv(height, BH), tl.cdiv(num_inputs, BI)
     tile_h, tile = tl.program_id(0) % tiles_h, tl.program_id(0) // tiles_h
     group, n0, h0 = tile // tiles_n, tile % tiles_n * BI, tile_h * BH
@@ -269,15 +266,7 @@ def layer_step(
     if SHARED:
         s = tl.load(scales + group)
         for k in range(0, width, BK):
-            if SOURCE == "rademacher":
-                # In the order of W, which comes from memory: E in the other loop's order would move to meet it.
-                packed = sign_words(hw, k, width, ordinal, row, key0, key1, BH, BK // 32, DISPLACEMENT)
-                e = unpack_sign_bytes(packed, DTYPE)
-            else:
-                e = _unit_displacement(
-                    noise, in_signs, r, slab, group, hw, k, width, height, ordinal, row, key0, key1, SOURCE, DTYPE, PTX,
-                    BH, BK,
-                )  # fmt: skip
+            e = noise.load([slab * height + h0, k])
             up, down = _moved_weights(weight.load([h0, k]), e, s, DTYPE, PRECISION)
             plus = tl.dot(up, _half(d, group, 0, n0, k).T, plus, input_precision=PRECISION)
             if HALVES == 2:

@@ -15,8 +15,9 @@ from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.activations import decode
 from nntk.kernels.perturb.fused import evaluate_fused
-from nntk.kernels.perturb.layers import evaluate_layers, multiply_noise, padded_rank
+from nntk.kernels.perturb.layers import multiply_noise, padded_rank
 from nntk.kernels.perturb.operands import Call, Unmoved, as_operand, operand_dtype, pad
+from nntk.kernels.perturb.recorded import Recorded
 from nntk.kernels.philox import launch as philox
 from nntk.kernels.philox.directions import Directions, parse
 from nntk.kernels.target import target_of
@@ -58,7 +59,7 @@ def mlp_differences(
     ]
     target, key = target_of(x.device), (seed_low, seed_high)
     operands = [pad(as_operand(weight, precision, target)) for weight in weights[1:]]
-    call = Call(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes // 8, len(x))
+    call = Call(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes // 8)
     shape = (len(rows), len(x), call.widths[-1])
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
     _evaluate(call, x, rows.contiguous(), scales.float().contiguous(), max_bytes, out)
@@ -81,7 +82,7 @@ def displacement_products(
     family, (length, width), target = parse(directions), q.shape[-2:], target_of(q.device)
     # Of the weight only its shape is asked.
     layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
-    call = Call([layer], [], family, (seed_low, seed_high), "none", "fp32", target, "step", max_bytes // 8, length)
+    call = Call([layer], [], family, (seed_low, seed_high), "none", "fp32", target, "step", max_bytes // 8)
     out = q.new_empty(len(rows), length, height)
     order = torch.argsort(rows % family.count, stable=True) if family.name == "flipout" else None
     # Of a displacement: its products and the padded operand; the noise that is held, and of low rank the products with
@@ -110,14 +111,16 @@ def _evaluate(call: Call, x: Tensor, rows: Tensor, scales: Tensor, max_bytes: in
     fused = call.fused() is not None
     for inputs, chunks in _chunks(call, len(x), len(rows), max_bytes, fused):
         unmoved, part = Unmoved.of(call.layers, x[inputs], call.precision, call.target), out[..., inputs, :]
+        evaluate = Recorded(call, unmoved, len(chunks))
         for chunk in chunks:
-            some = (call, unmoved, rows[chunk], scales[chunk])
             if fused:
-                evaluate_fused(*some, part[..., chunk, :, :])
-            elif order is None:
-                part[..., chunk, :, :] = evaluate_layers(*some)
+                evaluate_fused(call, unmoved, rows[chunk], scales[chunk], part[..., chunk, :, :])
+                continue
+            made = evaluate(rows[chunk], scales[chunk])
+            if order is None:
+                part[..., chunk, :, :] = made
             else:
-                part.index_copy_(-3, order[chunk], evaluate_layers(*some))
+                part.index_copy_(-3, order[chunk], made)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,6 @@ def plan(
     max_bytes: int,
     fused: bool = False,
     directions: Directions | None = None,
-    operands: int = 2,
 ) -> Plan:
     """Size chunks so that their buffers fit the budget.
 
@@ -154,18 +156,18 @@ def plan(
         max_bytes: The budget; a chunk has one input and one displacement at least.
         fused: Whether nothing but the outputs leaves the chip.
         directions: Family of the displacements; None for one without noise in memory.
-        operands: Matrices between layers: d, and where it is taken q.
 
     Returns:
         The plan. It depends neither on M, beyond M itself, nor, but for flipout's bases, on the number of parameters.
     """
     lines = [philox.padded(width) for width in widths]
     pairs = list(zip(lines[:-1], lines[1:], strict=True))
-    # Of an input: float64 pass, float32 states, operands. Of an evaluation: d and, where it is taken, q of two layers,
+    # Of an input: float64 pass, float32 states, operands. Of an evaluation: d and, but for low rank, q of two layers,
     # products with right factors, and the output in float32.
     state = sum(lines) * (2 * 8 + 4 * 4 + itemsize)
     evaluation = 4 * halves * lines[-1]
     if not fused:
+        operands = 1 if directions is not None and directions.name == "lowrank" else 2
         evaluation += halves * itemsize * (operands * max(map(sum, pairs)) + 64) + itemsize * lines[0]
     own, base = (0, 0) if fused else _noise_bytes(pairs, directions, itemsize)
     budget, most = max_bytes * 5 // 8, _LARGEST_BUFFER // (halves * max(lines))
@@ -198,8 +200,7 @@ def _chunks(
     if not num_inputs or not num_rows:
         return
     itemsize = operand_dtype(call.precision, call.target).itemsize
-    operands = 2 if call.multiplies_q else 1
-    cut = plan(call.widths, num_inputs, num_rows, call.halves, itemsize, max_bytes, fused, call.directions, operands)
+    cut = plan(call.widths, num_inputs, num_rows, call.halves, itemsize, max_bytes, fused, call.directions)
     rows = [slice(m, min(m + cut.rows, num_rows)) for m in range(0, num_rows, cut.rows)]
     for n in range(0, num_inputs, cut.inputs):
         yield slice(n, min(n + cut.inputs, num_inputs)), rows

@@ -149,7 +149,7 @@ class _Step:
     def _gives_q(self) -> bool:
         """Whether the next layer multiplies q."""
         following = None if self.last else self.call.layers[self.number + 1].weight_ordinal
-        return following is not None and self.call.multiplies_q
+        return following is not None and self.call.directions.name != "lowrank"
 
     def _path(self) -> str:
         call, forced = self.call, self.call.path
@@ -249,8 +249,7 @@ class _Step:
 
     def _halves_a_tile(self) -> int:
         """Of d: one where one is multiplied by W + s E and the other by W - s E."""
-        shared = self.source in ("rademacher", "flipout") and not self.call.multiplies_q
-        return 1 if self.formed or shared else self.halves
+        return 1 if self.formed else self.halves
 
     def _multiplied(self) -> Tensor | None:
         """What the displacement multiplies: q, [M, ..., N, K], or the unperturbed inputs, [N, K]."""

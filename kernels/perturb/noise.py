@@ -44,8 +44,6 @@ class Group:
     rounded: Callable[[Tensor], Tensor]
     """Rounds an operand of a product to the precision of the evaluation."""
     precision: str = "fp32"
-    moved_inputs: bool = True
-    """Whether signs multiply the moved inputs."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -185,8 +183,8 @@ class ExplicitNoise(Noise):
         return noise[tile]
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
-        """All units, or as many as a slab holds; W + s E is a slab too."""
-        if self._group.plan.keep_noise and self._group.moved_inputs:
+        """All units, or as many as a slab holds."""
+        if self._group.plan.keep_noise:
             yield from super().slabs(weight)
         else:
             yield from self._slabs_of_all(weight)
@@ -199,13 +197,6 @@ class ExplicitNoise(Noise):
         """One product for each row."""
         noise = self._displacement(layer.weight_ordinal, layer.weight, units, tile)
         return torch.matmul(q, noise.mT) if onto is None else onto.baddbmm_(q, noise.mT)
-
-    def moved_weights(self, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor | None:
-        """Of signs in bfloat16."""
-        if self._group.moved_inputs:
-            return None
-        noise = self._displacement(layer.weight_ordinal, layer.weight, units, tile)
-        return self._rounded_sum(layer.weight[units], noise, step)
 
     def displaced_product(self, h: Tensor, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor:
         """One product for each row and half, with the sum."""
@@ -239,10 +230,8 @@ class FlipoutNoise(StructuredNoise):
             self._kept = flipout_bases(self._base, shapes, group.key, group.dtype, numbers)
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
-        """All units, or as many as a slab holds, of the base or where it is formed of W + s E."""
-        if not self._group.moved_inputs:
-            yield from self._slabs_of_all(weight)
-        elif self._group.plan.keep_noise:
+        """All units, or as many as a slab holds."""
+        if self._group.plan.keep_noise:
             yield from super().slabs(weight)
         else:
             yield from _cut(weight, self._group.plan.slab_numbers)
@@ -253,15 +242,6 @@ class FlipoutNoise(StructuredNoise):
         r, s = (part[tile, None] for part in self._signs[layer.weight_ordinal])
         made = torch.matmul(q * s, self._base_slab(layer.weight_ordinal, layer.weight, units).T)
         return made.mul_(r[..., units]) if onto is None else onto.addcmul_(made, r[..., units])
-
-    def moved_weights(self, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor | None:
-        """Of the whole displacement in bfloat16, which kernels form tile by tile."""
-        if self._group.moved_inputs:
-            return None
-        assert layer.weight_ordinal is not None, "the weight moves"
-        r, s = (part[tile] for part in self._signs[layer.weight_ordinal])
-        noise = r[:, units, None] * s[:, None, :] * self._base_slab(layer.weight_ordinal, layer.weight, units)
-        return self._rounded_sum(layer.weight[units], noise, step)
 
     def _base_slab(self, ordinal: int, weight: Tensor, units: slice) -> Tensor:
         if self._group.plan.keep_noise:

@@ -33,8 +33,6 @@ class Call:
     """Forces one of ``tiles.PATHS``, an error where it does not apply; None leaves the choice to the cost model."""
     slab_bytes: int
     """What noise may take that is made piece by piece."""
-    num_inputs: int
-    """Of all chunks together."""
 
     @property
     def halves(self) -> int:
@@ -64,14 +62,6 @@ class Call:
     def source(self, layer: Layer) -> str:
         """Family of a layer's noise, ``"none"`` where its weight stays."""
         return "none" if layer.weight_ordinal is None else self.directions.name
-
-    @property
-    def multiplies_q(self) -> bool:
-        """Whether displacements multiply q = +-(h + s d): a choice for all chunks, which round alike."""
-        family, columns = self.directions.name, self.num_inputs * self.halves
-        if family == "lowrank":
-            return False
-        return tiles.takes_moved_inputs(family, self.precision, columns, self.target.arch)
 
     def fused(self) -> tiles.Fused | None:
         """Choose or refuse the fused path.

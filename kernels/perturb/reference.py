@@ -20,7 +20,6 @@ from nntk.kernels.mlp import Layer, unperturbed
 from nntk.kernels.perturb.activations import State, decode
 from nntk.kernels.perturb.config import plan
 from nntk.kernels.perturb.noise import NOISE, Group, Noise, row_groups
-from nntk.kernels.perturb.tiles import takes_moved_inputs
 from nntk.kernels.philox.directions import parse
 
 Rounding = Callable[[Tensor], Tensor]
@@ -183,7 +182,6 @@ def mlp_differences(
     widths = [x.shape[1], *(weight.shape[0] for weight in weights)]
     family, rounded = parse(directions), ROUNDINGS[precision]
     cut = plan(len(x), len(rows), widths, family, len(signs), x.element_size(), max_bytes)
-    moved = takes_moved_inputs(family.name, precision, len(signs) * len(x))
     shared = len(scales) > 0 and bool((scales == scales[0]).all())
 
     shape = (len(rows), len(x), widths[-1])
@@ -194,7 +192,7 @@ def mlp_differences(
         unmoved = _Unmoved.of(layers, x[inputs])
         for group in row_groups(family, rows, cut.group_rows):
             noise = NOISE[family.name](
-                Group(family, rows[group], layers, (seed_low, seed_high), cut, rounded, precision, moved)
+                Group(family, rows[group], layers, (seed_low, seed_high), cut, rounded, precision)
             )
             for tile_inputs in _pieces(inputs.start, inputs.stop, cut.tile_inputs):
                 here = unmoved.narrow(tile_inputs.start - inputs.start, tile_inputs.stop - inputs.start)

@@ -150,6 +150,9 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
         The tiles.
     """
     (block_h, block_n), warps, stages, steps = _LARGE[family_of(arch), precision]
+    if family_of(arch) == "sm_90" and precision == "bf16" and source in ("staged", "lowrank", "none"):
+        # Nothing is made for a column's sake: measured, narrower tiles go faster.
+        block_n = 128
     block_k = steps.get(source, 64 if family_of(arch) in _FOUR_WARP_PRODUCTS and precision == "bf16" else 32)
     smaller_h = power_of_two(height, min(64, block_h), block_h)
     smaller_n = power_of_two(columns, min(64, block_n), block_n)
@@ -164,26 +167,6 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
 def projection_warps(rank: int) -> int:
     """Warps of products with right factors, which go before a step of low rank; four would spill on sm_80 at 64."""
     return 4 if rank <= 16 else 8
-
-
-def takes_moved_inputs(source: str, precision: str, columns: int, arch: str = "sm_90") -> bool:
-    """Whether a layer's products are E (h + s d) and W d, and not E h, which halves share, and (W + s E) d.
-
-    The second form has three products of half the columns instead of four, but makes E twice, and W +- s E of it. That
-    is too dear for normals, for operands of 32 bits, for few columns, where operands are read from shared memory by
-    ordinary loads, and where products are twice as fast (sm_100).
-
-    Args:
-        source: Family of the displacements.
-        precision: Of the products.
-        columns: Columns of a displacement behind layer 0.
-        arch: Architecture.
-
-    Returns:
-        True but for signs in bfloat16, of more than 128 columns, on sm_90.
-    """
-    fits = family_of(arch) in ("sm_90", "interpreter")
-    return not (source in ("rademacher", "flipout") and precision == "bf16" and columns > 128 and fits)
 
 
 @lru_cache(maxsize=256)
@@ -226,8 +209,8 @@ def fused_tiles(
 def staged_pays(source: str, precision: str, columns: int, first: bool, arch: str) -> bool:
     """Whether writing the noise once beats making it for every tile of columns.
 
-    In clocks of one processor and one step of a full tile (128 x 256 x 64), with everything overlapped: in registers
-    the larger of issuing and multiplying; staged the multiplication, and making and writing once for all tiles.
+    In clocks of one processor and one step of a full tile (128 x 256 x 64): in registers making and multiplying, which
+    wait for each other, as an H200 showed; staged the multiplication, and making and writing once for all tiles.
 
     Args:
         source: Family of the noise.
@@ -237,7 +220,7 @@ def staged_pays(source: str, precision: str, columns: int, first: bool, arch: st
         arch: Architecture.
 
     Returns:
-        True where it pays. Signs never do; normals do at layer 0 with many inputs, or where products are very fast.
+        True where it pays: normals of 512 columns or more. Signs are cheap to make again.
     """
     if source != "gaussian" or precision != "bf16" or family_of(arch) == "gfx942":
         return False
@@ -247,7 +230,7 @@ def staged_pays(source: str, precision: str, columns: int, first: bool, arch: st
     multiply = products * 128 * 256 * 64 / multiply_adds_a_clock
     write = numbers * 2 / 32
     tiles = max(1, columns // 256)
-    return multiply + (make + write) / tiles < max(make, multiply)
+    return multiply + (make + write) / tiles < make + multiply
 
 
 def input_precision(precision: str, arch: str) -> str:

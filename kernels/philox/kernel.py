@@ -148,19 +148,6 @@ def unpack_signs(packed, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def unpack_sign_bytes(packed, DTYPE: tl.constexpr):
-    """As ``unpack_signs``, in the order of memory: a thread has eight adjacent numbers of a row, one byte of a word."""
-    BH: tl.constexpr = packed.shape[0]
-    BW: tl.constexpr = packed.shape[1]
-    own = (packed[:, :, None] >> (8 * tl.arange(0, 4)).to(tl.uint32)[None, None, :]) & 0xFF
-    first = tl.join((own * 0x40008000) & 0x80008000, (own * 0x10002000) & 0x80008000)
-    second = tl.join((own * 0x04000800) & 0x80008000, (own * 0x01000200) & 0x80008000)
-    # Axes: row, word, byte, upper half of the byte, pair of it.
-    pair = tl.permute(tl.join(first, second) | 0x3F803F80, (0, 1, 2, 4, 3))
-    return unpack_pairs(tl.reshape(pair, (BH, BW * 16)), DTYPE)
-
-
-@triton.jit
 def gaussian_vector(i, ordinal, row, key0, key1, PTX: tl.constexpr):
     """Normals at entries ``i`` of a flat tensor, float32. Every entry makes its block: for short vectors only."""
     w0, w1, w2, w3 = words(i // 4, ordinal, row, key0, key1, DISPLACEMENT)
