@@ -1,5 +1,7 @@
 """Where the tests of the kernels run: on the GPU, else in Triton's interpreter on the CPU."""
 
+from collections import Counter
+
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,3 +80,17 @@ class Allocated(TorchDispatchMode):
         self._alive = {key: one for key, one in self._alive.items() if not one[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return made
+
+
+class Operators(TorchDispatchMode):
+    """Operators of PyTorch that are called inside, counted by name."""
+
+    def __init__(self):
+        """None yet."""
+        super().__init__()
+        self.called = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        """Run an operator, and count it."""
+        self.called[str(function)] += 1
+        return function(*arguments, **(options or {}))

@@ -14,7 +14,7 @@ from nntk.kernels.attention import config as attention_config
 from nntk.kernels.fixed_weights import cases as fixed_weights
 from nntk.kernels.fixed_weights import config as weights_config
 from nntk.kernels.perturb import cases as perturb
-from nntk.kernels.perturb import launch, tiles
+from nntk.kernels.perturb import chunks, tiles
 from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.philox import cases as philox
 from nntk.kernels.philox.directions import parse
@@ -242,11 +242,11 @@ def _flops(widths: Sequence[int]) -> float:
 
 
 def _memory() -> Row:
-    """What evaluations take beside their outputs: the plan's buffers, and the weights as operands."""
-    plans = (launch.plan(_WIDTHS, _INPUTS, 2**20, 2, 2, _BUDGET, directions=parse(family)) for family in _FAMILIES)
+    """What evaluations take beside their outputs: buffers, what is in the making, and the weights as operands."""
+    families = [(parse(family), family == "gaussian") for family in _FAMILIES]
+    plans = [chunks.plan(_WIDTHS, _INPUTS, 2**20, 2, 2, _BUDGET, family, staged=staged) for family, staged in families]
     operands = 2 * sum(a * b for a, b in zip(_WIDTHS[1:], _WIDTHS[2:], strict=False))
-    # Noise that is made piece by piece has an eighth of its own.
-    taken = max(plan.buffer_bytes for plan in plans) + _BUDGET // 8 + operands
+    taken = max(plan.buffer_bytes for plan in plans) + _BUDGET // chunks.IN_THE_MAKING + operands
     return {
         "case": "memory beside outputs, M = 2^20", "form": "bytes", "target": float(_BUDGET), "predicted": float(taken),
         "verdict": "in reach" if taken <= _BUDGET else "short",

@@ -95,12 +95,13 @@ def predict(name: str, key: Key, config: Any, target: Target) -> float | None:
 def _space(name: str, key: Key, target: Target) -> Iterator[Any]:
     arguments: Any = key
     if name == "layer_step":
-        _, _, width, height, columns = arguments
+        source, precision, width, height, columns = arguments
+        least = tiles.least_step(source, precision)
         sizes = itertools.product((32, 64, 128), (32, 64, 128, 256), (32, 64, 128), (4, 8), (1, 2, 3, 4))
         for block_h, block_n, block_k, warps, stages in sizes:
-            fits = _covers(block_h, height, 32) and _covers(block_n, columns, 32) and _covers(block_k, width, 32)
+            fits = _covers(block_h, height, 32) and _covers(block_n, columns, 32) and _covers(block_k, width, least)
             # A product of four warps has 64 rows at least.
-            if fits and block_h >= (64 if target.wgmma else 32):
+            if fits and block_k >= least and block_h >= (64 if target.wgmma else 32):
                 parts = max(1, block_h * block_n // (warps * 32) // 16)
                 yield tiles.Tiles(block_h, block_n, block_k, warps, stages, parts)
     elif name == "layer_path":

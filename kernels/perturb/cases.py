@@ -307,7 +307,7 @@ def _case(
     arch: str,
     **rest: object,
 ) -> Case:
-    """A case whose arguments without a type are None, or 0 where they count what is not there."""
+    """A case whose arguments without a type are None."""
     constants = {**constants, "PRECISION": tiles.input_precision(precision, arch)}
     names: list[str] = function.arg_names  # type: ignore[attr-defined]
     ptx = arch.startswith("sm_")
@@ -315,7 +315,7 @@ def _case(
     constants = {key: value for key, value in constants.items() if key in names}
     for key in names:
         if key not in signature and key not in constants:
-            constants[key] = 0 if key.endswith("_a_row") else None
+            constants[key] = None
     return Case(name, function, signature, constants, **rest)  # type: ignore[arg-type]
 
 

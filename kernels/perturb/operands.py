@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from nntk.kernels.mlp import Layer, unperturbed
 from nntk.kernels.perturb import tiles
 from nntk.kernels.perturb.activations import encode
+from nntk.kernels.perturb.chunks import IN_THE_MAKING, pieces
 from nntk.kernels.perturb.reference import ROUNDINGS
 from nntk.kernels.philox import launch as philox
 from nntk.kernels.philox.directions import Directions
@@ -31,13 +32,18 @@ class Call:
     target: Target
     path: str | None
     """Forces one of ``tiles.PATHS``, an error where it does not apply; None leaves the choice to the cost model."""
-    slab_bytes: int
-    """What noise may take that is made piece by piece."""
+    max_bytes: int
+    """The budget of temporary memory."""
 
     @property
     def halves(self) -> int:
         """Evaluations of a displacement."""
         return 1 if self.pairs == "none" else 2
+
+    @property
+    def piece_bytes(self) -> int:
+        """What may be taken at once by what is made piece by piece."""
+        return self.max_bytes // IN_THE_MAKING
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,24 +95,38 @@ class Call:
 
 @dataclass(frozen=True)
 class Unmoved:
-    """The unperturbed pass of a chunk of inputs, made in float64 and rounded once; rows padded to 16 units."""
+    """The unperturbed pass of some inputs, made in float64 and rounded once; rows padded to 16 units."""
 
     num_inputs: int
     states: list[tuple[Tensor, ...]]
     """What each activation keeps of z, [N, padded(H)] each, float32."""
     hidden: list[Tensor]
     """Inputs of each layer, [N, padded(K)], float32."""
-    operands: list[Tensor]
-    """The same as operands of the products."""
+    operands: list[Tensor | None]
+    """The same as operands of the products: of the first layer, and of those whose displacements multiply h and d
+    apart."""
 
     @classmethod
-    def of(cls, layers: Sequence[Layer], x: Tensor, precision: str, target: Target) -> "Unmoved":
-        """The pass of some inputs."""
-        passed, _ = unperturbed(layers, x)
-        states = [layer.activation.state(z, torch.float32) for layer, (_, z) in zip(layers, passed, strict=True)]
-        hidden = [pad(h, torch.float32) for h, _ in passed]
-        operands = [as_operand(h, precision, target) for h in hidden]
-        return cls(len(x), [tuple(pad(part, torch.float32) for part in state) for state in states], hidden, operands)
+    def of(cls, call: Call, x: Tensor) -> "Unmoved":
+        """The pass of some inputs, in pieces of which float64 takes 64 bytes a unit."""
+
+        def empty(width: int) -> Tensor:
+            return torch.zeros(len(x), philox.padded(width), device=x.device)
+
+        hidden = [empty(width) for width in call.widths[:-1]]
+        states = [tuple(empty(len(layer.weight)) for _ in range(layer.activation.parts)) for layer in call.layers]
+        for some in pieces(len(x), max(1, call.piece_bytes // (64 * sum(call.widths)))):
+            passed, _ = unperturbed(call.layers, x[some])
+            for layer, (h, z), inputs, state in zip(call.layers, passed, hidden, states, strict=True):
+                inputs[some, : h.shape[1]] = h
+                for whole, part in zip(state, layer.activation.state(z, torch.float32), strict=True):
+                    whole[some, : z.shape[1]] = part
+        apart = call.directions.name == "lowrank"
+        operands = [
+            as_operand(h, call.precision, call.target) if apart or number == 0 else None
+            for number, h in enumerate(hidden)
+        ]
+        return cls(len(x), states, hidden, operands)
 
 
 def operand_dtype(precision: str, target: Target) -> torch.dtype:

@@ -19,8 +19,6 @@ GENERATED = ("gaussian", "rademacher")
 
 FUSED_LAYERS = 4
 """Each layer is code of its own: four take some 8 s to compile, eight half a minute."""
-STAGED_BYTES = 24 * 2**20
-"""Half of an H200's second-level cache: a slab of noise is read while it is there."""
 
 _INSTRUCTIONS_A_NORMAL = 19.0
 """Issued for one, the loop around it included (``nntk-bench resources``, sm_90, bf16, layer 0)."""
@@ -131,6 +129,11 @@ def family_of(arch: str) -> str:
     return arch
 
 
+def least_step(source: str, precision: str) -> int:
+    """Fewest terms of a step: a line of flipout's signs, which are read by the bulk copy engine, has 128 bytes."""
+    return 64 if source == "flipout" and precision == "bf16" else 32
+
+
 @lru_cache(maxsize=256)
 def step_tiles(source: str, precision: str, width: int, height: int, columns: int, arch: str) -> Tiles:
     """Tiles of the layer step for [columns, width] x [width, height].
@@ -158,7 +161,7 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     smaller_n = power_of_two(columns, min(64, block_n), block_n)
     if smaller_h * smaller_n < 128 * 128 and family_of(arch) not in ("sm_80", "sm_100"):
         warps = min(warps, 4)
-    block_k = power_of_two(width, 32, block_k)
+    block_k = power_of_two(width, min(least_step(source, precision), block_k), block_k)
     # The interpreter has no registers to run out of, and takes a program's time for each part.
     parts = 1 if arch == "interpreter" else max(1, smaller_h * smaller_n // (warps * 32) // 16)
     return Tiles(smaller_h, smaller_n, block_k, warps, stages, parts)
