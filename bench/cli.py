@@ -116,8 +116,8 @@ PREDICT = """\
 Compile the kernels that the design's workloads take on an H200 and a B200, and predict from their machine code how fast
 these can be: the turns of the main loops and what is outside of them, each as long as its busiest pipe, and the bytes.
 Where a multiprocessor holds several programs at a time, one fills the gaps of another. Nothing runs and no GPU is
-needed. Latency, bank conflicts, the second-level cache and launches are not seen: predictions are optimistic, for
-choosing what to mend first, and no measurement.
+needed. Latency, bank conflicts, the second-level cache and launches are not seen: predictions are optimistic (an H200
+took half as long again, for assembly three times as long), for choosing what to mend first, and no measurement.
 
 how to read it:
   of roof   what the card's rate of products or of copies would take, by the work that is asked for, over the prediction

@@ -95,9 +95,9 @@ def plan(
     pairs = list(zip(lines[:-1], lines[1:], strict=True))
     # Both parts of z and h in float32, h as operand; fused, which stacks them, twice.
     state = sum(lines) * (12 + itemsize) * (2 if fused else 1)
-    output = 4 * halves * lines[-1]
+    output, budget = 4 * halves * lines[-1], _held(max_bytes)
     if fused:
-        return _cut(_Bytes(state, 0, output, 0, 0), num_inputs, num_rows, max_bytes, 0, halves * max(lines))
+        return _cut(_Bytes(state, 0, output, 0, 0), num_inputs, num_rows, budget, 0, halves * max(lines))
     # Layers take turns with two buffers of d and, but for low rank, of q.
     operands = 1 if directions.name == "lowrank" else 2
     between = operands * sum(max(lines[first:-1:2], default=0) for first in (1, 2))
@@ -109,7 +109,7 @@ def plan(
         state, halves * itemsize * (between + projected), output, held, _own_bytes(pairs, directions, itemsize), base
     )
     weights = itemsize * sum(width * height for width, height in pairs[1:])
-    budget = max(max_bytes // 2, max_bytes - weights)
+    budget = max(budget // 2, budget - weights)
     return _cut(needs, num_inputs, num_rows, budget, directions.count, halves * max(lines))
 
 
@@ -123,7 +123,7 @@ def plan_products(
     # The operand, gathered and padded.
     evaluation = itemsize * (2 * line + projected) + 4 * columns
     needs = _Bytes(1, evaluation, 0, 0, _own_bytes([(line, columns)], directions, itemsize), base)
-    return _cut(needs, num_inputs, num_rows, max_bytes, directions.count, max(line, columns))
+    return _cut(needs, num_inputs, num_rows, _held(max_bytes), directions.count, max(line, columns))
 
 
 def slab_bytes(height: int, width: int, itemsize: int) -> int:
@@ -134,6 +134,11 @@ def slab_bytes(height: int, width: int, itemsize: int) -> int:
 def largest_slab(max_bytes: int) -> int:
     """Bytes of one displacement of a matrix beyond which it is not written to memory."""
     return max_bytes // 4
+
+
+def _held(max_bytes: int) -> int:
+    """Of the budget what buffers may take."""
+    return max_bytes - max_bytes // IN_THE_MAKING
 
 
 def _own_bytes(pairs: Sequence[tuple[int, int]], directions: Directions, itemsize: int) -> int:
@@ -148,12 +153,12 @@ def _own_bytes(pairs: Sequence[tuple[int, int]], directions: Directions, itemsiz
     return bias
 
 
-def _cut(needs: _Bytes, num_inputs: int, num_rows: int, max_bytes: int, bases: int, line: int) -> Plan:
+def _cut(needs: _Bytes, num_inputs: int, num_rows: int, budget: int, bases: int, line: int) -> Plan:
     """Take as many inputs as a quarter holds, then displacements; an eighth of what is left is for groups."""
-    budget, most = max_bytes - max_bytes // IN_THE_MAKING, _LARGEST_BUFFER // line
+    most = _LARGEST_BUFFER // line
     lone = needs.slab + needs.own
     column = needs.evaluation + needs.output
-    inputs = min(max_bytes // 4 // needs.state, (budget * 3 // 4 - lone - needs.base) // column, most)
+    inputs = min(budget // 4 // needs.state, (budget * 3 // 4 - lone - needs.base) // column, most)
     inputs = max(1, min(num_inputs, inputs))
     left = budget - inputs * needs.state
     row = inputs * column + lone
