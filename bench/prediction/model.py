@@ -4,8 +4,8 @@ A program keeps each pipe of its multiprocessor busy for the turns of its main l
 Where a multiprocessor holds several programs, one fills the gaps of another, and the busiest pipe of all decides; a
 program that has it to itself goes through its parts one after another, each as long as that part's busiest pipe.
 Multiprocessors are busy all the time, and a launch takes no less than the bytes that it moves. Latency, bank conflicts,
-the second-level cache, the last wave and launches themselves are not seen: predictions are optimistic. An H200 took 1.45
-to 1.54 times as long for perturbed evaluations, and 3.2 times for the assembly.
+the second-level cache, the last wave and launches themselves are not seen: predictions are optimistic. An H200 took
+1.45 to 1.54 times as long for perturbed evaluations, and 3.2 times for the assembly.
 """
 
 from dataclasses import dataclass
