@@ -383,6 +383,8 @@ def test_plans_hold_the_noise_too(directions, number):
     ("directions", "number", "samples", "budget"),
     [
         *((one, 20, 50, 2**24) for one in ("gaussian", "flipout(3)", "flipout(1024)", "lowrank(1)", "lowrank(64)")),
+        # Several pieces of the inputs.
+        *((one, 600, 8, 2**25) for one in ("gaussian", "flipout(3)", "lowrank(1)")),
         *((one, 1, 4096, 2**26) for one in ("gaussian", "rademacher", "flipout(3)", "lowrank(1)")),
     ],
 )

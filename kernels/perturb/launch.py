@@ -10,7 +10,7 @@ from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.activations import decode
-from nntk.kernels.perturb.chunks import pieces, plan, plan_products
+from nntk.kernels.perturb.chunks import Plan, pieces, plan, plan_products
 from nntk.kernels.perturb.fused import evaluate_fused
 from nntk.kernels.perturb.group import Group
 from nntk.kernels.perturb.layers import Layers, stages
@@ -107,18 +107,34 @@ def _evaluate(call: Call, x: Tensor, rows: Tensor, scales: Tensor, out: Tensor) 
         call.widths, len(x), len(rows), call.halves, call.dtype.itemsize, call.max_bytes, call.directions, fused,
         not fused and stages(call, len(x)),
     )  # fmt: skip
+    # What a piece holds is its function's own, and gone before the next one begins.
     for inputs in pieces(len(x), cut.inputs):
-        unmoved, part = Unmoved.of(call, x[inputs]), out[..., inputs, :]
-        layers = None if fused else Layers(call, unmoved, cut.rows)
-        for some in pieces(len(rows), cut.group):
-            if layers is None:
-                evaluate_fused(call, unmoved, rows[some], scales[some], part[..., some, :, :])
-                continue
-            made = _paired(call, layers(Group.of(call, rows[some], scales[some], cut.rows)))
-            if order is None:
-                part[..., some, :, :] = made
-            else:
-                part.index_copy_(-3, order[some], made)
+        if fused:
+            _evaluate_fused(call, x[inputs], rows, scales, cut.group, out[..., inputs, :])
+        else:
+            _evaluate_layers(call, x[inputs], rows, scales, order, cut, out[..., inputs, :])
+
+
+def _evaluate_fused(call: Call, x: Tensor, rows: Tensor, scales: Tensor, group: int, out: Tensor) -> None:
+    unmoved = Unmoved.of(call, x)
+    for some in pieces(len(rows), group):
+        evaluate_fused(call, unmoved, rows[some], scales[some], out[..., some, :, :])
+
+
+def _evaluate_layers(
+    call: Call, x: Tensor, rows: Tensor, scales: Tensor, order: Tensor | None, cut: Plan, out: Tensor
+) -> None:
+    layers = Layers(call, Unmoved.of(call, x), cut.rows)
+
+    def evaluate(some: slice) -> None:
+        made = _paired(call, layers(Group.of(call, rows[some], scales[some], cut.rows)))
+        if order is None:
+            out[..., some, :, :] = made
+        else:
+            out.index_copy_(-3, order[some], made)
+
+    for some in pieces(len(rows), cut.group):
+        evaluate(some)
 
 
 def _order(call: Call, rows: Tensor) -> Tensor | None:
