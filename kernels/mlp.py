@@ -9,6 +9,9 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.kernels.perturb.activations import Activation
 
+_FLOAT64_NUMBERS = 2**21
+"""Of a weight as float64, at once."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -71,11 +74,23 @@ def unperturbed(layers: Sequence[Layer], x: Tensor) -> tuple[list[tuple[Tensor, 
     """
     h, passed = x.double(), []
     for layer in layers:
-        bias = None if layer.bias is None else layer.bias.double()
-        z = torch.nn.functional.linear(h, layer.weight.double(), bias)
+        z = _affine(layer, h)
         passed.append((h, z))
         h = layer.activation.value(z)
     return passed, h
+
+
+def _affine(layer: Layer, h: Tensor) -> Tensor:
+    """W h + b in float64, of so many units at a time that their weights take 16 MB."""
+    bias = None if layer.bias is None else layer.bias.double()
+    units = max(1, _FLOAT64_NUMBERS // layer.weight.shape[1])
+    if len(layer.weight) <= units:
+        return torch.nn.functional.linear(h, layer.weight.double(), bias)
+    z = h.new_empty(len(h), len(layer.weight))
+    for start in range(0, len(layer.weight), units):
+        some = slice(start, start + units)
+        z[:, some] = torch.nn.functional.linear(h, layer.weight[some].double(), None if bias is None else bias[some])
+    return z
 
 
 def check(layers: Sequence[Layer], x: Tensor) -> None:

@@ -354,7 +354,7 @@ def test_buffers_do_not_grow_with_samples_or_parameters():
     widths = (784, 1024, 1024, 10)
     assert sum(a * b for a, b in zip(widths, widths[1:], strict=False)) > 1.8e6
     for samples in (64, 4096):
-        plan = chunks.plan(widths, 1024, samples, 2, 2, 2**28, parse("gaussian"), staged=True)
+        plan = chunks.plan(widths, 1024, samples, 2, 2, 2**28, parse("gaussian"), slab=2 * 1024 * 1024)
         assert plan.buffer_bytes <= 2**28
         assert plan.inputs * plan.rows >= min(1024 * samples, 1024 * 9), (
             "a chunk fills the card, and its launches are few"
@@ -380,25 +380,30 @@ def test_plans_hold_the_noise_too(directions, number):
 
 
 @pytest.mark.parametrize(
-    ("directions", "number", "samples", "budget"),
+    ("directions", "widths", "number", "samples", "budget"),
     [
-        *((one, 20, 50, 2**24) for one in ("gaussian", "flipout(3)", "flipout(1024)", "lowrank(1)", "lowrank(64)")),
-        # Several pieces of the inputs.
-        *((one, 600, 8, 2**25) for one in ("gaussian", "flipout(3)", "lowrank(1)")),
-        *((one, 1, 4096, 2**26) for one in ("gaussian", "rademacher", "flipout(3)", "lowrank(1)")),
+        *((one, (1024, 1024, 1024, 10), 20, 50, 2**24)
+          for one in ("gaussian", "flipout(3)", "flipout(1024)", "lowrank(1)", "lowrank(64)")),
+        *((one, (1024, 1024, 1024, 10), 1, 4096, 2**26)
+          for one in ("gaussian", "rademacher", "flipout(3)", "lowrank(1)")),
+        # Several pieces of the inputs; several groups; a weight that is large in float64; one of two units.
+        *((one, (256, 512, 512, 10), 2000, 50, 2**24) for one in ("gaussian", "flipout(3)", "lowrank(1)")),
+        *((one, (256, 256, 1000), 20, 200, 2**23) for one in ("gaussian", "flipout(3)", "lowrank(1)")),
+        ("rademacher", (2048, 2048, 2048, 10), 8, 8, 2**25),
+        ("flipout(3)", (2, 200, 1), 20, 2000, 2**20),
     ],
-)
-def test_memory_stays_within_the_budget(directions, number, samples, budget, monkeypatch):
-    """All tensors at once, of every family: the budget, the outputs and the weights' operands; kernels do not run."""
+)  # fmt: skip
+def test_memory_stays_within_the_budget(directions, widths, number, samples, budget, monkeypatch):
+    """All tensors at once, of every family: the budget, the outputs and the order; kernels do not run."""
     without_kernels(monkeypatch)
     if directions == "gaussian":
         monkeypatch.setattr(launch, "squared_norms", lambda *_: None)  # On a CPU the reference's.
-    model = mlp(1024, 1024, 1024, 10, activation="relu")
+    model = mlp(*widths, activation="relu")
     with Allocated() as allocated:
-        kernel_differences(model, inputs(number, 1024), torch.arange(samples), torch.full((samples,), SCALE),
+        kernel_differences(model, inputs(number, widths[0]), torch.arange(samples), torch.full((samples,), SCALE),
                            directions, precision="bf16", max_bytes=budget)  # fmt: skip
-    outputs = 4 * samples * number * 10
-    assert allocated.peak <= budget + outputs, f"{allocated.peak / budget:.2f} of the budget"
+    outputs = 4 * samples * number * widths[-1]
+    assert allocated.peak <= budget + outputs, f"{(allocated.peak - outputs) / budget:.2f} of the budget"
 
 
 def test_bases_of_a_chunk_stand_once_each():
@@ -445,7 +450,8 @@ def test_a_chunk_launches_its_own_kernels_and_no_more(directions, kernels, monke
 
     (few, before), (many, after) = count(4), count(14)
     assert many - few == 5 * kernels
-    assert all("view" in name or "slice" in name or "split" in name or "select" in name for name in after - before)
+    views = {"slice.Tensor", "split.Tensor", "view.default", "select.int"}
+    assert {name.removeprefix("aten.") for name in after - before} <= views
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])

@@ -1,7 +1,8 @@
 """How an evaluation on a GPU is cut: pure functions of shapes and of the budget.
 
 Some inputs are held with their unperturbed pass. For them displacements are taken in groups, whose own noise is made
-and whose outputs are held at once, and a group in chunks, which go through the layers together.
+and whose outputs are held at once, and a group in chunks, which go through the layers together. Beside the budget are
+the outputs, and a few numbers for each displacement: which they are, how long, and of flipout their order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,7 +73,7 @@ def plan(
     max_bytes: int,
     directions: Directions,
     fused: bool = False,
-    staged: bool = False,
+    slab: int = 0,
 ) -> Plan:
     """Size the pieces of an MLP's differences so that all buffers, the weights as operands too, fit the budget.
 
@@ -85,11 +86,11 @@ def plan(
         max_bytes: The budget; a piece has one input and one displacement at least.
         directions: Family of the displacements.
         fused: Whether nothing but the outputs leaves the chip.
-        staged: Whether a layer may read normals or signs from memory.
+        slab: Bytes of one displacement of the largest weight whose displacements are written to memory.
 
     Returns:
-        The plan. It depends neither on M, beyond M itself, nor, but for noise and weights in memory, on the number of
-        parameters.
+        The plan. Its bytes grow with M only until chunks and groups are full, and with the number of parameters only
+        where noise and the weights as operands are in memory.
     """
     lines = [philox.padded(width) for width in widths]
     pairs = list(zip(lines[:-1], lines[1:], strict=True))
@@ -102,11 +103,10 @@ def plan(
     operands = 1 if directions.name == "lowrank" else 2
     between = operands * sum(max(lines[first:-1:2], default=0) for first in (1, 2))
     projected = padded_rank(directions.count) if directions.name == "lowrank" else 0
-    slabs = [slab_bytes(height, width, itemsize) for width, height in zip(widths[:-1], widths[1:], strict=True)]
-    base = max(slabs) if directions.name == "flipout" else 0
-    held = max((slab for slab in slabs if slab <= largest_slab(max_bytes)), default=0) if staged else 0
+    bases = [slab_bytes(height, width, itemsize) for width, height in zip(widths[:-1], widths[1:], strict=True)]
+    base = max(bases) if directions.name == "flipout" else 0
     needs = _Bytes(
-        state, halves * itemsize * (between + projected), output, held, _own_bytes(pairs, directions, itemsize), base
+        state, halves * itemsize * (between + projected), output, slab, _own_bytes(pairs, directions, itemsize), base
     )
     weights = itemsize * sum(width * height for width, height in pairs[1:])
     budget = max(budget // 2, budget - weights)

@@ -116,10 +116,10 @@ def _bias(call: Call, layer: Layer, rows: Tensor) -> Tensor:
 
 
 def _signs(call: Call, layer: Layer, rows: Tensor, length: int, purpose: int) -> Tensor:
-    """Signs of a vector as operands, [M, padded(length)], which 16 bytes each pass through on their way."""
+    """Signs of a vector as operands, [M, padded(length)]: 128 at a time are made, of 16 bytes each on their way."""
     assert layer.weight_ordinal is not None, "the weight moves"
     signs = torch.zeros(len(rows), philox.padded(length), dtype=call.dtype, device=rows.device)
-    for some in pieces(len(rows), max(1, call.piece_bytes // (16 * length))):
+    for some in pieces(len(rows), max(1, call.piece_bytes // (16 * 128 * -(-length // 128)))):
         packed = philox.packed_signs(rows[some], layer.weight_ordinal, length, call.key, purpose)
         signs[some, :length] = philox.signs_of(packed, length, call.dtype)
     return signs

@@ -172,7 +172,11 @@ def _half(operand, group, half, n0, k):
     return tl.reshape(tile, (tile.shape[2], tile.shape[3]))
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
+# What a chunk has of its group begins anywhere: one compilation serves all chunks.
+_OF_A_GROUP = ["rows", "scales", "slots", "coefficients"]
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=_OF_A_GROUP)
 def layer_step(
     x, d, weight, noise, factors, slots, in_signs, out_signs,
     rows, key0, key1, ordinal, width, height, num_inputs,
@@ -282,7 +286,7 @@ def layer_step(
     _finish_in_parts(plus, minus, h, group, n0, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=_OF_A_GROUP)
 def stationary_step(
     q, d, weight,
     rows, key0, key1, ordinal, width, height, num_inputs,
@@ -315,7 +319,7 @@ def stationary_step(
         _finish_in_parts(plus, minus, h, group, n0, layer, HALVES, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_OF_A_GROUP)
 def project(
     h, d, factors, coefficients, scales, out, width, num_inputs,
     HALVES: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
@@ -418,7 +422,7 @@ def _small_products(
     return dz
 
 
-@triton.jit(do_not_specialize=["key0", "key1"])
+@triton.jit(do_not_specialize=["key0", "key1"], do_not_specialize_on_alignment=_OF_A_GROUP)
 def small_mlp(
     inputs, weights, last_weight, states_a, states_b, hidden, rows, scales, parameters, key0, key1, num_inputs,
     num_rows, out,

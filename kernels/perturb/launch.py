@@ -13,7 +13,7 @@ from nntk.kernels.perturb.activations import decode
 from nntk.kernels.perturb.chunks import Plan, pieces, plan, plan_products
 from nntk.kernels.perturb.fused import evaluate_fused
 from nntk.kernels.perturb.group import Group
-from nntk.kernels.perturb.layers import Layers, stages
+from nntk.kernels.perturb.layers import Layers, paths_of, staged_bytes
 from nntk.kernels.perturb.operands import Call, Unmoved, as_operand, pad
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.target import target_of
@@ -93,7 +93,7 @@ def _multiply(call: Call, q: Tensor, rows: Tensor) -> Tensor:
     """Products of [M, n, padded(K)] or [n, padded(K)] with the noise of the only layer, [M, n, H], a view."""
     one = torch.ones(len(rows), device=q.device)
     unmoved = Unmoved(q.shape[-2], [(one,)], [], [as_operand(q, call.precision, call.target)])
-    made = Layers(call, unmoved, len(rows))(Group.of(call, rows, one, len(rows)))
+    made = Layers(call, unmoved, len(rows), ["step"])(Group.of(call, rows, one, len(rows)))
     return made[:, 0, :, : call.widths[-1]]
 
 
@@ -103,16 +103,17 @@ def _evaluate(call: Call, x: Tensor, rows: Tensor, scales: Tensor, out: Tensor) 
     if order is not None:
         rows, scales = rows[order], scales[order]
     fused = call.fused() is not None
+    paths = [] if fused else paths_of(call, len(x))
     cut = plan(
         call.widths, len(x), len(rows), call.halves, call.dtype.itemsize, call.max_bytes, call.directions, fused,
-        not fused and stages(call, len(x)),
+        0 if fused else staged_bytes(call, paths),
     )  # fmt: skip
     # What a piece holds is its function's own, and gone before the next one begins.
     for inputs in pieces(len(x), cut.inputs):
         if fused:
             _evaluate_fused(call, x[inputs], rows, scales, cut.group, out[..., inputs, :])
         else:
-            _evaluate_layers(call, x[inputs], rows, scales, order, cut, out[..., inputs, :])
+            _evaluate_layers(call, x[inputs], rows, scales, order, paths, cut, out[..., inputs, :])
 
 
 def _evaluate_fused(call: Call, x: Tensor, rows: Tensor, scales: Tensor, group: int, out: Tensor) -> None:
@@ -122,9 +123,9 @@ def _evaluate_fused(call: Call, x: Tensor, rows: Tensor, scales: Tensor, group: 
 
 
 def _evaluate_layers(
-    call: Call, x: Tensor, rows: Tensor, scales: Tensor, order: Tensor | None, cut: Plan, out: Tensor
+    call: Call, x: Tensor, rows: Tensor, scales: Tensor, order: Tensor | None, paths: list[str], cut: Plan, out: Tensor
 ) -> None:
-    layers = Layers(call, Unmoved.of(call, x), cut.rows)
+    layers = Layers(call, Unmoved.of(call, x), cut.rows, paths)
 
     def evaluate(some: slice) -> None:
         made = _paired(call, layers(Group.of(call, rows[some], scales[some], cut.rows)))

@@ -1,11 +1,11 @@
 """Layer by layer: what the layer steps of many chunks share, made once, and their launches.
 
-A launch is a few tens of microseconds of the host's time, about as long as its kernel takes: so buffers, descriptors
-and grids belong to the layer, and a chunk brings its displacements alone.
+A launch is a few tens of microseconds of the host's time, about as long as its kernel takes: so buffers and their
+descriptors belong to the layer, and a chunk brings its displacements alone.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import triton
@@ -26,11 +26,12 @@ class Layers:
         call: What all chunks share.
         unmoved: The unperturbed pass of the inputs.
         size: Displacements of a chunk.
+        paths: Which of ``tiles.PATHS`` each layer takes.
     """
 
-    def __init__(self, call: Call, unmoved: Unmoved, size: int) -> None:
+    def __init__(self, call: Call, unmoved: Unmoved, size: int, paths: Sequence[str]) -> None:
         self._call, self._unmoved, self._size = call, unmoved, size
-        self._steps = [_Step(call, unmoved, number, size) for number in range(len(call.layers))]
+        self._steps = [_Step(call, unmoved, number, size, path) for number, path in enumerate(paths)]
         # Layers take turns: with two buffers of d and of q, with one of noise and one of low rank's products.
         hidden = self._steps[:-1]
         d_buffers, q_buffers = (
@@ -71,13 +72,29 @@ def _shaped(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
     return buffer[: math.prod(shape)].view(shape)
 
 
-def stages(call: Call, num_inputs: int) -> bool:
-    """Whether some layer's noise is written to memory for so many inputs."""
-    return any(_path(call, number, num_inputs) == "staged" for number in range(len(call.layers)))
+def paths_of(call: Call, num_inputs: int) -> list[str]:
+    """Choose the path of each layer.
+
+    Args:
+        call: What all chunks share.
+        num_inputs: Number N of inputs.
+
+    Returns:
+        One of ``tiles.PATHS`` for each.
+
+    Raises:
+        ValueError: If one is forced that does not apply.
+    """
+    return [_path(call, number, num_inputs) for number in range(len(call.layers))]
+
+
+def staged_bytes(call: Call, paths: Sequence[str]) -> int:
+    """Bytes of one displacement of the largest weight whose displacements are written to memory, 0 if there is none."""
+    shapes = [layer.weight.shape for layer, path in zip(call.layers, paths, strict=True) if path == "staged"]
+    return max((chunks.slab_bytes(height, width, call.dtype.itemsize) for height, width in shapes), default=0)
 
 
 def _path(call: Call, number: int, num_inputs: int) -> str:
-    """Which of ``tiles.PATHS`` a layer takes."""
     layer, forced, first = call.layers[number], call.path, number == 0
     (height, width), source = layer.weight.shape, call.source(layer)
     if source == "none" or forced == "step":
@@ -98,19 +115,19 @@ def _path(call: Call, number: int, num_inputs: int) -> str:
 class _Step:
     """One layer: the shapes of its buffers, what it reads and writes, its launches."""
 
-    def __init__(self, call: Call, unmoved: Unmoved, number: int, size: int) -> None:
+    def __init__(self, call: Call, unmoved: Unmoved, number: int, size: int, path: str) -> None:
         self.call, self.unmoved, self.number = call, unmoved, number
         self.layer, self.first, self.last = call.layers[number], number == 0, number + 1 == len(call.layers)
         self.height, self.width = self.layer.weight.shape
         self.num_inputs = unmoved.num_inputs
         self.halves = 1 if self.first else call.halves
         """Of the columns: at layer 0 one stands for both."""
-        self.path, self.formed = _path(call, number, self.num_inputs), is_formed(call, self.layer)
+        self.path, self.formed = path, is_formed(call, self.layer)
         source = call.source(self.layer)
         self.source = "staged" if self.path == "staged" or self.formed else source
         """What the kernel is told: noise in memory is a family of its own."""
         self.cut = self._tiles()
-        self.rank = chunks.padded_rank(call.directions.count)
+        self.rank = chunks.padded_rank(call.directions.count if self.source == "lowrank" else 1)
         following = None if self.last else call.layers[number + 1].weight_ordinal
         self.gives_q = following is not None and call.directions.name != "lowrank"
         self.d_shape = (size, call.halves, self.num_inputs, philox.padded(self.height))
@@ -118,6 +135,22 @@ class _Step:
         held = {"flipout": min(call.directions.count, size), "staged": 0 if self.formed else size}.get(self.source, 0)
         self.noise_shape = (held, self.height, philox.padded(self.width))
         self.product_shape = (size, self.halves, self.num_inputs, self.rank) if self.source == "lowrank" else (0,)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Arguments that all launches share."""
+        call, cut, state = self.call, self.cut, self.unmoved.states[self.number]
+        self.states = (state[0], state[-1], None if self.last else self.unmoved.hidden[self.number + 1])
+        self.words = (*philox.keys(call.key), philox.signed(self.layer.weight_ordinal or 0))
+        self.sizes = (self.width, self.height, self.num_inputs)
+        self.parameters = parameters([self.layer])
+        self.kind = (call.halves, self.layer.activation.name, call.input_precision, call.element, call.target.ptx)
+        self.wide = philox.is_wide(self.height, self.width)
+        self.tile = (cut.parts, cut.block_h, cut.block_n, cut.block_k)
+        self.options = {"num_warps": cut.num_warps, "num_stages": cut.num_stages}
+        # Of a displacement: a program goes over all inputs where it holds its noise.
+        pieces = 1 if self.path == "stationary" else triton.cdiv(self.num_inputs, cut.block_n // self.halves)
+        self.programs = triton.cdiv(self.height, cut.block_h) * pieces
 
     def _tiles(self) -> tiles.Tiles:
         precision, target = self.call.precision, self.call.target
@@ -137,7 +170,7 @@ class _Step:
         self.d_out, self.q_out, self.noise, self.products = d_out, q_out, noise, products
         multiplied = self.unmoved.operands[self.number] if q is None else q
         self.x = None if self.source in ("none", "lowrank") else self._columns(multiplied, self.halves)
-        self.own = self.x is not None and multiplied is not None and multiplied.dim() > 2
+        self.moved = self.x is not None and multiplied is not None and multiplied.dim() > 2
         # Of d one half, where one is multiplied by W + s E and the other by W - s E.
         self.d = self._columns(d, 1 if self.formed else self.halves)
         block = (cut.block_h, cut.block_k)
@@ -165,30 +198,19 @@ class _Step:
         self, rows: Tensor, scales: Tensor, own: Own, numbers: Tensor | None, slots: Tensor | None, out: Tensor
     ) -> None:
         """Evaluate the layer for some displacements; the last one into ``out``."""
-        call, cut, height = self.call, self.cut, triton.cdiv(self.height, self.cut.block_h)
-        state, hidden = self.unmoved.states[self.number], None if self.last else self.unmoved.hidden[self.number + 1]
-        shape = (self.width, self.height, self.num_inputs)
-        words = (*philox.keys(call.key), philox.signed(self.layer.weight_ordinal or 0))
-        d_out = out if self.d_out is None else self.d_out
-        epilogue = (
-            own.bias, state[0], state[-1], hidden, scales, *parameters([self.layer]), d_out, self.q_out,
-            d_out.shape[-1],
-        )  # fmt: skip
-        kind = (call.halves, self.layer.activation.name, call.input_precision, call.element, call.target.ptx)
-        sizes = (cut.parts, cut.block_h, cut.block_n, cut.block_k)
+        d_out, options = out if self.d_out is None else self.d_out, self.options
+        epilogue = (own.bias, *self.states, scales, *self.parameters, d_out, self.q_out, d_out.shape[-1])
         if self.path == "stationary":
-            kernel.stationary_step[(height * len(rows),)](
-                self.x, self.d, self.weight, rows, *words, *shape, *epilogue, self.source, self.first, self.last,
-                *kind, *sizes, num_warps=cut.num_warps, num_stages=cut.num_stages,
+            kernel.stationary_step[(self.programs * len(rows),)](
+                self.x, self.d, self.weight, rows, *self.words, *self.sizes, *epilogue, self.source, self.first,
+                self.last, *self.kind, *self.tile, **options,
             )  # fmt: skip
             return
         noise, in_signs = self._noise(rows, scales, own, numbers)
-        inputs = triton.cdiv(self.num_inputs, cut.block_n // self.halves)
-        kernel.layer_step[(height * inputs * len(rows),)](
+        kernel.layer_step[(self.programs * len(rows),)](
             self.x, self.d, self.weight, noise, self.factors, slots, in_signs, own.out_signs,
-            rows, *words, *shape, *epilogue, self.source, self.first, self.last, self.own, *kind,
-            philox.is_wide(self.height, self.width), *sizes, self.rank,
-            num_warps=cut.num_warps, num_stages=cut.num_stages,
+            rows, *self.words, *self.sizes, *epilogue, self.source, self.first, self.last, self.moved, *self.kind,
+            self.wide, *self.tile, self.rank, **options,
         )  # fmt: skip
 
     def _noise(

@@ -108,7 +108,7 @@ class Unmoved:
 
     @classmethod
     def of(cls, call: Call, x: Tensor) -> "Unmoved":
-        """The pass of some inputs, in pieces of which float64 takes 64 bytes a unit."""
+        """The pass of some inputs, in pieces: in float64 a unit takes some 64 bytes on its way."""
 
         def empty(width: int) -> Tensor:
             return torch.zeros(len(x), philox.padded(width), device=x.device)
@@ -144,10 +144,9 @@ def as_operand(matrix: Tensor, precision: str, target: Target) -> Tensor:
     return rounded.to(operand_dtype(precision, target))
 
 
-def pad(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy, in ``dtype`` if given, with rows padded by zeros, as descriptors and wide stores want."""
-    shape = matrix.shape[0], philox.padded(matrix.shape[1])
-    out = torch.zeros(shape, dtype=dtype or matrix.dtype, device=matrix.device)
+def pad(matrix: Tensor) -> Tensor:
+    """A copy with rows padded by zeros, as descriptors and wide stores want."""
+    out = matrix.new_zeros(matrix.shape[0], philox.padded(matrix.shape[1]))
     out[:, : matrix.shape[1]] = matrix
     return out
 

@@ -166,7 +166,7 @@ def sign_vector(i, ordinal, row, key0, key1, PURPOSE: tl.constexpr):
     return (bit | 0x3F800000).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["rows"])
 def write_noise(
     out, stride_m, stride_h, columns, rows, key0, key1, ordinal, start, height, width,
     SIGNS: tl.constexpr, PURPOSE: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr,
@@ -197,7 +197,7 @@ def write_noise(
         tl.store(at, noise, mask=(h < height)[:, None] & (k < columns)[None, :])
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["rows"])
 def write_vector(
     out, stride_m, rows, key0, key1, ordinal, length, SIGNS: tl.constexpr, PURPOSE: tl.constexpr, PTX: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -213,7 +213,7 @@ def write_vector(
     tl.store(out + m.to(tl.int64) * stride_m + i, noise.to(out.dtype.element_ty), mask=i < length)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["rows"])
 def write_words(out, rows, key0, key1, ordinal, blocks, PURPOSE: tl.constexpr, BLOCK: tl.constexpr):
     """The words of the stream themselves: ``out`` [M, blocks, 4], int32, BLOCK blocks a program."""
     tiles = tl.cdiv(blocks, BLOCK)
@@ -233,7 +233,7 @@ def _squares(pair, column, width, valid, PADDED: tl.constexpr):
     return tl.where(valid, even * even + odd * odd, 0.0)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["rows"])
 def sum_squares(
     out, rows, key0, key1, ordinal, blocks, blocks_a_row, width, splits, VECTOR: tl.constexpr, PADDED: tl.constexpr,
     PTX: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
