@@ -34,6 +34,7 @@ def _passes(law: str, proposal: str) -> list[Case]:
             constants,
             num_warps=size.num_warps,
             loops=(Work(),),
+            options=config.OPTIONS,
         ),
         Case(
             f"write_weights {law} from {proposal}",
@@ -42,5 +43,6 @@ def _passes(law: str, proposal: str) -> list[Case]:
             {**constants, "PARTS": config.PROGRAMS},
             num_warps=size.num_warps,
             loops=(Work(),),
+            options=config.OPTIONS,
         ),
     ]

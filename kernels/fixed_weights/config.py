@@ -7,6 +7,10 @@ PROGRAMS = 512
 which the number of programs orders, have the same bits on all of them."""
 
 
+OPTIONS = {"enable_fp_fusion": False}
+"""For Triton. Log weights of equal laws cancel to zero only where their difference is not fused with a product."""
+
+
 @dataclass(frozen=True)
 class WeightsConfig:
     """Sizes of the two passes.

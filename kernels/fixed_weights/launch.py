@@ -21,20 +21,9 @@ def radial_weights(
     partials = torch.empty(3, size.programs, dtype=lengths.dtype, device=lengths.device)
     (scale, steepness), (proposal_scale, proposal_steepness) = parameters, proposal_parameters
     laws = (scale**-2, steepness, proposal_scale**-2, proposal_steepness, law, proposal_law)
-    grid = (size.programs,)
-    kernel.reduce_weights[grid](
-        partials, lengths, count, *laws, size.block, num_warps=size.num_warps, enable_fp_fusion=False
-    )
+    grid, options = (size.programs,), {"num_warps": size.num_warps, **config.OPTIONS}
+    kernel.reduce_weights[grid](partials, lengths, count, *laws, size.block, **options)
     kernel.write_weights[grid](
-        weights,
-        statistics,
-        partials,
-        lengths,
-        count,
-        *laws,
-        config.PROGRAMS,
-        size.block,
-        num_warps=size.num_warps,
-        enable_fp_fusion=False,
+        weights, statistics, partials, lengths, count, *laws, config.PROGRAMS, size.block, **options
     )
     return weights, statistics
