@@ -263,6 +263,23 @@ def test_an_interrupt_ends_it_with_130():
     assert (process.returncode, errors) == (130, "") and "interrupted: " in printed, printed
 
 
+def test_workers_end_with_who_started_them(tmp_path):
+    """Also where it is killed, and can end nobody: none is left to hold the pipe open."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from nntk.bench.resources.run import workers\n"
+        "if __name__ == '__main__':\n"
+        "    with workers(1) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        input()\n"
+    )
+    process = subprocess.Popen([sys.executable, script], stdin=-1, stdout=-1, text=True, env=ENVIRONMENT)
+    assert int(process.stdout.readline()) != process.pid
+    process.kill()
+    assert process.communicate(timeout=60)[0] == ""
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

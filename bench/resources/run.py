@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -54,14 +55,13 @@ def workers(number: int) -> Iterator[ProcessPoolExecutor]:
         number: How many.
 
     Yields:
-        A pool; whatever ends the block ends the processes.
+        A pool; whatever ends the block, or this process, ends the processes.
     """
     interpreted = os.environ.pop("TRITON_INTERPRET", None)
     pool = ProcessPoolExecutor(
         number,
         multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=_serve,
     )
     before = set(multiprocessing.active_children())
     try:
@@ -75,6 +75,19 @@ def workers(number: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown()
         if interpreted is not None:
             os.environ["TRITON_INTERPRET"] = interpreted
+
+
+def _serve() -> None:
+    """In a worker: deaf to Ctrl-C, and gone when the process is that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has one"
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager
