@@ -5,15 +5,22 @@ BIN := $(VENV)/bin
 TYPES := $(VENV)/types
 OLDER_TRITON := 3.6.0
 
-.PHONY: bench test lint typecheck launches resources format clean
+.PHONY: bench test lint typecheck tests machine-code launches resources format clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/nntk-bench run --suite quick
 
-test: lint typecheck
+# The tests leave a core idle, on which kernels compile meanwhile. Nothing is installed beside them.
+test: lint typecheck $(VENV)/.installed-bench $(VENV)/triton-$(OLDER_TRITON)
+	$(MAKE) --jobs=2 tests machine-code
+
+tests: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
-	$(MAKE) launches resources
+
+machine-code:
+	$(MAKE) launches
+	$(MAKE) resources
 
 # Every launch bound and compiled as if on a card, by an older Triton too than the tests have: its language differs.
 launches: $(VENV)/.installed-test $(VENV)/triton-$(OLDER_TRITON)
