@@ -75,7 +75,7 @@ def test_a_sign_network_learns_digits(frozen):
     hidden = [nn.Linear(64, 32), nntk.activations.Sign(), nn.Linear(32, 32), nntk.activations.Sign()]
     model, batches = nn.Sequential(*hidden, nn.Linear(32, 10)), torch.Generator().manual_seed(0)
     model[4].requires_grad_(not frozen)
-    optimizer = NonlocalGradientDescent(model.parameters(), lr=1e-2, gamma=0.1, samples=64)
+    optimizer = NonlocalGradientDescent(model.parameters(), lr=1e-2, gamma=0.1, samples=96)
     for _ in range(600):
         some = torch.randint(1000, (250,), generator=batches)
         optimizer.step(lambda some=some: nn.functional.cross_entropy(model(x[some]), y[some]))
