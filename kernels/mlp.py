@@ -1,5 +1,6 @@
 """The multilayer perceptron as the fused ops see it: a list of affine layers, each followed by an activation."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -82,15 +83,10 @@ def unperturbed(layers: Sequence[Layer], x: Tensor) -> tuple[list[tuple[Tensor, 
 
 def _affine(layer: Layer, h: Tensor) -> Tensor:
     """W h + b in float64, of so many units at a time that their weights take 16 MB."""
-    bias = None if layer.bias is None else layer.bias.double()
     units = max(1, _FLOAT64_NUMBERS // layer.weight.shape[1])
-    if len(layer.weight) <= units:
-        return torch.nn.functional.linear(h, layer.weight.double(), bias)
-    z = h.new_empty(len(h), len(layer.weight))
-    for start in range(0, len(layer.weight), units):
-        some = slice(start, start + units)
-        z[:, some] = torch.nn.functional.linear(h, layer.weight[some].double(), None if bias is None else bias[some])
-    return z
+    biases = itertools.repeat(None) if layer.bias is None else layer.bias.double().split(units)
+    parts = zip(layer.weight.split(units), biases, strict=False)
+    return torch.cat([torch.nn.functional.linear(h, weight.double(), bias) for weight, bias in parts], dim=1)
 
 
 def check(layers: Sequence[Layer], x: Tensor) -> None:

@@ -54,7 +54,7 @@ class Activation:
     name: ClassVar[str] = "identity"
     jumps: ClassVar[bool] = False
     """Whether the function is discontinuous: a rounding error may then move an input across a jump."""
-    parts: ClassVar[int] = 1
+    state_parts: ClassVar[int] = 1
     """Tensors of its state."""
 
     def value(self, z: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ class Quantise(Activation):
     clamp: float = 1.0
     name: ClassVar[str] = "quantise"
     jumps: ClassVar[bool] = True
-    parts: ClassVar[int] = 2
+    state_parts: ClassVar[int] = 2
 
     def _spacing(self) -> float:
         return 2 * self.clamp / (self.levels - 1)

@@ -171,6 +171,7 @@ class _Step:
         multiplied = self.unmoved.operands[self.number] if q is None else q
         self.x = None if self.source in ("none", "lowrank") else self._columns(multiplied, self.halves)
         self.moved = self.x is not None and multiplied is not None and multiplied.dim() > 2
+        """Whether x is each displacement's own."""
         # Of d one half, where one is multiplied by W + s E and the other by W - s E.
         self.d = self._columns(d, 1 if self.formed else self.halves)
         block = (cut.block_h, cut.block_k)

@@ -114,7 +114,7 @@ class Unmoved:
             return torch.zeros(len(x), philox.padded(width), device=x.device)
 
         hidden = [empty(width) for width in call.widths[:-1]]
-        states = [tuple(empty(len(layer.weight)) for _ in range(layer.activation.parts)) for layer in call.layers]
+        states = [tuple(empty(len(layer.weight)) for _ in range(layer.activation.state_parts)) for layer in call.layers]
         for some in pieces(len(x), max(1, call.piece_bytes // (64 * sum(call.widths)))):
             passed, _ = unperturbed(call.layers, x[some])
             for layer, (h, z), inputs, state in zip(call.layers, passed, hidden, states, strict=True):
