@@ -13,6 +13,7 @@ from nntk import FixedKernel, NonlocalNTK
 from nntk.bench.reference import float64_differences, float64_kernel
 from nntk.kernels import perturb
 from nntk.kernels.fixed_weights import radii
+from nntk.kernels.mlp import unperturbed
 from nntk.kernels.perturb import Layer, mlp_differences
 from nntk.kernels.perturb.config import (
     Plan,
@@ -149,9 +150,9 @@ def test_plans_fit_their_budget(budget, directions):
             own, shared = noise_numbers(parse(directions), widths)
             kept = cut.group_rows * own + shared if cut.keep_noise else 0
             held = cut.tile_rows * cut.tile_inputs * 2 * max(widths) * 8 * 4
-            unperturbed = cut.group_inputs * sum(widths) * 24
+            held_inputs = cut.group_inputs * sum(widths) * 24
             smallest = 48 * 4 * max(widths) + 24 * sum(widths) + 128 * 2 * max(widths) * 8 * 4
-            assert 48 * cut.slab_numbers + 4 * kept + held + unperturbed <= max(budget, smallest)
+            assert 48 * cut.slab_numbers + 4 * kept + held + held_inputs <= max(budget, smallest)
 
 
 def test_rows_may_have_different_scales():
@@ -450,3 +451,13 @@ def test_displacements_are_the_streams_units_times_the_scale(directions):
         scale = (length / math.sqrt(kernel.num_params)).float()
     expected = scale * unit_displacements(torch.tensor([2]), 2, (2, 16), 8, directions)[0]
     assert torch.equal(kernel.displacements(2)["2.weight"], expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_large_weight_passes_in_pieces(bias, monkeypatch):
+    """The float64 pass of few units at a time, the last piece smaller, is that of all."""
+    layers = [Layer(torch.randn(7, 5), torch.randn(7) if bias else None)]
+    x = torch.randn(3, 5)
+    whole = unperturbed(layers, x)[1]
+    monkeypatch.setattr("nntk.kernels.mlp._FLOAT64_NUMBERS", 10)
+    torch.testing.assert_close(unperturbed(layers, x)[1], whole, rtol=1e-14, atol=1e-14)
