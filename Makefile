@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TYPES := $(VENV)/types
 OLDER_TRITON := 3.6.0
 
 .PHONY: bench test lint typecheck tests machine-code launches resources format clean
@@ -38,11 +37,8 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy does not follow editable installs, so it is shown the tree as it installs: nntk with kernels and bench inside.
 typecheck: $(VENV)/.installed-test
-	@rm -rf $(TYPES) && mkdir -p $(TYPES)/nntk
-	@ln -s $(CURDIR)/nntk/* $(CURDIR)/kernels $(CURDIR)/bench $(TYPES)/nntk/
-	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p nntk
+	$(BIN)/mypy -p nntk
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

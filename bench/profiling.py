@@ -9,11 +9,12 @@ from rich.console import Console
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from nntk.bench import environment, roofline, tables
-from nntk.bench.files import write_json
-from nntk.bench.results import Row
+from nntk.bench.measure import environment, roofline
+from nntk.bench.results import tables
+from nntk.bench.results.files import write_json
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import Column
 from nntk.bench.suites import ops
-from nntk.bench.tables import Column
 from nntk.kernels.cost import Cost
 from nntk.kernels.dispatch import cost_of
 from nntk.kernels.target import slug

@@ -131,9 +131,9 @@ def _power_of_two(length: int) -> int:
 
 def tunables() -> dict[str, Tunable[Any]]:
     """Every choice that can be measured, by name."""
-    from nntk.kernels.assemble.config import RANK_UPDATE
-    from nntk.kernels.local_ntk.config import LAYER_PAIR
-    from nntk.kernels.perturb.tiles import LAYER_PATH, LAYER_STEP
+    from nntk.kernels.assemble.triton.config import RANK_UPDATE
+    from nntk.kernels.local_ntk.triton.config import LAYER_PAIR
+    from nntk.kernels.perturb.triton.config import LAYER_PATH, LAYER_STEP
 
     return {one.name: one for one in (LAYER_STEP, LAYER_PATH, RANK_UPDATE, LAYER_PAIR)}
 

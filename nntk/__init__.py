@@ -12,22 +12,22 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from nntk import activations
-from nntk.attention import Attention
-from nntk.estimate import Estimate
-from nntk.general import BlackBox
+from nntk.displacements.attention import Attention
+from nntk.estimators.estimate import Estimate
+from nntk.estimators.monte_carlo import monte_carlo_error
+from nntk.files.matrix_file import write_kernel
+from nntk.files.storage import load, save
+from nntk.kernel import NonlocalNTK
 from nntk.kernels.fixed_weights import EffectiveSampleWarning, FixedKernel
-from nntk.local_ntk import local_ntk
-from nntk.matrix_file import write_kernel
-from nntk.monte_carlo import monte_carlo_error
-from nntk.nonlocal_ntk import NonlocalNTK
-from nntk.operator import KernelOperator
-from nntk.storage import load, save
-from nntk.tracking import KernelRecord, KernelTracker
-from nntk.training import GradientFlow, NonlocalGradientDescent
+from nntk.learning.tracking import KernelRecord, KernelTracker
+from nntk.learning.training import GradientFlow, NonlocalGradientDescent
+from nntk.linalg.operator import KernelOperator
+from nntk.local.local_ntk import local_ntk
+from nntk.models.general import BlackBox
 
 if TYPE_CHECKING:
-    from nntk.gaussian_process import GPyTorchKernel
-    from nntk.regression import KernelRidge, KernelRidgeClassifier
+    from nntk.learning.gaussian_process import GPyTorchKernel
+    from nntk.learning.regression import KernelRidge, KernelRidgeClassifier
 
 __all__ = [
     "Attention",
@@ -54,9 +54,9 @@ __all__ = [
 
 
 _ON_DEMAND = {
-    "GPyTorchKernel": ("gaussian_process", "gpytorch", "gp"),
-    "KernelRidge": ("regression", "scikit-learn", "learn"),
-    "KernelRidgeClassifier": ("regression", "scikit-learn", "learn"),
+    "GPyTorchKernel": ("learning.gaussian_process", "gpytorch", "gp"),
+    "KernelRidge": ("learning.regression", "scikit-learn", "learn"),
+    "KernelRidgeClassifier": ("learning.regression", "scikit-learn", "learn"),
 }
 """What needs another library: its module, the library, and the extra that brings it."""
 

@@ -15,16 +15,16 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton_device import kernel_differences
 
-from nntk.kernels.assemble import launch as assemble
+from nntk.kernels.assemble.triton import launch as assemble
 from nntk.kernels.attention import attend
-from nntk.kernels.attention import launch as attention
-from nntk.kernels.fixed_weights import launch as fixed_weights
-from nntk.kernels.local_ntk import launch as local_ntk
-from nntk.kernels.perturb import launch as perturb
+from nntk.kernels.attention.triton import launch as attention
+from nntk.kernels.fixed_weights.triton import launch as fixed_weights
+from nntk.kernels.local_ntk.triton import launch as local_ntk
 from nntk.kernels.perturb.activations import encode
-from nntk.kernels.philox import launch as philox
+from nntk.kernels.perturb.triton import launch as perturb
+from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.target import Target
-from nntk.models import recognise
+from nntk.models.mlp import recognise
 
 # Displacements, inputs of lines and of entries, outputs: Triton makes a constant of a one, and knows multiples of 16.
 SHAPES = ((1, 1, 1, 1), (3, 16, 32, 2))

@@ -7,12 +7,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nntk.kernels.perturb import kernel, launch
 from nntk.kernels.perturb.activations import encode
-from nntk.kernels.philox import kernel as stream
-from nntk.kernels.philox import launch as philox
+from nntk.kernels.perturb.triton import kernel, launch
+from nntk.kernels.philox.triton import kernel as stream
+from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.target import Target
-from nntk.models import recognise
+from nntk.models.mlp import recognise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = 5

@@ -8,7 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench import data
+from nntk.bench.measure import data
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MODEL = data.he_network((64, 256, 256, 1), nn.ReLU, 0, DEVICE)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from nntk.bench.calls import calls
+from nntk.bench.suites.calls import calls
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ONE_FORM = dict(calls(DEVICE))

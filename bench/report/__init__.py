@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nntk.bench.files import write_text
 from nntk.bench.report import content, html, markdown, plots
+from nntk.bench.results.files import write_text
 
 HELP = """\
 Write what runs measured as a page to read: DIR/report.html, one self-contained file with tables and plots that opens

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nntk.bench import results
-from nntk.bench.results import ResultsError, Row, Run
-from nntk.bench.tables import UNITS, Column
+from nntk.bench.results import store as results
+from nntk.bench.results.store import ResultsError, Row, Run
+from nntk.bench.results.tables import UNITS, Column
 
 SPEEDS = frozenset({"median_s", "low_s", "high_s", "speed_up", "evaluations_per_s", "roof_share", "peak_bytes"})
 """Figures that a failed row does not show."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from nntk.bench.report import content
 from nntk.bench.report.content import Measurement
 from nntk.bench.report.plots import Plot
-from nntk.bench.results import Run
+from nntk.bench.results.store import Run
 
 
 def page(measurements: Sequence[Measurement], plots: Sequence[Sequence[Plot]], addresses: Mapping[str, str]) -> str:

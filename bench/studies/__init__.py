@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nntk.bench.results import Row
-from nntk.bench.studies.claims import Claim
-from nntk.bench.studies.rows import Rows
+from nntk.bench.results.store import Row
+from nntk.bench.studies.analysis.claims import Claim
+from nntk.bench.studies.analysis.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

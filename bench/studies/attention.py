@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 import nntk
-from nntk.bench.results import Row
-from nntk.bench.studies import Drawn, Setting, Study, drawing
-from nntk.bench.studies.alignment import alignment
-from nntk.bench.studies.claims import Claim, interval
-from nntk.bench.studies.networks import network
-from nntk.bench.studies.rows import Band, Rows
+from nntk.bench.results.store import Row
+from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies.analysis import drawing
+from nntk.bench.studies.analysis.alignment import alignment
+from nntk.bench.studies.analysis.claims import Claim, interval
+from nntk.bench.studies.analysis.networks import network
+from nntk.bench.studies.analysis.rows import Band, Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench.results import Row
-from nntk.bench.studies import Drawn, Setting, Study, drawing
-from nntk.bench.studies.claims import Claim
-from nntk.bench.studies.networks import network
-from nntk.bench.studies.rows import Rows
+from nntk.bench.results.store import Row
+from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies.analysis import drawing
+from nntk.bench.studies.analysis.claims import Claim
+from nntk.bench.studies.analysis.networks import network
+from nntk.bench.studies.analysis.rows import Rows
 
 _FAMILIES = ("gaussian", "rademacher", "flipout(8)", "lowrank(1)", "lowrank(16)")
 _ESTIMATORS = ("energy", "plugin", "unbiased")

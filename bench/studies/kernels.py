@@ -10,12 +10,13 @@ from sklearn.preprocessing import KernelCenterer
 from torch import Tensor
 
 import nntk
-from nntk.bench.results import Row
-from nntk.bench.studies import Drawn, Setting, Study, drawing
-from nntk.bench.studies.alignment import alignment
-from nntk.bench.studies.claims import Claim, interval
-from nntk.bench.studies.networks import ACTIVATIONS, network
-from nntk.bench.studies.rows import Rows
+from nntk.bench.results.store import Row
+from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies.analysis import drawing
+from nntk.bench.studies.analysis.alignment import alignment
+from nntk.bench.studies.analysis.claims import Claim, interval
+from nntk.bench.studies.analysis.networks import ACTIVATIONS, network
+from nntk.bench.studies.analysis.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from nntk.bench import environment
-from nntk.bench.files import write_text
-from nntk.bench.results import Row, differences
-from nntk.bench.studies import Setting, Study, drawing
-from nntk.bench.studies.claims import Claim
-from nntk.bench.studies.rows import Rows
+from nntk.bench.measure import environment
+from nntk.bench.results.files import write_text
+from nntk.bench.results.store import Row, differences
+from nntk.bench.studies import Setting, Study
+from nntk.bench.studies.analysis import drawing
+from nntk.bench.studies.analysis.claims import Claim
+from nntk.bench.studies.analysis.rows import Rows
 
 SCHEMA = 1
 """Version of the layout of a study's JSON that results/README.md documents."""

@@ -13,11 +13,12 @@ from sklearn.metrics.pairwise import rbf_kernel
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench.results import Row
-from nntk.bench.studies import Drawn, Setting, Study, drawing, ridge
-from nntk.bench.studies.claims import Claim, interval
-from nntk.bench.studies.networks import ACTIVATIONS, network
-from nntk.bench.studies.rows import Rows
+from nntk.bench.results.store import Row
+from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies.analysis import drawing, ridge
+from nntk.bench.studies.analysis.claims import Claim, interval
+from nntk.bench.studies.analysis.networks import ACTIVATIONS, network
+from nntk.bench.studies.analysis.rows import Rows
 
 TARGETS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sign": nntk.activations.Sign(),

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import nntk
-from nntk.bench import data
-from nntk.bench.results import Row
-from nntk.bench.studies import Drawn, Setting, Study, drawing
-from nntk.bench.studies.claims import Claim
-from nntk.bench.studies.networks import network
-from nntk.bench.studies.rows import Rows
+from nntk.bench.measure import data
+from nntk.bench.results.store import Row
+from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies.analysis import drawing
+from nntk.bench.studies.analysis.claims import Claim
+from nntk.bench.studies.analysis.networks import network
+from nntk.bench.studies.analysis.rows import Rows
 
 _NONLOCAL, _EVOLUTION = "nonlocal descent", "evolution strategies"
 _THROUGH, _LAST = "straight-through", "autograd (last layer alone)"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from nntk.bench.results import Row
-from nntk.bench.tables import Column
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import Column
 
 SUITES = {
     "quick": "throughput, accuracy and classification of digits, under two minutes on two cores",

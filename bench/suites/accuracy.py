@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench import data, reference
-from nntk.bench.results import Row
+from nntk.bench.measure import data, reference
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import Column
 from nntk.bench.suites import Section, Setting
-from nntk.bench.tables import Column
 
 _WIDTHS = (64, 256, 256, 1)
 _GAMMAS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from torch import nn
 
 import nntk
-from nntk.bench import data
-from nntk.bench.results import Row
+from nntk.bench.measure import data
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import Column
 from nntk.bench.suites import Section, Setting
-from nntk.bench.tables import Column
 
 _WIDTHS = (64, 256, 256, 1)
 _NETWORKS = (("sign", nntk.activations.Sign, 0.1), ("relu", nn.ReLU, 0.01))

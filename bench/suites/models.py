@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench import baselines, reference, roofline
-from nntk.bench.results import Row
+from nntk.bench.measure import baselines, reference, roofline
+from nntk.bench.measure.timing import every_round, side_by_side
+from nntk.bench.measure.work import work_of
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import Column
 from nntk.bench.suites import Section, Setting
-from nntk.bench.tables import Column
-from nntk.bench.timing import every_round, side_by_side
-from nntk.bench.work import work_of
 
 _BASELINE, _RULES = "torch.func.vmap, float32", "nntk, propagated by rules"
 _GAMMA, _SAMPLES, _INPUTS, _ROUNDS = 1e-2, 16, 32, 5

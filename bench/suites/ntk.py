@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench import data, memory, neural_tangents, reference, roofline
-from nntk.bench.results import Row
+from nntk.bench.measure import data, memory, neural_tangents, reference, roofline
+from nntk.bench.measure.timing import every_round, repeat
+from nntk.bench.measure.work import work_of
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import Column
 from nntk.bench.suites import Section, Setting
-from nntk.bench.tables import Column
-from nntk.bench.timing import every_round, repeat
-from nntk.bench.work import work_of
 
 _SAMPLES = 256
 _GAMMA = 1e-3

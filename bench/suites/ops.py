@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nntk.bench import reference, roofline
-from nntk.bench.arguments import Arguments
-from nntk.bench.results import Row
+from nntk.bench.measure import reference, roofline
+from nntk.bench.measure.timing import Timing, captured, repeat, seconds
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import Column
 from nntk.bench.suites import Section, Setting
-from nntk.bench.tables import Column
-from nntk.bench.timing import Timing, captured, repeat, seconds
+from nntk.bench.suites.arguments import Arguments
 from nntk.kernels.dispatch import REGISTERED, cost_of
 
 _FLOAT64 = {"inner_product", "inner_product_of_gradients", "nonlocal_gradients", "multiply_displacements"}

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import nntk
-from nntk.bench import data, memory
-from nntk.bench.results import Row
+from nntk.bench.measure import data, memory
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import Column
 from nntk.bench.suites import Section, Setting
-from nntk.bench.tables import Column
 
 SIZES = (50_000, 200_000)
 SAMPLES = 512

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench import baselines, data, memory, reference, timing
-from nntk.bench.arguments import Arguments
-from nntk.bench.results import Row
+from nntk.bench.measure import baselines, data, memory, reference, timing
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import Column
 from nntk.bench.suites import Section, Setting, ops
-from nntk.bench.tables import Column
+from nntk.bench.suites.arguments import Arguments
 
 _FAMILIES = {"lowrank(1)": 1.0, "rademacher": 0.60, "flipout(8)": 0.55, "gaussian": 0.45}
 """Families of displacements, and the target of each against as many unperturbed forwards."""

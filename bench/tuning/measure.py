@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nntk.bench import reference
-from nntk.bench.environment import package_version
+from nntk.bench.measure import reference
+from nntk.bench.measure.environment import package_version
+from nntk.bench.measure.timing import Timing, repeat, side_by_side
 from nntk.bench.suites.ops import ROUNDING
-from nntk.bench.timing import Timing, repeat, side_by_side
 from nntk.bench.tuning import spaces
 from nntk.bench.tuning.tasks import Task
 from nntk.kernels.target import Target

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nntk.bench.resources.machines import MACHINES
-from nntk.kernels.assemble import config as assemble
-from nntk.kernels.local_ntk import config as local_ntk
-from nntk.kernels.perturb import tiles
+from nntk.bench.machine_code.machines import MACHINES
+from nntk.kernels.assemble.triton import config as assemble
+from nntk.kernels.local_ntk.triton import config as local_ntk
+from nntk.kernels.perturb.triton import config as tiles
 from nntk.kernels.target import Target
 from nntk.kernels.tuning import Key
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from nntk.bench import environment, tables
-from nntk.bench.files import write_json
-from nntk.bench.tables import Column
+from nntk.bench.measure import environment
+from nntk.bench.results import tables
+from nntk.bench.results.files import write_json
+from nntk.bench.results.tables import Column
 from nntk.bench.tuning import measure, spaces
 from nntk.bench.tuning.tasks import Task
 from nntk.kernels import tuning

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from nntk.bench.arguments import Arguments
+from nntk.bench.suites.arguments import Arguments
 from nntk.bench.suites.ops import OpCase
-from nntk.kernels.perturb import tiles
 from nntk.kernels.perturb.activations import Relu
+from nntk.kernels.perturb.triton import config as tiles
 from nntk.kernels.tuning import Key, Tunable, rounded, tunables
 
 WIDTHS = (1024, 256, 4096, 64)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.kernels.assemble import cost, gradients, gram, reference
-from nntk.kernels.assemble.config import inner_product_route
-from nntk.kernels.assemble.total import Total
-from nntk.kernels.attention import Attended
+from nntk.kernels.assemble.streaming import StreamingSum
+from nntk.kernels.assemble.triton.config import inner_product_route
+from nntk.kernels.attention import AttentionState
 from nntk.kernels.dispatch import register
 from nntk.kernels.philox import parse, split_seed
 
@@ -17,7 +17,7 @@ __all__ = [
     "ESTIMATORS",
     "NORMALIZATIONS",
     "OUTPUTS",
-    "Total",
+    "StreamingSum",
     "assemble",
     "assemble_by_gradients",
     "attended_energy",
@@ -44,7 +44,7 @@ _energy = register(
     reference.energy,
     cost.energy,
     lambda d1, d2, *rest: d1.new_empty(_shape(d1, d2, rest[-1])),
-    launcher="nntk.kernels.assemble.launch",
+    launcher="nntk.kernels.assemble.triton.launch",
 )
 _inner_product = register(
     "inner_product(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor squared_norms, Tensor gram,"
@@ -61,7 +61,7 @@ _gram = register(
     gram.displacement_gram,
     cost.displacement_gram,
     lambda parameters, ordinals, rows, *_: rows.new_empty((rows.shape[0], rows.shape[0]), dtype=torch.float64),
-    launcher="nntk.kernels.assemble.launch",
+    launcher="nntk.kernels.assemble.triton.launch",
 )
 _by_gradients = register(
     "inner_product_of_gradients(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor squared_norms,"
@@ -69,7 +69,7 @@ _by_gradients = register(
     gradients.inner_product_of_gradients,
     cost.inner_product_of_gradients,
     lambda d1, d2, *rest: d1.new_empty(_shape(d1, d2, rest[-1])),
-    launcher="nntk.kernels.assemble.launch",
+    launcher="nntk.kernels.assemble.triton.launch",
 )
 _gradients = register(
     f"nonlocal_gradients(Tensor d, Tensor weights, Tensor squared_norms, {_STREAM}) -> Tensor",
@@ -78,7 +78,7 @@ _gradients = register(
     lambda d, weights, norms, parameters, *_: d.new_empty(
         (*d.shape[1:], sum(parameter.numel() for parameter in parameters))
     ),
-    launcher="nntk.kernels.assemble.launch",
+    launcher="nntk.kernels.assemble.triton.launch",
 )
 _product = register(
     "energy_product(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor scales, Tensor vectors) -> Tensor",
@@ -205,8 +205,8 @@ def _by_input(weights: Tensor, d: Tensor) -> Tensor:
 
 
 def attended_energy(
-    first: Attended,
-    second: Attended | None,
+    first: AttentionState,
+    second: AttentionState | None,
     squared_norms: Tensor,
     num_params: int,
     normalization: str = "gradient",
@@ -219,7 +219,7 @@ def attended_energy(
         w_m(x) = \sum_\pm e^{e_m^\pm(x) - \max_m e_m^\pm(x)}
 
     The weights are made as the differences are loaded. Divided by the roots of both inputs' sums this is the kernel;
-    until then it adds up over chunks of displacements: see :class:`nntk.kernels.assemble.Total`.
+    until then it adds up over chunks of displacements: see :class:`nntk.kernels.assemble.StreamingSum`.
 
     Args:
         first: Differences and scores at the rows' inputs.
@@ -262,7 +262,7 @@ def attended_energy(
     return kernel / num_params**2 if normalization == "paper" else kernel
 
 
-def _described(attended: Attended) -> str:
+def _described(attended: AttentionState) -> str:
     """What both sets of inputs share."""
     d = attended.d
     shape = ", ".join(map(str, (*d.shape[:-2], "N", d.shape[-1])))

@@ -13,7 +13,7 @@ from nntk.kernels.philox import parse, split_seed
 
 __all__ = [
     "SCORES",
-    "Attended",
+    "AttentionState",
     "attend",
     "attention_scores",
     "attention_statistics",
@@ -30,14 +30,14 @@ _scores = register(
     reference.attention_scores,
     cost.attention_scores,
     lambda d, keys, score: d.new_empty(d.shape[:-1]),
-    launcher="nntk.kernels.attention.launch",
+    launcher="nntk.kernels.attention.triton.launch",
 )
 _statistics = register(
     "attention_statistics(Tensor values, Tensor? keys, Tensor priors, Tensor factors, str score) -> Tensor",
     reference.attention_statistics,
     cost.attention_statistics,
     lambda values, *_: values.new_empty((3, values.shape[-2]), dtype=torch.float64),
-    launcher="nntk.kernels.attention.launch",
+    launcher="nntk.kernels.attention.triton.launch",
 )
 _weights = register(
     "attention_weights(Tensor values, Tensor? keys, Tensor priors, Tensor factors, Tensor statistics, str score)"
@@ -45,7 +45,7 @@ _weights = register(
     reference.attention_weights,
     cost.attention_weights,
     lambda values, *_: values.new_empty(values.shape[-3:-1]),
-    launcher="nntk.kernels.attention.launch",
+    launcher="nntk.kernels.attention.triton.launch",
 )
 _STREAM = "Tensor[] parameters, int[] ordinals, Tensor rows, int seed_low, int seed_high, str directions"
 _project = register(
@@ -55,7 +55,7 @@ _project = register(
     lambda parameters, ordinals, rows, low, high, directions, dim: rows.new_empty(
         (rows.shape[0], dim), dtype=torch.float64
     ),
-    launcher="nntk.kernels.attention.launch",
+    launcher="nntk.kernels.attention.triton.launch",
 )
 _multiply = register(
     f"multiply_displacements({_STREAM}, Tensor matrix) -> Tensor",
@@ -64,12 +64,12 @@ _multiply = register(
     lambda parameters, ordinals, rows, low, high, directions, matrix: rows.new_empty(
         (rows.shape[0], matrix.shape[0]), dtype=torch.float64
     ),
-    launcher="nntk.kernels.attention.launch",
+    launcher="nntk.kernels.attention.triton.launch",
 )
 
 
 @dataclass(frozen=True)
-class Attended:
+class AttentionState:
     """Differences and what makes their weights.
 
     Attributes:
@@ -107,7 +107,7 @@ def attend(
     factors: Tensor,
     keys: Tensor | None = None,
     given: Tensor | None = None,
-) -> Attended:
+) -> AttentionState:
     r"""Attention over displacements: pass one, which sees every difference once.
 
     Args:
@@ -143,7 +143,7 @@ def attend(
     if score != "dot":
         keys = None
     statistics = attention_statistics(d if values is None else values.unsqueeze(-1), score, priors, factors, keys)
-    return Attended(d, values, keys, priors, factors, score, statistics)
+    return AttentionState(d, values, keys, priors, factors, score, statistics)
 
 
 def attention_scores(d: Tensor, score: str, keys: Tensor | None = None) -> Tensor:

@@ -44,7 +44,7 @@ _squared_norms = register(
     reference.squared_norms,
     cost.squared_norms,
     lambda parameters, ordinals, rows, *_: rows.new_empty(rows.shape, dtype=reference.NORM_DTYPE),
-    launcher="nntk.kernels.philox.launch",
+    launcher="nntk.kernels.philox.triton.launch",
 )
 _radii = register(
     "radii(Tensor rows, int seed_low, int seed_high, str law, int num_params, float scale, float order) -> Tensor",
@@ -58,7 +58,7 @@ _radial_weights = register(
     reference.radial_weights,
     cost.radial_weights,
     lambda squared_lengths, *_: (torch.empty_like(squared_lengths), squared_lengths.new_empty(3)),
-    launcher="nntk.kernels.fixed_weights.launch",
+    launcher="nntk.kernels.fixed_weights.triton.launch",
 )
 
 

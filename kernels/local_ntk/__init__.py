@@ -25,7 +25,7 @@ _op = register(
     reference.structured_ntk,
     cost.structured_ntk,
     _fake,
-    launcher="nntk.kernels.local_ntk.launch",
+    launcher="nntk.kernels.local_ntk.triton.launch",
 )
 
 

@@ -48,7 +48,7 @@ _op = register(
     reference.mlp_differences,
     cost.mlp_differences,
     _fake,
-    launcher="nntk.kernels.perturb.launch",
+    launcher="nntk.kernels.perturb.triton.launch",
 )
 
 _products = register(
@@ -57,7 +57,7 @@ _products = register(
     reference.displacement_products,
     cost.displacement_products,
     lambda q, height, ordinal, rows, *rest: q.new_empty((rows.shape[0], q.shape[-2], height)),
-    launcher="nntk.kernels.perturb.launch",
+    launcher="nntk.kernels.perturb.triton.launch",
 )
 
 

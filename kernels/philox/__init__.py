@@ -21,7 +21,7 @@ _op = register(
     lambda rows, ordinal, shape, seed_low, seed_high, directions, dtype: rows.new_empty(
         (rows.shape[0], *shape), dtype=dtype
     ),
-    launcher="nntk.kernels.philox.launch",
+    launcher="nntk.kernels.philox.triton.launch",
 )
 
 

@@ -1,0 +1,66 @@
+"""Every kernel of the random stream in the configurations that it ships with, for ``nntk-bench resources``."""
+
+from collections.abc import Iterator
+
+import triton.language as tl
+
+from nntk.kernels.ahead_of_time import Case, Signature, Work
+from nntk.kernels.philox.reference import DISPLACEMENT
+from nntk.kernels.philox.triton import kernel, launch
+
+_STREAM: dict[str, Signature] = {"rows": "*i64", "key0": "i32", "key1": "i32", "ordinal": "i32"}
+
+
+def cases(arch: str) -> list[Case]:
+    """The cases of one architecture."""
+    return [*_matrices(arch), *_vectors(arch), _words(), *_squares(arch)]
+
+
+def _matrices(arch: str) -> Iterator[Case]:
+    for signs in (False, True):
+        block_h, block_k = launch.SIGNS_TILE if signs else launch.NORMALS_TILE
+        for operand, kind in (("bf16", tl.bfloat16), ("fp32", tl.float32)):
+            numbers = block_h * block_k
+            yield Case(
+                f"write_noise {'signs' if signs else 'normals'} {operand}",
+                kernel.write_noise,
+                {"out": f"*{operand}:16", "stride_m": "i32:16", "stride_h": "i32:16", "columns": "i32:16", **_STREAM}
+                | {"start": "i32", "height": "i32", "width": "i32"},
+                {"SIGNS": signs, "PURPOSE": DISPLACEMENT, "DTYPE": kind, "PTX": arch.startswith("sm_"), "WIDE": False}
+                | {"BH": block_h, "BK": block_k},
+                once=Work(signs=numbers) if signs else Work(normals=numbers),
+            )
+
+
+def _vectors(arch: str) -> Iterator[Case]:
+    block = launch.VECTOR_BLOCK
+    for signs in (False, True):
+        yield Case(
+            f"write_vector {'signs' if signs else 'normals'}",
+            kernel.write_vector,
+            {"out": "*fp32:16", "stride_m": "i32", **_STREAM, "length": "i32"},
+            {"SIGNS": signs, "PURPOSE": DISPLACEMENT, "PTX": arch.startswith("sm_"), "BLOCK": block},
+            once=Work(signs=block) if signs else Work(normals=block),
+        )
+
+
+def _words() -> Case:
+    return Case(
+        "write_words",
+        kernel.write_words,
+        {"out": "*i32:16", **_STREAM, "blocks": "i32"},
+        {"PURPOSE": DISPLACEMENT, "BLOCK": launch.WORDS_BLOCK},
+        once=Work(signs=128 * launch.WORDS_BLOCK),
+    )
+
+
+def _squares(arch: str) -> Iterator[Case]:
+    for vector, padded, wide in ((False, False, False), (False, True, False), (True, True, False), (False, True, True)):
+        yield Case(
+            f"sum_squares {'vector' if vector else 'matrix'}{' padded' if padded else ''}{' wide' if wide else ''}",
+            kernel.sum_squares,
+            {"out": "*fp32", **_STREAM, "blocks": "i32", "blocks_a_row": "i32", "width": "i32", "splits": "i32"},
+            {"VECTOR": vector, "PADDED": padded, "PTX": arch.startswith("sm_"), "WIDE": wide}
+            | {"BLOCK": launch.SQUARES_BLOCK},
+            loops=(Work(normals=4 * launch.SQUARES_BLOCK),),
+        )

@@ -1,0 +1,102 @@
+"""Compiling the kernels of the workloads, and the tables of what is predicted for each card."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nntk.bench.machine_code.catalogue import Task
+from nntk.bench.machine_code.measure import Measured
+from nntk.bench.machine_code.prediction import workloads
+from nntk.bench.machine_code.prediction.model import CARDS, Card
+from nntk.bench.machine_code.resources import reports
+from nntk.bench.report.markdown import lines
+from nntk.bench.results import tables
+from nntk.bench.results.files import write_json
+from nntk.bench.results.store import Row
+from nntk.bench.results.tables import UNITS, Column
+
+SCHEMA = 2
+"""Version of the JSON's layout."""
+
+CAPTION = (
+    "Evaluations: differences of relu 784-1024-1024-10, N = M = 1024, antithetic, bf16, beside as many dense forwards; "
+    "fp32 forwards are the least that torch.func.vmap does.\nKernel: 256-832-832-1, N = 4096, M = 1024, beside the "
+    "contraction of Jacobians alone. Assembly: the energy form of the same.\nWeights: 2^24 fixed ones; attention of "
+    "4096 pairs over 4096 inputs. Optimistic: latency, the second-level cache and launches are not seen."
+)
+COLUMNS = (
+    Column("workload", "case"),
+    Column("target", "target"),
+    Column("predicted", "predicted"),
+    Column("verdict", "verdict"),
+    Column("of roof", "of_roof", "percent"),
+    Column("time", "time_s", "seconds"),
+    Column("goes to", "goes_to"),
+)
+
+
+def _shown(row: Row) -> Row:
+    """A row whose target and prediction are written in their unit."""
+    return row | {name: UNITS[row["form"]](row[name]) for name in ("target", "predicted")}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown, as the READMEs have it."""
+    columns = [column for column in COLUMNS if column.key != "verdict"]
+    cells = [[tables.cell(column, _shown(row)) for column in columns] for row in rows]
+    return lines(
+        [column.header for column in columns], cells, [column.key not in ("case", "goes_to") for column in columns]
+    )
+
+
+def run(
+    path: Path | None, facts: Mapping[str, Any], console: Console, names: Sequence[str] = (), in_markdown: bool = False
+) -> int:
+    """Compile the kernels of the workloads, predict, draw the tables; JSON to a file.
+
+    Args:
+        path: Where the JSON goes, if anywhere.
+        facts: What predictions depend on: versions, commit.
+        console: Where the tables go.
+        names: Of the cards, keys of ``CARDS``; none for all.
+        in_markdown: Whether to print the tables in Markdown too.
+
+    Returns:
+        0, or 1 if a kernel did not compile.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    found: dict[str, Any] = {}
+    for name in names or CARDS:
+        rows = _predicted(CARDS[name], console)
+        if rows is None:
+            return 1
+        found[name] = {**asdict(CARDS[name]), "rows": rows}
+        if in_markdown:
+            print(markdown(rows))
+    if path:
+        write_json(path, {"schema": SCHEMA, **facts, "cards": found})
+    return 0
+
+
+def _predicted(card: Card, console: Console) -> list[Row] | None:
+    """The rows of one card, None if a kernel did not compile."""
+    names = [case.name for case in workloads.cases(card.arch)]
+    of: dict[str, Measured] = {}
+    title = f"Predicted for an {card.name}, from machine code: nothing ran"
+    with tables.growing(console, title, f"{CAPTION}\nRates: {card.source}.", COLUMNS) as show:
+        show(None, f"compiling 1 of {len(names)}")
+        for number, found in enumerate(reports([Task(workloads.__name__, card.arch, name) for name in names]), 2):
+            if found.measured is None:
+                console.print(f"{found.task.case}: {found.failures}", style="red", highlight=False, markup=False)
+                return None
+            of[found.task.case] = found.measured
+            show(None, f"compiling {number} of {len(names)}" if number <= len(names) else "")
+        rows = list(workloads.rows(of, card))
+        for row in rows:
+            show(_shown(row), "")
+    return rows

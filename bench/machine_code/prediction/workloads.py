@@ -1,0 +1,268 @@
+"""The workloads that the design has targets for, as launches of kernels."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nntk.bench.machine_code.cases import assemble, attention, fixed_weights, perturb, philox
+from nntk.bench.machine_code.measure import Measured
+from nntk.bench.machine_code.prediction.model import PROCESSORS, Card, Launch, Time, time_of
+from nntk.bench.results.store import Row
+from nntk.kernels.ahead_of_time import Case
+from nntk.kernels.attention.triton import config as attention_config
+from nntk.kernels.fixed_weights.triton import config as weights_config
+from nntk.kernels.perturb.noise import FORMED_UNITS
+from nntk.kernels.perturb.triton import chunks
+from nntk.kernels.perturb.triton import config as tiles
+from nntk.kernels.philox.directions import parse
+from nntk.kernels.philox.triton.launch import NORMALS_TILE
+
+_FAMILIES = {"lowrank(1)": 1.0, "rademacher": 0.60, "flipout(8)": 0.55, "gaussian": 0.45}
+"""Families of displacements, and the target of each against unperturbed forwards."""
+_WIDTHS, _INPUTS, _ROWS = (784, 1024, 1024, 10), 1024, 1024
+_KERNEL_WIDTHS, _LINES = (256, 832, 832, 1), 4096
+"""Of the kernel against Jacobian contraction: 0.9 million parameters."""
+_LAW = "gaussian from gaussian"
+_WEIGHTS = 2**24
+"""Fixed weights of one call."""
+_BUDGET = 256 * 2**20
+"""Temporary memory of evaluations on a GPU, unless told otherwise."""
+
+Launches = Iterator[tuple[Case, Launch]]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of a workload of antithetic displacements."""
+
+    family: str
+    width: int
+    height: int
+    inputs: int
+    first: bool
+    last: bool
+
+    @property
+    def halves(self) -> int:
+        """Of the columns: at layer 0 both halves of a pair share them."""
+        return 1 if self.first else 2
+
+    @property
+    def columns(self) -> int:
+        """Of one displacement."""
+        return self.inputs * self.halves
+
+    @property
+    def activation(self) -> str:
+        """Behind it."""
+        return "identity" if self.last else "relu"
+
+    @property
+    def moved(self) -> bool:
+        """Whether displacements multiply moved inputs, of all columns, or the inputs, of one half."""
+        return self.family != "lowrank"
+
+    @property
+    def flops(self) -> float:
+        """Of the products that are asked for: with the displacement, and behind layer 0 with the weight."""
+        if self.family == "lowrank" and self.height > FORMED_UNITS:
+            displaced = float(self.columns * (self.width + self.height))
+        else:
+            displaced = float((self.columns if self.moved else self.inputs) * self.width * self.height)
+        return 2.0 * _ROWS * (displaced + (0 if self.first else self.columns * self.width * self.height))
+
+    @property
+    def operands(self) -> int:
+        """Matrices that a layer reads and writes of each column: d and, but for low rank, q."""
+        return 2 if self.moved else 1
+
+    @property
+    def read(self) -> float:
+        """Bytes of the layer before; the inputs themselves are few."""
+        return 0.0 if self.first else 2.0 * self.operands * _ROWS * self.columns * self.width
+
+    @property
+    def written(self) -> float:
+        """Bytes of both halves: those of the outputs in float32, in rows of 16."""
+        height = 4.0 * tiles.power_of_two(self.height, 16, 2**30) if self.last else 2.0 * self.operands * self.height
+        return _ROWS * 2 * self.inputs * height
+
+
+def cases(arch: str) -> list[Case]:
+    """The kernels that the workloads take, for ``nntk-bench resources`` to compile."""
+    found = [case for family in _FAMILIES for case, _ in _evaluation(arch, family, _WIDTHS, _INPUTS)]
+    found += [case for case, _ in _evaluation(arch, "gaussian", _KERNEL_WIDTHS, _LINES)]
+    found += [case for outputs in (1, 10) for case, _ in _rank_update(arch, outputs)]
+    found += [case for case, _ in [*_fixed_weights(arch), *_attention(arch)]]
+    return list({case.name: case for case in found}.values())
+
+
+def _evaluation(arch: str, directions: str, widths: Sequence[int], inputs: int) -> Launches:
+    """Differences of a relu network at antithetic displacements, in bfloat16."""
+    family = parse(directions).name
+    pairs = list(zip(widths, widths[1:], strict=False))
+    for number, (width, height) in enumerate(pairs):
+        layer = _Layer(family, width, height, inputs, number == 0, number + 1 == len(pairs))
+        path = tiles.choose_path(family, "bf16", width, layer.columns, layer.first, arch)
+        if path == "stationary":
+            yield _stationary(arch, layer)
+            continue
+        if path == "staged":
+            yield _noise(arch, layer)
+        if family == "lowrank" and height > FORMED_UNITS:
+            yield _projection(arch, layer)
+        formed = family == "lowrank" and height <= FORMED_UNITS
+        yield _step(arch, layer, "formed" if formed else "staged" if path == "staged" else family)
+
+
+def _step(arch: str, layer: _Layer, source: str) -> tuple[Case, Launch]:
+    case = perturb.layer_step(
+        arch, source, "bf16", layer.first, layer.activation, (layer.width, layer.height, layer.columns), last=layer.last
+    )
+    read = "staged" if source == "formed" else source
+    cut = tiles.step_tiles(read, "bf16", layer.width, layer.height, layer.columns, arch)
+    programs = _ROWS * math.ceil(layer.columns / cut.block_n) * math.ceil(layer.height / cut.block_h)
+    # Through the cache, for each product of a tile: its columns, and what of its units is not made in registers.
+    columns = 0.0 if layer.first else 1.0
+    if source != "lowrank":
+        columns += 1.0 if layer.first or layer.moved else 0.5
+    units = 0.0 if layer.first else 1.0
+    if source in ("staged", "flipout", "formed"):
+        units += 1.0 if layer.first or layer.moved else 2.0
+    fetched = 2.0 * programs * layer.width * (columns * cut.block_n + units * cut.block_h)
+    turns = math.ceil(layer.width / cut.block_k)
+    return case, Launch(case.name, programs, turns, layer.read + layer.written, fetched, layer.flops)
+
+
+def _stationary(arch: str, layer: _Layer) -> tuple[Case, Launch]:
+    case = perturb.stationary_step(arch, layer.family, "bf16", layer.width, layer.first, layer.activation)
+    cut = tiles.stationary_tiles(layer.family, "bf16", layer.width, arch)
+    assert cut is not None, "the path was chosen"
+    programs, turns = _ROWS * math.ceil(layer.height / cut.block_h), math.ceil(layer.columns / cut.block_n)
+    fetched = 2.0 * programs * layer.width * layer.columns * (1 if layer.first else 2)
+    return case, Launch(case.name, programs, turns, layer.read + layer.written, fetched, layer.flops)
+
+
+def _noise(arch: str, layer: _Layer) -> tuple[Case, Launch]:
+    """Noise that is written to memory, and read from the cache."""
+    case = next(case for case in philox.cases(arch) if case.name == "write_noise normals bf16")
+    programs = _ROWS * math.ceil(layer.height / NORMALS_TILE[0]) * math.ceil(layer.width / NORMALS_TILE[1])
+    return case, Launch(case.name, programs, 0, 2.0 * _ROWS * layer.height * layer.width)
+
+
+def _projection(arch: str, layer: _Layer) -> tuple[Case, Launch]:
+    """Products with the right factors of low rank."""
+    case = perturb.projection(arch, "bf16", 16, layer.first)
+    cut = tiles.step_tiles("lowrank", "bf16", layer.width, layer.height, layer.columns, arch)
+    programs = _ROWS * layer.halves * math.ceil(layer.inputs / cut.block_n)
+    moved = layer.read + 2.0 * 16 * _ROWS * layer.columns
+    fetched = 2.0 * _ROWS * layer.columns * layer.width * layer.halves
+    return case, Launch(case.name, programs, math.ceil(layer.width / cut.block_k), moved, fetched)
+
+
+def _rank_update(arch: str, outputs: int) -> Launches:
+    """The energy form: half of all pairs, in three products of TF32."""
+    case = assemble.rank_update(arch, "rows", 1, "trace", True, _LINES, one_output=outputs == 1)
+    block, step = case.constants["BI"], case.constants["BK"]
+    blocks = math.ceil(_LINES / block)
+    pairs, turns = blocks * (blocks + 1) // 2, math.ceil(_ROWS * outputs / step)
+    moved = 4.0 * (_ROWS * _LINES * outputs + _LINES**2)
+    flops = 6.0 * _ROWS * outputs * _LINES * (_LINES + 1)
+    yield case, Launch(case.name, pairs, turns, moved, 4.0 * pairs * 2 * block * _ROWS * outputs, flops)
+
+
+def _fixed_weights(arch: str) -> Launches:
+    """Both passes over the lengths, which are float64."""
+    size = weights_config.pick(_WEIGHTS)
+    blocks = math.ceil(_WEIGHTS / size.block)
+    for name, numbers in ((f"reduce_weights {_LAW}", 1), (f"write_weights {_LAW}", 2)):
+        case = next(case for case in fixed_weights.cases(arch) if case.name == name)
+        yield case, Launch(name, size.programs, blocks / size.programs, 8.0 * numbers * _WEIGHTS)
+
+
+def _attention(arch: str) -> Launches:
+    """Both passes over the values of antithetic pairs, with dot scores: 4096 displacements of as many inputs."""
+    block_m, block_n = attention_config.TILE
+    cut = attention_config.splits(_LINES, _LINES, PROCESSORS[arch])
+    numbers, columns = 4.0 * _LINES**2, math.ceil(_LINES / block_n)
+    for name, programs, turns, matrices in (
+        ("statistics dot pairs", cut.count * columns, cut.rows / block_m, 2),
+        ("weights dot pairs", columns * math.ceil(_LINES / block_m), 0, 3),
+    ):
+        case = next(case for case in attention.cases(arch) if case.name == name)
+        yield case, Launch(name, programs, turns, matrices * numbers)
+
+
+def rows(of: Mapping[str, Measured], card: Card) -> Iterator[Row]:
+    """Every workload of the design: its target, and what is predicted.
+
+    Args:
+        of: The kernels' resources by name.
+        card: The card.
+
+    Yields:
+        Rows.
+    """
+    arch = card.arch
+
+    def spent(launches: Launches) -> Time:
+        return sum((time_of(launch, of[launch.case], card) for _, launch in launches), Time())
+
+    flops = 2 * _INPUTS * _ROWS * _flops(_WIDTHS)
+    evaluated = {family: spent(_evaluation(arch, family, _WIDTHS, _INPUTS)) for family in _FAMILIES}
+    for family, target in _FAMILIES.items():
+        found = evaluated[family]
+        yield _row(f"{family}: evaluations, of bf16 forwards", target, flops / card.bf16 / found.total, found)
+    for family, target in (("gaussian", 10.0), ("rademacher", 15.0)):
+        found = evaluated[family]
+        yield _row(f"{family}: against forwards in fp32", target, flops / card.fp32 / found.total, found)
+    yield _memory()
+    weights = _flops(_KERNEL_WIDTHS) / 2
+    found = spent(_evaluation(arch, "gaussian", _KERNEL_WIDTHS, _LINES)) + spent(_rank_update(arch, 1))
+    for precision, rate in (("fp32", card.fp32), ("tf32", card.bf16 / 2)):
+        contraction = 2 * _LINES**2 * weights / rate
+        yield _row(f"kernel: against contraction in {precision}", 5.0, contraction / found.total, found)
+    for name, launches in (("fixed weights", _fixed_weights(arch)), ("attention", _attention(arch))):
+        found = spent(launches)
+        yield _row(f"{name}: of copy bandwidth", 0.8, found.roof / found.total, found)
+    for outputs in (1, 10):
+        found = spent(_rank_update(arch, outputs))
+        gemm = 2 * _ROWS * outputs * _LINES**2
+        name = f"assembly, C = {outputs}: against GEMM in"
+        yield _row(f"{name} fp32", 3.0, gemm / card.fp32 / found.total, found)
+        yield _row(f"{name} three of tf32", 1.5, 3 * gemm / (card.bf16 / 2) / found.total, found)
+
+
+def _flops(widths: Sequence[int]) -> float:
+    """Of a forward pass of one input."""
+    return 2 * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+
+
+def _memory() -> Row:
+    """What evaluations take beside their outputs: buffers, what is in the making, and the weights as operands."""
+    largest = max(chunks.slab_bytes(height, width, 2) for width, height in zip(_WIDTHS, _WIDTHS[1:], strict=False))
+    plans = [
+        chunks.plan(_WIDTHS, _INPUTS, 2**20, 2, 2, _BUDGET, parse(family), slab=largest if family == "gaussian" else 0)
+        for family in _FAMILIES
+    ]
+    operands = 2 * sum(a * b for a, b in zip(_WIDTHS[1:], _WIDTHS[2:], strict=False))
+    taken = max(plan.buffer_bytes for plan in plans) + _BUDGET // chunks.IN_THE_MAKING + operands
+    return {
+        "case": "memory beside outputs, M = 2^20", "form": "bytes", "target": float(_BUDGET), "predicted": float(taken),
+        "verdict": "in reach" if taken <= _BUDGET else "short",
+    }  # fmt: skip
+
+
+def _row(case: str, target: float, predicted: float, time: Time) -> Row:
+    return {
+        "case": case,
+        "form": "times",
+        "target": target,
+        "predicted": predicted,
+        "verdict": "in reach" if predicted >= target else "short",
+        "time_s": time.total,
+        "of_roof": time.roof / time.total,
+        "cache_bytes_a_second": time.fetched / time.total,
+        "goes_to": time.shares,
+        **{f"{name}_s": value for name, value in time.parts.items()},
+    }

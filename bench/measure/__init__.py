@@ -1,0 +1,1 @@
+"""Measurement: time, memory, work, roofs and references."""

@@ -1,0 +1,277 @@
+"""Measured roofs of a device: copies and dense products, which bound what any op on it can do.
+
+A roof is the fastest of many runs, in this process or before: what is faster than the roof was not measured right.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from nntk.bench.measure import environment
+from nntk.bench.measure.timing import Timing, seconds
+from nntk.bench.results import tables
+from nntk.bench.results.files import write_json
+from nntk.bench.results.tables import Column
+from nntk.kernels.cost import Cost
+
+SCHEMA = 1
+"""Version of the layout of the cache and of the JSON."""
+
+PRODUCTS = {
+    "cpu": {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16},
+    "cuda": {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16},
+}
+"""Precisions of products by kind of device, and what they are made of; a GPU's fp32 goes by its ordinary pipes."""
+
+COLUMNS = (
+    Column("roof", "case"),
+    Column("best", "best"),
+    Column("median", "median"),
+    Column("runs", "runs"),
+    Column("measured", "measured"),
+)
+CAPTION = (
+    "A copy reads and writes a buffer far larger than the caches, a sum reads it; products are square, two operations "
+    "a multiply-add. The best run is the roof."
+)
+
+
+@dataclass(frozen=True)
+class Roof:
+    """A measured ceiling.
+
+    Attributes:
+        name: ``"copy"``, ``"read"``, or the precision of a product.
+        unit: What is counted: ``"bytes"``, read and written, or ``"flops"``, two for a multiply-add.
+        work: How many of them one run takes.
+        samples_s: Durations of the runs, in seconds.
+        measured: When, in UTC.
+    """
+
+    name: str
+    unit: str
+    work: float
+    samples_s: tuple[float, ...]
+    measured: str
+
+    @property
+    def per_second(self) -> float:
+        """The roof: what the fastest run did in a second."""
+        return self.work / min(self.samples_s)
+
+    def summary(self) -> dict[str, Any]:
+        """Name, unit and rate, for the results of a run."""
+        return {"name": self.name, "unit": self.unit, "per_second": self.per_second}
+
+
+def measure(
+    device: torch.device, duration: float = 1.0, scale: int = 1, only: Sequence[str] | None = None
+) -> Iterator[Roof]:
+    """Measure the roofs of a device.
+
+    Args:
+        device: The device, a CPU or a CUDA GPU.
+        duration: Seconds that the runs of one roof take together, at least; there are five or more.
+        scale: How many times shorter than a roof's the sides of products are, and buffers: for a rehearsal.
+        only: Names of the roofs wanted; None for all.
+
+    Yields:
+        The roofs, those of memory first.
+    """
+    on_gpu = device.type == "cuda"
+    if only is None or {"copy", "read"} & set(only):
+        yield from _memory((2**28 if on_gpu else 2**26) // scale, device, duration)
+    size = (8192 if on_gpu else 2048) // scale
+    for name, dtype in PRODUCTS[device.type].items():
+        if only is None or name in only:
+            with _tf32(name == "tf32"):
+                yield _product(name, size, dtype, device, duration)
+
+
+def _product(name: str, size: int, dtype: torch.dtype, device: torch.device, duration: float) -> Roof:
+    a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
+    return _roof(name, "flops", 2.0 * size**3, lambda: torch.mm(a, b, out=out), device, duration)
+
+
+def _memory(count: int, device: torch.device, duration: float) -> Iterator[Roof]:
+    source = torch.ones(count, device=device)
+    target = torch.empty_like(source)
+    yield _roof("copy", "bytes", 2.0 * source.nbytes, lambda: target.copy_(source), device, duration)
+    yield _roof("read", "bytes", source.nbytes, source.sum, device, duration)
+
+
+def _roof(
+    name: str, unit: str, work: float, run: Callable[[], object], device: torch.device, duration: float
+) -> Roof:  # fmt: skip
+    seconds(run, device)
+    samples: list[float] = []
+    while len(samples) < 5 or sum(samples) < duration:
+        samples.append(seconds(run, device))
+    return Roof(name, unit, work, tuple(samples), f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M}")
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def cache_path(device: torch.device) -> Path:
+    """Where the roofs of a device are kept: one file for each device, its driver, PyTorch and number of threads."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if device.type == "cuda":
+        software = f"driver-{environment.driver(device)}"
+    else:
+        software = f"threads-{torch.get_num_threads()}"
+    return base / "nntk" / f"roofline-{environment.slug(device)}-{software}-torch-{torch.__version__}.json"
+
+
+def cached(device: torch.device) -> list[Roof] | None:
+    """The roofs that were measured before on this device with this software, if they were."""
+    try:
+        content = json.loads(cache_path(device).read_text())
+        if content["schema"] != SCHEMA:
+            return None
+        return [Roof(**{**roof, "samples_s": tuple(roof["samples_s"])}) for roof in content["roofs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # Measured again, which mends it.
+
+
+def roofs(device: torch.device) -> list[Roof]:
+    """Find the roofs of a device: each the best of this process's, measured at the first call, and of earlier ones'.
+
+    Args:
+        device: The device.
+
+    Returns:
+        The roofs. What else ran when they were measured made them lower, never higher.
+    """
+    if device not in _OF_PROCESS:
+        _OF_PROCESS.add(device)
+        return raised(device)
+    return cached(device) or raised(device)
+
+
+_OF_PROCESS: set[torch.device] = set()
+"""Devices whose roofs this process has measured."""
+
+
+def raised(device: torch.device, only: Sequence[str] | None = None) -> list[Roof]:
+    """The roofs of a device after another measurement of some of them, by name, or of all."""
+    kept = {roof.name: roof for roof in cached(device) or ()}
+    for roof in measure(device, only=only if kept else None):
+        if roof.name not in kept or roof.per_second > kept[roof.name].per_second:
+            kept[roof.name] = roof
+    write_json(cache_path(device), _content(device, list(kept.values())))
+    return list(kept.values())
+
+
+def beside(name: str, cost: Cost, precision: str, timing: Timing, device: torch.device) -> dict[str, Any]:
+    """What a row says of a speed and its roof.
+
+    A machine may have become faster since its roofs were measured: what seems to be above is compared with them again.
+
+    Args:
+        name: Of what was timed.
+        cost: Its least work.
+        precision: Of its products.
+        timing: How long it took.
+        device: Where.
+
+    Returns:
+        ``roof``, ``roof_share`` and the durations, or a ``failure`` in their place where it is above its roof.
+    """
+    least, roof = least_seconds(cost, precision, roofs(device))
+    if least > timing.median:
+        least, roof = least_seconds(cost, precision, raised(device, _ROOFS_OF.get(roof, (roof,))))
+    share = least / timing.median
+    row = {"roof": roof, "roof_share": share}
+    if share > 1:
+        return {**row, "failure": f"{name}: {100 * share:.0f} % of the roof {roof}: it was measured wrong"}
+    return {**row, **timing.row()}
+
+
+_ROOFS_OF = {"memory": ("copy", "read"), "fp32": ("fp32", "tf32")}
+"""The roofs behind one that ``least_seconds`` names."""
+
+
+def least_seconds(cost: Cost, precision: str, found: Sequence[Roof]) -> tuple[float, str]:
+    """The least time that the work of a call takes on a device, and the roof that sets it.
+
+    Args:
+        cost: The work; its random numbers have no roof.
+        precision: Of its products. Float32 may be three products of TF32 on tensor cores.
+        found: The roofs of the device.
+
+    Returns:
+        Seconds, and ``"memory"`` or the precision.
+    """
+    rates = {roof.name: roof.per_second for roof in found}
+    products = max(rates[precision], rates.get("tf32", 0.0) / 3) if precision == "fp32" else rates[precision]
+    by_memory, by_products = cost.bytes / max(rates["copy"], rates["read"]), cost.flops / products
+    return max((by_memory, "memory"), (by_products, precision))
+
+
+def _content(device: torch.device, found: Sequence[Roof]) -> dict[str, Any]:
+    return {"schema": SCHEMA, **environment.describe(device), "roofs": [asdict(roof) for roof in found]}
+
+
+def run(device: torch.device, again: bool, path: Path | None, console: Console) -> int:
+    """Show the roofs of a device, measured now or before.
+
+    Args:
+        device: The device.
+        again: Measure even if they are cached.
+        path: Where a JSON goes, if anywhere.
+        console: Where the table goes.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        OSError: If the JSON cannot be written.
+    """
+    found = None if again else cached(device)
+    shown: list[Roof] = []
+    with tables.growing(console, f"Roofs of {environment.device_name(device)}", CAPTION, COLUMNS) as show:
+        for roof in measure(device) if found is None else found:
+            shown.append(roof)
+            show(_cells(roof), "measuring" if found is None else "")
+    content = _content(device, shown)
+    if found is None:
+        write_json(cache_path(device), content)
+        console.print(f"kept in {cache_path(device)}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"from {cache_path(device)}; --again measures", highlight=False, soft_wrap=True)
+    if path:
+        write_json(path, content)
+    return 0
+
+
+def _cells(roof: Roof) -> dict[str, Any]:
+    middle = sorted(roof.samples_s)[len(roof.samples_s) // 2]
+    return {
+        "case": roof.name,
+        "best": _rate(roof.per_second, roof.unit),
+        "median": _rate(roof.work / middle, roof.unit),
+        "runs": len(roof.samples_s),
+        "measured": roof.measured,
+    }
+
+
+def _rate(per_second: float, unit: str) -> str:
+    name = {"bytes": "B/s", "flops": "FLOP/s"}[unit]
+    scale, prefix = (1e12, "T") if per_second >= 1e12 else (1e9, "G")
+    return f"{per_second / scale:.4g} {prefix}{name}"

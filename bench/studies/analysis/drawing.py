@@ -1,0 +1,93 @@
+"""How figures of studies look: one style, colours that the colour-blind tell apart, and the same bytes each time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nntk.bench.report.plots import look_of as look
+from nntk.bench.studies.analysis.rows import Band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAP = "cividis"
+"""The colours of heat maps of one sign."""
+
+SIGNED_MAP = "PuOr"
+"""The colours of heat maps around zero."""
+
+__all__ = ["MAP", "SIGNED_MAP", "draw", "entitle", "legend", "look", "panels", "save", "styled"]
+
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "figure.dpi": 100,
+    "savefig.dpi": 140,
+    "svg.fonttype": "none",
+    "image.interpolation": "nearest",
+}
+
+
+@contextmanager
+def styled(name: str) -> Iterator[None]:
+    """Within it figures have the style; ids in SVGs follow from the name."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
+        yield
+
+
+def panels(rows: int, columns: int, width: float = 3.2, height: float = 2.7) -> tuple["Figure", list["Axes"]]:
+    """A figure of panels, row by row, each so many inches wide and high."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, number + 1) for number in range(rows * columns)]
+
+
+def entitle(axes: "Axes", title: str, x: str, y: str) -> None:
+    """Title and labels of a panel; labels say units."""
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def draw(axes: "Axes", band: Band, label: str, number: int, **other: Any) -> None:
+    """A curve with its band."""
+    axes.plot(band.x, band.mean, label=label, **{**look(number), **other})
+    axes.fill_between(band.x, band.low, band.high, color=look(number)["color"], alpha=0.2, linewidth=0)
+
+
+def legend(figure: "Figure", columns: int, *axes: "Axes") -> None:
+    """One legend below all panels, of the series in some of them (of the first by default), each once."""
+    series = {}
+    for one in axes or figure.axes[:1]:
+        handles, labels = one.get_legend_handles_labels()
+        series.update(dict(zip(labels, handles, strict=True)))
+    figure.legend(list(series.values()), list(series), loc="outside lower center", ncols=columns)
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a figure as SVG and as PNG; nothing in them tells the time or the machine."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})

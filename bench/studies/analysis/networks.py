@@ -1,0 +1,33 @@
+"""The networks of the studies: relu, tanh, sign and 4-bit units, at initialisation, in float64."""
+
+import torch
+from torch import nn
+
+import nntk
+from nntk.bench.measure import data
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sign": nntk.activations.Sign,
+    "4 bits": nntk.activations.Quantise,
+}
+"""Of hidden units; the last has 16 levels from -1 to 1."""
+
+
+def network(units: str, widths: tuple[int, ...], seed: int, device: torch.device, biases: float = 0.5) -> nn.Sequential:
+    """An untrained MLP: normal weights of variance 2 / fan-in, normal biases, no activation at the end.
+
+    Float64, so that a study's figures do not depend on the order of sums.
+
+    Args:
+        units: Name in ``ACTIVATIONS``.
+        widths: Of inputs, hidden layers and outputs.
+        seed: Of the weights.
+        device: Where they are.
+        biases: Standard deviation of the biases, which spread kinks and jumps over one-dimensional inputs.
+
+    Returns:
+        The network.
+    """
+    return data.he_network(widths, ACTIVATIONS[units], seed, device, biases).double()

@@ -1,0 +1,96 @@
+"""Rows of a study, chosen by their settings, and their means over seeds."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nntk.bench.results.store import Row
+from nntk.bench.studies.analysis.claims import interval
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve with its 95 % interval over seeds; without one, where there is a single seed."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in the order of their seeds."""
+
+    all: Sequence[Row]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.all)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def where(self, **settings: Any) -> "Rows":
+        """The rows with these settings; None stands for rows that lack one."""
+        return Rows([row for row in self.all if all(row.get(key) == value for key, value in settings.items())])
+
+    def distinct(self, key: str) -> list[Any]:
+        """The values of a setting, in order of appearance."""
+        return list(dict.fromkeys(row[key] for row in self.all if row.get(key) is not None))
+
+    def values(self, key: str, **settings: Any) -> np.ndarray:
+        """A figure of the rows with these settings, one a seed.
+
+        Args:
+            key: Key of the figure.
+            **settings: As for :meth:`where`.
+
+        Returns:
+            [seeds], in their order.
+
+        Raises:
+            ValueError: If there is none, or a seed has several.
+        """
+        found = self.where(**settings)
+        seeds = [row["seed"] for row in found]
+        if not seeds or len(set(seeds)) != len(seeds):
+            raise ValueError(f"settings must leave one row a seed, got {len(seeds)} rows for {settings}.")
+        return np.array([row[key] for row in found], dtype=float)
+
+    def slope(self, x: str, y: str, low: float, high: float) -> np.ndarray:
+        """Slopes of a figure between two places of a log-log plot.
+
+        Args:
+            x: Key of the setting.
+            y: Key of the figure.
+            low: The one place.
+            high: The other.
+
+        Returns:
+            [seeds], in their order.
+        """
+        ends = [np.log(self.values(y, **{x: place})) for place in (low, high)]
+        return np.asarray((ends[1] - ends[0]) / np.log(high / low))
+
+    def band(self, x: str, y: str, ratio: bool = False, **settings: Any) -> Band:
+        """A figure against a setting.
+
+        Args:
+            x: Key of the setting.
+            y: Key of the figure.
+            ratio: Whether means are geometric, for logarithmic axes.
+            **settings: As for :meth:`where`.
+
+        Returns:
+            The mean over seeds, and its interval.
+        """
+        found = self.where(**settings)
+        places = sorted(found.distinct(x))
+        points = []
+        for place in places:
+            values = found.values(y, **{x: place})
+            one = interval(values, ratio) if len(values) > 1 else None
+            points.append((one.mean, one.low, one.high) if one else (values[0],) * 3)
+        return Band(np.array(places, dtype=float), *np.array(points, dtype=float).T)

@@ -1,0 +1,1 @@
+"""Triton kernels of this op: the kernels, their configurations and their launcher."""

@@ -1,0 +1,1 @@
+"""Displacements of the parameters: their lengths and their weights."""

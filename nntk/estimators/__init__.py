@@ -1,0 +1,1 @@
+"""Estimators: from differences and weights to a kernel and its error."""

@@ -1,0 +1,1 @@
+"""Learning with kernels: regression, gaussian processes, training."""

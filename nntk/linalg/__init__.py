@@ -1,0 +1,1 @@
+"""Linear algebra with kernels that are never formed."""

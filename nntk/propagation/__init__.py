@@ -1,0 +1,1 @@
+"""Difference propagation: a model's own forward pass, run on displaced tensors."""

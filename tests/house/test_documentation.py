@@ -1,0 +1,47 @@
+"""What the documentation shows, runs: every docstring example, and the README's."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+from setuptools import find_packages
+
+import nntk
+
+ROOT = Path(__file__).parents[2]
+MODULES = [info.name for info in pkgutil.walk_packages(nntk.__path__, "nntk.") if not info.name.endswith("__main__")]
+
+
+@pytest.mark.parametrize("name", sorted({"nntk", "nntk.kernels", "nntk.bench", *MODULES}))
+def test_docstring_examples(name):
+    """Doctests of every module."""
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_every_package_is_installed():
+    """Installed by copying, not in place: setuptools finds each folder of modules, kernels and bench inside nntk."""
+    folders = [path.parent for top in ("nntk", "kernels", "bench") for path in (ROOT / top).rglob("__init__.py")]
+    names = [".".join(folder.relative_to(ROOT).parts) for folder in folders]
+    expected = {name if name.startswith("nntk") else f"nntk.{name}" for name in names}
+    assert set(find_packages(str(ROOT), include=["nntk*"])) == expected
+
+
+def test_the_modules_are_found():
+    """The walk above sees all three packages."""
+    assert {"nntk.kernel", "nntk.kernels.perturb.reference", "nntk.bench.suites.digits"} <= set(MODULES)
+
+
+READMES = sorted((*ROOT.glob("README.md"), *ROOT.glob("[!.]*/**/README.md")))
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_readme_examples_and_links(path):
+    """Python blocks run from top to bottom, and relative links lead somewhere."""
+    text = path.read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    exec(compile(code, str(path), "exec"), {"__name__": "readme"})
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (path.parent / link).exists(), f"{path.name} links to {link}, which is missing"

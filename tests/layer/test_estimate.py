@@ -1,0 +1,273 @@
+"""Error bars of kernels: they hold the kernel of many displacements as often as they say, and end when they should."""
+
+import pytest
+import torch
+from conftest import inputs, mlp, relative_error
+from scipy import stats
+
+from nntk import Attention, EffectiveSampleWarning, FixedKernel, NonlocalNTK
+from nntk.estimators.estimate import t_quantile
+from nntk.estimators.gram_products import gram_products
+from nntk.kernels.assemble import ESTIMATORS, displacement_gram
+
+GAUSSIAN = FixedKernel("gaussian")
+PROPOSED = FixedKernel("gaussian", proposal=FixedKernel("gaussian", gamma=0.33))
+OUT_OF_REACH = FixedKernel("ball", horizon=1e-9, proposal=GAUSSIAN)
+
+
+def by_number(x, rows):
+    """A score of one's own, which must be asked for the right displacements."""
+    return torch.tensor([float(m % 7) for m in rows], dtype=x.dtype)[:, None] * x.sum(1) / 5
+
+
+WEIGHTS = {
+    "drawn": GAUSSIAN,
+    "proposal": PROPOSED,
+    "outputs": Attention(),
+    "attended proposal": Attention(kernel=PROPOSED),
+    "parameters": Attention(on="parameters", temperature=0.3, kernel=PROPOSED),
+    "own": Attention(score=by_number),
+}
+every_weight = pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+jackknifed = pytest.mark.parametrize(
+    ("estimator", "weights"),
+    [(one, weights) for one in ESTIMATORS for weights in WEIGHTS.values() if (one, weights) != ("energy", GAUSSIAN)],
+)
+every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
+
+
+def alpha(made, x):
+    """The weights [M, 1], or [M, N] where they depend on the input, float64."""
+    given = made.displacement_weights(x if getattr(made.weights, "by_input", False) else None).double()
+    return given if given.dim() == 2 else given[:, None]
+
+
+def kernel(activation, seed, samples=256, **settings):
+    """That of a small network."""
+    return NonlocalNTK(mlp(3, 8, 1, activation=activation), gamma=0.3, samples=samples, seed=seed, **settings)
+
+
+@pytest.mark.parametrize("rtol", [1e6, 0.1], ids=["sixteen groups", "by tolerance"])
+@pytest.mark.parametrize("activation", ["tanh", "sign"])
+def test_intervals_cover(activation, rtol):
+    """95 % intervals, averaged over entries, hold the kernel of 2^18 displacements in 92 to 98 % of 200 runs."""
+    x, inside = inputs(3, 3), 0.0
+    truth = sum(kernel(activation, 10**6 + part, 2**16)(x).double() for part in range(4)) / 4
+    for seed in range(200):
+        low, high = kernel(activation, seed).estimate(x, rtol=rtol).interval()
+        inside += float(((low <= truth) & (truth <= high)).double().mean()) / 200
+    assert 0.92 <= inside <= 0.98
+
+
+def test_an_estimate_is_the_kernel_of_its_samples():
+    """The first displacements of the stream, whatever the groups, exactly symmetric; and between other inputs too."""
+    x, other = inputs(4, 3), inputs(2, 3, seed=9)
+    found = kernel("tanh", 5, 160).estimate(x, rtol=1e6)
+    assert (found.samples, found.groups, found.evaluations) == (160, 16, 320) and found.converged
+    torch.testing.assert_close(found.kernel, kernel("tanh", 5, 160)(x), rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.kernel, found.kernel.T) and torch.equal(found.standard_error, found.standard_error.T)
+    cross = kernel("tanh", 5, 160).estimate(x, other, rtol=1e6)
+    torch.testing.assert_close(cross.kernel, kernel("tanh", 5, 160)(x, other), rtol=1e-5, atol=1e-6)
+
+
+def test_the_standard_error_is_that_of_group_means():
+    """By hand, from the kernels of sixteen groups: the differences of all displacements, ten at a time."""
+    x = inputs(4, 3)
+    made = kernel("tanh", 5, 160)
+    d, norms = made.differences(x)[..., 0].double(), made.squared_norms()
+    groups = (d[:, :, None] * d[:, None, :] * (made.num_params / norms)[:, None, None]).unflatten(0, (16, 10)).mean(1)
+    expected = groups.std(0) / 4
+    found = made.estimate(x, rtol=1e6)
+    torch.testing.assert_close(found.standard_error.double(), expected, rtol=1e-4, atol=1e-8)
+    assert found.relative_error == pytest.approx(float(expected.norm() / groups.mean(0).norm()), rel=1e-4)
+
+
+def test_the_tolerance_or_the_limit_ends_it():
+    """The error falls as the root of the samples; a trace tells, progress is shown, and a limit is no error."""
+    x, seen = inputs(4, 3), []
+    rough, fine = (kernel("tanh", 5, 64).estimate(x, rtol=rtol, progress=seen.append) for rtol in (0.1, 0.05))
+    assert rough.converged and fine.converged and fine.relative_error <= 0.05 < rough.relative_error <= 0.1
+    assert 2 < fine.samples / rough.samples < 8
+    assert fine.trace == tuple((one.samples, one.relative_error) for one in seen[-len(fine.trace) :])
+    limited = kernel("tanh", 5, 64).estimate(x, rtol=1e-6, max_samples=200)
+    assert not limited.converged and limited.samples == 200
+
+
+@pytest.mark.parametrize("freedom", [15, 30, 200])
+@pytest.mark.parametrize("probability", [0.5, 0.9, 0.975, 0.995])
+def test_quantiles_of_t(probability, freedom):
+    """Against SciPy's."""
+    assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({}, {"rtol": 0.0}, "rtol must be between"),
+        ({}, {"max_samples": 15}, "max_samples must be at least 256"),
+        ({"weights": OUT_OF_REACH}, {}, "0 of 256 displacements remain within the horizon"),
+        ({"weights": Attention(kernel=OUT_OF_REACH)}, {}, "0 of 256 displacements remain within the horizon"),
+        ({"weights": OUT_OF_REACH, "estimator": "plugin"}, {}, "0 of 256 displacements remain within the horizon"),
+        ({"weights": Attention(temperature=1e-6), "estimator": "unbiased"}, {}, "the kernel, .* must be finite"),
+    ],
+)
+def test_what_has_no_estimate_is_an_error(settings, arguments, message):
+    """Limits before any work; weights when sixteen groups have none, or for a pair too few."""
+    with pytest.raises(ValueError, match=message):
+        kernel("tanh", 0, **settings).estimate(inputs(2, 3), **arguments)
+
+
+@every_weight
+@every_estimator
+def test_every_estimate_is_the_kernel_of_its_samples(estimator, weights):
+    """Of 16 to 31 groups, some of them joined; exactly symmetric; its effective samples are those of the weights."""
+    x, other = inputs(4, 3), inputs(2, 3, seed=9)
+    for outputs, normalization in (
+        ("trace", "paper"),
+        ("mean", "gradient"),
+        ("diagonal", "gradient"),
+        ("full", "paper"),
+    ):
+        made, whole = (
+            NonlocalNTK(
+                mlp(3, 8, 2), gamma=0.3, samples=samples, estimator=estimator, weights=weights, outputs=outputs,
+                normalization=normalization,
+            )
+            for samples in (32, 68)
+        )  # fmt: skip
+        found, cross = (made.estimate(*pair, rtol=1e-6, max_samples=68) for pair in ((x,), (x, other)))
+        assert found.samples == cross.samples == 68 and not found.converged
+        assert found.groups == (34 if estimator == "energy" and weights is GAUSSIAN else 17)
+        assert relative_error(found.kernel, whole(x)) < 1e-6 and relative_error(cross.kernel, whole(x, other)) < 1e-6
+        swapped = (1, 0, 3, 2) if outputs == "full" else (1, 0, 2)[: found.kernel.dim()]
+        for matrix in (found.kernel, found.standard_error):
+            assert torch.equal(matrix, matrix.permute(swapped)) and matrix.dtype == torch.float32
+        assert found.effective_samples == pytest.approx(float((1 / alpha(whole, x).square().sum(0)).min()), rel=1e-5)
+
+
+@pytest.mark.parametrize("outputs", ["trace", "full"])
+@jackknifed
+def test_the_jackknife_by_hand(estimator, weights, outputs):
+    """Sixteen groups of three left out in turn, by the definitions of the kernels, between two sets of inputs."""
+    x = inputs(5, 3, torch.float64)
+    made = NonlocalNTK(
+        mlp(3, 4, 2, dtype=torch.float64), gamma=0.3, samples=48, estimator=estimator, weights=weights, outputs=outputs
+    )
+    deltas = torch.stack([torch.cat([e.flatten() for e in made.displacements(m).values()]) for m in range(48)])
+    rows = (made.differences(x), deltas, alpha(made, x).expand(48, 5), made.num_params, estimator, outputs)
+    without = torch.stack([_by_definition(torch.arange(48) // 3 != group, *rows) for group in range(16)])
+    error = (15 / 16 * (without - without.mean(0)).square().sum(0)).sqrt()
+    found, cross = made.estimate(x, rtol=1e6), made.estimate(x[:2], x[2:], rtol=1e6)
+    torch.testing.assert_close(found.kernel, _by_definition(torch.full((48,), True), *rows))
+    torch.testing.assert_close(found.standard_error, error, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(cross.standard_error, error[:2, 2:], rtol=1e-6, atol=1e-9)
+    assert found.relative_error == pytest.approx(float(error.norm() / found.kernel.norm()), rel=1e-6)
+
+
+def _by_definition(kept, d, deltas, weights, num_params, estimator, outputs):
+    """The kernel of the displacements that are kept."""
+    d, deltas, weights = d[kept], deltas[kept], weights[kept] / weights[kept].sum(0)
+    directions = deltas / deltas.square().sum(1, keepdim=True)
+    if estimator == "energy":
+        features = d * weights.sqrt()[..., None] / deltas.norm(dim=1)[:, None, None] * num_params**0.5
+        full = torch.einsum("mic,mjk->ijck", features, features)
+    else:
+        terms = num_params * torch.einsum("mn,mnc,mp->mncp", weights, d, directions)
+        full = torch.einsum("icp,jkp->ijck", terms.sum(0), terms.sum(0))
+    if estimator == "unbiased":
+        full = full - torch.einsum("micp,mjkp->ijck", terms, terms)
+        full = full / (1 - torch.einsum("mi,mj->ij", weights, weights))[..., None, None]
+    return full if outputs == "full" else torch.einsum("ijcc->ij", full)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"estimator": "unbiased"}, {"weights": PROPOSED}, {"weights": Attention(score="distance", temperature=0.1)}],
+    ids=["unbiased", "proposal", "attention"],
+)
+def test_intervals_by_the_jackknife_cover(settings):
+    """95 % intervals hold the kernel of 2^17 displacements in 92 to 98 % of 200 runs."""
+    x = inputs(3, 3)
+    truth = sum(kernel("tanh", 10**6 + part, 2**15, **settings)(x).double() for part in range(4)) / 4
+    assert 0.92 <= _covered(truth, x, **settings) <= 0.98
+
+
+def test_intervals_of_plugin_cover_the_mean_of_plugin_kernels():
+    """Which the unbiased and the energy form tell: of M^2 pairs M are of one displacement, each d times its energy."""
+    x, samples = inputs(3, 3), 256
+    pairs, alone = (kernel("tanh", 10**6, 2**16, estimator=one)(x).double() for one in ("unbiased", "energy"))
+    biased = (1 - 1 / samples) * pairs + kernel("tanh", 0).num_params / samples * alone
+    assert 0.92 <= _covered(biased, x, estimator="plugin") <= 0.98
+
+
+def _covered(truth, x, **settings):
+    """How often intervals of 256 displacements hold the truth, over 200 runs and all entries."""
+    bounds = (kernel("tanh", seed, **settings).estimate(x, rtol=1e6).interval() for seed in range(200))
+    return sum(float(((low <= truth) & (truth <= high)).double().mean()) for low, high in bounds) / 200
+
+
+@every_estimator
+@pytest.mark.parametrize("name", ["proposal", "outputs"])
+def test_joining_groups_does_not_matter(estimator, name):
+    """Sixteen groups of one that were joined twice, and sixteen of four."""
+    x = inputs(4, 3, torch.float64)
+    joined, drawn = (
+        NonlocalNTK(
+            mlp(3, 8, 1, dtype=torch.float64), gamma=0.3, samples=samples, estimator=estimator, weights=WEIGHTS[name]
+        ).estimate(x, rtol=1e-6, max_samples=64)
+        for samples in (16, 64)
+    )
+    assert (joined.samples, joined.groups) == (drawn.samples, drawn.groups) == (64, 16)
+    torch.testing.assert_close(joined.kernel, drawn.kernel)
+    torch.testing.assert_close(joined.standard_error, drawn.standard_error)
+    assert len(joined.trace) > len(drawn.trace) == 1
+
+
+def test_a_tolerance_ends_the_jackknife_too():
+    """The error falls as the root of the samples, and the trace tells."""
+    x = inputs(4, 3)
+    for settings in ({"weights": Attention()}, {"estimator": "unbiased"}):
+        rough, fine = (kernel("tanh", 5, 64, **settings).estimate(x, rtol=rtol) for rtol in (0.2, 0.1))
+        assert fine.converged and fine.relative_error <= 0.1 < rough.relative_error <= 0.2
+        assert 2 < fine.samples / rough.samples < 8 and fine.trace[-1] == (fine.samples, fine.relative_error)
+        assert 16 <= fine.groups < 32
+
+
+@every_estimator
+def test_groups_may_have_no_weight(estimator):
+    """Groups of one, many of them beyond the horizon: the others make the kernel, and the warning is about all."""
+    weights = FixedKernel("ball", horizon=1.25, proposal=FixedKernel("gaussian", gamma=0.3))
+    made = kernel("tanh", 3, 16, weights=weights, estimator=estimator)
+    assert 3 <= int((made.squared_norms() <= 1.25**2).sum()) <= 8
+    found = made.estimate(inputs(4, 3), rtol=1e6)
+    assert relative_error(found.kernel, made(inputs(4, 3))) < 1e-6 and torch.isfinite(found.standard_error).all()
+
+
+def test_one_displacement_with_all_the_weight_is_all_the_error():
+    """What the others tell is lost to rounding, and a warning says so."""
+    with pytest.warns(EffectiveSampleWarning, match=r"the weights leave 1 effective of 64 displacements.*temperature"):
+        found = kernel("tanh", 0, 64, weights=Attention(temperature=1e-6)).estimate(inputs(1, 3), rtol=1e6)
+    assert found.effective_samples == pytest.approx(1) and found.relative_error == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("samples", [6, 600], ids=["matrix", "gradients"])
+def test_products_with_the_gram_matrix(samples, monkeypatch):
+    """By the matrix or by the gradients of two inputs at a time, of all displacements and of groups of three."""
+    parameters, rows = {0: torch.zeros(3, 4), 2: torch.zeros(5)}, torch.arange(4, 4 + samples)
+    numbers, matrix = inputs(samples, 10, torch.float64).view(samples, 5, 2), displacement_gram(parameters, rows, 7)
+    if samples == 600:
+        monkeypatch.delattr("nntk.estimators.gram_products.displacement_gram")
+    by_all, by_own = gram_products(numbers, rows, 3, parameters, 7, "gaussian", 800)
+    torch.testing.assert_close(by_all, torch.tensordot(matrix, numbers, dims=1), rtol=1e-6, atol=1e-5)
+    group = torch.arange(samples) // 3
+    blocks = matrix * (group[:, None] == group)
+    torch.testing.assert_close(by_own, torch.tensordot(blocks, numbers, dims=1), rtol=1e-6, atol=1e-5)
+
+
+def test_levels_are_probabilities():
+    """And the higher one is wider."""
+    found = kernel("tanh", 0).estimate(inputs(2, 3), rtol=1e6)
+    narrow, wide = found.interval(0.5), found.interval(0.99)
+    assert bool((wide[0] < narrow[0]).all()) and bool((narrow[1] < wide[1]).all())
+    with pytest.raises(ValueError, match="level must be between 0 and 1, got 95"):
+        found.interval(95)

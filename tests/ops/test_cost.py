@@ -1,0 +1,106 @@
+"""Declared costs against what the references really do: products counted by PyTorch, memory by what an op touches."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from nntk.bench.suites.calls import calls
+from nntk.kernels.assemble import reference as assembly
+from nntk.kernels.attention import reference as attention
+from nntk.kernels.dispatch import REGISTERED, cost_of
+from nntk.kernels.local_ntk import reference as local
+from nntk.kernels.philox import reference as stream
+
+SIZES = (1, 2, 3)
+# PyTorch's counter knows the product that adds, and not its form in place.
+IN_PLACE = {torch.ops.aten.baddbmm_: lambda onto, a, b, out_shape, **_: 2 * math.prod(a) * b[2]}
+CALLS = [(size, number, name) for size in SIZES for number, (name, _) in enumerate(calls(size=size))]
+each = pytest.mark.parametrize(("size", "number", "name"), CALLS, ids=[f"{n}-{size}" for size, _, n in CALLS])
+
+
+class Touched(TorchDispatchMode):
+    """Which of some tensors' values an operator reads; shapes and views alone do not count."""
+
+    def __init__(self, tensors):
+        """None yet."""
+        super().__init__()
+        self.storages = {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        """Run an operator, and note what it reads."""
+        if not function.is_view and "new_" not in str(function) and "detach" not in str(function):
+            tensors = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, torch.Tensor)]
+            self.seen |= {tensor.untyped_storage()._cdata for tensor in tensors}
+        return function(*arguments, **(options or {}))
+
+    @property
+    def bytes(self):
+        """Bytes of those that were read."""
+        return sum(tensor.nbytes for storage, tensor in self.storages.items() if storage in self.seen)
+
+
+@pytest.fixture(autouse=True)
+def single_lines(monkeypatch):
+    """Blocks of one input: of a symmetric kernel nothing is computed twice."""
+    monkeypatch.setattr(assembly, "_BLOCK", 1)
+    monkeypatch.setattr(local, "_LINES", 0)
+
+
+@each
+def test_products(size, number, name):
+    """Two operations for each multiply-add of the reference."""
+    name, arguments = calls(size=size)[number]
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counted:
+        REGISTERED[name].reference(*arguments)
+    declared = cost_of(name, arguments).flops
+    if counted.get_total_flops() == 0:
+        # Scores are products that the reference does elementwise.
+        assert declared == (2 * arguments[0].numel() if "dot" in arguments else 0)
+        return
+    scores = 2 * 2 * arguments[0].numel() if name == "energy" and "dot" in arguments else 0
+    assert counted.get_total_flops() + scores == declared
+
+
+@each
+def test_memory(size, number, name):
+    """Every argument that is read, once, and every result."""
+    name, arguments = calls(size=size)[number]
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    with Touched(tensors) as touched:
+        made = REGISTERED[name].reference(*arguments)
+    results = sum(tensor.nbytes for tensor in (made if isinstance(made, tuple) else (made,)))
+    assert cost_of(name, arguments).bytes == touched.bytes + results
+
+
+@each
+def test_random_numbers(size, number, name, monkeypatch):
+    """Every number that the stream makes, each once."""
+    name, arguments = calls(size=size)[number]
+    made = {"normals": 0, "signs": 0}
+    for kind in made:
+        whole = getattr(stream, kind)
+
+        def counting(rows, slabs, *rest, whole=whole, kind=kind, **options):
+            found = whole(rows, slabs, *rest, **options)
+            made[kind] += sum(part.numel() for part in found)
+            return found
+
+        monkeypatch.setattr(stream, kind, counting)
+        if kind == "normals":
+            monkeypatch.setattr(attention, kind, counting)
+    REGISTERED[name].reference(*arguments)
+    cost = cost_of(name, arguments)
+    assert (cost.normals, cost.signs) == (made["normals"], made["signs"])
+
+
+def test_a_cost_needs_no_memory():
+    """Shapes alone are read: of a call that no machine could hold."""
+    d = torch.empty(2**20, 2**20, 10, device="meta")
+    rows = torch.empty(2**20, device="meta", dtype=torch.float64)
+    cost = cost_of("energy", (d, None, rows, "rows", *(None,) * 8, "trace"))
+    assert cost.flops == 2**20 * 2**20 * (2**20 + 1) * 10 and cost.bytes == d.nbytes + rows.nbytes + 4 * 2**40

@@ -1,0 +1,45 @@
+"""Every op as PyTorch sees it: schema, fake kernel, tracing and compiling without a break; none has a backward."""
+
+import pytest
+import torch
+
+from nntk.bench.suites.calls import calls
+
+CALLS = calls()
+NAMES = sorted({name for name, _ in CALLS})
+
+
+@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=[name for name, _ in CALLS])
+def test_opcheck(name, arguments):
+    """PyTorch's own tests of an op: schema, fake kernel, autograd registration, tracing."""
+    torch.library.opcheck(getattr(torch.ops.nntk, name).default, arguments)
+
+
+def test_every_op_is_called():
+    """None that is registered is missing."""
+    registered = {name.removeprefix("nntk::") for name in torch._C._dispatch_get_all_op_names() if "nntk::" in name}
+    assert registered == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_without_a_break(name):
+    """torch.compile sees through the op, and gives what eager gives."""
+    arguments = dict(CALLS)[name]
+    torch.compiler.reset()
+
+    def function(*arguments):
+        made = getattr(torch.ops.nntk, name)(*arguments)
+        return [part * 2 for part in (made if isinstance(made, tuple) else (made,))]
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for made, expected in zip(compiled(*arguments), function(*arguments), strict=True):
+        assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("name", ["mlp_differences", "energy", "attention_weights", "structured_ntk"])
+def test_backward_says_that_there_is_none(name):
+    """A gradient through finite differences is asked for by mistake."""
+    first, *others = dict(CALLS)[name]
+    made = getattr(torch.ops.nntk, name)(first.clone().requires_grad_(), *others)
+    with pytest.raises(RuntimeError, match=f"nntk::{name} has no backward"):
+        (made[0] if isinstance(made, tuple) else made).sum().backward()
