@@ -12,8 +12,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from nntk import activations
-from nntk.displacements.attention import Attention
-from nntk.estimators.estimate import Estimate
+from nntk.attention import Attention
+from nntk.estimators.errors.estimate import Estimate
 from nntk.estimators.monte_carlo import monte_carlo_error
 from nntk.files.matrix_file import write_kernel
 from nntk.files.storage import load, save
@@ -23,7 +23,7 @@ from nntk.learning.tracking import KernelRecord, KernelTracker
 from nntk.learning.training import GradientFlow, NonlocalGradientDescent
 from nntk.linalg.operator import KernelOperator
 from nntk.local.local_ntk import local_ntk
-from nntk.models.general import BlackBox
+from nntk.models.black_box import BlackBox
 
 if TYPE_CHECKING:
     from nntk.learning.gaussian_process import GPyTorchKernel

@@ -24,7 +24,7 @@ from nntk.kernels.perturb.activations import encode
 from nntk.kernels.perturb.triton import launch as perturb
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.target import Target
-from nntk.models.mlp import recognise
+from nntk.models.recognise import recognise
 
 # Displacements, inputs of lines and of entries, outputs: Triton makes a constant of a one, and knows multiples of 16.
 SHAPES = ((1, 1, 1, 1), (3, 16, 32, 2))

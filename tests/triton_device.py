@@ -12,7 +12,7 @@ from nntk.kernels.perturb.triton import kernel, launch
 from nntk.kernels.philox.triton import kernel as stream
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.target import Target
-from nntk.models.mlp import recognise
+from nntk.models.recognise import recognise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = 5

@@ -1,19 +1,21 @@
-"""The control flow of a listing: basic blocks, natural loops, and how often a block runs in one turn of its loop."""
+"""Control flow of a listing: basic blocks, natural loops, and how often a block runs in one turn of its loop."""
 
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+
+import networkx
 
 from nntk.bench.machine_code.listing import Instruction, Listing
 
 
 @dataclass(frozen=True)
 class Block:
-    """Instructions that run in one go.
+    """Instructions that always run together.
 
     Attributes:
-        instructions: What runs.
-        successors: Which block follows how likely.
+        instructions: The instructions, in order.
+        successors: Probability of each block that may follow.
     """
 
     instructions: tuple[Instruction, ...]
@@ -22,11 +24,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Loop:
-    """A natural loop: everything that reaches a back edge to its header without passing the header.
+    """Natural loop: all blocks that reach a back edge to the header without passing the header.
 
     Attributes:
-        header: The block through which it is entered.
-        members: Its blocks, those of inner loops included.
+        header: Block through which the loop is entered.
+        members: Blocks of the loop, those of inner loops included.
     """
 
     header: int
@@ -34,87 +36,60 @@ class Loop:
 
 
 class Flow:
-    """The control-flow graph of what is reachable from the first instruction.
+    """Control-flow graph of what is reachable from the first instruction.
 
     Args:
-        listing: The kernel.
+        listing: Machine code of the kernel.
     """
 
     def __init__(self, listing: Listing) -> None:
         self.blocks = _blocks(listing)
-        self.order = self._reverse_postorder()
-        self.predecessors: defaultdict[int, list[int]] = defaultdict(list)
-        for block in self.order:
-            for other in self.blocks[block].successors:
-                self.predecessors[other].append(block)
-
-    def _reverse_postorder(self) -> list[int]:
-        done: list[int] = []
-        seen = {0}
-        path = [(0, iter(self.blocks[0].successors))] if self.blocks else []
-        while path:
-            block, ahead = path[-1]
-            following = next((other for other in ahead if other not in seen), None)
-            if following is None:
-                done.append(block)
-                path.pop()
-            else:
-                seen.add(following)
-                path.append((following, iter(self.blocks[following].successors)))
-        return done[::-1]
-
-    @cached_property
-    def dominators(self) -> dict[int, set[int]]:
-        """The blocks that every way from the entry to a block passes, itself included."""
-        found = {block: set(self.order) for block in self.order}
-        changed = True
-        while changed:
-            changed = False
-            for block in self.order:
-                ways = [found[other] for other in self.predecessors[block]]
-                above = {block} | (set.intersection(*ways) if ways and block != 0 else set())
-                changed |= above != found[block]
-                found[block] = above
-        return found
+        edges = ((number, other) for number, block in enumerate(self.blocks) for other in block.successors)
+        graph = networkx.DiGraph()
+        graph.add_nodes_from(range(min(1, len(self.blocks))))
+        graph.add_edges_from(edges)
+        self.order: list[int] = list(networkx.dfs_postorder_nodes(graph, 0))[::-1] if self.blocks else []
+        self.graph = graph.subgraph(self.order)
 
     @cached_property
     def loops(self) -> list[Loop]:
-        """The natural loops by the address of their headers; back edges to one header make one loop."""
+        """Natural loops by the address of their headers; back edges to one header make one loop."""
+        if not self.order:
+            return []
+        # An edge to a dominator of its source is a back edge.
+        parents = networkx.immediate_dominators(self.graph, 0)
+        tree = networkx.DiGraph((parent, block) for block, parent in parents.items() if parent not in (None, block))
+        tree.add_nodes_from(self.order)
         members: dict[int, set[int]] = {}
-        for latch in self.order:
-            for header in self.blocks[latch].successors:
-                if header in self.dominators[latch]:
-                    body = members.setdefault(header, {header})
-                    ahead = [latch]
-                    while ahead:
-                        block = ahead.pop()
-                        if block not in body:
-                            body.add(block)
-                            ahead += self.predecessors[block]
+        for latch, header in self.graph.edges:
+            if header == latch or networkx.has_path(tree, header, latch):
+                without_header = self.graph.subgraph(set(self.order) - {header})
+                body = {latch} if header == latch else {latch} | networkx.ancestors(without_header, latch)
+                members.setdefault(header, {header}).update(body)
         return [Loop(header, frozenset(members[header])) for header in sorted(members)]
 
     def turn(self, loop: Loop) -> dict[int, float]:
-        """Say how often each block of a loop runs in one turn.
+        """Return how often each block of a loop runs in one turn.
 
-        Both sides of a condition are equally likely, where the listing does not know better. The turn goes on: a way
-        out of the loop takes nothing from the others.
+        Both sides of a condition are equally likely, unless the listing knows better. The turn always goes on: an exit
+        from the loop takes no probability from the other successors.
 
         Args:
-            loop: The loop; its inner loops are taken to turn once.
+            loop: The loop; each inner loop is counted as one turn.
 
         Returns:
-            The runs by block, 1 for the header.
+            Number of runs by block, 1 for the header.
         """
         return self._weights(loop.header, loop.members)
 
     def outside(self, loops: list[Loop]) -> dict[int, float]:
-        """How often each block runs in one pass through the kernel, apart from the blocks of some loops."""
+        """Return how often each block outside of some loops runs in one pass through the kernel."""
         inside = {block for loop in loops for block in loop.members}
         weights = self._weights(0, frozenset(self.order))
         return {block: weight for block, weight in weights.items() if block not in inside}
 
     def _weights(self, header: int, members: frozenset[int]) -> dict[int, float]:
-        """Spread one entry at the header over a region, its inner loops taken as one block each."""
+        """Spread one entry at the header over a region, in which each inner loop counts as one block."""
         inner = [loop for loop in self.loops if loop.header != header and loop.members <= members]
         outermost = {loop.header: loop for loop in inner if not any(loop.members < other.members for other in inner)}
         arriving = defaultdict(float, {header: 1.0})
@@ -125,15 +100,15 @@ class Flow:
             loop = outermost.get(block)
             body = self._weights(block, loop.members) if loop else {block: 1.0}
             weights |= {member: arriving[block] * weight for member, weight in body.items()}
-            ways = [
-                (other, likely)
+            exits = [
+                (other, probability)
                 for member in body
-                for other, likely in self.blocks[member].successors.items()
+                for other, probability in self.blocks[member].successors.items()
                 if other in members and other not in body and other != header
             ]
-            total = sum(likely for _, likely in ways) or 1.0
-            for other, likely in ways:
-                arriving[other] += arriving[block] * likely / total
+            total = sum(probability for _, probability in exits) or 1.0
+            for other, probability in exits:
+                arriving[other] += arriving[block] * probability / total
         return weights
 
 

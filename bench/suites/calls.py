@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.perturb.activations import encode
-from nntk.models.mlp import recognise
+from nntk.models.recognise import recognise
 
 _KEY = (1, 2**32 - 1)
 

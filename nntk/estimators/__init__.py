@@ -1,1 +1,1 @@
-"""Estimators: from differences and weights to a kernel and its error."""
+"""Estimators: from differences and their weights to a kernel, its features, its error bars and its memory plan."""

@@ -1,6 +1,5 @@
-"""What a call takes of memory, known before it begins."""
+"""Memory of a device: how much is free, and a refusal of what does not fit."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,44 +7,8 @@ import torch
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes that a kernel of some inputs takes, and how it is cut.
-
-    ``print(kernel.plan(x))`` shows it; the logger ``"nntk"`` notes it at level INFO whenever a kernel begins.
-
-    Attributes:
-        result: The kernel matrix.
-        held: What is held beside it: differences of the displacements that are assembled together, and of the inner
-            forms their products.
-        temporary: The budget of the evaluation, ``max_memory``.
-        displacements: Displacements that are assembled together.
-        samples: All of them.
-        free: Free memory of the device; None where nobody knows.
-    """
-
-    result: int
-    held: int
-    temporary: int
-    displacements: int
-    samples: int
-    free: int | None
-
-    @property
-    def total(self) -> int:
-        """All together."""
-        return self.result + self.held + self.temporary
-
-    def __str__(self) -> str:
-        free = "" if self.free is None else f" of {in_words(self.free)} that are free"
-        return (
-            f"{in_words(self.total)}{free}: the kernel {in_words(self.result)}, differences {in_words(self.held)} "
-            f"({self.displacements} of {self.samples} displacements at a time), evaluation {in_words(self.temporary)}"
-        )
-
-
-def in_words(size: float) -> str:
-    """Bytes for a reader.
+def format_bytes(size: float) -> str:
+    """Return a number of bytes as text.
 
     Args:
         size: The bytes.
@@ -54,7 +17,7 @@ def in_words(size: float) -> str:
         Three digits and a unit.
 
     Example:
-        >>> in_words(3 * 2**29)
+        >>> format_bytes(3 * 2**29)
         '1.5 GiB'
     """
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -65,31 +28,44 @@ def in_words(size: float) -> str:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of a device; of a CPU also by the limits of the container. None where nobody knows."""
+    """Return the free memory of a device in bytes.
+
+    Args:
+        device: The device.
+
+    Returns:
+        For a CPU the least of what the machine and the container leave; None where it is not known.
+    """
     if device.type == "cuda":
-        # What PyTorch holds of earlier tensors serves the next ones.
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
-    known = []
+        # Memory that PyTorch holds of earlier tensors serves the next ones.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    limits = []
     if _MEMINFO.exists():
         lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
         if "MemAvailable" in lines:
-            known.append(1024 * int(lines["MemAvailable"].split()[0]))
-    limit = _CGROUP / "memory.max"
-    if limit.exists() and limit.read_text().strip() != "max":
-        # Files that are cached are given up where memory is wanted.
+            limits.append(1024 * int(lines["MemAvailable"].split()[0]))
+    container_limit = _CGROUP / "memory.max"
+    if container_limit.exists() and container_limit.read_text().strip() != "max":
+        # The system gives up cached files where memory is needed.
         statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
         used = int((_CGROUP / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-        known.append(max(0, int(limit.read_text()) - used))
-    return min(known, default=None)
+        limits.append(max(0, int(container_limit.read_text()) - used))
+    return min(limits, default=None)
 
 
-def check_room(what: str, size: int, device: torch.device, advice: str) -> None:
-    """Check that some things fit in the memory that is free, before any work.
+def check_room(subject: str, size: int, device: torch.device, advice: str) -> None:
+    """Check that something fits in the free memory of a device, before any work.
+
+    Args:
+        subject: Name of what is to fit, in the plural, for the message.
+        size: Its bytes.
+        device: The device.
+        advice: Sentence that says what would fit.
 
     Raises:
-        MemoryError: If they do not; the message says what would.
+        MemoryError: If it does not fit.
     """
     free = free_bytes(device)
     if free is not None and size > free:
-        raise MemoryError(f"{what} take {in_words(size)}, and {in_words(free)} are free. {advice}")
+        raise MemoryError(f"{subject} take {format_bytes(size)}, and {format_bytes(free)} are free. {advice}")

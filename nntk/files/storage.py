@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nntk.displacements.attention import Attention
+from nntk.attention import Attention
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
 from nntk.kernels.fixed_weights import FixedKernel

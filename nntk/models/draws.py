@@ -1,4 +1,4 @@
-"""Draws of a stochastic model's random numbers, the same at every displacement."""
+"""Draws of a stochastic model's random numbers, the same ones at every displacement."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draws:
-    """Some draws: a model is seen as the mean of its outputs over them.
+    """Range of draws: a stochastic model is replaced by the mean of its outputs over them.
 
     Attributes:
         seed: Seed of the kernel.
         first: Number of the first draw.
-        count: How many.
+        count: Number of draws.
     """
 
     seed: int
@@ -26,20 +26,32 @@ class Draws:
     count: int
 
     def __iter__(self) -> Iterator[int]:
-        """Seeds of the draws, in [0, 2**63): functions of the kernel's seed and the draw's number alone."""
+        """Yield the seed of each draw, in [0, 2**63): a function of the kernel's seed and the draw's number alone."""
         for number in range(self.first, self.first + self.count):
             word = hashlib.sha256(f"nntk draw {self.seed} {number}".encode()).digest()[:8]
             yield int.from_bytes(word, "little") >> 1
 
     def mean(self, evaluate: Callable[[int], Tensor]) -> Tensor:
-        """Mean of outputs over the draws, each evaluated with its seed."""
-        # One after the other, so that no two need be held.
+        """Return the mean of outputs over the draws.
+
+        Args:
+            evaluate: Returns the outputs for the seed of a draw.
+
+        Returns:
+            The mean, in the shape and dtype of the outputs.
+        """
+        # The draws are added one after another, so that no more than two outputs are held.
         return reduce(torch.add, map(evaluate, self)) / self.count
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """PyTorch's random numbers from a seed; what they were before goes on afterwards."""
+    """Seed PyTorch's generators for the duration of a context, and restore their state afterwards.
+
+    Args:
+        seed: The seed.
+        device: Device whose generator is seeded beside the CPU's.
+    """
     devices: list[Any] = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.local_ntk import reference
 from nntk.kernels.local_ntk.triton import config, launch
 from nntk.kernels.perturb.activations import encode
-from nntk.models.mlp import recognise
+from nntk.models.recognise import recognise
 
 EPS = torch.finfo(torch.float32).eps
 # Widths and the numbers of rows and columns; full takes 130 x 10 lines only where it is the point.

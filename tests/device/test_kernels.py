@@ -30,7 +30,7 @@ from nntk.kernels.philox import parse
 from nntk.kernels.philox import reference as stream
 from nntk.kernels.philox.triton import launch as philox
 from nntk.models.functional import call
-from nntk.models.mlp import recognise
+from nntk.models.recognise import recognise
 
 ROUTES = [
     *(("gaussian", path) for path in tiles.PATHS),

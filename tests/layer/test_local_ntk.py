@@ -12,7 +12,7 @@ from nntk import local_ntk
 from nntk.kernels import local_ntk as op
 from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.local_ntk import reference
-from nntk.models.mlp import recognise
+from nntk.models.recognise import recognise
 
 METHODS = ("structured", "jacobian", "vector-products")
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "neural_tangents.npz")

@@ -8,7 +8,7 @@ from torch import nn
 from nntk import NonlocalNTK
 from nntk.kernels.perturb import activations as functions
 from nntk.models.functional import call
-from nntk.models.mlp import recognise
+from nntk.models.recognise import recognise
 
 
 def test_nested_models_are_seen_through():

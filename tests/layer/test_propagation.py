@@ -14,7 +14,7 @@ import nntk
 from nntk import NonlocalNTK
 from nntk.kernels.perturb import displacement_products
 from nntk.kernels.philox import unit_displacements
-from nntk.models.mlp import NotRecognised
+from nntk.models.recognise import NotRecognised
 from nntk.propagation import displaced_tensor as moved
 from nntk.propagation import passes as propagation
 from nntk.propagation import rules

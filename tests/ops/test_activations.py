@@ -6,11 +6,11 @@ from conftest import ACTIVATIONS, JUMPS, SMOOTH
 
 from nntk.activations import Quantise, Sawtooth
 from nntk.kernels.perturb.activations import decode, encode
-from nntk.models.mlp import _function
+from nntk.models.recognise import _activation_of
 
 
 def function_of(name):
-    return _function("", ACTIVATIONS[name]())
+    return _activation_of("", ACTIVATIONS[name]())
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -27,7 +27,7 @@ from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.perturb.reference import ROUNDINGS
 from nntk.kernels.philox import parse, unit_displacements
 from nntk.kernels.philox.reference import lowrank_factors
-from nntk.models.mlp import recognise
+from nntk.models.recognise import recognise
 
 GAMMAS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 

@@ -1,4 +1,4 @@
-"""Attention over displacements: how a kernel's weights follow from scores of the displaced model."""
+"""Attention over displacements: weights of a kernel from scores of the displaced model."""
 
 import math
 from collections.abc import Callable
@@ -22,29 +22,29 @@ CustomScore = Callable[[Tensor, range], Tensor]
 class Attention:
     r"""Softmax attention over displacements: :math:`\alpha_m \propto \exp(\text{prior}_m + \text{score}_m / \tau)`.
 
-    This project's definitions; the law of displacements stays symmetric, as the nonlocal gradient requires: of an
-    antithetic pair both displaced models take part in the softmax, and the pair has the sum of their weights.
+    The definitions are this project's own. The distribution of displacements stays symmetric, as the nonlocal gradient
+    requires: both members of an antithetic pair take part in the softmax, and the pair has the sum of their weights.
 
-    * On **outputs** the query is f(x) at the parameters, the keys are f(x) at the displaced parameters, and the weights
-      depend on the input: ``"dot"`` scores :math:`\langle f(x), D_m(x) \rangle / \sqrt C`, ``"distance"``
-      :math:`-|D_m(x)|^2 / 2`, with D the difference (what all displacements share cancels).
+    * On **outputs** the query is f(x) at the unperturbed parameters, the keys are f(x) at the displaced parameters, and
+      the weights depend on the input. With D the difference, the score ``"dot"`` is
+      :math:`\langle f(x), D_m(x) \rangle / \sqrt C` and ``"distance"`` is :math:`-|D_m(x)|^2 / 2` (terms that all
+      displacements share cancel).
     * On **parameters** the query is :math:`\Pi \theta`, the keys are :math:`\Pi (\theta + \delta_m)`, with a random
       projection to ``dim`` dimensions: :math:`\langle \Pi \theta, \Pi \delta_m \rangle / \sqrt k` or
       :math:`-|\Pi \delta_m|^2 / 2`.
-    * A **callable** scores as it likes.
+    * A **callable** gives scores of the user's own.
 
     Args:
         on: ``"outputs"`` or ``"parameters"``.
-        score: ``"dot"``, ``"distance"``, or (on outputs) a function of the inputs [N, K] (as the first
-            layer takes them, flattened) and a range of m that
-            returns scores [m, N], or [2, m, N] for both halves of antithetic pairs. It must treat each input and each
-            m by itself: chunks of both are asked for.
-        temperature: :math:`\tau > 0`; equal weights as it rises, the best score's displacement alone as it falls.
-        dim: Number k of projections, on parameters; 16 by default.
-        projection: In place of a random one, on parameters: matrices (W_Q, W_K), [k, d] each, which multiply the
-            displaced parameters flattened in registration order.
-        prior: Whether log weights of the fixed kernel count; they are all equal unless it has a proposal.
-        kernel: The fixed kernel that displacements are drawn from.
+        score: ``"dot"``, ``"distance"``, or (on outputs) a function of the inputs [N, K] (flattened, as the first layer
+            takes them) and a range of m. It returns scores [m, N], or [2, m, N] for both members of antithetic pairs.
+            It must treat each input and each m by itself, because it is called for chunks of both.
+        temperature: :math:`\tau > 0`. Weights become equal as it rises; as it falls, the best score takes all.
+        dim: Number k of projections, for attention on parameters; 16 by default.
+        projection: Matrices (W_Q, W_K), [k, d] each, in place of the random projection of attention on parameters. They
+            multiply the displaced parameters, flattened in registration order.
+        prior: Add the log weights of the fixed kernel; they are all equal unless it has a proposal.
+        kernel: Fixed kernel that displacements are drawn from.
 
     Raises:
         ValueError: If a name is unknown, a number out of range, or arguments exclude each other.
@@ -97,11 +97,19 @@ class Attention:
 
     @property
     def by_input(self) -> bool:
-        """Whether weights depend on the input."""
+        """True if weights depend on the input."""
         return self.on == "outputs"
 
-    def factors(self, scales: Tensor, outputs: int) -> Tensor:
-        """What scores of unit differences are multiplied by: scale and temperature, [M], float64."""
+    def score_factors(self, scales: Tensor, outputs: int) -> Tensor:
+        r"""Return the factors of scores of unit differences: scale over temperature, :math:`s_m / (\sqrt C \tau)`.
+
+        Args:
+            scales: Scales s_m of the displacements, [M].
+            outputs: Number C of outputs.
+
+        Returns:
+            [M], float64; the square of the scale enters a distance, and no scale the scores of a callable.
+        """
         scales = scales.double()
         if self.score == "dot":
             return scales / (math.sqrt(outputs) * self.temperature)
@@ -109,64 +117,71 @@ class Attention:
             return scales.square() / self.temperature
         return torch.full_like(scales, 1 / self.temperature)
 
-    def given(self, x: Tensor, rows: range, antithetic: bool) -> Tensor:
-        """Scores of a callable: of pairs the temperature times the log of the sum over both halves.
+    def custom_scores(self, x: Tensor, sample_ids: range, antithetic: bool) -> Tensor:
+        """Return the scores of a callable; for antithetic pairs, those of their total weight.
 
         Args:
             x: Inputs, [N, K].
-            rows: Which displacements.
-            antithetic: Whether these are pairs.
+            sample_ids: Numbers m of the displacements.
+            antithetic: The displacements are antithetic pairs. A pair's score is the temperature times the logarithm
+                of the sum of exponentials over its members.
 
         Returns:
-            [m, N], float64: only differences count, of scores of any size.
+            [m, N], float64.
 
         Raises:
-            ValueError: If the callable returns another shape, scores on another device than the inputs, or one that is
-                NaN or infinite.
-            TypeError: If it returns no floating tensor.
+            ValueError: If the callable returns another shape, scores on another device than the inputs, or a score that
+                is NaN or infinite.
+            TypeError: If it does not return a floating tensor.
         """
-        assert callable(self.score), "the caller looked"
-        made = self.score(x, rows)
-        shape = (len(rows), len(x))
-        if not isinstance(made, Tensor) or not made.is_floating_point():
-            kind = made.dtype if isinstance(made, Tensor) else type(made).__name__
+        assert callable(self.score), "the caller checked"
+        scores = self.score(x, sample_ids)
+        shape = (len(sample_ids), len(x))
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
             raise TypeError(f"score must return a floating tensor, got {kind}.")
-        if made.shape != shape and not (antithetic and made.shape == (2, *shape)):
-            also = f", or {(2, *shape)} for both halves of the pairs" if antithetic else ""
-            raise ValueError(f"score must return scores of shape {shape}{also}; got {tuple(made.shape)}.")
-        if made.device != x.device:
-            raise ValueError(f"score must return scores on {x.device} like the inputs, got {made.device}.")
-        checks.finite("the scores that score returned", made)
-        made = made.double()
-        if made.dim() == 3:
-            scaled = made / self.temperature
-            made = torch.logaddexp(scaled[0], scaled[1]) * self.temperature
-        return made
+        if scores.shape != shape and not (antithetic and scores.shape == (2, *shape)):
+            both = f", or {(2, *shape)} for both members of the pairs" if antithetic else ""
+            raise ValueError(f"score must return scores of shape {shape}{both}; got {tuple(scores.shape)}.")
+        if scores.device != x.device:
+            raise ValueError(f"score must return scores on {x.device} like the inputs, got {scores.device}.")
+        checks.finite("the scores that score returned", scores)
+        scores = scores.double()
+        if scores.dim() == 3:
+            scaled = scores / self.temperature
+            scores = torch.logaddexp(scaled[0], scaled[1]) * self.temperature
+        return scores
 
-    def on_parameters(
-        self, parameters: dict[int, Tensor], rows: Tensor, scales: Tensor, seed: int, directions: str, antithetic: bool
+    def parameter_scores(
+        self,
+        parameters: dict[int, Tensor],
+        sample_ids: Tensor,
+        scales: Tensor,
+        seed: int,
+        directions: str,
+        antithetic: bool,
     ) -> Tensor:
-        """Scores on parameters over the temperature: of pairs the log of the sum over both halves.
+        """Return the scores on parameters over the temperature; for antithetic pairs, those of their total weight.
 
         Args:
-            parameters: The displaced parameters by ordinal.
-            rows: Numbers of the displacements, [M].
-            scales: Their scales, [M].
+            parameters: Displaced parameters by their number in the random stream.
+            sample_ids: Numbers m of the displacements, [M].
+            scales: Scales s_m, [M].
             seed: Seed of the stream.
             directions: Family of the unit displacements.
-            antithetic: Whether these are pairs.
+            antithetic: The displacements are antithetic pairs.
 
         Returns:
             [M], float64.
 
         Raises:
-            ValueError: If a given projection does not fit the parameters.
+            ValueError: If the projection does not fit the parameters.
         """
         if self.projection is None:
             assert self.dim is not None, "set where there is no projection"
             query = project_parameters(parameters, seed, self.dim)
-            own = torch.zeros_like(query)
-            moved = project_displacements(parameters, rows, seed, self.dim, directions)
+            query_minus_key = torch.zeros_like(query)
+            projected = project_displacements(parameters, sample_ids, seed, self.dim, directions)
         else:
             theta = torch.cat([parameter.detach().flatten() for parameter in parameters.values()]).double()
             to_query, to_key = (matrix.to(theta.device).double() for matrix in self.projection)
@@ -174,14 +189,16 @@ class Attention:
                 raise ValueError(
                     f"projection must have {len(theta)} columns, one a parameter; got {to_query.shape[1]}."
                 )
-            query, moved = to_query @ theta, multiply_displacements(parameters, rows, seed, to_key, directions)
-            own = query - to_key @ theta
-        moved = moved * scales.double()[:, None]
+            query = to_query @ theta
+            projected = multiply_displacements(parameters, sample_ids, seed, to_key, directions)
+            query_minus_key = query - to_key @ theta
+        projected = projected * scales.double()[:, None]
         if self.score == "dot":
-            odd, even = moved @ query / len(query) ** 0.5, moved.new_zeros(())
+            odd, even = projected @ query / len(query) ** 0.5, projected.new_zeros(())
         else:
-            # The distance of query and key is |own - moved|; what does not depend on m is left out.
-            odd, even = moved @ own, moved.square().sum(1) / -2
+            # The distance of query and key is |query_minus_key - projected|; its part that does not depend on m
+            # cancels in the softmax.
+            odd, even = projected @ query_minus_key, projected.square().sum(1) / -2
         plus, minus = ((even + odd) / self.temperature, (even - odd) / self.temperature)
         return torch.logaddexp(plus, minus) if antithetic else plus
 
@@ -190,8 +207,8 @@ def _check_matrices(projection: object) -> None:
     """Check a pair (W_Q, W_K).
 
     Raises:
-        TypeError: If it is no pair of tensors.
-        ValueError: If they are no matrices of one shape, are empty, or hold NaN or infinity.
+        TypeError: If it is not a pair of tensors.
+        ValueError: If they are not matrices of one shape, are empty, or hold NaN or infinity.
     """
     if not isinstance(projection, tuple | list) or len(projection) != 2:
         raise TypeError(

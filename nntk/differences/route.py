@@ -1,0 +1,165 @@
+"""Choice of the route by which differences are computed: an MLP's layers, rules of propagation, or displaced copies."""
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nntk.differences.copies import copy_differences
+from nntk.differences.request import DifferenceRequest
+from nntk.kernels.fixed_weights import squared_norms
+from nntk.kernels.perturb import mlp_differences
+from nntk.kernels.perturb.config import resolve
+from nntk.models.general import GeneralModel, cast_floating, input_kind
+from nntk.models.mlp import Mlp
+from nntk.models.recognise import NotRecognised
+from nntk.models.view import ModelView
+from nntk.propagation import DisplacementBatch, NoRule, propagate
+
+_log = logging.getLogger("nntk")
+
+_TRIAL_SCALE = 1e-2
+"""Least scale of a trial, relative to the root mean square of the parameters."""
+_TRIAL_TOLERANCE = 1e-3
+"""Propagated differences are in float32, plain ones in float64; where a rule is wrong, they have nothing in common."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """How differences of a model are computed.
+
+    Attributes:
+        name: ``"layers"`` (an MLP by its layers), ``"rules"`` (a general model by rules of propagation) or ``"copies"``
+            (evaluation at displaced copies).
+        reason: Why this route is taken, in one sentence.
+        propagation: ``"difference"`` or ``"direct"``.
+        precision: ``"fp32"``, ``"tf32"``, ``"bf16"`` or ``"fp64"``: operands of products, or all of an evaluation.
+    """
+
+    name: str
+    reason: str
+    propagation: str
+    precision: str
+
+
+def unit_differences(model: ModelView, x: Tensor, request: DifferenceRequest) -> tuple[Tensor, Tensor]:
+    r"""Return differences over their scales, :math:`[f(\theta + s_m E_m) - f(\theta)] / s_m`.
+
+    Args:
+        model: The model.
+        x: Inputs, as the model's ``inputs`` returns them.
+        request: The displacements.
+
+    Returns:
+        Unit differences, [M, N, C] in the dtype of the parameters, or [2, M, N, C] for both members of antithetic
+        pairs; and the squared norms of the unit displacements, [M], float64.
+
+    Raises:
+        NotRecognised: If differences are to be propagated, and a function of the model has no rule.
+        TypeError: If the model does not return a tensor with a row for each input.
+    """
+    if isinstance(model, Mlp):
+        return mlp_differences(
+            x, model.layers, request.sample_ids, request.scales, request.seed, request.directions, request.pairs,
+            request.propagation, request.precision, request.max_memory, request.samples,
+        )  # fmt: skip
+    norms = squared_norms(model.displaced, request.sample_ids, request.seed, request.directions)
+    if request.propagation == "difference" or request.propagation == "auto" and not _obstacle(model, x, request):
+        try:
+            return propagated_differences(model, x, request), norms
+        except Exception as error:
+            if request.propagation == "difference":
+                if not isinstance(error, NoRule):
+                    raise
+                raise NotRecognised(f"{error} Use propagation='auto' for what cannot be propagated.") from error
+            # The trial at two inputs did not meet what the other inputs need.
+            _remember(model, x, str(error))
+    return copy_differences(model, x, request), norms
+
+
+def propagated_differences(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Tensor:
+    """Return unit differences of a general model by rules of propagation, in the layout of :func:`unit_differences`."""
+    tangents = _propagate(model, x, request)
+    if request.pairs == "both":
+        return tangents.transpose(0, 1)
+    return tangents[:, 0] if request.pairs == "none" else tangents[:, 0].sub_(tangents[:, 1]).mul_(0.5)
+
+
+def route_of(model: ModelView, x: Tensor, request: DifferenceRequest) -> Route:
+    """Return the route that :func:`unit_differences` takes, after a trial where one is needed.
+
+    Args:
+        model: The model.
+        x: Inputs, as the model's ``inputs`` returns them.
+        request: The displacements.
+
+    Returns:
+        The route.
+    """
+    if isinstance(model, Mlp):
+        smallest = float(request.scales.min()) if len(request.scales) else 1.0
+        chosen = resolve(model.layers, smallest, request.samples, model.device, request.propagation, request.precision)
+        precision = "fp64" if model.dtype == torch.float64 else chosen[1]
+        return Route("layers", "The model is an MLP of known layers.", chosen[0], precision)
+    precision = "fp64" if model.dtype == torch.float64 else "fp32"
+    if request.propagation == "difference":
+        return Route("rules", "Propagation was requested.", "difference", precision)
+    copies = precision if request.precision == "fp32" else "fp64"
+    if request.propagation == "direct":
+        return Route("copies", "Direct evaluation was requested.", "direct", copies)
+    if obstacle := _obstacle(model, x, request):
+        return Route("copies", obstacle, "direct", copies)
+    return Route("rules", "Every function of the model has a rule.", "difference", precision)
+
+
+def _propagate(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Tensor:
+    """Return tangents [M, members, N, C]."""
+    batch = DisplacementBatch(
+        request.sample_ids, request.scales, request.seed, request.directions, request.members, request.max_bytes
+    )
+    param_indices = {name: index for index, name in model.names.items()}
+    inputs = cast_floating(x, torch.float64)
+    return propagate(model.evaluate, model.tensors(torch.float64), model.originals, param_indices, inputs, batch)
+
+
+def _obstacle(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> str:
+    """Return the reason why differences cannot be propagated, or an empty string; tried once for a kind of input."""
+    if model.is_opaque:
+        return "The model is a black box, whose functions are not known."
+    if model.draws:
+        return "The model is stochastic."
+    if not len(x) or not len(request.sample_ids):
+        return "There is nothing to propagate."
+    if input_kind(x) not in model.trials:
+        _remember(model, x, _try_propagation(model, x[:: max(1, len(x) - 1)], request))
+    return model.trials[input_kind(x)]
+
+
+def _remember(model: GeneralModel, x: Tensor, obstacle: str) -> None:
+    model.trials[input_kind(x)] = obstacle
+    if obstacle:
+        _log.info("Differences are computed at displaced copies of the parameters: %s", obstacle)
+
+
+def _try_propagation(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> str:
+    """Compare propagated with plain differences at two inputs and two displacements; return what is wrong."""
+    # The scale is a hundredth of the parameters or more: there a model that rounds internally keeps digits, and the
+    # members of a pair differ.
+    squares = sum(float(parameter.double().square().sum()) for parameter in model.displaced.values())
+    scales = request.scales[:2].clamp(min=_TRIAL_SCALE * (squares / model.num_params) ** 0.5)
+    pairs = "both" if request.members == 2 else "none"
+    trial = replace(request, sample_ids=request.sample_ids[:2], scales=scales, pairs=pairs, precision="auto")
+    try:
+        propagated = _propagate(model, x, trial)
+        plain = copy_differences(model, x, trial)
+    except NoRule as error:
+        return str(error)
+    except Exception as error:  # Whatever it is, plain evaluation reports it where it matters.
+        return f"A trial of propagation failed: {type(error).__name__}: {error}"
+    plain = plain.transpose(0, 1) if trial.members == 2 else plain[:, None]
+    if propagated.shape == plain.shape:
+        # Written so that NaN disagrees.
+        if float((propagated - plain).norm()) <= _TRIAL_TOLERANCE * float(plain.norm()):
+            return ""
+    return "Propagated differences disagree with a plain evaluation in float64."

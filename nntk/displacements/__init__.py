@@ -1,1 +1,0 @@
-"""Displacements of the parameters: their lengths and their weights."""

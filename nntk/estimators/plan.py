@@ -1,0 +1,128 @@
+"""Plan of a kernel: the memory that it takes, and the route by which its differences are computed."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nntk.differences.route import route_of
+from nntk.displacements import Displacements, displacements_of
+from nntk.estimators.memory import format_bytes, free_bytes
+from nntk.estimators.weighted import bytes_per_displacement, chunk_size, joint_inputs
+from nntk.kernels.assemble import inner_product_route
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a kernel takes, and how its displacements are cut into chunks.
+
+    The logger ``"nntk"`` reports the plan at level INFO whenever a kernel begins.
+
+    Attributes:
+        result: Bytes of the kernel matrix.
+        held: Bytes held beside it: differences of the displacements that are assembled together, and for plugin and
+            unbiased their products.
+        temporary: Budget of the evaluation, ``max_memory``.
+        displacements: Number of displacements that are assembled together.
+        samples: Number of all displacements.
+        free: Free memory of the device in bytes; None where it is not known.
+    """
+
+    result: int
+    held: int
+    temporary: int
+    displacements: int
+    samples: int
+    free: int | None
+
+    @property
+    def total(self) -> int:
+        """Sum of all bytes."""
+        return self.result + self.held + self.temporary
+
+    def __str__(self) -> str:
+        free = "" if self.free is None else f" of {format_bytes(self.free)} that are free"
+        return (
+            f"{format_bytes(self.total)}{free}: the kernel {format_bytes(self.result)}, "
+            f"differences {format_bytes(self.held)} ({self.displacements} of {self.samples} displacements at a time), "
+            f"evaluation {format_bytes(self.temporary)}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan(MemoryPlan):
+    """Memory and route of a kernel; ``print(kernel.plan(x))`` shows both.
+
+    Attributes:
+        route: ``"layers"`` (an MLP by its layers), ``"rules"`` (differences by rules of propagation) or ``"copies"``
+            (evaluation at displaced copies of the parameters).
+        reason: Why this route is taken, in one sentence.
+        propagation: ``"difference"`` or ``"direct"``.
+        precision: ``"fp32"``, ``"tf32"``, ``"bf16"`` or ``"fp64"``.
+    """
+
+    route: str
+    reason: str
+    propagation: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; by {self.route}, {self.propagation}, {self.precision}: {self.reason}"
+
+
+def memory_plan(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> MemoryPlan:
+    """Return the memory that a kernel takes.
+
+    Args:
+        displacements: All displacements of the kernel.
+        x1: Inputs of the rows, [N1, ...].
+        x2: Inputs of the columns, [N2, ...]; None for a symmetric kernel.
+
+    Returns:
+        The plan.
+    """
+    settings, model = displacements.settings, displacements.model
+    outputs, columns = model.num_outputs(x1), len(x1 if x2 is None else x2)
+    entries = {"trace": 1, "mean": 1, "diagonal": outputs, "full": outputs**2}[settings.outputs]
+    inputs = len(x1) + (0 if x2 is None else columns)
+    displacement_bytes = bytes_per_displacement(displacements, inputs, outputs)
+    together = settings.samples
+    if settings.estimator == "energy":
+        together = min(together, chunk_size(displacements, displacement_bytes))
+    held = displacement_bytes * together
+    if settings.estimator != "energy":
+        sides, is_full = (len(x1), inputs - len(x1)), settings.outputs == "full"
+        route = inner_product_route(settings.samples, sides, outputs, model.num_params, is_full)
+        held += 8 * (settings.samples**2 if route != "gradients" else inputs * outputs * model.num_params)
+    return MemoryPlan(
+        result=len(x1) * columns * entries * model.dtype.itemsize,
+        held=held,
+        temporary=settings.budget(model.device),
+        displacements=together,
+        samples=settings.samples,
+        free=free_bytes(model.device),
+    )
+
+
+def plan(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> Plan:
+    """Return memory and route of a kernel; the route of a general model may take a trial at two inputs.
+
+    Args:
+        displacements: All displacements of the kernel.
+        x1: Inputs of the rows, [N1, ...].
+        x2: Inputs of the columns, [N2, ...]; None for a symmetric kernel.
+
+    Returns:
+        The plan.
+    """
+    # The first displacements show the route: the scales of all of them may take as long as the kernel.
+    settings, model = displacements.settings, displacements.model
+    first = displacements_of(settings, model, range(min(settings.samples, 64)))
+    route = route_of(model, joint_inputs(x1, x2), first.request(first.indices, first.pairs))
+    memory = vars(memory_plan(displacements, x1, x2))
+    return Plan(
+        **memory,
+        route=route.name,
+        reason=route.reason,
+        propagation=route.propagation,
+        precision=route.precision,
+    )

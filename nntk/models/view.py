@@ -1,0 +1,94 @@
+"""Choice of the view of a model: an MLP by its layers, anything else as a general model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from nntk.models.black_box import BlackBox, Function, view_black_box, view_function
+from nntk.models.draws import Draws
+from nntk.models.general import GeneralModel, Trials
+from nntk.models.mlp import Mlp
+from nntk.models.module import view_module
+from nntk.models.recognise import NotRecognised, recognise
+
+Model = nn.Module | BlackBox | Function
+ModelView = Mlp | GeneralModel
+TrialsByStructure = dict[Any, Trials]
+"""Outcomes of trials of propagation, by the types of a model's layers: a model whose layers were exchanged has none."""
+
+
+def check_model(model: object, parameters: object, propagation: str, precision: str, draws: int | None) -> None:
+    """Check the kind of a model, and that its parameters are given in the way that belongs to it.
+
+    Args:
+        model: A module, a BlackBox or a callable.
+        parameters: Names for a module, tensors by name for a callable, None for a BlackBox.
+        propagation: Form of the evaluation.
+        precision: Precision of products.
+        draws: Number of draws of a stochastic model; None for a deterministic one.
+
+    Raises:
+        TypeError: If the model is of another kind, or its parameters are given in another way.
+        ValueError: If the form of the evaluation does not exist for this kind of model.
+    """
+    if draws and (propagation == "difference" or precision in ("tf32", "bf16")):
+        raise ValueError(
+            "propagation must be 'auto' or 'direct', and precision 'auto' or 'fp32', for a stochastic model; got "
+            f"{propagation!r} and {precision!r}."
+        )
+    if isinstance(model, nn.Module):
+        if isinstance(parameters, Mapping):
+            raise TypeError("parameters must be names for an nn.Module, which holds the tensors; got a mapping.")
+        return
+    if not (isinstance(model, BlackBox) or callable(model)):
+        raise TypeError(f"model must be an nn.Module, a BlackBox or a callable, got {type(model).__name__}.")
+    if isinstance(model, BlackBox) != (parameters is None) or not isinstance(parameters, Mapping | None):
+        need = "be None for a BlackBox" if isinstance(model, BlackBox) else "map names to tensors for a callable"
+        raise TypeError(f"parameters must {need}, got {type(parameters).__name__}.")
+    if isinstance(model, BlackBox) and propagation == "difference" or precision in ("tf32", "bf16"):
+        raise ValueError(
+            "precision must be 'auto' or 'fp32' for a model that is no MLP, and propagation 'auto' or 'direct' for "
+            f"a BlackBox; got {precision!r} and {propagation!r}."
+        )
+
+
+def view_model(
+    model: Model,
+    parameters: Sequence[str] | Mapping[str, Tensor] | None,
+    precision: str = "auto",
+    draws: Draws | None = None,
+    trials: TrialsByStructure | None = None,
+) -> ModelView:
+    """Return the view of a model with its present parameters.
+
+    Args:
+        model: The model, checked by :func:`check_model`.
+        parameters: Names for a module, tensors by name for a callable, None for a BlackBox.
+        precision: Precision of products; ``"tf32"`` and ``"bf16"`` exist for MLPs alone.
+        draws: Draws that a stochastic model is averaged over.
+        trials: Outcomes of earlier trials of propagation, to be reused and extended.
+
+    Returns:
+        An MLP where the model is one and is deterministic, else a general model.
+
+    Raises:
+        NotRecognised: If a precision that exists for MLPs alone is requested for another model.
+        ValueError: If a layer is in training mode, a parameter is not finite, or no parameter is selected.
+        TypeError: If a parameter is neither float32 nor float64.
+    """
+    if isinstance(model, BlackBox):
+        return view_black_box(model, draws)
+    known = {} if trials is None else trials
+    if not isinstance(model, nn.Module):
+        assert isinstance(parameters, Mapping), "check_model was called"
+        return view_function(model, parameters, draws, known.setdefault("function", {}))
+    names = cast("Sequence[str] | None", parameters)
+    if draws is None:
+        try:
+            return recognise(model, names)
+        except NotRecognised:
+            if precision in ("tf32", "bf16"):
+                raise
+    structure = tuple(type(module) for module in model.modules())
+    return view_module(model, names, draws, known.setdefault(structure, {}))
