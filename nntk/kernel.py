@@ -20,7 +20,7 @@ from nntk.kernels.assemble import (
     nonlocal_gradients,
 )
 from nntk.kernels.fixed_weights import FixedKernel, warn_if_few
-from nntk.kernels.perturb import PRECISIONS, PROPAGATION, check_precision
+from nntk.kernels.perturb import DEFAULT_BYTES, PRECISIONS, PROPAGATION, check_precision
 from nntk.kernels.philox import parse, split_seed, unit_displacements
 from nntk.linalg.operator import KernelOperator
 from nntk.models.draws import Draws
@@ -394,7 +394,9 @@ class NonlocalNTK:
                 finite, or for what a call of the kernel raises one.
             TypeError: If inputs have another dtype than the model, or as a call does.
         """
-        return KernelOperator(self, x)
+        self.check_inputs("x", x)
+        self.check_features()
+        return KernelOperator(self.features, self.__call__, x, self.max_memory or DEFAULT_BYTES)
 
     @torch.no_grad()
     def estimate(
