@@ -48,7 +48,7 @@ def test_diagonals_of_all_outputs(outputs):
 
 @pytest.mark.parametrize("number", [30, 200], ids=["wide", "tall"])
 def test_results_are_those_of_the_matrix(number):
-    """Products, solutions, eigenvalues, ranks: with fewer inputs than features, and with more, in blocks of 37 inputs."""
+    """Products, solutions, eigenvalues, ranks: with fewer inputs than features, and with more, in blocks of 37."""
     kernel, x = make_kernel(max_memory=2**20), inputs(number, 3)
     operator, k = KernelOperator(kernel.features, kernel, x, max_bytes=37 * 32 * 48), kernel(x).double()
     assert [len(a) for _, a in operator.features()] == ([30] if number == 30 else [37] * 5 + [15])
