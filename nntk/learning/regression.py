@@ -216,7 +216,8 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
         Raises:
             ValueError: If the estimator was not fitted, or inputs do not fit or are not finite.
         """
-        labels: np.ndarray = self.classes_[self._predict(X).argmax(1)]
+        indices = self._predict(X).argmax(1)
+        labels: np.ndarray = self.classes_[indices]
         return labels
 
 
