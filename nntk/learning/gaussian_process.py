@@ -129,7 +129,7 @@ class GPyTorchKernel(Kernel):
         return features
 
     def _cache_key(self, x: Tensor) -> str:
-        """Identify everything that features depend on: fingerprint of the kernel, displaced parameters, buffers, inputs."""
+        """Identify everything that features depend on: the fingerprint, displaced parameters, buffers and inputs."""
         model = self.kernel.model
         module = model if isinstance(model, nn.Module) else nn.Module()
         requires_grad = [parameter.requires_grad for parameter in module.parameters()]
