@@ -156,11 +156,11 @@ class KernelOperator:
         return self._kernel(self.x).double() if self.is_wide else self.gram
 
     def root(self) -> Tensor:
-        r"""Compute a matrix R with :math:`K = R R^\top`, with as few columns as is easily had.
+        r"""Compute a matrix R with :math:`K = R R^\top`, [N, min(N, F)].
 
         Returns:
-            The features, [N, F], where there are fewer of them than inputs; else the symmetric eigenvectors times the
-            square roots of their eigenvalues, [N, N]. float64.
+            R in float64: the features, [N, F], where there are fewer of them than inputs; else the eigenvectors of K
+            times the square roots of their eigenvalues, [N, N].
         """
         if not self.is_wide:
             return torch.cat([a for _, a in self.features()])

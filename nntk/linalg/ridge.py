@@ -25,12 +25,12 @@ CANDIDATES = torch.logspace(-8, 3, 45, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Spectrum:
-    r"""Eigendecomposition of a positive semi-definite matrix S, with right-hand sides in the basis of its eigenvectors.
+    r"""Eigendecomposition of a positive semi-definite matrix S [D, D], with right-hand sides b [D, T] in its basis.
 
     Attributes:
         values: Eigenvalues of S, at least 0, [R].
-        vectors: Orthonormal eigenvectors of S in columns, [S, R].
-        projected: Right-hand sides b, [S, T], in that basis: ``vectors.T @ b``, [R, T].
+        vectors: Orthonormal eigenvectors of S in columns, [D, R].
+        projected: Right-hand sides in the basis of the eigenvectors, ``vectors.T @ b``, [R, T].
     """
 
     values: Tensor
@@ -42,8 +42,8 @@ def decompose(matrix: Tensor, right: Tensor) -> Spectrum:
     r"""Decompose K with right-hand sides y for the dual, or :math:`A^\top A` with :math:`A^\top y` for the primal.
 
     Args:
-        matrix: Matrix, [S, S], float64, positive semi-definite but for rounding.
-        right: Right-hand sides, [S, T], float64.
+        matrix: Matrix, [D, D], float64, positive semi-definite but for rounding.
+        right: Right-hand sides, [D, T], float64.
 
     Returns:
         The spectrum. Negative eigenvalues are rounding, and become zero.
@@ -76,7 +76,7 @@ def solution(spectrum: Spectrum, alpha: float | Tensor) -> Tensor:
         alpha: The ridge, or one for each right-hand side, [T].
 
     Returns:
-        [S, T], float64.
+        [D, T], float64.
     """
     return spectrum.vectors @ (spectrum.projected / (spectrum.values[:, None] + alpha))
 
@@ -86,7 +86,7 @@ def leave_one_out_dual(spectrum: Spectrum, alpha: float | Tensor) -> Tensor:
 
     Args:
         spectrum: Decomposition of K [N, N] with the targets y [N, T].
-        alpha: The ridge.
+        alpha: The ridge, a number or a scalar tensor.
 
     Returns:
         Targets minus predictions, [N, T], float64.
@@ -103,7 +103,7 @@ def leave_one_out_primal(
 
     Args:
         spectrum: Decomposition of :math:`A^\top A` [F, F] of all inputs, with :math:`A^\top y`.
-        alpha: The ridge.
+        alpha: The ridge, a number or a scalar tensor.
         rotated: Features of the block in the basis of the eigenvectors, ``features @ spectrum.vectors``, [n, R].
         targets: Targets of the block, [n, T].
         intercept: Leverage that an intercept adds to each input: 1 / N where features and targets are centred by their

@@ -89,7 +89,7 @@ def test_features_that_fit_the_budget_are_made_once():
     assert [len(call.args[1]) for call in features.call_args_list] == [1, 200]
 
 
-def test_scipy_takes_the_operator():
+def test_scipy_accepts_the_operator():
     """SciPy's conjugate gradients solve the same system as the operator."""
     operator, y = make_kernel().operator(inputs(60, 3)), torch.ones(60, dtype=torch.float64)
     shifted = operator.to_scipy() + aslinearoperator(3.0 * sparse.identity(60))
