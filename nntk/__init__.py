@@ -19,8 +19,9 @@ from nntk.files.matrix_file import write_kernel
 from nntk.files.storage import load, save
 from nntk.kernel import NonlocalNTK
 from nntk.kernels.fixed_weights import EffectiveSampleWarning, FixedKernel
+from nntk.learning.descent import NonlocalGradientDescent
+from nntk.learning.gradient_flow import GradientFlow
 from nntk.learning.tracking import KernelRecord, KernelTracker
-from nntk.learning.training import GradientFlow, NonlocalGradientDescent
 from nntk.linalg.operator import KernelOperator
 from nntk.local.local_ntk import local_ntk
 from nntk.models.black_box import BlackBox

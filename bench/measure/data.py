@@ -1,27 +1,43 @@
-"""The real data of the suites: scikit-learn's bundled 8x8 digits, and ridge classification of them by a kernel."""
+"""Real data of the suites: scikit-learn's bundled 8x8 digits, and their ridge classification by a kernel."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from nntk.linalg.ridge import solve
+
 TRAINING = 1000
+"""Number of training inputs, of 1797 digits."""
 RIDGE = 0.1
+"""Ridge of the classification, as a fraction of the mean diagonal of the training kernel."""
 
 
 @dataclass(frozen=True)
 class Digits:
-    """The 1797 digits in a shuffled order; the first ``TRAINING`` are for training."""
+    """The 1797 digits in a shuffled order; the first ``TRAINING`` are for training.
+
+    Attributes:
+        images: Pixels, [1797, 64], float32, in [0, 1].
+        labels: Classes, [1797], int64.
+    """
 
     images: Tensor
-    """[1797, 64], float32, in [0, 1]."""
     labels: Tensor
-    """[1797], int64."""
 
 
 def load(seed: int, device: torch.device) -> Digits:
-    """The digits, shuffled by ``seed``."""
-    from sklearn.datasets import load_digits  # imported late: it takes a second that --help need not wait for
+    """Load the digits, shuffled by ``seed``.
+
+    Args:
+        seed: Seed of the order.
+        device: Device of the tensors.
+
+    Returns:
+        The digits.
+    """
+    # Imported here because it takes a second, which --help must not wait for.
+    from sklearn.datasets import load_digits
 
     data, target = load_digits(return_X_y=True)
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
@@ -32,14 +48,14 @@ def load(seed: int, device: torch.device) -> Digits:
 def he_network(
     widths: tuple[int, ...], activation: type[nn.Module], seed: int, device: torch.device, biases: float = 0.0
 ) -> nn.Sequential:
-    """An untrained MLP: normal weights of variance 2 / fan-in, no activation at the end.
+    """Build an untrained MLP with normal weights of variance 2 / fan-in and no activation at the end.
 
     Args:
-        widths: Of inputs, hidden layers and outputs.
+        widths: Widths of inputs, hidden layers and outputs.
         activation: Class of the hidden units.
-        seed: Of the weights.
-        device: Where they are.
-        biases: Standard deviation of the biases, normal too.
+        seed: Seed of the weights.
+        device: Device of the weights.
+        biases: Standard deviation of the biases, which are normal too.
 
     Returns:
         The network, in float32 and evaluation mode.
@@ -58,21 +74,19 @@ def he_network(
 
 
 def held_out_accuracy(kernel: Tensor, labels: Tensor, ridge: float = RIDGE, training: int = TRAINING) -> float:
-    """Fraction of held-out labels that kernel ridge regression on one-hot targets gets right.
+    """Return the fraction of held-out labels that kernel ridge regression on one-hot targets predicts.
 
     Args:
         kernel: Kernel of all inputs, training inputs first, [N, N].
         labels: Classes, [N], int64.
-        ridge: Ridge, as a fraction of the mean diagonal of the training kernel.
+        ridge: The ridge, as a fraction of the mean diagonal of the training kernel.
         training: Number of training inputs.
 
     Returns:
         The accuracy, in [0, 1].
     """
     kernel = kernel.double()
-    fit = kernel[:training, :training].clone()
-    fit.diagonal().add_(ridge * fit.diagonal().mean())
-    targets = nn.functional.one_hot(labels[:training]).double()
-    # LU, not Cholesky: an estimated kernel may be singular to rounding.
-    predictions = (kernel[training:, :training] @ torch.linalg.solve(fit, targets)).argmax(1)
+    known, targets = kernel[:training, :training], nn.functional.one_hot(labels[:training]).double()
+    weights = solve(known, ridge * float(known.diagonal().mean()), targets)
+    predictions = (kernel[training:, :training] @ weights).argmax(1)
     return float((predictions == labels[training:]).double().mean())

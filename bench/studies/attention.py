@@ -17,10 +17,10 @@ import nntk
 from nntk.bench.results.store import Row
 from nntk.bench.studies import Drawn, Setting, Study
 from nntk.bench.studies.analysis import drawing
-from nntk.bench.studies.analysis.alignment import alignment
 from nntk.bench.studies.analysis.claims import Claim, interval
 from nntk.bench.studies.analysis.networks import network
 from nntk.bench.studies.analysis.rows import Band, Rows
+from nntk.linalg.alignment import alignment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

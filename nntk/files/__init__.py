@@ -1,1 +1,1 @@
-"""Kernels in files."""
+"""Kernels on disk: tensors with the settings that reproduce them, and matrices larger than the memory."""

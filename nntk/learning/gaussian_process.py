@@ -1,4 +1,4 @@
-"""Nonlocal kernels as covariances of gaussian processes, in gpytorch (which they need): low-rank from end to end."""
+"""Nonlocal kernels as covariances of gaussian processes in gpytorch, which must be installed; low-rank throughout."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,38 +14,38 @@ from linear_operator.operators import (
 )
 from torch import Tensor, nn
 
-from nntk.files.storage import described, hash_of
+from nntk.files.fingerprint import fingerprint, hash_tensors
 from nntk.kernel import NonlocalNTK
 
-_KEPT = 2
-"""Inputs whose features are kept: those of training and of the present prediction."""
+_CACHE_SIZE = 2
+"""Number of sets of inputs whose features are cached: those of training and of the present prediction."""
 
 
 class GPyTorchKernel(Kernel):
-    r"""The covariance :math:`K(x, x') = A(x) A(x')^\top` of a gaussian process, A the features of a nonlocal kernel.
+    r"""Covariance :math:`K(x, x') = A(x) A(x')^\top` of a gaussian process, where A are features of a nonlocal kernel.
 
-    Where there are fewer features F than training inputs N, marginal likelihood and predictions go by Woodbury's
-    identity through :math:`A^\top A` [F, F], and no [N, N] matrix is made; else through the kernel matrix, as gpytorch
-    does it. In float32 the identity loses digits as the noise falls below the covariance: models in float64 are safer.
+    Where there are fewer features F than training inputs N, marginal likelihood and predictions use Woodbury's identity
+    with :math:`A^\top A` [F, F], and no [N, N] matrix is formed; else gpytorch uses the kernel matrix. In float32 the
+    identity loses digits as the noise falls below the covariance: models in float64 are safer.
 
     The network is fixed and no part of the gaussian process: no optimiser trains it, and ``.to()``, ``.eval()`` and
-    ``state_dict()`` do not reach it. What is trained stands around: noise, mean, and the scale by a ``ScaleKernel``,
-    best started at one over the mean of ``kernel.diagonal(x)``.
+    ``state_dict()`` do not reach it. The trained parameters are those around it: noise, mean, and the scale of a
+    ``ScaleKernel``, best started at one over the mean of ``kernel.diagonal(x)``.
 
-    Features of the last inputs are kept (those of the training inputs are evaluated once, not at every step) for as
-    long as inputs, settings, parameters and buffers of the network are the same, by their bytes. Whatever else a
-    network computes with, such as numbers in its Python code, is not to change.
+    Features of the last inputs are cached, so that those of the training inputs are evaluated once and not at every
+    step. The cache is used as long as inputs, settings, parameters and buffers of the network are the same, byte by
+    byte. Anything else that the network computes with, such as numbers in its Python code, must not change.
 
-    gpytorch takes inputs as vectors [N, D], and more axes as a batch of data sets: for a network of images begin with
-    ``nn.Unflatten``, ``nn.Sequential(nn.Unflatten(1, (1, 28, 28)), network)``.
+    gpytorch takes inputs as vectors [N, D], and further axes as a batch of data sets. A network of images must
+    therefore begin with ``nn.Unflatten``: ``nn.Sequential(nn.Unflatten(1, (1, 28, 28)), network)``.
 
     Args:
         kernel: The kernel, traced or averaged over outputs; its estimator has features.
-        active_dims: Entries of the inputs that it sees, all by default.
+        active_dims: Indices of the entries of an input that the network is given; all by default.
 
     Raises:
         ValueError: If the kernel has no features.
-        TypeError: If it is no :class:`nntk.NonlocalNTK`.
+        TypeError: If the kernel is no :class:`nntk.NonlocalNTK`.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1)).double()
@@ -62,7 +62,7 @@ class GPyTorchKernel(Kernel):
             raise TypeError(f"kernel must be a NonlocalNTK, got {type(kernel).__name__}.")
         kernel.check_features()
         self.kernel = kernel
-        self._kept: dict[str, Tensor] = {}
+        self._cache: dict[str, Tensor] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,21 +72,20 @@ class GPyTorchKernel(Kernel):
     def forward(
         self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
     ) -> Tensor | LinearOperator:
-        """The covariance, as gpytorch asks for it.
+        """Return the covariance in the form that gpytorch calls for.
 
         Args:
-            x1: The rows' inputs, [..., N1, D], in the network's dtype.
-            x2: The columns' inputs, [..., N2, D].
-            diag: Return the covariance of each row with the column beside it, [..., N].
-            last_dim_is_batch: Not supported: the network takes all entries of an input together.
-            params: Not used.
+            x1: Inputs of the rows, [..., N1, D], in the network's dtype.
+            x2: Inputs of the columns, [..., N2, D].
+            diag: Restriction to the covariances of each row with the column of the same index, [..., N].
+            last_dim_is_batch: Must be False: the network takes all entries of an input together.
+            params: Further arguments of gpytorch, which are ignored.
 
         Returns:
-            [..., N1, N2], as a product of features.
+            [..., N1, N2], as a product of features; [..., N] with ``diag``.
 
         Raises:
-            ValueError: If ``last_dim_is_batch`` is asked for, inputs require a gradient, or they do not fit the
-                network.
+            ValueError: If ``last_dim_is_batch`` is True, inputs require a gradient, or they do not fit the network.
             TypeError: If inputs have another dtype than the network.
         """
         if last_dim_is_batch:
@@ -98,42 +97,42 @@ class GPyTorchKernel(Kernel):
         a2 = a1 if x2 is x1 else self._features("x2", x2)
         if diag:
             return (a1 * a2).sum(-1)
-        # The same inputs have the same features, by the cache.
+        # Equal inputs have the same features, because of the cache.
         if a1 is not a2:
             return MatmulLinearOperator(a1, a2.mT)
         return LowRankRootLinearOperator(a1) if a1.shape[-1] < a1.shape[-2] else RootLinearOperator(a1)
 
     def prediction_strategy(self, train_inputs: Any, train_prior_dist: Any, train_labels: Any, likelihood: Any) -> Any:
-        """How gpytorch predicts: in the space of features where those are fewer than training inputs."""
+        """Choose how gpytorch predicts: in the space of features where there are fewer of them than training inputs."""
         covariance = train_prior_dist.lazy_covariance_matrix.evaluate_kernel()
         is_narrow = isinstance(covariance, LowRankRootLinearOperator)
         strategy = LinearPredictionStrategy if is_narrow else DefaultPredictionStrategy
         return strategy(train_inputs, train_prior_dist, train_labels, likelihood)
 
     def _features(self, name: str, x: Tensor) -> Tensor:
-        """Features [..., N, F] of inputs [..., N, D]: kept ones, if nothing that they depend on has changed."""
+        """Return features [..., N, F] of inputs [..., N, D], from the cache if nothing that they depend on changed."""
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"{name} must not require a gradient, which the features of a nonlocal kernel do not have; pass "
                 f"{name}.detach(), or call under torch.no_grad()."
             )
-        key = self._key(x)
-        made = self._kept.pop(key, None)
-        if made is None:
-            # Made for a prediction in inference mode, they may yet serve in training.
+        key = self._cache_key(x)
+        features = self._cache.pop(key, None)
+        if features is None:
+            # Features of a prediction in inference mode may serve in training later.
             with torch.inference_mode(False):
-                made = self.kernel.features(x.reshape(-1, x.shape[-1]))
-            made = made.reshape(*x.shape[:-1], -1)
-        self._kept[key] = made
-        while len(self._kept) > _KEPT:
-            del self._kept[next(iter(self._kept))]
-        return made
+                features = self.kernel.features(x.reshape(-1, x.shape[-1]))
+            features = features.reshape(*x.shape[:-1], -1)
+        self._cache[key] = features
+        while len(self._cache) > _CACHE_SIZE:
+            del self._cache[next(iter(self._cache))]
+        return features
 
-    def _key(self, x: Tensor) -> str:
-        """All that features depend on: settings, tensors of the network, which of them move, and the inputs."""
+    def _cache_key(self, x: Tensor) -> str:
+        """Identify everything that features depend on: the fingerprint, displaced parameters, buffers and inputs."""
         model = self.kernel.model
         module = model if isinstance(model, nn.Module) else nn.Module()
-        moves = [parameter.requires_grad for parameter in module.parameters()]
-        # Buffers by themselves: a state_dict leaves some out.
-        tensors = hash_of(dict(module.named_buffers())), hash_of({"x": x})
-        return repr((described(self.kernel), moves, tensors, x.device))
+        requires_grad = [parameter.requires_grad for parameter in module.parameters()]
+        # The fingerprint has no buffers that are left out of the state_dict.
+        tensors = hash_tensors(dict(module.named_buffers())), hash_tensors({"x": x})
+        return repr((fingerprint(self.kernel), requires_grad, tensors, x.device))

@@ -1,4 +1,4 @@
-"""Ridge regression and classification with nonlocal kernels, in the manner of scikit-learn (which they need)."""
+"""Ridge regression and classification with nonlocal kernels, as estimators of scikit-learn, which must be installed."""
 
 import copy
 import warnings
@@ -14,17 +14,24 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from nntk.kernel import NonlocalNTK
+from nntk.linalg import ridge
 from nntk.linalg.operator import KernelOperator
 
 ModelBuilder = Callable[[int], nn.Module]
+"""Function from the number of features of an input to a network."""
 _DTYPES = [np.float64, np.float32]
 """Dtypes of inputs, in which the network is evaluated."""
-_ALPHAS = torch.logspace(-8, 3, 45, dtype=torch.float64)
-"""Ridges that leave-one-out chooses from, in means of the kernel's diagonal."""
 
 
 def relu_network(num_features: int) -> nn.Module:
-    """The default model: two hidden layers of 256 relu units, He's initialisation."""
+    """Build the default model: two hidden layers of 256 relu units with He's initialisation.
+
+    Args:
+        num_features: Number of features of an input.
+
+    Returns:
+        The network, with one output.
+    """
     affine = [nn.Linear(num_features, 256), nn.Linear(256, 256), nn.Linear(256, 1)]
     for layer in affine:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -33,7 +40,7 @@ def relu_network(num_features: int) -> nn.Module:
 
 
 class _Ridge(BaseEstimator):
-    """What regression and classification share: targets [N, T], centred, on features of the kernel."""
+    """Base of regression and classification: ridge regression of centred targets [N, T] on the features of a kernel."""
 
     def __init__(
         self,
@@ -59,10 +66,10 @@ class _Ridge(BaseEstimator):
         self.max_memory = max_memory
 
     def _fit(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Fit to targets [N, T]."""
-        alpha = _checked(self.alpha)
+        """Fit to inputs [N, K] and targets [N, T]."""
+        alpha = _check_alpha(self.alpha)
         self.kernel_ = NonlocalNTK(
-            self._built(x.shape[1]).to(torch.as_tensor(x).dtype),
+            self._build_model(x.shape[1]).to(torch.as_tensor(x).dtype),
             gamma=self.gamma,
             samples=self.samples,
             directions=self.directions,
@@ -74,55 +81,57 @@ class _Ridge(BaseEstimator):
         targets = torch.as_tensor(y, dtype=torch.float64)
         self.intercept_ = targets.mean(0).numpy()
         targets = targets - targets.mean(0)
-        operator = self.kernel_.operator(self._tensor(x))
+        operator = self.kernel_.operator(self._to_tensor(x))
         fit = _fit_dual if operator.is_wide else _fit_primal
         coefficients, self.alpha_ = fit(operator, targets, alpha)
         self.coef_ = coefficients.numpy()
 
-    def _built(self, num_features: int) -> nn.Module:
+    def _build_model(self, num_features: int) -> nn.Module:
+        """Copy the model, or build it with the estimator's seed; PyTorch's random numbers are as before afterwards."""
         if isinstance(self.model, nn.Module):
             return copy.deepcopy(self.model).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return self.model(num_features).eval()
 
-    def _tensor(self, x: np.ndarray) -> Tensor:
-        assert isinstance(self.kernel_.model, nn.Module), "it was built"
+    def _to_tensor(self, x: np.ndarray) -> Tensor:
+        """Return inputs in the dtype and on the device of the model."""
+        assert isinstance(self.kernel_.model, nn.Module), "_fit built it"
         return torch.as_tensor(x).to(next(self.kernel_.model.parameters()))
 
     def _predict(self, x: np.ndarray) -> np.ndarray:
-        """Predictions [N, T]."""
+        """Predict targets [N, T]."""
         check_is_fitted(self)
         x = validate_data(self, x, reset=False, dtype=_DTYPES)
-        inputs = self._tensor(x)
-        made = self.kernel_.operator(inputs).expand(torch.as_tensor(self.coef_))
-        predictions: np.ndarray = made.numpy() + self.intercept_
+        inputs = self._to_tensor(x)
+        centred = self.kernel_.operator(inputs).expand(torch.as_tensor(self.coef_))
+        predictions: np.ndarray = centred.numpy() + self.intercept_
         return predictions
 
 
 class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
     r"""Ridge regression with a nonlocal kernel: :math:`\min_w |y - A w|^2 + \alpha |w|^2`, A its features.
 
-    Where there are more inputs than features the normal equations :math:`A^\top A` are summed over chunks of inputs, in
-    float64: neither [N, N] nor [N, M] is ever held. Targets are centred. The network is evaluated in the dtype of the
-    inputs: in float32 if they are, which is faster.
+    Where there are more inputs than features, the normal equations :math:`A^\top A` are summed in float64 over blocks
+    of inputs: no matrix [N, N] or [N, M] is ever held. Targets are centred. The network is evaluated in the dtype of
+    the inputs: float32 inputs are faster.
 
     Args:
-        model: The network, or a function of the number of features that builds one (seeded by ``seed``).
-        gamma: See :class:`nntk.NonlocalNTK`, as for ``samples``, ``directions``, ``antithetic``, ``estimator``
-            (``"energy"`` or ``"plugin"``), ``seed`` and ``max_memory``.
+        model: Network, or function that builds one from the number of features (seeded by ``seed``).
+        gamma: Length scale of the displacements. See :class:`nntk.NonlocalNTK` for it and for ``samples``,
+            ``directions``, ``antithetic``, ``estimator``, ``seed`` and ``max_memory``.
         samples: Number M of displacements.
         directions: Family of the displacements.
-        antithetic: Whether differences are odd parts.
-        estimator: Form of the kernel.
-        alpha: The ridge, in units of the kernel, or ``"loo"`` for the one of least leave-one-out error. Where M is near
-            the number of inputs a small ridge overfits badly, and a warning says so.
-        seed: Seed of the displacements and of the builder.
-        max_memory: Bytes of temporary memory.
+        antithetic: Use of antithetic pairs: differences are then odd parts.
+        estimator: Form of the kernel, ``"energy"`` or ``"plugin"``.
+        alpha: Ridge, in units of the kernel, or ``"loo"`` for the candidate of least leave-one-out error. Where M is
+            near the number of inputs, a small ridge overfits badly, and a warning says so.
+        seed: Seed of the displacements and of the function that builds the network.
+        max_memory: Budget of temporary memory in bytes.
 
     Attributes:
-        alpha_: The ridge that was taken.
-        kernel_: The kernel.
+        alpha_: Ridge of the fit.
+        kernel_: Kernel of the fit.
         coef_: Weights of the features, [F, T].
         intercept_: Mean of the targets, [T].
 
@@ -145,27 +154,27 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
             TypeError: If a setting of the kernel has the wrong type.
         """
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=_DTYPES)
-        self._flat = y.ndim == 1
-        self._fit(X, y[:, None] if self._flat else y)
+        self._has_flat_targets = y.ndim == 1
+        self._fit(X, y[:, None] if self._has_flat_targets else y)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predictions at inputs [N, K].
+        """Predict targets at inputs [N, K].
 
         Returns:
-            [N] or [N, T], as the targets.
+            Predictions, [N] or [N, T] like the targets.
 
         Raises:
-            ValueError: If nothing was fitted, or inputs do not fit or are not finite.
+            ValueError: If the estimator was not fitted, or inputs do not fit or are not finite.
         """
-        made = self._predict(X)
-        return made[:, 0] if self._flat else made
+        predictions = self._predict(X)
+        return predictions[:, 0] if self._has_flat_targets else predictions
 
 
 class KernelRidgeClassifier(ClassifierMixin, _Ridge):
-    """Classification by :class:`KernelRidge` on one target a class, 1 for its members and 0 for the others.
+    """Classification by :class:`KernelRidge` with one target for each class: 1 for its members and 0 for the others.
 
-    Arguments and attributes are those of :class:`KernelRidge`, and ``classes_``.
+    Arguments and attributes are those of :class:`KernelRidge`, with the sorted labels ``classes_`` in addition.
     """
 
     def fit(self, X: Any, y: Any) -> "KernelRidgeClassifier":
@@ -175,45 +184,45 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
             The estimator.
 
         Raises:
-            ValueError: If there is one class only, or for what :meth:`KernelRidge.fit` raises one.
+            ValueError: If there is only one class, or for any reason that :meth:`KernelRidge.fit` names.
             TypeError: If a setting of the kernel has the wrong type.
         """
         X, y = validate_data(self, X, y, dtype=_DTYPES)
         check_classification_targets(y)
-        self.classes_, places = np.unique(y, return_inverse=True)
+        self.classes_, indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y must have two classes at least, got one class: {self.classes_[0]!r}.")
-        self._fit(X, np.eye(len(self.classes_))[places])
+        self._fit(X, np.eye(len(self.classes_))[indices])
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scores of the classes.
+        """Score the classes at inputs [N, K].
 
         Returns:
-            [N, classes]; of two classes [N], that of the second over that of the first.
+            Scores, [N, classes]; for two classes [N], the score of the second minus that of the first.
 
         Raises:
-            ValueError: If nothing was fitted, or inputs do not fit or are not finite.
+            ValueError: If the estimator was not fitted, or inputs do not fit or are not finite.
         """
-        made = self._predict(X)
-        return made[:, 1] - made[:, 0] if len(self.classes_) == 2 else made
+        scores = self._predict(X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Any) -> np.ndarray:
-        """The class of the highest score.
+        """Predict the class of the highest score at inputs [N, K].
 
         Returns:
             Labels, [N].
 
         Raises:
-            ValueError: If nothing was fitted, or inputs do not fit or are not finite.
+            ValueError: If the estimator was not fitted, or inputs do not fit or are not finite.
         """
-        places = self._predict(X).argmax(1)
-        made: np.ndarray = self.classes_[places]
-        return made
+        indices = self._predict(X).argmax(1)
+        labels: np.ndarray = self.classes_[indices]
+        return labels
 
 
-def _checked(alpha: object) -> float | None:
-    """The ridge, None for leave-one-out."""
+def _check_alpha(alpha: object) -> float | None:
+    """Check the ridge and return it; None stands for leave-one-out."""
     if isinstance(alpha, str) and alpha == "loo":
         return None
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < float(alpha) < np.inf:
@@ -222,51 +231,37 @@ def _checked(alpha: object) -> float | None:
 
 
 def _fit_dual(operator: KernelOperator, y: Tensor, alpha: float | None) -> tuple[Tensor, float]:
-    """By the eigenvectors of K [N, N]: no more inputs than features."""
-    kernel = operator.kernel(operator.x).double()
-    _warn_of_peak(operator, alpha, float(kernel.diagonal().mean()))
-    values, vectors = torch.linalg.eigh(kernel)
-    values, projected = values.clamp(min=0), vectors.T @ y
+    """Fit by the eigenvectors of K [N, N], where there are no more inputs than features."""
+    kernel = operator.matrix
+    mean = float(kernel.diagonal().mean())
+    _warn_near_interpolation(operator, alpha, mean)
+    spectrum = ridge.decompose(kernel, y)
     if alpha is None:
-        errors = []
-        ridges = _ridges(float(kernel.diagonal().mean()))
-        for ridge in ridges:
-            shrunk = 1 / (values + ridge)
-            # Leave-one-out residuals: (K + a)^-1 y over the diagonal of (K + a)^-1.
-            residual = vectors @ (shrunk[:, None] * projected) / (vectors.square() @ shrunk)[:, None]
-            errors.append(float(residual.square().mean()))
-        alpha = float(ridges[int(np.argmin(errors))])
-    dual = vectors @ (projected / (values + alpha)[:, None])
-    return operator.project(dual), alpha
+        candidates = ridge.candidates(mean)
+        errors = [float(ridge.leave_one_out_dual(spectrum, value).square().mean()) for value in candidates]
+        alpha = float(candidates[int(np.argmin(errors))])
+    return operator.project(ridge.solution(spectrum, alpha)), alpha
 
 
 def _fit_primal(operator: KernelOperator, y: Tensor, alpha: float | None) -> tuple[Tensor, float]:
-    """By the eigenvectors of the features' Gram matrix [F, F]: more inputs than features."""
-    gram, right = operator.gram_and_projection(y)
+    """Fit by the eigenvectors of the features' Gram matrix [F, F], where there are more inputs than features."""
+    gram, projected = operator.gram_and_projection(y)
     mean = float(gram.diagonal().sum()) / len(y)
-    _warn_of_peak(operator, alpha, mean)
-    values, vectors = torch.linalg.eigh(gram)
-    values, projected = values.clamp(min=0), vectors.T @ right
+    _warn_near_interpolation(operator, alpha, mean)
+    spectrum = ridge.decompose(gram, projected)
     if alpha is None:
-        ridges = _ridges(mean)
-        errors = torch.zeros(len(ridges), dtype=torch.float64)
-        for some, a in operator.features():
-            turned = a @ vectors
-            for number, ridge in enumerate(ridges):
-                shrunk = 1 / (values + ridge)
-                residual = y[some] - turned @ (shrunk[:, None] * projected)
-                leverage = turned.square() @ shrunk
-                errors[number] += (residual / (1 - leverage)[:, None].clamp(min=1e-12)).square().sum()
-        alpha = float(ridges[int(errors.argmin())])
-    return vectors @ (projected / (values + alpha)[:, None]), alpha
+        candidates = ridge.candidates(mean)
+        errors = torch.zeros(len(candidates), dtype=torch.float64)
+        for block, features in operator.features():
+            rotated = features @ spectrum.vectors
+            for index, value in enumerate(candidates):
+                errors[index] += ridge.leave_one_out_primal(spectrum, value, rotated, y[block]).square().sum()
+        alpha = float(candidates[int(errors.argmin())])
+    return ridge.solution(spectrum, alpha), alpha
 
 
-def _ridges(mean: float) -> Tensor:
-    return _ALPHAS * (mean if mean > 0 else 1.0)
-
-
-def _warn_of_peak(operator: KernelOperator, alpha: float | None, mean: float) -> None:
-    """Warn of the double-descent peak: about as many features as inputs, and hardly a ridge."""
+def _warn_near_interpolation(operator: KernelOperator, alpha: float | None, mean: float) -> None:
+    """Warn of the peak of double descent: about as many features as inputs, and a ridge near zero."""
     ratio = operator.num_features / max(1, len(operator.x))
     if alpha is not None and alpha < 1e-2 * mean and 0.5 < ratio < 2:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""The kernel along training: how far it moves, and towards what."""
+"""Tracking of a kernel along training: how far it changes, and whether towards the targets."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +14,18 @@ from nntk.kernels import checks
 
 @dataclass(frozen=True)
 class KernelRecord:
-    r"""The kernel :math:`K_t` at a step of training, beside the first one recorded, :math:`K_0`.
+    r"""Record of the kernel :math:`K_t` at a step t of training, compared with the first one recorded, :math:`K_0`.
 
     Attributes:
-        step: The step.
+        step: Step of training.
         trace: Sum of the diagonal.
         effective_rank: :math:`(\sum \lambda)^2 / \sum \lambda^2`, 1 for a single direction.
-        eigenvalues: The largest ones, the largest first.
-        similarity: :math:`\langle K_0, K_t \rangle / (|K_0|_F\,|K_t|_F)`, in [0, 1], whatever their scales.
-        change: :math:`|K_t - K_0|_F / |K_0|_F`; below 1e-7 it is rounding.
-        alignment: :math:`\langle y, K_t y \rangle / (|K_t|_F\,|y y^\top|_F)`, in [0, 1]; None without targets.
+        eigenvalues: Largest eigenvalues, the largest first.
+        similarity: Alignment with the first kernel, :math:`\langle K_0, K_t \rangle / (|K_0|_F\,|K_t|_F)`, in [0, 1];
+            it ignores their scales.
+        change: Relative change :math:`|K_t - K_0|_F / |K_0|_F`; below 1e-7 it is rounding.
+        alignment: Alignment with the targets, :math:`\langle y, K_t y \rangle / (|K_t|_F\,|y y^\top|_F)`, in [0, 1];
+            None without targets.
     """
 
     step: int
@@ -36,21 +38,21 @@ class KernelRecord:
 
 
 class KernelTracker:
-    """Records of a kernel while its model is trained: whether features are learnt, or training is lazy.
+    """Records of a kernel while its model is trained, which show whether features are learnt or training is lazy.
 
-    The displacements are those of the kernel's seed, the same at every record: what changes between records is the
-    model, not the Monte-Carlo error. Recording leaves the model and PyTorch's random numbers as they are, and training
-    goes on as it would have; layers in training mode are in evaluation mode meanwhile. The first kernel is kept as
-    :meth:`nntk.KernelOperator.root`, of [N, min(N, F)] numbers.
+    The displacements of all records are the same, those of the kernel's seed: between records only the model changes,
+    not the Monte-Carlo error. Recording changes neither the model nor PyTorch's random numbers, so that training
+    continues as it would without records; layers in training mode are in evaluation mode during a record. The first
+    kernel is kept as :meth:`nntk.KernelOperator.root`, which has [N, min(N, F)] numbers.
 
     Args:
-        kernel: The kernel of the model that is trained, in place; it has features.
-        x: Inputs that the kernel is watched at, [N, ...], a few hundred say; they are copied.
-        targets: Their targets, [N] or [N, T], centred or signs of classes, for ``alignment``.
-        top: Number of the largest eigenvalues to record; all if there are fewer.
+        kernel: Kernel of the model that is trained in place; it has features.
+        x: Inputs at which the kernel is recorded, [N, ...], for example a few hundred; they are copied.
+        targets: Targets of the inputs, [N] or [N, T], centred or signs of classes, for ``alignment``.
+        top: Number of largest eigenvalues to record; all if there are fewer.
 
     Attributes:
-        records: The records so far, :class:`KernelRecord`, in their order.
+        records: Records so far, :class:`KernelRecord`, in their order.
 
     Raises:
         ValueError: If the kernel has no features, the inputs do not fit its model, targets do not fit the inputs or are
@@ -73,17 +75,17 @@ class KernelTracker:
             raise TypeError(f"kernel must be a NonlocalNTK, got {type(kernel).__name__}.")
         checks.tensor("x", x)
         self.kernel, self.x, self.top = kernel, x.detach().clone(), checks.integer("top", top, 1)
-        self.targets = None if targets is None else _checked(targets, len(x))
+        self.targets = None if targets is None else _check_targets(targets, len(x))
         self.records: list[KernelRecord] = []
         self._root: Tensor | None = None
         with _evaluation_mode(kernel.model):
-            kernel.operator(self.x)  # It knows whether kernel and inputs will do.
+            kernel.operator(self.x)  # It checks the kernel and the inputs.
 
     def record(self, step: int) -> KernelRecord:
         """Record the kernel as it is now.
 
         Args:
-            step: The step of training, at least 0, that the record is to bear.
+            step: Step of training, at least 0, for the record.
 
         Returns:
             The record, the last of ``records``.
@@ -99,7 +101,7 @@ class KernelTracker:
             if self._root is None:
                 self._root, self._norm = operator.root(), norm
             similarity, ratio = operator.alignment(self._root), norm / self._norm
-            made = KernelRecord(
+            record = KernelRecord(
                 step,
                 trace=float(operator.matrix.trace()),
                 effective_rank=operator.effective_rank(),
@@ -108,18 +110,18 @@ class KernelTracker:
                 change=float((1 + ratio.square() - 2 * similarity * ratio).clamp(min=0).sqrt()),
                 alignment=None if self.targets is None else operator.alignment(self.targets),
             )
-        self.records.append(made)
-        return made
+        self.records.append(record)
+        return record
 
     def table(self) -> dict[str, list[Any]]:
-        """The records as columns by name, for plots and data frames; a row of ``"eigenvalues"`` is a tuple."""
+        """Return the records as columns by name, for plots and data frames; a row of ``"eigenvalues"`` is a tuple."""
         return {
             column.name: [getattr(record, column.name) for record in self.records] for column in fields(KernelRecord)
         }
 
 
-def _checked(targets: Tensor, number: int) -> Tensor:
-    """Targets that fit the inputs, copied."""
+def _check_targets(targets: Tensor, number: int) -> Tensor:
+    """Check that targets fit this number of inputs, and copy them."""
     checks.tensor("targets", targets)
     if targets.dim() not in (1, 2) or len(targets) != number:
         raise ValueError(f"targets must have shape [{number}] or [{number}, T], got {tuple(targets.shape)}.")
@@ -129,11 +131,11 @@ def _checked(targets: Tensor, number: int) -> Tensor:
 
 @contextmanager
 def _evaluation_mode(model: object) -> Iterator[None]:
-    """Every layer in evaluation mode, and afterwards as it was."""
+    """Set every layer to evaluation mode, and restore its mode afterwards."""
     layers = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [layer.training for layer in layers]
     try:
-        # Layer by layer: a train() of a model's own may do more, and eval() does not know what it was.
+        # Layer by layer, because a model's train() may do more, and eval() forgets the modes of the layers.
         for layer in layers:
             layer.training = False
         yield

@@ -1,1 +1,1 @@
-"""Linear algebra with kernels that are never formed."""
+"""Linear algebra of kernel matrices: operators that are never formed, ridge regression, alignment."""

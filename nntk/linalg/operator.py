@@ -1,81 +1,87 @@
-"""A kernel matrix that is never formed: products, solutions and spectra through its features, chunk by chunk."""
+"""A kernel matrix that is never formed: products, solutions and spectra by its features, in blocks of inputs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nntk.kernels import checks
-from nntk.kernels.perturb import DEFAULT_BYTES
-
-if TYPE_CHECKING:
-    from nntk.kernel import NonlocalNTK
+from nntk.linalg import ridge
+from nntk.linalg.alignment import alignment
 
 
 class KernelOperator:
     r"""The kernel of N inputs as a linear operator, :math:`K = A A^\top` with features A [N, F].
 
-    Products cost O(N F); everything else goes through :math:`A^\top A` [F, F] in float64, or through the kernel itself
-    where N is smaller than F. A is made for some inputs at a time, and held only where the budget has room for all of
-    it: the model is not to change while an operator is in use.
+    Products cost O(N F). Everything else uses :math:`A^\top A` [F, F] in float64, or the kernel matrix itself where N
+    is at most F. The features are computed for one block of inputs at a time, and kept only where the budget has room
+    for all of them: the model must not change while an operator is in use. :meth:`nntk.NonlocalNTK.operator` makes the
+    operator of a nonlocal kernel.
 
     Args:
-        kernel: The kernel, traced or averaged over outputs; its estimator has features.
-        x: Inputs, [N, ...].
+        features: Function from inputs [n, ...] to their features A(x) [n, F], in the model's dtype. It checks inputs.
+        kernel: Function from inputs [n, ...] to their kernel matrix [n, n]; it is called where N is at most F.
+        x: Inputs, [N, ...], that fit the model.
+        max_bytes: Budget of temporary memory in bytes.
 
-    Raises:
-        ValueError: If the kernel has no features, or inputs do not fit its model or are not finite.
-        TypeError: If inputs are no tensor or have another dtype than the model.
+    Attributes:
+        x: Inputs, detached.
+        num_features: Number F of features.
 
     Example:
-        >>> import nntk
-        >>> kernel = nntk.NonlocalNTK(torch.nn.Linear(3, 1), samples=64)
-        >>> x = torch.randn(50, 3)
+        >>> a = torch.randn(50, 3)
+        >>> operator = KernelOperator(lambda x: x, lambda x: x @ x.T, a, max_bytes=2**20)
         >>> v = torch.ones(50)
-        >>> torch.allclose(kernel.operator(x) @ v, kernel(x) @ v, rtol=1e-4, atol=1e-4)
+        >>> torch.allclose(operator @ v, a @ a.T @ v, rtol=1e-4, atol=1e-4)
         True
     """
 
-    def __init__(self, kernel: "NonlocalNTK", x: Tensor) -> None:
-        kernel.check_inputs("x", x)
-        self.kernel, self.x = kernel, x.detach()
-        width = kernel.features(x[:1]).shape[1]
-        self.num_features = width
-        # Four copies of the features of some inputs: differences, features, float64.
-        budget = kernel.max_memory or DEFAULT_BYTES
-        self._inputs = max(1, budget // (32 * max(1, width)))
+    def __init__(
+        self,
+        features: Callable[[Tensor], Tensor],
+        kernel: Callable[[Tensor], Tensor],
+        x: Tensor,
+        max_bytes: int,
+    ) -> None:
+        self._features, self._kernel, self.x = features, kernel, x.detach()
+        self.num_features = features(self.x[:1]).shape[1]
+        # Differences, features and float64 copies of a block take at most four times 8 bytes for each feature.
+        self._block_size = max(1, max_bytes // (32 * max(1, self.num_features)))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Both lengths, N."""
+        """Numbers of rows and columns, both N."""
         return len(self.x), len(self.x)
 
     def features(self, x: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Features of some inputs at a time, in float64.
+        """Compute features in float64, one block of inputs at a time.
 
         Args:
             x: Inputs; those of the operator by default.
 
         Yields:
-            Where they stand, and their features, [n, F].
+            The block's place among the inputs, and its features, [n, F].
         """
-        if x is None and self._inputs >= len(self.x):
-            yield slice(0, len(self.x)), self._held
+        if x is None and self._block_size >= len(self.x):
+            yield slice(0, len(self.x)), self._all_features
             return
         inputs = self.x if x is None else x
-        for start in range(0, len(inputs), self._inputs):
-            some = slice(start, min(start + self._inputs, len(inputs)))
-            yield some, self.kernel.features(inputs[some]).double()
+        for start in range(0, len(inputs), self._block_size):
+            block = slice(start, min(start + self._block_size, len(inputs)))
+            yield block, self._features(inputs[block]).double()
 
     @cached_property
-    def _held(self) -> Tensor:
-        """All features, which the budget has room for."""
-        return self.kernel.features(self.x).double()
+    def _all_features(self) -> Tensor:
+        """Features of all inputs, [N, F], where the budget has room for them."""
+        return self._features(self.x).double()
 
     def project(self, vectors: Tensor) -> Tensor:
-        r""":math:`A^\top v` of vectors [N] or [N, R].
+        r"""Multiply vectors by the transposed features, :math:`A^\top v`.
+
+        Args:
+            vectors: v, [N] or [N, R].
 
         Returns:
             [F] or [F, R], float64.
@@ -86,12 +92,16 @@ class KernelOperator:
         """
         vectors = self._vectors("vectors", vectors)
         total = vectors.new_zeros(self.num_features, *vectors.shape[1:])
-        for some, a in self.features():
-            total += a.T @ vectors[some]
+        for block, a in self.features():
+            total += a.T @ vectors[block]
         return total
 
     def expand(self, weights: Tensor, x: Tensor | None = None) -> Tensor:
-        r""":math:`A(x) w` of weights [F] or [F, R]: at other inputs, a prediction.
+        r"""Multiply the features by weights, :math:`A(x) w`: at other inputs this is a prediction.
+
+        Args:
+            weights: w, [F] or [F, R].
+            x: Inputs, [N, ...]; those of the operator by default.
 
         Returns:
             [N] or [N, R], float64.
@@ -102,8 +112,8 @@ class KernelOperator:
         """
         inputs, weights = self.x if x is None else x, _columns("weights", weights, self.num_features)
         out = weights.new_empty(len(inputs), *weights.shape[1:])
-        for some, a in self.features(x):
-            out[some] = a @ weights
+        for block, a in self.features(x):
+            out[block] = a @ weights
         return out
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -111,11 +121,14 @@ class KernelOperator:
 
     @cached_property
     def gram(self) -> Tensor:
-        r""":math:`A^\top A`, [F, F], float64."""
+        r"""Gram matrix of the features, :math:`A^\top A`, [F, F], float64."""
         return self.gram_and_projection(self.x.new_zeros(len(self.x), 0, dtype=torch.float64))[0]
 
     def gram_and_projection(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`A^\top A` and :math:`A^\top v` of one pass over the inputs.
+        r"""Compute :math:`A^\top A` and :math:`A^\top v` in one pass over the inputs.
+
+        Args:
+            vectors: v, [N] or [N, R].
 
         Returns:
             [F, F], and [F] or [F, R], float64.
@@ -127,23 +140,28 @@ class KernelOperator:
         vectors = self._vectors("vectors", vectors)
         gram = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.x.device)
         projected = vectors.new_zeros(self.num_features, *vectors.shape[1:])
-        for some, a in self.features():
+        for block, a in self.features():
             gram.addmm_(a.T, a)
-            projected += a.T @ vectors[some]
+            projected += a.T @ vectors[block]
         return gram, projected
 
     @property
     def is_wide(self) -> bool:
-        """Whether there are at least as many features as inputs, so that the matrix itself is the smaller problem."""
+        """True where there are at least as many features as inputs, so that K is not larger than the Gram matrix."""
         return self.num_features >= len(self.x)
 
     @cached_property
     def matrix(self) -> Tensor:
-        r"""The smaller of K [N, N] and :math:`A^\top A` [F, F], in float64: but for zeros their eigenvalues are one."""
-        return self.kernel(self.x).double() if self.is_wide else self.gram
+        r"""The smaller of K [N, N] and :math:`A^\top A` [F, F], in float64; both have the same nonzero eigenvalues."""
+        return self._kernel(self.x).double() if self.is_wide else self.gram
 
     def root(self) -> Tensor:
-        r"""Some R with :math:`K = R R^\top`, in float64: the features, [N, F], or [N, N] where those are more."""
+        r"""Compute a matrix R with :math:`K = R R^\top`, [N, min(N, F)].
+
+        Returns:
+            R in float64: the features, [N, F], where there are fewer of them than inputs; else the eigenvectors of K
+            times the square roots of their eigenvalues, [N, N].
+        """
         if not self.is_wide:
             return torch.cat([a for _, a in self.features()])
         values, vectors = torch.linalg.eigh(self.matrix)
@@ -167,16 +185,16 @@ class KernelOperator:
         alpha = checks.positive_float("alpha", alpha, 1e-30, 1e30, "The ridge is added to the diagonal.")
         right = self._vectors("y", y)
         if self.is_wide:
-            solution = _solve(self.matrix, alpha, right)
+            solution = ridge.solve(self.matrix, alpha, right)
         else:
-            solution = (right - self.expand(_solve(self.gram, alpha, self.project(right)))) / alpha
+            solution = (right - self.expand(ridge.solve(self.gram, alpha, self.project(right)))) / alpha
         return solution.to(y.dtype)
 
     def eigsh(self, k: int = 6) -> tuple[Tensor, Tensor]:
-        """The largest eigenvalues and their vectors.
+        """Compute the largest eigenvalues and their eigenvectors.
 
         Args:
-            k: How many, at most N and F.
+            k: Number of eigenvalues, at most N and F.
 
         Returns:
             Eigenvalues, [k], float64, the largest first, and orthonormal vectors, [N, k].
@@ -190,12 +208,15 @@ class KernelOperator:
         values, vectors = values[-k:].flip(0), vectors[:, -k:].flip(1)
         if self.is_wide:
             return values, vectors
-        # Vectors of eigenvalues of rounding have no direction of their own.
+        # An eigenvalue that is rounding has no meaningful eigenvector: the bound only keeps its length finite.
         roots = values.clamp(min=torch.finfo(torch.float64).eps * float(values[0])).sqrt()
         return values, self.expand(vectors / roots)
 
     def eigvalsh(self, k: int = 6) -> Tensor:
-        """The largest eigenvalues alone, as :meth:`eigsh` gives them.
+        """Compute the largest eigenvalues alone, in the order of :meth:`eigsh`.
+
+        Args:
+            k: Number of eigenvalues, at most N and F.
 
         Returns:
             [k], float64.
@@ -209,27 +230,23 @@ class KernelOperator:
         return values[-k:].flip(0)
 
     def diagonal(self) -> Tensor:
-        """The diagonal, [N], float64."""
+        """Return the diagonal, [N], float64."""
         return torch.cat([a.square().sum(1) for _, a in self.features()])
 
     def trace(self) -> float:
-        """Sum of the diagonal."""
+        """Return the sum of the diagonal."""
         return float(self.diagonal().sum())
 
-    def squared_norm(self) -> float:
-        """Sum of the squares of all entries."""
-        return float(self.matrix.square().sum())
-
     def effective_rank(self) -> float:
-        r"""Squared trace over squared norm, :math:`(\sum \lambda)^2 / \sum \lambda^2`: 1 for a single direction."""
+        r"""Return the squared trace over the squared norm, :math:`(\sum \lambda)^2 / \sum \lambda^2`, 1 for rank 1."""
         return float(self.matrix.trace() ** 2 / self.matrix.square().sum())
 
     def alignment(self, y: Tensor) -> float:
-        r"""Alignment with targets, :math:`\langle y, K y \rangle / (|K|_F\,|y y^\top|_F)`, in [0, 1].
+        r"""Return the alignment with targets, :math:`\langle y, K y \rangle / (|K|_F\,|y y^\top|_F)`, in [0, 1].
 
         Args:
-            y: Targets, [N] or [N, R]; of several the sum over them. Given the :meth:`root` of another kernel it is
-                the similarity of the two, :math:`\langle K, K' \rangle / (|K|_F\,|K'|_F)`.
+            y: Targets, [N] or [N, R]; inner products are summed over several targets. With the :meth:`root` of another
+                kernel K' as ``y`` it is the similarity :math:`\langle K, K' \rangle / (|K|_F\,|K'|_F)` of the two.
 
         Returns:
             The alignment.
@@ -241,34 +258,26 @@ class KernelOperator:
         targets = self._vectors("y", y)
         columns = targets if targets.dim() == 2 else targets[:, None]
         products = columns * (self.matrix @ columns) if self.is_wide else self.project(columns).square()
-        return float(products.sum() / ((columns.T @ columns).norm() * self.matrix.norm()))
+        return alignment(columns.T @ columns, self.matrix, products.sum())
 
     def to_scipy(self) -> Any:
-        """The same as a ``scipy.sparse.linalg.LinearOperator``, for its iterative methods; needs SciPy."""
+        """Return the operator as a ``scipy.sparse.linalg.LinearOperator``, for SciPy's iterative methods."""
         from scipy.sparse.linalg import LinearOperator
 
-        def times(vectors: Any) -> Any:
+        def multiply(vectors: Any) -> Any:
             return (self @ torch.as_tensor(vectors, dtype=torch.float64, device=self.x.device)).cpu().numpy()
 
-        return LinearOperator(self.shape, matvec=times, rmatvec=times, matmat=times, rmatmat=times, dtype="float64")
+        return LinearOperator(
+            self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype="float64"
+        )
 
     def _vectors(self, name: str, vectors: Tensor) -> Tensor:
         return _columns(name, vectors, len(self.x))
 
 
 def _columns(name: str, vectors: Tensor, length: int) -> Tensor:
-    """Vectors of a length, or columns of it, in float64."""
+    """Check that vectors are [length] or [length, R], and return them in float64."""
     checks.tensor(name, vectors)
     if vectors.dim() not in (1, 2) or len(vectors) != length:
         raise ValueError(f"{name} must have shape [{length}] or [{length}, R], got {tuple(vectors.shape)}.")
     return vectors.double()
-
-
-def _solve(matrix: Tensor, alpha: float, right: Tensor) -> Tensor:
-    """Solve (matrix + alpha I) v = right for a matrix that is positive semi-definite but for rounding."""
-    shifted = matrix.clone()
-    shifted.diagonal().add_(alpha)
-    factor, info = torch.linalg.cholesky_ex(shifted)
-    columns = right if right.dim() == 2 else right[:, None]
-    solution = torch.linalg.solve(shifted, columns) if int(info) else torch.cholesky_solve(columns, factor)
-    return solution if right.dim() == 2 else solution[:, 0]

@@ -1,1 +1,1 @@
-"""The local (ordinary) NTK."""
+"""The local (ordinary) NTK, by gradients."""

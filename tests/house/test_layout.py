@@ -51,7 +51,9 @@ def modules() -> dict[str, Path]:
     """Return the file of every module, by its name."""
     files = [path for top in ("nntk", "kernels", "bench") for path in (ROOT / top).rglob("*.py")]
     names = (".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files)
-    return {name if name.split(".")[0] == "nntk" else f"nntk.{name}": path for name, path in zip(names, files)}
+    return {
+        name if name.split(".")[0] == "nntk" else f"nntk.{name}": path for name, path in zip(names, files, strict=True)
+    }
 
 
 MODULES = modules()

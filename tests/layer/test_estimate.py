@@ -3,11 +3,9 @@
 import pytest
 import torch
 from conftest import inputs, mlp, relative_error
-from scipy import stats
 
 from nntk import Attention, EffectiveSampleWarning, FixedKernel, NonlocalNTK
-from nntk.estimators.estimate import t_quantile
-from nntk.estimators.gram_products import gram_products
+from nntk.estimators.errors.gram_products import gram_products
 from nntk.kernels.assemble import ESTIMATORS, displacement_gram
 
 GAUSSIAN = FixedKernel("gaussian")
@@ -91,13 +89,6 @@ def test_the_tolerance_or_the_limit_ends_it():
     assert fine.trace == tuple((one.samples, one.relative_error) for one in seen[-len(fine.trace) :])
     limited = kernel("tanh", 5, 64).estimate(x, rtol=1e-6, max_samples=200)
     assert not limited.converged and limited.samples == 200
-
-
-@pytest.mark.parametrize("freedom", [15, 30, 200])
-@pytest.mark.parametrize("probability", [0.5, 0.9, 0.975, 0.995])
-def test_quantiles_of_t(probability, freedom):
-    """Against SciPy's."""
-    assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), abs=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +247,7 @@ def test_products_with_the_gram_matrix(samples, monkeypatch):
     parameters, rows = {0: torch.zeros(3, 4), 2: torch.zeros(5)}, torch.arange(4, 4 + samples)
     numbers, matrix = inputs(samples, 10, torch.float64).view(samples, 5, 2), displacement_gram(parameters, rows, 7)
     if samples == 600:
-        monkeypatch.delattr("nntk.estimators.gram_products.displacement_gram")
+        monkeypatch.delattr("nntk.estimators.errors.gram_products.displacement_gram")
     by_all, by_own = gram_products(numbers, rows, 3, parameters, 7, "gaussian", 800)
     torch.testing.assert_close(by_all, torch.tensordot(matrix, numbers, dims=1), rtol=1e-6, atol=1e-5)
     group = torch.arange(samples) // 3

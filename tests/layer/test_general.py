@@ -9,7 +9,7 @@ from torch import nn
 import nntk
 from nntk import BlackBox, NonlocalNTK
 from nntk.bench.measure.reference import float64_differences
-from nntk.models import general
+from nntk.differences.copies import CopyPlan
 
 
 class Wrapped(nn.Module):
@@ -172,7 +172,8 @@ def test_chunks_and_stacking_do_not_matter(monkeypatch):
     branching = Branching(nn.ReLU).eval()
     branching.load_state_dict(model.state_dict())
     kernel = NonlocalNTK(branching, gamma=0.05, samples=9)
-    plan = general._Plan.of(kernel._model(), kernel._model()._parameters(torch.float64), x.double(), 2**27)
+    view = kernel._view()
+    plan = CopyPlan.of(view, view.parameters(torch.float64), x.double(), 2**27)
     assert plan.stacked == 1 and relative_error(kernel(x), expected) < 1e-6
 
 

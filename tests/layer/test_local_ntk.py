@@ -1,4 +1,4 @@
-"""The local NTK: three methods against explicit Jacobians and against another implementation."""
+"""The local NTK: three methods compared with explicit Jacobians and with another implementation."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def tensor(name):
 
 
 def explicit(model, x1, x2):
-    """J J^T by one backward pass an output: [N1, N2, C, C]."""
+    """Compute J J^T by one backward pass for each output: [N1, N2, C, C]."""
 
     def jacobian(x):
         rows = []
@@ -44,15 +44,16 @@ def select(full, outputs):
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("widths", [(5, 17, 9, 3), (4, 3), (1, 1, 3)])
 def test_methods_equal_the_explicit_jacobian(widths, activation, method):
-    """To 1e-10 in float64, all outputs, symmetric and cross, odd sizes."""
+    """They agree to 1e-10 in float64, for all outputs, symmetric and cross kernels, and odd sizes."""
     model = mlp(*widths, activation=activation, dtype=torch.float64)
     x1, x2 = inputs(7, widths[0], torch.float64), inputs(5, widths[0], torch.float64, seed=2)
     for outputs in OUTPUTS:
-        made = local_ntk(model, x1, x2, outputs=outputs, method=method)
-        torch.testing.assert_close(made, select(explicit(model, x1, x2), outputs), rtol=1e-10, atol=1e-10)
-        own = local_ntk(model, x1, outputs=outputs, method=method)
-        torch.testing.assert_close(own, select(explicit(model, x1, x1), outputs), rtol=1e-10, atol=1e-10)
-        assert torch.equal(own, own.transpose(0, 1).transpose(2, 3) if outputs == "full" else own.transpose(0, 1))
+        cross = local_ntk(model, x1, x2, outputs=outputs, method=method)
+        torch.testing.assert_close(cross, select(explicit(model, x1, x2), outputs), rtol=1e-10, atol=1e-10)
+        kernel = local_ntk(model, x1, outputs=outputs, method=method)
+        torch.testing.assert_close(kernel, select(explicit(model, x1, x1), outputs), rtol=1e-10, atol=1e-10)
+        swapped = kernel.transpose(0, 1)
+        assert torch.equal(kernel, swapped.transpose(2, 3) if outputs == "full" else swapped)
 
 
 @pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name not in ("tanh", "relu")])
@@ -67,18 +68,18 @@ def test_methods_agree_for_every_activation(activation):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "sin", "gelu"])
 def test_mlps_equal_neural_tangents(activation, method):
-    """Values of neural-tangents 0.6.5, to 1e-10."""
+    """They agree to 1e-10 with values of neural-tangents 0.6.5."""
     prefix = f"mlp_{activation}_"
     model = mlp(5, 16, 24, 2, activation=activation, dtype=torch.float64)
     for number, layer in enumerate(model[::2]):
         layer.weight.data, layer.bias.data = tensor(f"{prefix}weight{number}"), tensor(f"{prefix}bias{number}")
-    made = local_ntk(model, tensor(f"{prefix}x1"), tensor(f"{prefix}x2"), outputs="full", method=method)
-    torch.testing.assert_close(made, tensor(f"{prefix}ntk"), rtol=1e-10, atol=1e-10)
+    kernel = local_ntk(model, tensor(f"{prefix}x1"), tensor(f"{prefix}x2"), outputs="full", method=method)
+    torch.testing.assert_close(kernel, tensor(f"{prefix}ntk"), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["auto", "jacobian", "vector-products"])
 def test_a_cnn_equals_neural_tangents(method):
-    """The general methods take any module."""
+    """The general methods accept any module."""
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1),
         nn.ReLU(),
@@ -89,13 +90,13 @@ def test_a_cnn_equals_neural_tangents(method):
     ).double()
     for number, name in ((0, "conv0"), (2, "conv1"), (5, "linear")):
         model[number].weight.data, model[number].bias.data = tensor(f"cnn_{name}_weight"), tensor(f"cnn_{name}_bias")
-    made = local_ntk(model, tensor("cnn_x1"), tensor("cnn_x2"), outputs="full", method=method)
-    torch.testing.assert_close(made, tensor("cnn_ntk"), rtol=1e-10, atol=1e-10)
+    kernel = local_ntk(model, tensor("cnn_x1"), tensor("cnn_x2"), outputs="full", method=method)
+    torch.testing.assert_close(kernel, tensor("cnn_ntk"), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["jacobian", "vector-products"])
 def test_blocks_do_not_matter(method, monkeypatch):
-    """Blocks of three inputs give what one block gives."""
+    """Blocks of three inputs give the kernel of one block."""
     model = mlp(5, 69, 69, 2, dtype=torch.float64)
     x1, x2 = inputs(11, 5, torch.float64), inputs(8, 5, torch.float64, seed=2)
     # Four arrays of C d float64 numbers an input: a mebibyte holds three of these.
@@ -108,7 +109,7 @@ def test_blocks_do_not_matter(method, monkeypatch):
 
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_blocks_of_the_structured_method_do_not_matter(outputs, monkeypatch):
-    """Blocks of seven lines give what one gives, with and without a second set of inputs, to the last bit symmetric."""
+    """Blocks of seven rows give the kernel of one block, with and without other columns, symmetric to the last bit."""
     layers = recognise(mlp(5, 17, 3, dtype=torch.float64)).layers
     x1, x2 = inputs(23, 5, torch.float64), inputs(11, 5, torch.float64, seed=2)
     whole = [op.structured_ntk(layers, x1, other, outputs) for other in (None, x2)]
@@ -123,20 +124,20 @@ def test_blocks_of_the_structured_method_do_not_matter(outputs, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_frozen_parameters_do_not_count(method):
-    """Only parameters that require a gradient."""
+    """Only parameters that require a gradient count: the kernels of two complementary sets add up."""
     model, x = mlp(4, 8, 6, 2, dtype=torch.float64), inputs(5, 4, torch.float64)
-    everything = local_ntk(model, x, method=method)
+    full = local_ntk(model, x, method=method)
     model[0].weight.requires_grad_(False)
     model[2].weight.requires_grad_(False)
     model[2].bias.requires_grad_(False)
-    some = local_ntk(model, x, method=method)
+    partial = local_ntk(model, x, method=method)
     for parameter in model.parameters():
         parameter.requires_grad_(not parameter.requires_grad)
-    torch.testing.assert_close(some + local_ntk(model, x, method=method), everything)
+    torch.testing.assert_close(partial + local_ntk(model, x, method=method), full)
 
 
 def test_tied_layers_fall_back_to_the_jacobian():
-    """A shared layer's gradient is a sum over its places, which the structured form leaves out."""
+    """The gradient of a shared layer is a sum over its places, which the structured form does not have."""
     shared = nn.Linear(6, 6)
     model = nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(6, 1)).double()
     x = inputs(4, 6, torch.float64)
@@ -145,15 +146,15 @@ def test_tied_layers_fall_back_to_the_jacobian():
         local_ntk(model, x, method="structured")
 
 
-def test_auto_takes_any_inputs_that_the_model_takes():
-    """A Linear layer takes inputs of several axes: every place is an output."""
+def test_auto_accepts_all_inputs_of_the_model():
+    """A Linear layer accepts inputs of several axes: every place is an output."""
     model, x = nn.Linear(3, 2).double(), inputs(8, 3, torch.float64).view(4, 2, 3)
     flat = local_ntk(model, x.view(8, 3)).view(4, 2, 4, 2)
     torch.testing.assert_close(local_ntk(model, x), torch.einsum("icjc->ij", flat))
 
 
 def test_autocast_does_not_matter():
-    """Gradients are taken in the model's dtype."""
+    """Gradients are computed in the model's dtype."""
     model, x = mlp(4, 8, 2), inputs(5, 4)
     for method in METHODS:
         with torch.autocast("cpu", torch.bfloat16):
@@ -162,7 +163,7 @@ def test_autocast_does_not_matter():
 
 
 def test_autograd_sees_only_the_last_layer_of_a_sign_network():
-    """What the nonlocal kernel is for: the NTK of a sign network is that of its last layer."""
+    """The NTK of a sign network is that of its last layer: the reason for the nonlocal kernel."""
     model, x = mlp(6, 20, 15, 1, activation="sign", dtype=torch.float64), inputs(8, 6, torch.float64)
     h = model[:4](x)
     for method in METHODS:
@@ -171,11 +172,11 @@ def test_autograd_sees_only_the_last_layer_of_a_sign_network():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_empty_inputs_give_an_empty_kernel(method):
-    """No rows, no columns, or neither."""
-    model, x, none = mlp(4, 8, 3), inputs(5, 4), inputs(0, 4)
-    assert local_ntk(model, none, method=method).shape == (0, 0)
-    assert local_ntk(model, x, none, method=method).shape == (5, 0)
-    assert local_ntk(model, none, x, method=method, outputs="full").shape == (0, 5, 3, 3)
+    """The kernel may have no rows, no columns, or neither."""
+    model, x, empty = mlp(4, 8, 3), inputs(5, 4), inputs(0, 4)
+    assert local_ntk(model, empty, method=method).shape == (0, 0)
+    assert local_ntk(model, x, empty, method=method).shape == (5, 0)
+    assert local_ntk(model, empty, x, method=method, outputs="full").shape == (0, 5, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +219,13 @@ def test_empty_inputs_give_an_empty_kernel(method):
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
-    """Each error names the argument, the value and what is allowed."""
+    """Each error names the argument, the value and the allowed values."""
     with pytest.raises(error, match=message):
         local_ntk(**{"model": mlp(4, 6, 2), "x1": inputs(3, 4), **arguments})
 
 
 def test_a_parameter_that_is_not_finite_has_no_gradient():
-    """It is named."""
+    """The error names the parameter."""
     model = mlp(4, 2)
     model[0].bias.data[1] = torch.nan
     with pytest.raises(ValueError, match="parameter '0.bias' must be finite, got 1 NaN"):
@@ -232,7 +233,7 @@ def test_a_parameter_that_is_not_finite_has_no_gradient():
 
 
 def layer(ordinal=0):
-    """A layer of four inputs and as many outputs."""
+    """Build a layer of four inputs and four outputs."""
     return op.Layer(torch.ones(4, 4), weight_ordinal=ordinal)
 
 
@@ -252,6 +253,6 @@ def layer(ordinal=0):
     ],
 )
 def test_layers_without_a_structured_ntk_are_named(layers, x, settings, error, message):
-    """Before any work."""
+    """The error names the layer, before any work."""
     with pytest.raises(error, match=message):
         op.structured_ntk(layers, x, **settings)

@@ -1,4 +1,4 @@
-"""Kernels as operators: what the matrix would give, without it."""
+"""Kernels as operators: the results of the matrix, without the matrix."""
 
 from unittest.mock import patch
 
@@ -20,16 +20,16 @@ SETTINGS = {
 }
 
 
-def made(samples=24, **settings):
-    """A kernel of two outputs."""
+def make_kernel(samples=24, **settings):
+    """Build a kernel of two outputs."""
     return NonlocalNTK(mlp(3, 12, 2), gamma=0.3, samples=samples, **settings)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.filterwarnings("ignore::nntk.EffectiveSampleWarning")
 def test_features_make_the_kernel(settings):
-    """Of lines and of entries, each by itself; and the diagonal."""
-    kernel, x, other = made(**settings), inputs(7, 3), inputs(5, 3, seed=4)
+    """Features of rows and of columns, each computed alone, give the kernel and its diagonal."""
+    kernel, x, other = make_kernel(**settings), inputs(7, 3), inputs(5, 3, seed=4)
     a, b = kernel.features(x), kernel.features(other)
     assert relative_error(a @ b.T, kernel(x, other)) < 1e-5
     assert relative_error(kernel.diagonal(x), kernel(x).diagonal()) < 1e-5
@@ -37,9 +37,9 @@ def test_features_make_the_kernel(settings):
 
 @pytest.mark.parametrize("outputs", ["trace", "diagonal", "full"])
 def test_diagonals_of_all_outputs(outputs):
-    """Of kernels without features too."""
+    """The diagonal is that of the matrix for each form of the outputs, also without features."""
     for estimator in ("energy", "unbiased"):
-        kernel, x = made(outputs=outputs, estimator=estimator), inputs(4, 3)
+        kernel, x = make_kernel(outputs=outputs, estimator=estimator), inputs(4, 3)
         whole = kernel(x)
         expected = torch.stack([whole[n, n] for n in range(4)])
         torch.testing.assert_close(kernel.diagonal(x), expected, rtol=1e-4, atol=1e-5)
@@ -47,11 +47,11 @@ def test_diagonals_of_all_outputs(outputs):
 
 
 @pytest.mark.parametrize("number", [30, 200], ids=["wide", "tall"])
-def test_what_the_matrix_gives(number):
-    """Products, solutions, eigenvalues, ranks: with fewer inputs than features, and with more, in chunks."""
-    kernel, x = made(max_memory=2**20), inputs(number, 3)
-    operator, k = kernel.operator(x), kernel(x).double()
-    operator._inputs = 37
+def test_results_are_those_of_the_matrix(number):
+    """Products, solutions, eigenvalues, ranks: with fewer inputs than features, and with more, in blocks of 37."""
+    kernel, x = make_kernel(max_memory=2**20), inputs(number, 3)
+    operator, k = KernelOperator(kernel.features, kernel, x, max_bytes=37 * 32 * 48), kernel(x).double()
+    assert [len(a) for _, a in operator.features()] == ([30] if number == 30 else [37] * 5 + [15])
     y = torch.randn(number, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert operator.shape == (number, number) and operator.is_wide == (number == 30)
     assert relative_error(operator @ y, k @ y) < 1e-5 and relative_error(operator @ y[:, 0].float(), k @ y[:, 0]) < 1e-5
@@ -65,15 +65,16 @@ def test_what_the_matrix_gives(number):
     assert relative_error(operator.root() @ operator.root().T, k) < 1e-5
     assert operator.trace() == pytest.approx(float(k.trace()), rel=1e-5)
     assert operator.effective_rank() == pytest.approx(float(k.trace() ** 2 / k.square().sum()), rel=1e-5)
-    one = y[:, 0]
-    assert operator.alignment(one) == pytest.approx(float(one @ k @ one / k.norm() / (one @ one)), rel=1e-4)
+    target = y[:, 0]
+    expected = float(target @ k @ target / k.norm() / (target @ target))
+    assert operator.alignment(target) == pytest.approx(expected, rel=1e-4)
     assert operator.alignment(vectors[:, 0]) == pytest.approx(float(values[0] / k.norm()), rel=1e-4)
 
 
 @pytest.mark.parametrize("number", [30, 200], ids=["wide", "tall"])
 def test_alignment_with_a_root_is_the_similarity_of_kernels(number):
-    """Of two kernels of the same inputs, whatever their scales."""
-    x, first, second = inputs(number, 3), made(seed=1), made(seed=2)
+    """Two kernels of the same inputs have one similarity, whatever their scales."""
+    x, first, second = inputs(number, 3), make_kernel(seed=1), make_kernel(seed=2)
     k1, k2 = first(x).double(), second(x).double()
     similarity = first.operator(x).alignment(7 * second.operator(x).root())
     assert similarity == pytest.approx(float((k1 * k2).sum() / k1.norm() / k2.norm()), rel=1e-5)
@@ -81,16 +82,16 @@ def test_alignment_with_a_root_is_the_similarity_of_kernels(number):
 
 def test_features_that_fit_the_budget_are_made_once():
     """Beside those of one input, which tell how many they are."""
-    kernel, x, v = made(), inputs(200, 3), torch.ones(200)
+    kernel, x, v = make_kernel(), inputs(200, 3), torch.ones(200)
     with patch.object(NonlocalNTK, "features", autospec=True, side_effect=NonlocalNTK.features) as features:
         operator = kernel.operator(x)
         assert torch.equal(operator @ v, operator @ v) and operator.effective_rank() > 1
     assert [len(call.args[1]) for call in features.call_args_list] == [1, 200]
 
 
-def test_scipy_takes_the_operator():
-    """Its conjugate gradients solve what ours solve."""
-    operator, y = made().operator(inputs(60, 3)), torch.ones(60, dtype=torch.float64)
+def test_scipy_accepts_the_operator():
+    """SciPy's conjugate gradients solve the same system as the operator."""
+    operator, y = make_kernel().operator(inputs(60, 3)), torch.ones(60, dtype=torch.float64)
     shifted = operator.to_scipy() + aslinearoperator(3.0 * sparse.identity(60))
     solution, status = cg(shifted, y.numpy(), rtol=1e-8)
     assert status == 0 and relative_error(torch.as_tensor(solution), operator.solve(y, 3.0)) < 1e-4
@@ -126,13 +127,12 @@ def test_scipy_takes_the_operator():
         (lambda o: o.alignment([1.0] * 3), TypeError, "y must be a torch.Tensor, got list"),
     ],
 )
-def test_what_cannot_be_is_an_error(call, error, message):
-    """It names the argument."""
+def test_errors_name_the_argument(call, error, message):
+    """Arguments that do not fit are errors of every method."""
     with pytest.raises(error, match=message):
-        call(made().operator(inputs(3, 3)))
+        call(make_kernel().operator(inputs(3, 3)))
 
 
-@pytest.mark.parametrize("make", [KernelOperator, NonlocalNTK.operator])
 @pytest.mark.parametrize(
     ("settings", "x", "error", "message"),
     [
@@ -144,14 +144,14 @@ def test_what_cannot_be_is_an_error(call, error, message):
         ({}, [[1.0] * 3], TypeError, "x must be a torch.Tensor, got list"),
     ],
 )
-def test_what_has_no_operator_is_an_error(make, settings, x, error, message):
-    """As it is made, whichever input it is."""
+def test_kernels_and_inputs_without_an_operator_are_errors(settings, x, error, message):
+    """The operator itself raises the error, before any product."""
     with pytest.raises(error, match=message):
-        make(made(**settings), x)
+        make_kernel(**settings).operator(x)
 
 
 def test_a_linear_layer_alone():
-    """Its kernel has rank d at most: the operator sees it."""
+    """The kernel of a linear layer has rank d at most, and the operator shows it."""
     operator = NonlocalNTK(nn.Linear(3, 1), samples=64).operator(inputs(50, 3))
     values, _ = operator.eigsh(6)
     assert float(values[4] / values[0]) < 1e-6 and operator.effective_rank() < 4

@@ -1,4 +1,4 @@
-"""Kernels on disk: the same bits come back, for the same kernel alone."""
+"""Kernels on disk: the same bits come back, and only for the same kernel."""
 
 import sys
 from unittest.mock import patch
@@ -9,26 +9,26 @@ from conftest import inputs, mlp
 from safetensors.torch import save_file
 
 import nntk
-from nntk.files import storage
+from nntk.files import fingerprint, storage
 
 
-def made(**settings):
-    """A kernel, of one model whatever its settings."""
+def make_kernel(**settings):
+    """Build a kernel of the same model, whatever its settings."""
     return nntk.NonlocalNTK(mlp(3, 8, 2), **{"samples": 16, **settings})
 
 
 def centred(x, rows):
-    """A score of one's own."""
+    """Score all displacements equally, as a custom score."""
     return torch.zeros(len(rows), len(x))
 
 
 def test_what_was_saved_comes_back(tmp_path):
     """Matrices, differences and inputs, bit for bit; a budget of memory changes no number."""
-    kernel, x, path = made(), inputs(5, 3), tmp_path / "deep" / "k.safetensors"
-    kept = {"K": kernel(x), "D": kernel.differences(x), "x": x, "K_t": kernel(x, inputs(2, 3)).T}
-    nntk.save(path, kernel, kept)
-    found = nntk.load(path, made(max_memory=2**22))
-    assert found.keys() == kept.keys() and all(torch.equal(found[name], kept[name]) for name in kept)
+    kernel, x, path = make_kernel(), inputs(5, 3), tmp_path / "deep" / "k.safetensors"
+    results = {"K": kernel(x), "D": kernel.differences(x), "x": x, "K_t": kernel(x, inputs(2, 3)).T}
+    nntk.save(path, kernel, results)
+    loaded = nntk.load(path, make_kernel(max_memory=2**22))
+    assert loaded.keys() == results.keys() and all(torch.equal(loaded[name], results[name]) for name in results)
     assert [file.name for file in path.parent.iterdir()] == ["k.safetensors"]
 
 
@@ -47,36 +47,36 @@ def test_what_was_saved_comes_back(tmp_path):
     ],
 )
 def test_another_kernel_is_refused(tmp_path, settings, message):
-    """By what differs."""
-    nntk.save(tmp_path / "k", made(), {"K": torch.ones(2)})
+    """The message names what differs."""
+    nntk.save(tmp_path / "k", make_kernel(), {"K": torch.ones(2)})
     with pytest.raises(nntk.files.storage.MismatchError, match=message):
-        nntk.load(tmp_path / "k", made(**settings))
+        nntk.load(tmp_path / "k", make_kernel(**settings))
 
 
 def test_another_model_or_stream_is_refused(tmp_path, monkeypatch):
-    """A weight that was trained on, another version of the stream, a file of something else."""
-    kernel = made()
+    """The weight was trained on, the stream has another version, or the file holds something else."""
+    kernel = make_kernel()
     nntk.save(tmp_path / "k", kernel, {"K": torch.ones(2)})
     with torch.no_grad():
         kernel.model[0].weight[0, 0] += 1e-3
     with pytest.raises(storage.MismatchError, match="is of another kernel: model is"):
         nntk.load(tmp_path / "k", kernel)
-    frozen = made()
+    frozen = make_kernel()
     frozen.model[2].requires_grad_(False)
     with pytest.raises(storage.MismatchError, match=r"parameters is .* there and \['0.weight', '0.bias'\] here"):
         nntk.load(tmp_path / "k", frozen)
-    monkeypatch.setattr(storage, "STREAM_VERSION", 99)
+    monkeypatch.setattr(fingerprint, "STREAM_VERSION", 99)
     with pytest.raises(storage.MismatchError, match="stream_version is 1 there and 99 here"):
-        nntk.load(tmp_path / "k", made())
+        nntk.load(tmp_path / "k", make_kernel())
     save_file({"K": torch.ones(2)}, tmp_path / "other")
     (tmp_path / "text").write_text("no safetensors")
     for name in ("other", "text"):
         with pytest.raises(storage.MismatchError, match=f"{name} must be a file that nntk.save wrote"):
-            nntk.load(tmp_path / name, made())
+            nntk.load(tmp_path / name, make_kernel())
 
 
 def test_functions_and_black_boxes_are_told_apart(tmp_path):
-    """By their parameters."""
+    """The fingerprint holds their parameters."""
     for first, second in (
         ({"model": lambda p, x: x @ p["a"], "parameters": {"a": torch.ones(3, 1)}}, {"a": torch.zeros(3, 1)}),
         (
@@ -93,29 +93,29 @@ def test_functions_and_black_boxes_are_told_apart(tmp_path):
 
 
 def test_nothing_and_no_tensors_are_errors(tmp_path):
-    """Before anything is written."""
+    """The error comes before anything is written."""
     with pytest.raises(ValueError, match="tensors must hold something"):
-        nntk.save(tmp_path / "k", made(), {})
+        nntk.save(tmp_path / "k", make_kernel(), {})
     with pytest.raises(TypeError, match=r"K must be a torch.Tensor"):
-        nntk.save(tmp_path / "k", made(), {"K": [1.0]})
+        nntk.save(tmp_path / "k", make_kernel(), {"K": [1.0]})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_path_that_cannot_be_is_an_error(tmp_path):
-    """Nothing there, a folder, a file in place of a folder."""
+    """The file is absent, a folder stands in its place, or a file in the place of its folder."""
     (tmp_path / "file").touch()
     (tmp_path / "taken.tmp").mkdir()
     with pytest.raises(FileNotFoundError, match="absent"):
-        nntk.load(tmp_path / "absent", made())
+        nntk.load(tmp_path / "absent", make_kernel())
     for name in ("file/k", "taken"):
         with pytest.raises(OSError, match=name.partition("/")[0]):
-            nntk.save(tmp_path / name, made(), {"K": torch.ones(2)})
+            nntk.save(tmp_path / name, make_kernel(), {"K": torch.ones(2)})
 
 
 def test_without_safetensors_the_message_says_what_to_install(tmp_path):
-    """For reading and for writing."""
+    """Reading and writing both name the extra."""
     with patch.dict(sys.modules, {"safetensors.torch": None}):
         with pytest.raises(ImportError, match=r"nntk.save needs safetensors: pip install 'nntk\[store\]'"):
-            nntk.save(tmp_path / "k", made(), {"K": torch.ones(2)})
+            nntk.save(tmp_path / "k", make_kernel(), {"K": torch.ones(2)})
         with pytest.raises(ImportError, match=r"nntk.load needs safetensors: pip install 'nntk\[store\]'"):
-            nntk.load(tmp_path / "k", made())
+            nntk.load(tmp_path / "k", make_kernel())

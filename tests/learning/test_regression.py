@@ -1,4 +1,4 @@
-"""Ridge regression and classification in scikit-learn's manner."""
+"""Ridge regression and classification as estimators of scikit-learn."""
 
 import re
 
@@ -19,20 +19,20 @@ from nntk import KernelRidge, KernelRidgeClassifier, NonlocalNTK
 
 
 def small(num_features):
-    """A network that is quickly evaluated."""
+    """Build a network that is quickly evaluated."""
     return nn.Sequential(nn.Linear(num_features, 16), nn.Tanh(), nn.Linear(16, 1))
 
 
 @parametrize_with_checks([KernelRidge(small, samples=32), KernelRidgeClassifier(small, samples=32)])
 @pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_finds_nothing_wrong(estimator, check):
-    """With its own checks of estimators."""
+def test_estimators_pass_the_checks_of_scikit_learn(estimator, check):
+    """scikit-learn has checks for all estimators."""
     check(estimator)
 
 
 @pytest.mark.parametrize("number", [20, 300], ids=["few inputs", "many inputs"])
 def test_the_fit_is_ridge_regression_with_the_kernel(number):
-    """By the matrix, or by the normal equations of the features: predictions of the textbook."""
+    """Predictions equal the formula with the matrix, whether the fit uses the matrix or the normal equations."""
     x, y = inputs(number, 3, torch.float64).numpy(), inputs(number, 2, torch.float64, seed=5).numpy()
     new = inputs(7, 3, torch.float64, seed=8).numpy()
     model = mlp(3, 12, 1, dtype=torch.float64)
@@ -44,8 +44,8 @@ def test_the_fit_is_ridge_regression_with_the_kernel(number):
 
 
 @pytest.mark.parametrize("number", [20, 150], ids=["few inputs", "many inputs"])
-def test_leave_one_out_is_what_it_says(number):
-    """The chosen ridge has the least error of fits that each leave an input out, among all that were tried."""
+def test_the_ridge_has_the_least_leave_one_out_error(number):
+    """Ridges near the chosen one have larger errors of fits that each leave an input out."""
     x = inputs(number, 3, torch.float64)
     y = torch.sign(x[:, 0]) + 0.3 * inputs(number, 1, torch.float64, seed=2)[:, 0]
     model = mlp(3, 12, 1, dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_leave_one_out_is_what_it_says(number):
 
 
 def test_digits_and_a_search_over_gamma():
-    """Images by a sign network, whose hidden layers have no gradient: far beyond its last layer's kernel."""
+    """A sign network, whose hidden layer has no gradient, classifies images; a search chooses gamma."""
     x, y = load_digits(return_X_y=True)
     x, y = (x / 16).astype(np.float32)[:900], y[:900]
 
@@ -73,8 +73,8 @@ def test_digits_and_a_search_over_gamma():
     assert two.decision_function(x[y < 2]).ndim == 1 and two.score(x[y < 2], y[y < 2]) > 0.95
 
 
-def test_builders_are_seeded_and_modules_left_alone():
-    """The same seed fits the same; a module is copied; the dtype of the inputs is that of the evaluation."""
+def test_builders_are_seeded_and_modules_are_copied():
+    """The same seed gives the same fit; a module is copied; the network is evaluated in the dtype of the inputs."""
     x, y = inputs(30, 3).numpy(), inputs(30, 1, seed=2).numpy()[:, 0]
     torch.manual_seed(1)
     first = KernelRidge(small, samples=32).fit(x, y)
@@ -88,7 +88,7 @@ def test_builders_are_seeded_and_modules_left_alone():
 
 
 def test_the_double_descent_peak_is_warned_of():
-    """As many features as inputs, and no ridge to speak of."""
+    """There are as many features as inputs, and the ridge is nearly zero."""
     x, y = inputs(64, 3).numpy(), inputs(64, 1, seed=2).numpy()[:, 0]
     with pytest.warns(UserWarning, match="as many features .64. as inputs .64.: such fits err the most"):
         KernelRidge(small, samples=64, alpha=1e-9).fit(x, y)
@@ -96,13 +96,13 @@ def test_the_double_descent_peak_is_warned_of():
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, np.nan, "cv", True, None, [1.0]])
 def test_a_ridge_is_positive(alpha):
-    """Or chosen by leave-one-out."""
+    """The only other value is that for leave-one-out."""
     with pytest.raises(ValueError, match=f"alpha must be a positive number or 'loo', got {re.escape(repr(alpha))}"):
         KernelRidge(small, samples=8, alpha=alpha).fit(np.eye(3), np.ones(3))
 
 
 def test_a_sign_cnn_classifies_better_than_its_last_layer():
-    """Of digits: autograd sees the last layer alone, whose NTK is that of its inputs; the ridges by leave-one-out."""
+    """Autograd sees only the last layer, whose NTK is that of its inputs; leave-one-out chooses both ridges."""
     x, y = load_digits(return_X_y=True)
     x, order = (x / 16 - 0.5).astype(np.float32), np.random.default_rng(0).permutation(len(x))
     train, held_out = order[:600], order[600:1100]
@@ -132,14 +132,14 @@ def test_a_sign_cnn_classifies_better_than_its_last_layer():
     ],
 )
 def test_settings_of_the_kernel_are_checked(estimator, settings, error, message):
-    """On fitting, as scikit-learn has it."""
+    """The errors come on fitting, as in scikit-learn."""
     with pytest.raises(error, match=message):
         estimator(small, **{"samples": 8, **settings}).fit(np.eye(3), np.arange(3))
 
 
 @pytest.mark.parametrize("estimator", [KernelRidge, KernelRidgeClassifier])
-def test_data_that_cannot_be_are_an_error(estimator):
-    """By scikit-learn's own checks."""
+def test_data_that_do_not_fit_are_an_error(estimator):
+    """The errors are those of scikit-learn's checks."""
     fit = estimator(small, samples=8).fit(np.eye(3), np.arange(3))
     for method in ("predict", "decision_function")[: 1 if estimator is KernelRidge else 2]:
         with pytest.raises(NotFittedError, match="is not fitted yet"):
@@ -155,6 +155,6 @@ def test_data_that_cannot_be_are_an_error(estimator):
 
 
 def test_one_class_is_an_error():
-    """There is nothing to tell apart."""
+    """A classifier needs two classes at least."""
     with pytest.raises(ValueError, match="y must have two classes at least, got one class: .*7"):
         KernelRidgeClassifier(small, samples=8).fit(np.eye(3), [7, 7, 7])

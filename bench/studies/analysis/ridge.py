@@ -1,4 +1,4 @@
-"""Ridge regression by any kernel, through features of it, with a ridge chosen by leave-one-out."""
+"""Ridge regression with an intercept by any kernel, through features of it, with the ridge chosen by leave-one-out."""
 
 from dataclasses import dataclass
 
@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ALPHAS = np.logspace(-8, 3, 45)
-"""Ridges to choose from, in means of the training kernel's diagonal."""
+from nntk.linalg import ridge
 
-_AS_GOOD = 1.001
-"""Leave-one-out errors that are taken for equal: where they hardly depend on the ridge, rounding must not choose it."""
+_NEAR_BEST = 1.001
+"""Leave-one-out errors that count as equal to the least one, as multiples of it.
+
+Where the error hardly depends on the ridge, rounding must not choose the ridge.
+"""
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,9 @@ class Fit:
     """Ridge regressions of T targets.
 
     Attributes:
-        predictions: At the held-out inputs, [held-out, T].
-        left_out: At each training input, of the fit to the others, [training, T].
-        alpha: The ridge of each target, in means of the training kernel's diagonal, [T].
+        predictions: Predictions at the held-out inputs, [held-out, T].
+        left_out: Predictions at each training input of the fit to the others, [training, T].
+        alpha: Ridge of each target, in means of the training kernel's diagonal, [T].
         loo: Mean squared leave-one-out error of each target, [T].
     """
 
@@ -31,47 +33,54 @@ class Fit:
 
 
 def root(kernel: Tensor) -> np.ndarray:
-    """Some R with K = R R^T, which are features of the kernel.
+    """Compute R with K = R R^T, whose rows are features of the kernel.
 
     Args:
-        kernel: Symmetric, [N, N]; eigenvalues of the size of rounding are taken for zero.
+        kernel: Symmetric kernel matrix, [N, N]; eigenvalues of the size of rounding become zero.
 
     Returns:
         R, [N, N], float64.
     """
     values, vectors = torch.linalg.eigh(kernel.double())
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
-    made: np.ndarray = (vectors * torch.where(values > rounding, values, 0.0).sqrt()).cpu().numpy()
-    return made
+    features: np.ndarray = (vectors * torch.where(values > rounding, values, 0.0).sqrt()).cpu().numpy()
+    return features
 
 
 def fit(features: np.ndarray, targets: np.ndarray, training: int, shared: bool = False) -> Fit:
-    """Fit to the first inputs and predict at the others, with an intercept that no ridge holds back.
+    """Fit to the training inputs and predict at the others, with an intercept that the ridge does not penalise.
 
-    The ridge is the largest whose leave-one-out error is within a thousandth of the least.
+    The ridge is the largest candidate whose leave-one-out error is within a thousandth of the least.
 
     Args:
-        features: Of training inputs first, then of held-out ones, [N, F].
-        targets: Of the training inputs, [training] or [training, T].
+        features: Features of the training inputs first, then of the held-out ones, [N, F].
+        targets: Targets of the training inputs, [training] or [training, T].
         training: Number of training inputs.
-        shared: Whether all targets have the same ridge.
+        shared: Use of one ridge for all targets.
 
     Returns:
         The fit.
     """
-    from sklearn.linear_model import Ridge, RidgeCV  # imported late: it takes a second that --help need not wait for
-
-    known, columns = features[:training], targets.reshape(training, -1)
-    unit = float(np.square(known).sum(1).mean())
-    # By singular values: of a Gram matrix, the smallest ridges would be near its rounding.
-    tried = RidgeCV(unit * ALPHAS, gcv_mode="svd", store_cv_results=True).fit(known, columns)
-    squared = tried.cv_results_.reshape(*columns.shape, -1)
-    loo = squared.mean((0, 1) if shared else 0).reshape(1 if shared else -1, len(ALPHAS))
-    as_good = loo <= _AS_GOOD * loo.min(1, keepdims=True)
-    place = np.broadcast_to(len(ALPHAS) - 1 - as_good[:, ::-1].argmax(1), columns.shape[1])
-    squared = np.take_along_axis(squared, place[None, :, None], 2)[:, :, 0]
-    ridge = Ridge(unit * ALPHAS[place], solver="svd").fit(known, columns)
-    predictions = ridge.predict(features).reshape(-1, columns.shape[1])
-    # Leaving an input out moves its residual away from zero: squared errors tell all but the sign.
-    left_out = columns - np.copysign(np.sqrt(squared), columns - predictions[:training])
-    return Fit(predictions[training:], left_out, ALPHAS[place], squared.mean(0))
+    a, columns = (torch.from_numpy(np.array(part, np.float64)) for part in (features, targets.reshape(training, -1)))
+    known = a[:training]
+    mean, intercept = known.mean(0), columns.mean(0)
+    centred, centred_columns = known - mean, columns - intercept
+    # Singular values: in a Gram matrix the smallest ridges would be near its rounding.
+    spectrum = ridge.decompose_features(centred, centred_columns)
+    rotated = centred @ spectrum.vectors
+    alphas = ridge.candidates(float(known.square().sum(1).mean()))
+    errors = torch.stack(
+        [ridge.leave_one_out_primal(spectrum, value, rotated, centred_columns, 1 / training) for value in alphas]
+    )
+    squared = errors.square().mean(1)
+    loo = squared.mean(1, keepdim=True) if shared else squared
+    near_best = loo <= _NEAR_BEST * loo.amin(0)
+    indices = torch.where(near_best, torch.arange(len(alphas))[:, None], -1).amax(0).expand(columns.shape[1])
+    weights = ridge.solution(spectrum, alphas[indices])
+    chosen = torch.arange(columns.shape[1])
+    return Fit(
+        ((a[training:] - mean) @ weights + intercept).numpy(),
+        (columns - errors[indices, :, chosen].T).numpy(),
+        ridge.CANDIDATES[indices].numpy(),
+        squared[indices, chosen].numpy(),
+    )
