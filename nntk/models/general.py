@@ -19,8 +19,7 @@ from nntk.models.functional import call
 from nntk.models.mlp import NotRecognised, check_evaluation_mode, check_inputs, check_parameters, moved_names
 from nntk.models.observe import Observe
 from nntk.models.request import Request
-from nntk.propagation.displaced_tensor import NoRule
-from nntk.propagation.passes import propagate
+from nntk.propagation import DisplacementBatch, NoRule, propagate
 
 Parameters = dict[str, Tensor]
 Function = Callable[[Parameters, Tensor], Tensor]
@@ -178,7 +177,7 @@ class General:
         propagation, pairs = request.propagation, request.pairs
         if propagation == "difference" or propagation == "auto" and self.propagates(x, request):
             try:
-                d = propagate(self, _cast(x, torch.float64), request)
+                d = self._propagated(x, request)
             except Exception as wrong:
                 if propagation == "difference":
                     if not isinstance(wrong, NoRule):
@@ -207,12 +206,23 @@ class General:
         pairs = "both" if request.halves == 2 else "none"
         few = replace(request, rows=request.rows[:2], scales=scales, pairs=pairs, precision="auto")
         try:
-            made = propagate(self, _cast(x, torch.float64), few)
+            made = self._propagated(x, few)
             plain = self._plain(x, few)
         except Exception:  # Whatever it is, plain evaluation has its say next.
             return False
         plain = plain.transpose(0, 1) if few.halves == 2 else plain[:, None]
         return made.shape == plain.shape and float((made - plain).norm()) <= _AGREEMENT * float(plain.norm())
+
+    def _propagated(self, x: Tensor, request: Request) -> Tensor:
+        """Compute unit differences by rules of difference propagation, [M, members, N, C]."""
+        displaced = {self.names[ordinal]: parameter for ordinal, parameter in self.displaced.items()}
+        indices = {name: ordinal for ordinal, name in self.names.items()}
+        batch = DisplacementBatch(
+            request.rows, request.scales, request.seed, request.directions, request.halves, request.max_bytes
+        )
+        originals = {**self.rest, **displaced}
+        inputs = _cast(x, torch.float64)
+        return propagate(self.evaluate, self.tensors(torch.float64), originals, indices, inputs, batch)
 
     def _plain(self, x: Tensor, request: Request) -> Tensor:
         """The same by evaluation at displaced copies of the parameters."""
