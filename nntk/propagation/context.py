@@ -125,6 +125,8 @@ class PropagationContext:
             self.cache.append((key, compute()))
         cached_key, result = self.cache[self.cache_position]
         if cached_key != key:
-            raise NoRule("model does not call the same functions at every evaluation.")
+            raise NoRule(
+                "model does not call the same functions at every evaluation, so that cached values do not fit."
+            )
         self.cache_position += 1
         return cast(T, result)

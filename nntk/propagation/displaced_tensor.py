@@ -98,7 +98,7 @@ class DisplacedTensor(Tensor):
         operands = list(_displaced_tensors((*arguments, *options.values())))
         ctx, displaced = operands[0].ctx, any(operand.is_displaced for operand in operands)
         if any(operand.ctx is not ctx for operand in operands):
-            raise NoRule("model keeps values of one evaluation for another.")
+            raise NoRule("model keeps values of one evaluation for another, whose displacements differ.")
         if function in WRITES or options.get("inplace") or options.get("out") is not None:
             return _write(function, arguments, options, displaced)
         if not displaced:
@@ -125,9 +125,9 @@ class UnsupportedOpGuard(TorchFunctionMode):
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise NoRule("model transforms functions by torch.func, which has no rules for displaced values.")
         if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
-            raise NoRule("model rounds values by autocast.")
+            raise NoRule("model uses autocast, which rounds displaced values.")
         if function is torch.tensor and any(is_displaced(leaf) for leaf in tree_leaves(arguments)):
-            raise NoRule("model makes tensors of displaced values, by torch.tensor.")
+            raise NoRule("model calls torch.tensor on displaced values, which loses their differences.")
         return function(*arguments, **(options or {}))
 
 
@@ -205,13 +205,13 @@ def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
             return function(*primal(arguments), **primal(options))
     name = function_name(function)
     if out is not None or not (function in IN_PLACE or options.get("inplace")):
-        raise NoRule(f"model calls {name}, which writes into values.")
+        raise NoRule(f"model calls {name}, which writes into values and has no rule.")
     if not isinstance(target, DisplacedTensor) or target.shares_memory:
         raise NoRule(f"model calls {name} in place on a parameter, a view, or a value that a view was taken of.")
     result = IN_PLACE.get(function, function)(*arguments, **other_options)
     with torch._C.DisableTorchFunctionSubclass():
         if not isinstance(result, DisplacedTensor) or result.shape != target.shape:
-            raise NoRule(f"model calls {name} in place, to another shape.")
+            raise NoRule(f"model calls {name} in place, with a result of another shape or without a difference.")
         target.set_(result.untyped_storage(), result.storage_offset(), result.shape, result.stride())
     target._tangent, target._rounded_primal = result._tangent, result._rounded_primal
     target.shares_memory = result.shares_memory

@@ -62,7 +62,9 @@ class DisplacedForward:
         with UnsupportedOpGuard(), torch.compiler.set_stance("force_eager"):
             outputs = self.forward(parameters, inputs)
         if num_cached and not num_cached == len(ctx.cache) == ctx.cache_position:
-            raise NoRule("model does not call the same functions at every evaluation.")
+            raise NoRule(
+                "model does not call the same functions at every evaluation, so that cached values do not fit."
+            )
         if not isinstance(outputs, DisplacedTensor) or not outputs.is_displaced or len(outputs) != len(x):
             raise NoRule(
                 "model must return a tensor that has a row for each input and depends on displaced parameters."

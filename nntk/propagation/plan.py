@@ -50,7 +50,7 @@ class ChunkPlan:
             cache_size // max([1, *per_input]),
         )
         block_inputs = max(1, block_inputs)
-        sizes = [block_inputs * slope + constant for slope, constant in zip(per_input, fixed, strict=True)]
+        sizes = [block_inputs * slope + offset for slope, offset in zip(per_input, fixed, strict=True)]
         chunk_samples = min(cache_size // max([1, *sizes]), budget // 2 // itemsize // max(1, sum(sizes)))
         chunk_samples = max(1, min(len(batch.sample_ids), chunk_samples))
         group_samples = min(4 * TILE, budget // 4 // itemsize) // model.num_params

@@ -77,7 +77,7 @@ def _einsum(ctx: PropagationContext, equation: str, *operands: Any) -> Any:
     if len(operands) == 1:
         return linear_rule(torch.einsum)(ctx, equation, *operands)
     if len(operands) != 2:
-        raise NoRule("model calls einsum of more than two displaced values.")
+        raise NoRule("model calls einsum with more than two operands, which has no rule.")
     return _bilinear(ctx, lambda a, b: torch.einsum(equation, a, b), *operands)
 
 

@@ -90,7 +90,7 @@ def _clamp_tangent(ctx: PropagationContext, z: Any, low: float | None, high: flo
 @rule("clamp", "clip")
 def _clamp(ctx: PropagationContext, z: Any, min: Any = None, max: Any = None) -> Any:
     if any(isinstance(limit, Tensor) for limit in (min, max)) or (min is None and max is None):
-        raise NoRule("model clamps displaced values at tensors.")
+        raise NoRule("model calls clamp with tensors as limits, or with none; only numbers have a rule.")
     base = primal(z)
     value = ctx.cached(lambda: torch.clamp(base, min, max))
     return with_tangent(ctx, value, _clamp_tangent(ctx, z, min, max))
@@ -168,8 +168,10 @@ _POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
 
 @rule("pow", "__pow__")
 def _pow(ctx: PropagationContext, z: Any, exponent: Any) -> Any:
-    if isinstance(exponent, Tensor) or exponent not in (*_POWERS, 3):
-        raise NoRule(f"model raises displaced values to the power {exponent}.")
+    if isinstance(exponent, Tensor):
+        raise NoRule("model calls pow with a tensor as exponent, which has no rule.")
+    if exponent not in (*_POWERS, 3):
+        raise NoRule(f"model calls pow with the exponent {exponent}; only -1, -0.5, 0.5, 2 and 3 have a rule.")
     if exponent == 3:
         base, rounded = primal(z), z.rounded_primal
         displaced = torch.addcmul(rounded, ctx.broadcast_scales(base.dim()), z.tangent)

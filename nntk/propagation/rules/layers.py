@@ -21,7 +21,7 @@ from nntk.propagation.rules.window import Window
 @rule("linear")
 def _affine(ctx: PropagationContext, x: Any, weight: Any, bias: Any = None) -> Any:
     if primal(weight).dim() != 2:
-        raise NoRule("model has a linear layer whose weight is a vector.")
+        raise NoRule("model calls linear with a vector as weight, which has no rule.")
     value = ctx.cached(lambda: F.linear(*primal((x, weight, bias))))
     tangent = x.tangent @ rounded_primal(ctx, weight).T if is_displaced(x) else None
     if is_displaced(weight):
@@ -131,7 +131,7 @@ def _convolved(
     """
     dims = primal(weight).dim()
     if primal(x).dim() != dims:
-        raise NoRule("model convolves inputs without a batch axis.")
+        raise NoRule("model calls a convolution on inputs without a batch axis, which has no rule.")
     value = ctx.cached(lambda: convolve(*primal((x, weight, bias))))
     tangent = None
     if is_displaced(x):
@@ -199,7 +199,7 @@ def _embedding(
 ) -> Any:
     """Return the rows that are looked up; noise that is not held is generated for their slabs alone."""
     if max_norm is not None or is_displaced(tokens):
-        raise NoRule("model has an embedding with max_norm, or of displaced values.")
+        raise NoRule("model calls embedding with max_norm or with displaced tokens, which have no rule.")
     indices = primal(tokens)
     value = ctx.cached(lambda: F.embedding(indices, primal(weight)))
     if weight.param_index is None or ctx.group.holds_noise:

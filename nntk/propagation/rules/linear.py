@@ -88,7 +88,7 @@ for _attribute in ("T", "mT"):
 @rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 def _dropout(ctx: PropagationContext, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     if training and p:
-        raise NoRule("model drops values at random.")
+        raise NoRule("model calls dropout in training mode, which drops values at random.")
     return x
 
 
@@ -131,7 +131,8 @@ def _cast(ctx: PropagationContext, x: Any, *arguments: Any, **options: Any) -> A
         return constant(ctx, ctx.cached(lambda: primal(x).to(*primal(arguments), **primal(options))))
     targets = [*arguments, *options.values()]
     dtypes = [target.dtype if isinstance(target, Tensor) else target for target in targets]
-    if any(isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64) for dtype in dtypes):
-        raise NoRule("model rounds displaced values.")
+    for dtype in dtypes:
+        if isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64):
+            raise NoRule(f"model casts displaced values to {dtype}, which rounds them.")
     x.shares_memory = True
     return x

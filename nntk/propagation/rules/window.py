@@ -51,7 +51,7 @@ class Window:
         if isinstance(padding, str):
             totals = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
             if any(total % 2 for total in totals):
-                raise NoRule("model pads a convolution on one side.")
+                raise NoRule("model pads a convolution on one side more than on the other, which cannot be unfolded.")
             padding = [total // 2 for total in totals]
         return cls(kernel, per_axis(stride, dims), per_axis(padding, dims), dilations)
 
