@@ -1,6 +1,6 @@
-"""Activations whose gradient is zero or tells nothing, as modules; plus the sine.
+"""Activation modules whose gradient is zero or uninformative, and the sine.
 
-Each is differentiated by autograd as it stands: zero for sign, step and quantise, 1 / period for the sawtooth.
+Autograd returns the gradient of each almost everywhere: zero for sign, step and quantise, 1 / period for the sawtooth.
 """
 
 import torch
@@ -14,31 +14,45 @@ __all__ = ["Quantise", "Sawtooth", "Sign", "Sin", "Step"]
 
 
 def activate(z: Tensor, function: functions.Activation) -> Tensor:
-    """Apply one of the functions that the fused paths know, elementwise; other kinds of tensors may override it."""
+    """Apply an activation elementwise.
+
+    Subclasses of tensors may override this function by ``__torch_function__``.
+
+    Args:
+        z: Pre-activations, of any shape.
+        function: One of the activations that the fused kernels support.
+
+    Returns:
+        The activations, in the shape of ``z``.
+    """
     if has_torch_function_unary(z):
-        made: Tensor = handle_torch_function(activate, (z,), z, function)
-        return made
+        result: Tensor = handle_torch_function(activate, (z,), z, function)
+        return result
     return function.value(z)
 
 
 class _Elementwise(torch.nn.Module):
-    """A module that applies one of the functions which the fused paths know."""
+    """A module that applies an activation which the fused kernels support.
+
+    Args:
+        function: The activation.
+    """
 
     def __init__(self, function: functions.Activation) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, z: Tensor) -> Tensor:
-        """Apply the function elementwise."""
+        """Apply the activation elementwise."""
         return activate(z, self.function)
 
     def extra_repr(self) -> str:
-        """Parameters of the function, for printing."""
+        """Return the parameters of the activation, for printing."""
         return ", ".join(f"{name}={value}" for name, value in vars(self.function).items())
 
 
 class Sign(_Elementwise):
-    """1 where z >= 0, else -1; unlike ``torch.sign``, sign(0) = 1.
+    """Sign of the input: 1 where z >= 0, else -1; unlike ``torch.sign``, sign(0) = 1.
 
     Example:
         >>> Sign()(torch.tensor([-2.0, 0.0, 3.0]))
@@ -50,7 +64,7 @@ class Sign(_Elementwise):
 
 
 class Step(_Elementwise):
-    """1 where z >= 0, else 0.
+    """Unit step: 1 where z >= 0, else 0.
 
     Example:
         >>> Step()(torch.tensor([-2.0, 0.0, 3.0]))
@@ -62,7 +76,7 @@ class Step(_Elementwise):
 
 
 class Sin(_Elementwise):
-    """sin(z).
+    """Sine of the input.
 
     Example:
         >>> Sin()(torch.zeros(2))
@@ -74,7 +88,7 @@ class Sin(_Elementwise):
 
 
 class Quantise(_Elementwise):
-    """The nearest of ``levels`` values spaced evenly from -clamp to clamp; halves round up.
+    """Quantisation: the nearest of ``levels`` values, evenly spaced from -clamp to clamp; ties round up.
 
     Args:
         levels: Number of values, at least 2; with 2 and clamp 1 this is the sign.
@@ -82,7 +96,7 @@ class Quantise(_Elementwise):
 
     Raises:
         ValueError: If ``levels`` or ``clamp`` is out of range.
-        TypeError: If one is no number.
+        TypeError: If one of them is not a number.
 
     Example:
         >>> Quantise(levels=5, clamp=1.0)(torch.tensor([-7.0, -0.3, 0.2, 0.25]))
@@ -95,14 +109,14 @@ class Quantise(_Elementwise):
 
 
 class Sawtooth(_Elementwise):
-    """z / period minus its floor, in [0, 1).
+    """Sawtooth: z / period minus its floor, in [0, 1).
 
     Args:
         period: Length of a tooth, > 0.
 
     Raises:
         ValueError: If ``period`` is out of range.
-        TypeError: If it is no number.
+        TypeError: If it is not a number.
 
     Example:
         >>> Sawtooth(period=2.0)(torch.tensor([-0.5, 0.0, 1.5, 2.0]))

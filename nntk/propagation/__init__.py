@@ -1,1 +1,36 @@
-"""Difference propagation: a model's own forward pass, run on displaced tensors."""
+"""Difference propagation: a model's own forward pass, evaluated on displaced tensors.
+
+This package exports what the author of a rule uses; its README explains how to write one. Importing the package
+registers all rules.
+"""
+
+from nntk.propagation import rules
+from nntk.propagation.batch import DisplacementBatch
+from nntk.propagation.context import DisplacementGroup, PropagationContext
+from nntk.propagation.differences import propagate
+from nntk.propagation.displaced_tensor import (
+    DisplacedTensor,
+    constant,
+    is_displaced,
+    primal,
+    rounded_primal,
+    with_tangent,
+)
+from nntk.propagation.registry import NoRule, composed, rule
+
+__all__ = [
+    "DisplacedTensor",
+    "DisplacementBatch",
+    "DisplacementGroup",
+    "NoRule",
+    "PropagationContext",
+    "composed",
+    "constant",
+    "is_displaced",
+    "primal",
+    "propagate",
+    "rounded_primal",
+    "rule",
+    "rules",
+    "with_tangent",
+]

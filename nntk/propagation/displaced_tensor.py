@@ -1,217 +1,93 @@
-r"""Displaced values: what a model's own forward pass meets in place of tensors, so that differences are propagated.
+r"""Displaced tensors: the values that a model's own forward pass computes with, so that differences are propagated.
 
-As a dual number carries a derivative, a :class:`Moved` carries the finite difference of its value, over the scale s:
-whatever function of PyTorch is called with it answers by a rule of :mod:`nntk.propagation.rules`, without a
-subtraction that loses digits. The value itself is computed once, in float64, and kept for all displacements.
+A dual number carries a derivative. A :class:`DisplacedTensor` carries a finite difference over its scale s instead. A
+function of PyTorch that is called with one applies its rule (:mod:`nntk.propagation.rules`), without a subtraction that
+loses digits. The value itself is computed once, in float64, and serves all displacements.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nntk.kernels.philox import split_seed, unit_displacements
-from nntk.kernels.philox.reference import displacements
+from nntk.propagation.context import PropagationContext
+from nntk.propagation.registry import COMPOSED, IN_PLACE, QUERIES, RULES, WRITES, NoRule, function_name
 
 T = TypeVar("T")
-Rule = Callable[..., Any]
-
-RULES: dict[Any, Rule] = {}
-"""What a function does to displaced values: called as the function is, with the pass before its arguments."""
-COMPOSED: dict[Any, Rule] = {}
-"""Functions in terms of others, called as the function is."""
-QUERIES: set[Any] = set()
-"""Functions whose answer the displacement does not change, such as shapes."""
-IN_PLACE: dict[Any, Any] = {}
-"""The function that each of these is, in place."""
-WRITES: set[Any] = set()
-"""Functions that write into their first argument."""
 
 
-def called(*names: str) -> Iterator[Any]:
-    """All that PyTorch calls so: functions and methods."""
-    for name in names:
-        for place in (torch, torch.nn.functional, Tensor, torch._C._nn, torch.special):
-            if (found := getattr(place, name, None)) is not None:
-                yield found
+class DisplacedTensor(Tensor):
+    """A value of a model in float64, together with its unit difference.
 
-
-def rule(*names: str, also: Sequence[Any] = ()) -> Callable[[Rule], Rule]:
-    """Enter the rule of every function of these names."""
-    return partial(_enter, RULES, [*called(*names), *also])
-
-
-def composed(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a function in terms of others."""
-    return partial(_enter, COMPOSED, [*called(*names)])
-
-
-def _enter(table: dict[Any, Rule], keys: Iterable[Any], made: Rule) -> Rule:
-    table.update(dict.fromkeys(keys, made))
-    return made
-
-
-class NoRule(Exception):
-    """A function of displaced values has no rule; no TypeError, which operators of Python would not let through."""
-
-
-@dataclass(eq=False)
-class Group:
-    """Displacements whose noise is made together, where it is small enough to be held."""
-
-    rows: Tensor
-    """Their numbers, [G]."""
-    seed: int
-    directions: str
-    dtype: torch.dtype
-    shapes: Mapping[int, tuple[int, ...]]
-    """Of the parameters that move, by ordinal."""
-    holds: bool
-    """Whether the displacements of all of them are held."""
-
-    def noise(self, ordinal: int, shape: Sequence[int], some: slice) -> Tensor:
-        """Unit displacements of a parameter, [m, *shape], of some of the group."""
-        if self.holds:
-            return self._held[ordinal][some]
-        return unit_displacements(self.rows[some], ordinal, shape, self.seed, self.directions, self.dtype)
-
-    @cached_property
-    def _held(self) -> dict[int, Tensor]:
-        if self.rows.device.type == "cpu":
-            # Small parameters are made together: one by one they would cost a call each.
-            return displacements(self.directions, self.rows, self.shapes, split_seed(self.seed), self.dtype)
-        return {
-            ordinal: unit_displacements(self.rows, ordinal, shape, self.seed, self.directions, self.dtype)
-            for ordinal, shape in self.shapes.items()
-        }
-
-
-@dataclass(eq=False)
-class Pass:
-    """One evaluation of some displacements at some inputs."""
-
-    group: Group
-    some: slice
-    """Which of the group."""
-    scales: Tensor
-    """Their scales s, [M], in the dtype of the differences."""
-    halves: int
-    """2 for antithetic pairs."""
-    max_bytes: int
-    kept: list[tuple[Any, Any]] = field(default_factory=list)
-    """What does not depend on the displacements, in the order in which it is asked for: the same in every pass."""
-    position: int = 0
-    sizes: list[int] = field(default_factory=list)
-    """Numbers of each difference that was made, in order."""
-
-    @property
-    def rows(self) -> Tensor:
-        """Numbers of the displacements, [M]."""
-        return self.group.rows[self.some]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the differences."""
-        return self.scales.dtype
-
-    @property
-    def lanes(self) -> tuple[int, int]:
-        """Leading axes of every difference: displacements, and halves of them."""
-        return len(self.scales), self.halves
-
-    @cached_property
-    def signs(self) -> Tensor:
-        """[halves]: +1, and -1 for the mirrored half."""
-        return torch.tensor([1.0, -1.0][: self.halves], dtype=self.dtype, device=self.scales.device)
-
-    def scale(self, dims: int) -> Tensor:
-        """The scales, to go with differences whose value has so many axes."""
-        return self.scales.view(-1, *[1] * (dims + 1))
-
-    def once(self, make: Callable[[], T], what: Any = None) -> T:
-        """What ``make`` gives, made in the first pass alone; ``what`` it is, or where it is asked for, is checked."""
-        what = getattr(make, "__code__", None) if what is None else what
-        if self.position == len(self.kept):
-            self.kept.append((what, make()))
-        kept, found = self.kept[self.position]
-        if kept != what:
-            raise NoRule("model does not call the same functions at every evaluation.")
-        self.position += 1
-        return cast(T, found)
-
-    def single(self, operand: Any) -> Any:
-        """An operand in the dtype of the differences; what is no floating tensor as it is."""
-        if isinstance(operand, Moved):
-            return operand.single
-        if isinstance(operand, Tensor) and operand.is_floating_point():
-            return self.once(lambda: operand.to(self.dtype))
-        return operand
-
-    def result(self, value: Any, unit: Any) -> Any:
-        """A tensor, or several, with the differences that go with them."""
-        if isinstance(value, Tensor):
-            return Moved.of(self, value, unit.expand(*self.lanes, *value.shape))
-        return type(value)(self.result(*pair) for pair in zip(value, unit, strict=True))
-
-    def still(self, value: Any) -> Any:
-        """Tensors that no displacement moves; anything else as it is."""
-        return tree_map(lambda leaf: Moved.of(self, leaf) if isinstance(leaf, Tensor) else leaf, value)
-
-
-class Moved(Tensor):
-    """A value of a model, in float64, and its unit difference.
+    A displaced tensor without a difference is a value that no displacement changes.
 
     Attributes:
-        at: The pass that it belongs to.
-        ordinal: Of a whole parameter that moves, its number in the stream; else None.
+        ctx: Context of the evaluation that the value belongs to.
+        param_index: Index in the random stream, if the value is a whole displaced parameter; else None.
+        shares_memory: True if another value has the same memory.
     """
 
-    at: Pass
-    ordinal: int | None
-    _unit: Tensor | None
-    _single: Tensor | None
-    shared: bool
-    """Whether another value has the same memory."""
+    ctx: PropagationContext
+    param_index: int | None
+    shares_memory: bool
+    _tangent: Tensor | None
+    _rounded_primal: Tensor | None
 
     @staticmethod
-    def of(
-        at: Pass, value: Tensor, unit: Tensor | None = None, ordinal: int | None = None, single: Tensor | None = None
-    ) -> "Moved":
-        """A value with its difference, [M, halves, *shape]; of a parameter its ordinal, and what it is in its dtype."""
-        made = value.as_subclass(Moved)
-        made.at, made._unit, made.ordinal, made._single, made.shared = at, unit, ordinal, single, ordinal is not None
-        if unit is not None:
-            at.sizes.append(unit.numel())
-        return made
+    def create(
+        ctx: PropagationContext,
+        value: Tensor,
+        tangent: Tensor | None = None,
+        param_index: int | None = None,
+        rounded: Tensor | None = None,
+    ) -> "DisplacedTensor":
+        """Create a displaced tensor that has the memory of ``value``.
+
+        Args:
+            ctx: Context of the evaluation.
+            value: The unperturbed value.
+            tangent: The unit difference, [M, members, *shape]; None for a parameter, or for a value without one.
+            param_index: Index in the random stream, for a displaced parameter.
+            rounded: The value in the dtype of the differences, where it is known.
+
+        Returns:
+            The displaced tensor.
+        """
+        tensor = value.as_subclass(DisplacedTensor)
+        tensor.ctx, tensor._tangent, tensor.param_index, tensor._rounded_primal = ctx, tangent, param_index, rounded
+        tensor.shares_memory = param_index is not None
+        if tangent is not None:
+            ctx.tangent_sizes.append(tangent.numel())
+        return tensor
 
     @property
-    def moves(self) -> bool:
-        """Whether it depends on the displacement."""
-        return self._unit is not None or self.ordinal is not None
+    def is_displaced(self) -> bool:
+        """True if the value depends on the displacement."""
+        return self._tangent is not None or self.param_index is not None
 
     @property
-    def unit(self) -> Tensor:
-        """Its difference over the scale, [M, halves, *shape]; that of a parameter is made when it is asked for."""
-        if self._unit is None:
-            assert self.ordinal is not None, "the caller knows that it moves"
-            at, shape = self.at, plain(self).shape
-            noise = at.group.noise(self.ordinal, shape, at.some)
-            self._unit = noise[:, None] * at.signs.view(-1, *[1] * len(shape))
-            at.sizes.append(self._unit.numel())
-        return self._unit
+    def tangent(self) -> Tensor:
+        """Unit difference, [M, members, *shape]; for a parameter it is generated at the first use."""
+        if self._tangent is None:
+            assert self.param_index is not None, "only displaced values have a difference"
+            ctx, shape = self.ctx, primal(self).shape
+            noise = ctx.group.noise(self.param_index, shape, ctx.chunk)
+            self._tangent = noise[:, None] * ctx.broadcast_signs(len(shape))
+            ctx.tangent_sizes.append(self._tangent.numel())
+        return self._tangent
 
     @property
-    def single(self) -> Tensor:
-        """The value in the dtype of the differences, or as it is where that is no floating one."""
-        if self._single is None:
-            value = plain(self)
-            self._single = self.at.once(lambda: value.to(self.at.dtype)) if value.is_floating_point() else value
-        return self._single
+    def rounded_primal(self) -> Tensor:
+        """Unperturbed value in the dtype of the differences; values that are not floating keep their dtype."""
+        if self._rounded_primal is None:
+            value = primal(self)
+            self._rounded_primal = (
+                self.ctx.cached(lambda: value.to(self.ctx.dtype)) if value.is_floating_point() else value
+            )
+        return self._rounded_primal
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -219,91 +95,124 @@ class Moved(Tensor):
         if function in QUERIES:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*arguments, **options)
-        values = list(_values((*arguments, *options.values())))
-        at, moving = values[0].at, any(value.moves for value in values)
-        if any(value.at is not at for value in values):
-            raise NoRule("model keeps values of one evaluation for another.")
+        operands = list(_displaced_tensors((*arguments, *options.values())))
+        ctx, displaced = operands[0].ctx, any(operand.is_displaced for operand in operands)
+        if any(operand.ctx is not ctx for operand in operands):
+            raise NoRule("model keeps values of one evaluation for another, whose displacements differ.")
         if function in WRITES or options.get("inplace") or options.get("out") is not None:
-            return _write(function, arguments, options, moving)
-        if not moving:
+            return _write(function, arguments, options, displaced)
+        if not displaced:
             with torch._C.DisableTorchFunctionSubclass():
-                made = at.once(lambda: function(*plain(arguments), **plain(options)), function)
-                return _noted(values, at.still(made))
+                result = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
+                return _mark_shared_memory(operands, constant(ctx, result))
         try:
             if function in COMPOSED:
                 return COMPOSED[function](*arguments, **options)
             if function in RULES:
                 with torch._C.DisableTorchFunctionSubclass():
-                    return _noted(values, RULES[function](at, *arguments, **options))
-        except TypeError as wrong:
-            raise NoRule(f"model calls {_name(function)} with arguments that its rule does not take.") from wrong
-        raise NoRule(f"model calls {_name(function)}, which has no rule for displaced values.")
+                    return _mark_shared_memory(operands, RULES[function](ctx, *arguments, **options))
+        except TypeError as error:
+            raise NoRule(
+                f"model calls {function_name(function)} with arguments that its rule does not support."
+            ) from error
+        raise NoRule(f"model calls {function_name(function)}, which has no rule for displaced values.")
 
 
-class Watch(TorchFunctionMode):
-    """Sees what would lose differences, or digits of them, without calling a rule."""
+class UnsupportedOpGuard(TorchFunctionMode):
+    """Context manager that raises where PyTorch would lose differences, or digits of them, without calling a rule."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise NoRule("model transforms functions by torch.func, and what these are given has no rules.")
+            raise NoRule("model transforms functions by torch.func, which has no rules for displaced values.")
         if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
-            raise NoRule("model rounds values by autocast.")
-        if function is torch.tensor and any(moves(leaf) for leaf in tree_leaves(arguments)):
-            raise NoRule("model makes tensors of displaced values, by torch.tensor.")
+            raise NoRule("model uses autocast, which rounds displaced values.")
+        if function is torch.tensor and any(is_displaced(leaf) for leaf in tree_leaves(arguments)):
+            raise NoRule("model calls torch.tensor on displaced values, which loses their differences.")
         return function(*arguments, **(options or {}))
 
 
-def moves(operand: Any) -> bool:
-    """Whether an argument of a function depends on the displacement."""
-    return isinstance(operand, Moved) and operand.moves
+def is_displaced(operand: Any) -> bool:
+    """Return True if an argument of a function depends on the displacement."""
+    return isinstance(operand, DisplacedTensor) and operand.is_displaced
 
 
-def plain(tree: T) -> T:
-    """The values alone, of everything in a tree of arguments."""
-    made: T = tree_map(lambda leaf: leaf.as_subclass(Tensor) if isinstance(leaf, Moved) else leaf, tree)
-    return made
+def primal(tree: T) -> T:
+    """Return the arguments with the unperturbed values alone, as plain tensors; lists and dictionaries too."""
+    values: T = tree_map(lambda leaf: leaf.as_subclass(Tensor) if isinstance(leaf, DisplacedTensor) else leaf, tree)
+    return values
 
 
-def _values(arguments: Iterable[Any]) -> Iterator[Moved]:
-    """Those among arguments, and in lists of them; trees would take longer than many a function."""
+def rounded_primal(ctx: PropagationContext, operand: Any) -> Any:
+    """Return an operand's unperturbed value in the dtype of the differences; anything but a floating tensor as is."""
+    if isinstance(operand, DisplacedTensor):
+        return operand.rounded_primal
+    if isinstance(operand, Tensor) and operand.is_floating_point():
+        return ctx.cached(lambda: operand.to(ctx.dtype))
+    return operand
+
+
+def with_tangent(ctx: PropagationContext, value: Any, tangent: Any) -> Any:
+    """Return the result of a rule.
+
+    Args:
+        ctx: Context of the evaluation.
+        value: The unperturbed result: a tensor, or a tuple or list of tensors.
+        tangent: The unit difference, [M, members, *shape] or broadcastable to it; for a tuple or list, one for each.
+
+    Returns:
+        A displaced tensor, or a tuple or list of them.
+    """
+    if isinstance(value, Tensor):
+        return DisplacedTensor.create(ctx, value, tangent.expand(*ctx.leading_shape, *value.shape))
+    return type(value)(with_tangent(ctx, *pair) for pair in zip(value, tangent, strict=True))
+
+
+def constant(ctx: PropagationContext, value: Any) -> Any:
+    """Return a result that no displacement changes: its tensors without differences, anything else as it is."""
+    return tree_map(lambda leaf: DisplacedTensor.create(ctx, leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _displaced_tensors(arguments: Iterable[Any]) -> Iterator[DisplacedTensor]:
+    """Yield the displaced tensors among arguments, and in lists and tuples of them."""
+    # A general tree walk would take longer than many a function.
     for argument in arguments:
-        if isinstance(argument, Moved):
+        if isinstance(argument, DisplacedTensor):
             yield argument
         elif isinstance(argument, tuple | list):
-            yield from _values(argument)
+            yield from _displaced_tensors(argument)
 
 
-def _noted(values: Sequence[Moved], made: T) -> T:
-    """What was made of some values, after noting which of them it shares memory with."""
-    for part in _values((made,)):
+def _mark_shared_memory(operands: Sequence[DisplacedTensor], result: T) -> T:
+    """Return the result of a function, after marking the operands that it shares memory with."""
+    for part in _displaced_tensors((result,)):
         memory = part.untyped_storage().data_ptr()
-        for value in values:
-            if value is not part and value.untyped_storage().data_ptr() == memory:
-                value.shared = part.shared = True
-    return made
+        for operand in operands:
+            if operand is not part and operand.untyped_storage().data_ptr() == memory:
+                operand.shares_memory = part.shares_memory = True
+    return result
 
 
-def _write(function: Any, arguments: Any, options: Any, moving: bool) -> Any:
-    """What the function gives takes the place of its first argument, if nothing else has the same memory."""
+def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
+    """Compute a function out of place, and let its result replace the first argument, if that shares no memory."""
     target = arguments[0]
-    others = {name: given for name, given in options.items() if name not in ("inplace", "out")}
+    other_options = {name: option for name, option in options.items() if name not in ("inplace", "out")}
     out = options.get("out")
-    if not moving and not any(isinstance(leaf, Moved) for leaf in tree_leaves(target if out is None else out)):
-        # What is not of the pass is written to in every pass.
+    if not displaced and not any(
+        isinstance(leaf, DisplacedTensor) for leaf in tree_leaves(target if out is None else out)
+    ):
+        # A tensor that the model has just made is new in every evaluation, and so it is written in every evaluation.
         with torch._C.DisableTorchFunctionSubclass():
-            return function(*plain(arguments), **plain(options))
+            return function(*primal(arguments), **primal(options))
+    name = function_name(function)
     if out is not None or not (function in IN_PLACE or options.get("inplace")):
-        raise NoRule(f"model calls {_name(function)}, which writes into values.")
-    if not isinstance(target, Moved) or target.shared:
-        raise NoRule(f"model calls {_name(function)} in place on a parameter, a view, or what a view was taken of.")
-    made = IN_PLACE.get(function, function)(*arguments, **others)
+        raise NoRule(f"model calls {name}, which writes into values and has no rule.")
+    if not isinstance(target, DisplacedTensor) or target.shares_memory:
+        raise NoRule(f"model calls {name} in place on a parameter, a view, or a value that a view was taken of.")
+    result = IN_PLACE.get(function, function)(*arguments, **other_options)
     with torch._C.DisableTorchFunctionSubclass():
-        if not isinstance(made, Moved) or made.shape != target.shape:
-            raise NoRule(f"model calls {_name(function)} in place, to another shape.")
-        target.set_(made.untyped_storage(), made.storage_offset(), made.shape, made.stride())
-    target._unit, target._single, target.shared = made._unit, made._single, made.shared
+        if not isinstance(result, DisplacedTensor) or result.shape != target.shape:
+            raise NoRule(f"model calls {name} in place, with a result of another shape or without a difference.")
+        target.set_(result.untyped_storage(), result.storage_offset(), result.shape, result.stride())
+    target._tangent, target._rounded_primal = result._tangent, result._rounded_primal
+    target.shares_memory = result.shares_memory
     return target
-
-
-def _name(function: Any) -> str:
-    return str(getattr(function, "__qualname__", function))

@@ -1,31 +1,31 @@
-"""Norms, attention and further activations, composed of functions that have rules."""
+"""Norms, attention and further activations, expressed by functions that have rules."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from nntk.propagation.displaced_tensor import NoRule, composed
+from nntk.propagation.registry import NoRule, composed
 
 
 @composed("layer_norm")
 def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
     axes = tuple(range(-len(shape), 0))
-    return _scaled(_centred(x, axes, eps), weight, bias)
+    return _scale_and_shift(_standardize(x, axes, eps), weight, bias)
 
 
 @composed("rms_norm")
 def _rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     axes = tuple(range(-len(shape), 0))
-    least = torch.finfo(x.dtype).eps if eps is None else eps
-    return _scaled(x * torch.rsqrt(torch.square(x).mean(axes, keepdim=True) + least), weight, None)
+    smallest = torch.finfo(x.dtype).eps if eps is None else eps
+    return _scale_and_shift(x * torch.rsqrt(torch.square(x).mean(axes, keepdim=True) + smallest), weight, None)
 
 
 @composed("group_norm")
 def _group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
     n, channels, *size = x.shape
-    parts = x.reshape(n, groups, -1)
-    return _by_channel(_centred(parts, (-1,), eps).reshape(n, channels, *size), weight, bias, channels)
+    standardized = _standardize(x.reshape(n, groups, -1), (-1,), eps).reshape(n, channels, *size)
+    return _scale_and_shift_channels(standardized, weight, bias, channels)
 
 
 @composed("batch_norm")
@@ -34,25 +34,28 @@ def _batch_norm(
     momentum: float = 0.1, eps: float = 1e-5,
 ) -> Any:  # fmt: skip
     if training or mean is None:
-        raise NoRule("model takes the statistics of the batch.")
+        raise NoRule("model calls batch_norm with the statistics of the batch, so that outputs depend on other inputs.")
     shape = (1, -1, *[1] * (x.dim() - 2))
     scale = torch.rsqrt(variance + eps).reshape(shape)
-    return _by_channel((x - mean.reshape(shape)) * scale, weight, bias, x.shape[1])
+    return _scale_and_shift_channels((x - mean.reshape(shape)) * scale, weight, bias, x.shape[1])
 
 
-def _centred(x: Any, axes: tuple[int, ...], eps: float) -> Any:
+def _standardize(x: Any, axes: tuple[int, ...], eps: float) -> Any:
+    """Return values with mean zero and variance one over some axes."""
     centred = x - x.mean(axes, keepdim=True)
     return centred * torch.rsqrt(torch.square(centred).mean(axes, keepdim=True) + eps)
 
 
-def _scaled(x: Any, weight: Any, bias: Any) -> Any:
+def _scale_and_shift(x: Any, weight: Any, bias: Any) -> Any:
+    """Multiply by a weight and add a bias, where they are given."""
     scaled = x if weight is None else x * weight
     return scaled if bias is None else scaled + bias
 
 
-def _by_channel(x: Any, weight: Any, bias: Any, channels: int) -> Any:
+def _scale_and_shift_channels(x: Any, weight: Any, bias: Any, channels: int) -> Any:
+    """Multiply by a weight and add a bias for each channel, where they are given."""
     shape = (1, channels, *[1] * (x.dim() - 2))
-    return _scaled(x, *(None if part is None else part.reshape(shape) for part in (weight, bias)))
+    return _scale_and_shift(x, *(None if part is None else part.reshape(shape) for part in (weight, bias)))
 
 
 @composed("scaled_dot_product_attention")
@@ -61,15 +64,24 @@ def _attention(
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
     if dropout_p or enable_gqa:
-        raise NoRule("model has attention with dropout or grouped queries.")
+        raise NoRule("model calls scaled_dot_product_attention with dropout or grouped queries.")
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    return torch.softmax(_masked(scores, attn_mask, keep=True), -1) @ value
+    return torch.softmax(_apply_mask(scores, attn_mask, keep=True), -1) @ value
 
 
-def _masked(scores: Any, mask: Any, keep: bool) -> Any:
-    """Scores under a mask: added, or of those to keep or to leave out."""
+def _apply_mask(scores: Any, mask: Any, keep: bool) -> Any:
+    """Return scores under a mask.
+
+    Args:
+        scores: Scores of the attention.
+        mask: Mask that is added to them; or a boolean one; or None.
+        keep: True if a boolean mask is true at the scores to keep, False if at those to leave out.
+
+    Returns:
+        The masked scores.
+    """
     if mask is None:
         return scores
     if mask.dtype != torch.bool:
@@ -86,9 +98,9 @@ def _multi_head_attention(
     v_proj_weight: Any = None, static_k: Any = None, static_v: Any = None, average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> Any:  # fmt: skip
-    rare = (bias_k, bias_v, static_k, static_v, key_padding_mask)
-    if any(part is not None for part in rare) or add_zero_attn or query.dim() != 3 or (training and dropout_p):
-        raise NoRule("model has attention with dropout, padding, or keys and values of its own.")
+    unsupported = (bias_k, bias_v, static_k, static_v, key_padding_mask)
+    if any(part is not None for part in unsupported) or add_zero_attn or query.dim() != 3 or (training and dropout_p):
+        raise NoRule("model calls multi-head attention with dropout, padding, or additional keys and values.")
     if query is key and key is value and not use_separate_proj_weight:
         parts = F.linear(query, in_weight, in_bias).chunk(3, -1)
     else:
@@ -96,18 +108,19 @@ def _multi_head_attention(
         biases = (None,) * 3 if in_bias is None else in_bias.chunk(3)
         parts = tuple(map(F.linear, (query, key, value), weights, biases))
     length, n = query.shape[:2]
-    # [length, n, width] by heads: [n, heads, length, width / heads].
+    # [length, n, width] becomes [n, heads, length, width / heads].
     q, k, v = (part.reshape(part.shape[0], n, heads, -1).permute(1, 2, 0, 3) for part in parts)
-    scores = _masked(q @ k.mT * q.shape[-1] ** -0.5, _by_head(attn_mask, n, heads), keep=False)
+    scores = _apply_mask(q @ k.mT * q.shape[-1] ** -0.5, _mask_per_head(attn_mask, n, heads), keep=False)
     weights = torch.softmax(scores, -1)
-    mixed = (weights @ v).permute(2, 0, 1, 3).reshape(length, n, -1)
-    out = F.linear(mixed, out_weight, out_bias)
+    values = (weights @ v).permute(2, 0, 1, 3).reshape(length, n, -1)
+    out = F.linear(values, out_weight, out_bias)
     if not need_weights:
         return out, None
     return out, weights.mean(1) if average_attn_weights else weights
 
 
-def _by_head(mask: Any, n: int, heads: int) -> Any:
+def _mask_per_head(mask: Any, n: int, heads: int) -> Any:
+    """Return a mask that broadcasts to scores [n, heads, length, length]."""
     return mask if mask is None or mask.dim() == 2 else mask.reshape(n, heads, *mask.shape[1:])
 
 
@@ -148,8 +161,8 @@ def _logsigmoid(z: Any) -> Any:
 
 @composed("prelu")
 def _prelu(z: Any, slopes: Any) -> Any:
-    by_channel = slopes if slopes.numel() == 1 else slopes.reshape(-1, *[1] * (z.dim() - 2))
-    return torch.relu(z) - torch.relu(-z) * by_channel
+    slope_per_channel = slopes if slopes.numel() == 1 else slopes.reshape(-1, *[1] * (z.dim() - 2))
+    return torch.relu(z) - torch.relu(-z) * slope_per_channel
 
 
 @composed("glu")
@@ -159,14 +172,14 @@ def _glu(z: Any, dim: int = -1) -> Any:
 
 
 @composed("addmm", "baddbmm")
-def _added(x: Any, a: Any, b: Any, *, beta: float = 1.0, alpha: float = 1.0) -> Any:
+def _add_product(x: Any, a: Any, b: Any, *, beta: float = 1.0, alpha: float = 1.0) -> Any:
     return x * beta + (a @ b) * alpha
 
 
 @composed("normalize")
 def _normalize(x: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: None = None) -> Any:
     if p != 2:
-        raise NoRule(f"model normalizes displaced values by the norm {p}.")
+        raise NoRule(f"model calls normalize with the norm {p}; only the norm 2 has a rule.")
     return x / torch.clamp(torch.square(x).sum(dim, keepdim=True).sqrt(), min=eps)
 
 

@@ -1,4 +1,4 @@
-"""Functions of one displaced value, by the difference forms of activations; softmax, and the largest of several."""
+"""Functions of one displaced value, entry by entry: activations in their difference forms, clamps, powers, exp, log."""
 
 import math
 from collections.abc import Callable
@@ -10,22 +10,27 @@ from torch import Tensor
 
 from nntk.activations import activate
 from nntk.kernels.perturb import activations as functions
-from nntk.propagation.displaced_tensor import NoRule, Pass, plain, rule
+from nntk.propagation.context import PropagationContext
+from nntk.propagation.displaced_tensor import primal, with_tangent
+from nntk.propagation.registry import NoRule, rule
 
-Unary = Callable[[Tensor, Tensor, Tensor], Tensor]
+DifferenceForm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Unit difference of a function, from z, dz and s."""
 
 
-def _activation(at: Pass, function: Any, form: functions.Activation, z: Any, *arguments: Any, **options: Any) -> Any:
-    inside = plain(z)
-    value = at.once(lambda: function(inside, *arguments, **options))
-    state = at.once(lambda: form.state(inside, at.dtype))
-    return at.result(value, form.difference(state, z.unit, at.scale(inside.dim())))
+def _activation(
+    ctx: PropagationContext, function: Any, form: functions.Activation, z: Any, *arguments: Any, **options: Any
+) -> Any:
+    """Return a function's value with the difference form of the activation that it is."""
+    base = primal(z)
+    value = ctx.cached(lambda: function(base, *arguments, **options))
+    state = ctx.cached(lambda: form.state(base, ctx.dtype))
+    return with_tangent(ctx, value, form.difference(state, z.tangent, ctx.broadcast_scales(base.dim())))
 
 
 @rule(also=[activate])
-def _activate(at: Pass, z: Any, function: functions.Activation) -> Any:
-    return _activation(at, function.value, function, z)
+def _activate(ctx: PropagationContext, z: Any, function: functions.Activation) -> Any:
+    return _activation(ctx, function.value, function, z)
 
 
 _FORMS: dict[str, functions.Activation] = {
@@ -39,205 +44,137 @@ _FORMS: dict[str, functions.Activation] = {
 for _name, _form in _FORMS.items():
 
     @rule(_name)
-    def _simple(at: Pass, z: Any, inplace: bool = False, *, form: Any = _form, name: str = _name) -> Any:
-        return _activation(at, getattr(F if name == "silu" else torch, name), form, z)
+    def _named_activation(
+        ctx: PropagationContext, z: Any, inplace: bool = False, *, form: Any = _form, name: str = _name
+    ) -> Any:
+        return _activation(ctx, getattr(F if name == "silu" else torch, name), form, z)
 
 
 @rule("gelu")
-def _gelu(at: Pass, z: Any, *, approximate: str = "none") -> Any:
+def _gelu(ctx: PropagationContext, z: Any, *, approximate: str = "none") -> Any:
     form = functions.Gelu() if approximate == "none" else functions.GeluTanh()
-    return _activation(at, F.gelu, form, z, approximate=approximate)
+    return _activation(ctx, F.gelu, form, z, approximate=approximate)
 
 
 @rule("leaky_relu")
-def _leaky_relu(at: Pass, z: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
-    return _activation(at, F.leaky_relu, functions.LeakyRelu(negative_slope), z, negative_slope)
+def _leaky_relu(ctx: PropagationContext, z: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
+    return _activation(ctx, F.leaky_relu, functions.LeakyRelu(negative_slope), z, negative_slope)
 
 
 @rule("softplus")
-def _softplus(at: Pass, z: Any, beta: float = 1, threshold: float = 20) -> Any:
+def _softplus(ctx: PropagationContext, z: Any, beta: float = 1, threshold: float = 20) -> Any:
     if threshold < 20:
-        raise NoRule("model has a softplus that is linear from where it is not yet.")
-    return _activation(at, F.softplus, functions.Softplus(beta), z, beta, threshold)
+        raise NoRule("model calls softplus with a threshold below 20, where it is not yet linear.")
+    return _activation(ctx, F.softplus, functions.Softplus(beta), z, beta, threshold)
 
 
-def _between(low: float | None, high: float | None) -> Callable[[Tensor, Tensor, Tensor, Pass], Tensor]:
-    """Z cut off at both ends is low + relu(z - low) - relu(z - high)."""
-    relu = functions.Relu()
+@rule("cos")
+def _cos(ctx: PropagationContext, z: Any) -> Any:
+    base, form = primal(z), functions.Sin()
+    value, state = ctx.cached(lambda: (torch.cos(base), form.state(base + math.pi / 2, ctx.dtype)))
+    return with_tangent(ctx, value, form.difference(state, z.tangent, ctx.broadcast_scales(base.dim())))
 
-    def unit(z: Tensor, dz: Tensor, s: Tensor, at: Pass) -> Tensor:
-        made = dz
-        if low is not None:
-            made = relu.difference(at.once(lambda: relu.state(z - low, at.dtype)), dz, s)
-        if high is not None:
-            made = made - relu.difference(at.once(lambda: relu.state(z - high, at.dtype)), dz, s)
-        return made
 
-    return unit
+def _clamp_tangent(ctx: PropagationContext, z: Any, low: float | None, high: float | None) -> Tensor:
+    """Return the difference of z clamped at both ends, which is low + relu(z - low) - relu(z - high)."""
+    relu, base, dz = functions.Relu(), primal(z), z.tangent
+    s = ctx.broadcast_scales(base.dim())
+    tangent: Tensor = dz
+    if low is not None:
+        tangent = relu.difference(ctx.cached(lambda: relu.state(base - low, ctx.dtype)), dz, s)
+    if high is not None:
+        tangent = tangent - relu.difference(ctx.cached(lambda: relu.state(base - high, ctx.dtype)), dz, s)
+    return tangent
 
 
 @rule("clamp", "clip")
-def _clamp(at: Pass, z: Any, min: Any = None, max: Any = None) -> Any:
-    if any(isinstance(end, Tensor) for end in (min, max)) or (min is None and max is None):
-        raise NoRule("model clamps displaced values at tensors.")
-    inside = plain(z)
-    value = at.once(lambda: torch.clamp(inside, min, max))
-    return at.result(value, _between(min, max)(inside, z.unit, at.scale(inside.dim()), at))
+def _clamp(ctx: PropagationContext, z: Any, min: Any = None, max: Any = None) -> Any:
+    if any(isinstance(limit, Tensor) for limit in (min, max)) or (min is None and max is None):
+        raise NoRule("model calls clamp with tensors as limits, or with none; only numbers have a rule.")
+    base = primal(z)
+    value = ctx.cached(lambda: torch.clamp(base, min, max))
+    return with_tangent(ctx, value, _clamp_tangent(ctx, z, min, max))
 
 
 @rule("clamp_min")
-def _clamp_min(at: Pass, z: Any, min: Any) -> Any:
-    return _clamp(at, z, min)
+def _clamp_min(ctx: PropagationContext, z: Any, min: Any) -> Any:
+    return _clamp(ctx, z, min)
 
 
 @rule("clamp_max")
-def _clamp_max(at: Pass, z: Any, max: Any) -> Any:
-    return _clamp(at, z, None, max)
+def _clamp_max(ctx: PropagationContext, z: Any, max: Any) -> Any:
+    return _clamp(ctx, z, None, max)
 
 
 @rule("hardtanh")
-def _hardtanh(at: Pass, z: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
-    return _clamp(at, z, min_val, max_val)
+def _hardtanh(
+    ctx: PropagationContext, z: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Any:
+    return _clamp(ctx, z, min_val, max_val)
 
 
 @rule("relu6")
-def _relu6(at: Pass, z: Any, inplace: bool = False) -> Any:
-    return _clamp(at, z, 0.0, 6.0)
+def _relu6(ctx: PropagationContext, z: Any, inplace: bool = False) -> Any:
+    return _clamp(ctx, z, 0.0, 6.0)
 
 
-def _sqrt(z: Tensor, dz: Tensor, s: Tensor) -> Tensor:
-    moved = torch.addcmul(z, s, dz)
-    # What moves to zero may be rounded to less than that, and at zero nothing over nothing is none.
-    moved = torch.where(moved.abs() < 4 * torch.finfo(z.dtype).eps * z, moved.abs(), moved)
-    return torch.where(dz == 0, 0.0, dz / (moved.sqrt() + z.sqrt()))
+def _sqrt_difference(z: Tensor, dz: Tensor, s: Tensor) -> Tensor:
+    displaced = torch.addcmul(z, s, dz)
+    # A value that is displaced to zero may be rounded to slightly less than zero, which has no root.
+    displaced = torch.where(displaced.abs() < 4 * torch.finfo(z.dtype).eps * z, displaced.abs(), displaced)
+    # At z = 0 without a displacement the quotient would be 0 / 0.
+    return torch.where(dz == 0, 0.0, dz / (displaced.sqrt() + z.sqrt()))
 
 
-def _rsqrt(z: Tensor, dz: Tensor, s: Tensor) -> Tensor:
-    r, moved = z.rsqrt(), torch.addcmul(z, s, dz).rsqrt()
-    product = r * moved
-    return -dz * product * (product / (r + moved))
+def _rsqrt_difference(z: Tensor, dz: Tensor, s: Tensor) -> Tensor:
+    base_root, displaced_root = z.rsqrt(), torch.addcmul(z, s, dz).rsqrt()
+    product = base_root * displaced_root
+    return -dz * product * (product / (base_root + displaced_root))
 
 
-_UNARY: dict[str, Unary] = {
+_DIFFERENCE_FORMS: dict[str, DifferenceForm] = {
     "log": lambda z, dz, s: torch.log1p(s * dz / z) / s,
-    "sqrt": _sqrt,
-    "rsqrt": _rsqrt,
+    "sqrt": _sqrt_difference,
+    "rsqrt": _rsqrt_difference,
     "square": lambda z, dz, s: dz * (2 * z + s * dz),
     "reciprocal": lambda z, dz, s: -dz / z / torch.addcmul(z, s, dz),
 }
 
 
-def _unary(at: Pass, name: str, z: Any) -> Any:
-    inside = plain(z)
-    value = at.once(lambda: getattr(torch, name)(inside))
-    return at.result(value, _UNARY[name](z.single, z.unit, at.scale(inside.dim())))
+def _apply_difference_form(ctx: PropagationContext, name: str, z: Any) -> Any:
+    base = primal(z)
+    value = ctx.cached(lambda: getattr(torch, name)(base))
+    tangent = _DIFFERENCE_FORMS[name](z.rounded_primal, z.tangent, ctx.broadcast_scales(base.dim()))
+    return with_tangent(ctx, value, tangent)
 
 
-for _name in _UNARY:
+for _name in _DIFFERENCE_FORMS:
 
     @rule(_name)
-    def _by_name(at: Pass, z: Any, *, name: str = _name) -> Any:
-        return _unary(at, name, z)
+    def _named_function(ctx: PropagationContext, z: Any, *, name: str = _name) -> Any:
+        return _apply_difference_form(ctx, name, z)
 
 
 @rule("exp")
-def _exp(at: Pass, z: Any) -> Any:
-    inside = plain(z)
-    value, s = at.once(lambda: torch.exp(inside)), at.scale(inside.dim())
-    # Of a large z rounded before, its exponential would be off by as much more.
-    return at.result(value, at.once(lambda: value.to(at.dtype)) * torch.expm1(s * z.unit) / s)
-
-
-@rule("cos")
-def _cos(at: Pass, z: Any) -> Any:
-    inside, form = plain(z), functions.Sin()
-    value, state = at.once(lambda: (torch.cos(inside), form.state(inside + math.pi / 2, at.dtype)))
-    return at.result(value, form.difference(state, z.unit, at.scale(inside.dim())))
+def _exp(ctx: PropagationContext, z: Any) -> Any:
+    base = primal(z)
+    value, s = ctx.cached(lambda: torch.exp(base)), ctx.broadcast_scales(base.dim())
+    # The value is rounded after exp: rounding a large z before would change exp(z) by z times as much.
+    return with_tangent(ctx, value, ctx.cached(lambda: value.to(ctx.dtype)) * torch.expm1(s * z.tangent) / s)
 
 
 _POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
 
 
 @rule("pow", "__pow__")
-def _pow(at: Pass, z: Any, exponent: Any) -> Any:
-    if isinstance(exponent, Tensor) or exponent not in (*_POWERS, 3):
-        raise NoRule(f"model raises displaced values to the power {exponent}.")
+def _pow(ctx: PropagationContext, z: Any, exponent: Any) -> Any:
+    if isinstance(exponent, Tensor):
+        raise NoRule("model calls pow with a tensor as exponent, which has no rule.")
+    if exponent not in (*_POWERS, 3):
+        raise NoRule(f"model calls pow with the exponent {exponent}; only -1, -0.5, 0.5, 2 and 3 have a rule.")
     if exponent == 3:
-        inside, first = plain(z), z.single
-        moved = torch.addcmul(first, at.scale(inside.dim()), z.unit)
-        slope = first * first + moved * first + moved * moved
-        return at.result(at.once(lambda: inside**3), z.unit * slope)
-    return _unary(at, _POWERS[exponent], z)
-
-
-_FAR = 60.0
-"""Exponent, near the largest that float32 has, from which on exponentials are subtracted."""
-
-
-class _Shares:
-    r"""A softmax along an axis, p, and how it moves.
-
-    By v, the difference of the logits less that of the largest: t is the mean of expm1(v) under p, and nothing is
-    subtracted from what belongs to the largest, however little is left for the others.
-    """
-
-    def __init__(self, at: Pass, z: Any, dim: int) -> None:
-        inside, self.axis = plain(z), dim % z.dim() - z.dim()
-        shares = at.once(lambda: torch.log_softmax(inside, dim))
-        self.log_p, most = at.once(lambda: (shares.to(at.dtype), inside.argmax(self.axis, keepdim=True)))
-        self.p, self.s = at.once(lambda: shares.exp().to(at.dtype)), at.scale(inside.dim())
-        unit = z.unit
-        self.base = unit.gather(self.axis, most.expand(*at.lanes, *most.shape))
-        # A logit of minus infinity stays there.
-        self.v = torch.where(self.log_p == -torch.inf, 0.0, self.s * (unit - self.base))
-        self.rise = torch.expm1(self.v)
-        self.mean = (self.p * self.rise).sum(self.axis, keepdim=True)
-        self.far = self.v.amax(self.axis, keepdim=True) > _FAR
-        self.some_far = bool(self.far.any())
-
-    def grown(self) -> Tensor:
-        """How the logarithm of the sum of p exp(v) grows from zero."""
-        grown = torch.log1p(self.mean)
-        if not self.some_far:
-            return grown
-        return torch.where(self.far, (self.log_p + self.v).logsumexp(self.axis, keepdim=True), grown)
-
-
-@rule("softmax")
-def _softmax(at: Pass, z: Any, dim: int, *arguments: Any, **options: Any) -> Any:
-    """The difference is p (expm1(v) - t) / (1 + t) / s."""
-    value, shares = at.once(lambda: torch.softmax(plain(z), dim)), _Shares(at, z, dim)
-    made = shares.p * (shares.rise - shares.mean) / ((1 + shares.mean) * shares.s)
-    if shares.some_far:
-        apart = torch.softmax(shares.log_p + shares.v, shares.axis) - shares.p
-        made = torch.where(shares.far, apart / shares.s, made)
-    return at.result(value, made)
-
-
-@rule("log_softmax")
-def _log_softmax(at: Pass, z: Any, dim: int, *arguments: Any, **options: Any) -> Any:
-    value, shares = at.once(lambda: torch.log_softmax(plain(z), dim)), _Shares(at, z, dim)
-    return at.result(value, (shares.v - shares.grown()) / shares.s)
-
-
-@rule("logsumexp")
-def _logsumexp(at: Pass, z: Any, dim: Any, keepdim: bool = False) -> Any:
-    if not isinstance(dim, int):
-        raise NoRule("model takes the logarithm of a sum of exponentials over several axes.")
-    value, shares = at.once(lambda: torch.logsumexp(plain(z), dim, keepdim)), _Shares(at, z, dim)
-    made = shares.base + shares.grown() / shares.s
-    return at.result(value, made if keepdim else made.squeeze(shares.axis))
-
-
-def _axis(value: Tensor, dim: int) -> int:
-    """The same axis of a difference."""
-    return dim % value.dim() - value.dim()
-
-
-@rule("amax")
-def _amax(at: Pass, z: Any, dim: Any = (), keepdim: bool = False) -> Any:
-    inside = plain(z)
-    value = at.once(lambda: inside.amax(dim, keepdim))
-    axes = tuple(_axis(inside, d) for d in ((dim,) if isinstance(dim, int) else dim or range(inside.dim())))
-    below = at.once(lambda: (inside - inside.amax(axes, keepdim=True)).to(at.dtype))
-    return at.result(value, (below / at.scale(inside.dim()) + z.unit).amax(axes, keepdim))
+        base, rounded = primal(z), z.rounded_primal
+        displaced = torch.addcmul(rounded, ctx.broadcast_scales(base.dim()), z.tangent)
+        slope = rounded * rounded + displaced * rounded + displaced * displaced
+        return with_tangent(ctx, ctx.cached(lambda: base**3), z.tangent * slope)
+    return _apply_difference_form(ctx, _POWERS[exponent], z)

@@ -1,0 +1,132 @@
+"""The context of one evaluation: its displacements, their noise, and the results that all evaluations share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from nntk.kernels.philox import split_seed, unit_displacements
+from nntk.kernels.philox.reference import displacements
+from nntk.propagation.registry import NoRule
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class DisplacementGroup:
+    """Displacements whose noise is generated together, where it is small enough to be held in memory.
+
+    Attributes:
+        sample_ids: Numbers of the displacements in the random stream, [G].
+        seed: Seed of the random stream.
+        directions: Name of the family of unit displacements.
+        dtype: Dtype of the unit displacements.
+        shapes: Shapes of the displaced parameters, by their index in the random stream.
+        holds_noise: True if the unit displacements of all parameters are held in memory.
+    """
+
+    sample_ids: Tensor
+    seed: int
+    directions: str
+    dtype: torch.dtype
+    shapes: Mapping[int, tuple[int, ...]]
+    holds_noise: bool
+
+    def noise(self, param_index: int, shape: Sequence[int], chunk: slice) -> Tensor:
+        """Return unit displacements of a parameter, [m, *shape], for one chunk of the group."""
+        if self.holds_noise:
+            return self._held_noise[param_index][chunk]
+        return unit_displacements(self.sample_ids[chunk], param_index, shape, self.seed, self.directions, self.dtype)
+
+    @cached_property
+    def _held_noise(self) -> dict[int, Tensor]:
+        if self.sample_ids.device.type == "cpu":
+            # Small parameters are generated together, because one call for each of them would dominate the time.
+            return displacements(self.directions, self.sample_ids, self.shapes, split_seed(self.seed), self.dtype)
+        return {
+            index: unit_displacements(self.sample_ids, index, shape, self.seed, self.directions, self.dtype)
+            for index, shape in self.shapes.items()
+        }
+
+
+@dataclass(eq=False)
+class PropagationContext:
+    """One evaluation of the model: a chunk of displacements at an input block.
+
+    Attributes:
+        group: Displacements whose noise is generated together; the chunk is a part of them.
+        chunk: Position of the chunk in the group.
+        scales: Scales s of the chunk's displacements, [M], in the dtype of the differences.
+        members: Number of evaluations of a displacement: 1, or 2 for the members of an antithetic pair.
+        max_bytes: Budget for the products with noise that is not held, in bytes.
+        cache: Results that do not depend on the displacements, each with its key, in the order of the calls of
+            :meth:`cached`. All evaluations at the same input block share this list.
+        cache_position: Number of calls of :meth:`cached` so far in this evaluation.
+        tangent_sizes: Numbers of elements of the differences that were computed, in order.
+    """
+
+    group: DisplacementGroup
+    chunk: slice
+    scales: Tensor
+    members: int
+    max_bytes: int
+    cache: list[tuple[Any, Any]] = field(default_factory=list)
+    cache_position: int = 0
+    tangent_sizes: list[int] = field(default_factory=list)
+
+    @property
+    def sample_ids(self) -> Tensor:
+        """Numbers of the chunk's displacements in the random stream, [M]."""
+        return self.group.sample_ids[self.chunk]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the differences."""
+        return self.scales.dtype
+
+    @property
+    def leading_shape(self) -> tuple[int, int]:
+        """Leading axes [M, members] of every difference: displacements, and members of an antithetic pair."""
+        return len(self.scales), self.members
+
+    @cached_property
+    def signs(self) -> Tensor:
+        """Sign of the displacement in each member, [members]: +1, and -1 for the minus member."""
+        return torch.tensor([1.0, -1.0][: self.members], dtype=self.dtype, device=self.scales.device)
+
+    def broadcast_signs(self, dims: int) -> Tensor:
+        """Return the signs, [members, 1, ...], shaped for differences of a value that has ``dims`` axes."""
+        return self.signs.view(-1, *[1] * dims)
+
+    def broadcast_scales(self, dims: int) -> Tensor:
+        """Return the scales, [M, 1, 1, ...], shaped for differences of a value that has ``dims`` axes."""
+        return self.scales.view(-1, *[1] * (dims + 1))
+
+    def cached(self, compute: Callable[[], T], key: Any = None) -> T:
+        """Return ``compute()``, which only the first evaluation at an input block calls.
+
+        Later evaluations replay the results in order. They check that the model makes the same calls.
+
+        Args:
+            compute: Function of no arguments, whose result no displacement changes.
+            key: Identity of the call for the check; None for the code of ``compute``.
+
+        Returns:
+            The result of the first evaluation.
+
+        Raises:
+            NoRule: If the model makes another call than in the first evaluation.
+        """
+        key = getattr(compute, "__code__", None) if key is None else key
+        if self.cache_position == len(self.cache):
+            self.cache.append((key, compute()))
+        cached_key, result = self.cache[self.cache_position]
+        if cached_key != key:
+            raise NoRule(
+                "model does not call the same functions at every evaluation, so that cached values do not fit."
+            )
+        self.cache_position += 1
+        return cast(T, result)

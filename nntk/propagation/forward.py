@@ -1,0 +1,73 @@
+"""One evaluation of a model on displaced tensors."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nntk.propagation.context import PropagationContext
+from nntk.propagation.displaced_tensor import DisplacedTensor, UnsupportedOpGuard
+from nntk.propagation.registry import NoRule
+
+
+@dataclass(frozen=True)
+class DisplacedForward:
+    """A forward pass, and the tensors that it is evaluated at.
+
+    Attributes:
+        forward: Function from all tensors of the model by name, and inputs, to outputs.
+        tensors: All tensors of the model by name, floating ones in float64.
+        originals: The same tensors in their own dtype.
+        param_indices: Indices of the displaced parameters in the random stream, by name.
+    """
+
+    forward: Callable[[dict[str, Tensor], Tensor], Any]
+    tensors: Mapping[str, Tensor]
+    originals: Mapping[str, Tensor]
+    param_indices: Mapping[str, int]
+
+    @property
+    def param_shapes(self) -> dict[int, tuple[int, ...]]:
+        """Shapes of the displaced parameters, by their index in the random stream."""
+        return {index: tuple(self.originals[name].shape) for name, index in self.param_indices.items()}
+
+    @property
+    def num_params(self) -> int:
+        """Number d of displaced parameters."""
+        return sum(self.originals[name].numel() for name in self.param_indices)
+
+    def unit_differences(self, x: Tensor, ctx: PropagationContext) -> Tensor:
+        """Compute unit differences of the outputs for one chunk of displacements at one input block.
+
+        Args:
+            x: Inputs, [N, ...], floating ones in float64.
+            ctx: Context of the evaluation.
+
+        Returns:
+            The differences, [M, members, N, C].
+
+        Raises:
+            NoRule: If the model calls a function that has no rule, or its outputs do not depend on the displacements.
+        """
+        # The displaced tensors are rebuilt for each evaluation, because their noise belongs to its context.
+        parameters: dict[str, Tensor] = {}
+        for name, value in self.tensors.items():
+            original = self.originals[name]
+            rounded = original if original.dtype == ctx.dtype else None
+            parameters[name] = DisplacedTensor.create(ctx, value, None, self.param_indices.get(name), rounded)
+        inputs = DisplacedTensor.create(ctx, x)
+        inputs.shares_memory, num_cached = True, len(ctx.cache)
+        with UnsupportedOpGuard(), torch.compiler.set_stance("force_eager"):
+            outputs = self.forward(parameters, inputs)
+        if num_cached and not num_cached == len(ctx.cache) == ctx.cache_position:
+            raise NoRule(
+                "model does not call the same functions at every evaluation, so that cached values do not fit."
+            )
+        if not isinstance(outputs, DisplacedTensor) or not outputs.is_displaced or len(outputs) != len(x):
+            raise NoRule(
+                "model must return a tensor that has a row for each input and depends on displaced parameters."
+            )
+        tangent = outputs.tangent
+        return tangent.flatten(3) if tangent.dim() > 3 else tangent[..., None]

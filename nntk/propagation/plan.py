@@ -1,0 +1,121 @@
+"""Sizes of the chunks of displacements and of the input blocks, from trial evaluations and a budget."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from nntk.kernels.perturb.config import CACHE
+from nntk.kernels.philox.reference import TILE
+from nntk.propagation.batch import DisplacementBatch
+from nntk.propagation.context import DisplacementGroup, PropagationContext
+from nntk.propagation.forward import DisplacedForward
+
+_MIN_PRODUCT_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """Sizes in which differences are computed.
+
+    Attributes:
+        block_inputs: Number of inputs in an input block.
+        chunk_samples: Number of displacements in a chunk.
+        group_samples: Number of displacements whose noise is generated together.
+        holds_noise: True if the noise of a group is held in memory.
+    """
+
+    block_inputs: int
+    chunk_samples: int
+    group_samples: int
+    holds_noise: bool
+
+    @classmethod
+    def from_trials(cls, model: DisplacedForward, x: Tensor, batch: DisplacementBatch) -> "ChunkPlan":
+        """Fit fixed and per-input memory from trials with one and with two inputs at one displacement."""
+        # Differences of weights are no larger for two inputs, so they are the fixed part.
+        one, two = (_TrialSizes.measure(model, x[:n], batch) for n in (1, 2))
+        if len(x) < 2 or len(one.tangent_sizes) != len(two.tangent_sizes):
+            two = _TrialSizes([2 * size for size in one.tangent_sizes], 2 * one.cached_bytes)
+        per_input = [max(0, b - a) for a, b in zip(one.tangent_sizes, two.tangent_sizes, strict=True)]
+        fixed = [max(0, a - slope) for a, slope in zip(one.tangent_sizes, per_input, strict=True)]
+        # A quarter of the budget is for cached values, a quarter for noise, and half for differences. A difference
+        # should also stay in a processor's cache.
+        budget, itemsize, cache_size = batch.max_bytes, batch.scales.itemsize, 4 * CACHE * batch.members
+        block_inputs = min(
+            len(x),
+            (budget // 4 - 2 * one.cached_bytes + two.cached_bytes) // max(1, two.cached_bytes - one.cached_bytes),
+            (budget // 2 // itemsize - sum(fixed)) // max(1, sum(per_input)),
+            cache_size // max([1, *per_input]),
+        )
+        block_inputs = max(1, block_inputs)
+        sizes = [block_inputs * slope + offset for slope, offset in zip(per_input, fixed, strict=True)]
+        chunk_samples = min(cache_size // max([1, *sizes]), budget // 2 // itemsize // max(1, sum(sizes)))
+        chunk_samples = max(1, min(len(batch.sample_ids), chunk_samples))
+        group_samples = min(4 * TILE, budget // 4 // itemsize) // model.num_params
+        return cls(
+            block_inputs,
+            chunk_samples,
+            max(chunk_samples, group_samples // chunk_samples * chunk_samples),
+            group_samples >= chunk_samples,
+        )
+
+
+@dataclass(frozen=True)
+class _TrialSizes:
+    """Sizes that an evaluation of one displacement shows.
+
+    Attributes:
+        tangent_sizes: Number of elements of each difference, in order.
+        cached_bytes: Bytes of the cached values.
+    """
+
+    tangent_sizes: list[int]
+    cached_bytes: int
+
+    @classmethod
+    def measure(cls, model: DisplacedForward, x: Tensor, batch: DisplacementBatch) -> "_TrialSizes":
+        """Evaluate one displacement at some inputs, and return the sizes."""
+        first = slice(0, 1)
+        ctx = make_context(batch, make_group(model, batch, first, holds_noise=False), 0, first, [])
+        model.unit_differences(x, ctx)
+        cached_bytes = sum(leaf.nbytes for leaf in tree_leaves(ctx.cache) if isinstance(leaf, Tensor))
+        return cls(ctx.tangent_sizes, cached_bytes)
+
+
+def make_group(
+    model: DisplacedForward, batch: DisplacementBatch, samples: slice, holds_noise: bool
+) -> DisplacementGroup:
+    """Return the group of the displacements at some positions of the batch."""
+    return DisplacementGroup(
+        batch.sample_ids[samples], batch.seed, batch.directions, batch.scales.dtype, model.param_shapes, holds_noise
+    )
+
+
+def make_context(
+    batch: DisplacementBatch,
+    group: DisplacementGroup,
+    group_start: int,
+    chunk: slice,
+    cache: list[tuple[object, object]],
+) -> PropagationContext:
+    """Return the context of one chunk.
+
+    Args:
+        batch: All displacements.
+        group: The group that the chunk is a part of.
+        group_start: Position of the group in the batch.
+        chunk: Position of the chunk in the group.
+        cache: Results that all evaluations at the same input block share.
+
+    Returns:
+        The context.
+    """
+    scales = batch.scales[group_start + chunk.start : group_start + chunk.stop]
+    return PropagationContext(group, chunk, scales, batch.members, max(_MIN_PRODUCT_BYTES, batch.max_bytes // 4), cache)
+
+
+def slices(length: int, size: int) -> Iterator[slice]:
+    """Yield consecutive slices of a size that cover a length; the last one may be shorter."""
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))

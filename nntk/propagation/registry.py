@@ -1,0 +1,71 @@
+"""Tables of the rules: how each function of PyTorch acts on displaced tensors."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rule = Callable[..., Any]
+
+RULES: dict[Any, Rule] = {}
+"""Rule of each function. A rule is called with the context, followed by the arguments of the function."""
+COMPOSED: dict[Any, Rule] = {}
+"""Replacement of each function by others that have rules. A replacement is called with the function's arguments."""
+QUERIES: set[Any] = set()
+"""Functions whose result no displacement changes, such as shapes."""
+IN_PLACE: dict[Any, Any] = {}
+"""Functions that work in place, each with the function that computes the same result out of place."""
+WRITES: set[Any] = set()
+"""Functions that write into their first argument."""
+
+
+class NoRule(Exception):
+    """A model does something to displaced tensors that no rule covers; the message is one sentence that says what.
+
+    The class does not derive from ``TypeError``, because Python's binary operators swallow a ``TypeError``.
+    """
+
+
+def functions_named(*names: str) -> Iterator[Any]:
+    """Yield the functions and tensor methods of PyTorch that have one of these names."""
+    for name in names:
+        for namespace in (torch, torch.nn.functional, Tensor, torch._C._nn, torch.special):
+            if (function := getattr(namespace, name, None)) is not None:
+                yield function
+
+
+def function_name(function: Any) -> str:
+    """Return the name of a function, for messages."""
+    return str(getattr(function, "__qualname__", function))
+
+
+def rule(*names: str, also: Sequence[Any] = ()) -> Callable[[Rule], Rule]:
+    """Return a decorator that registers the rule of some functions.
+
+    Args:
+        *names: Names of functions of PyTorch; every function and tensor method of such a name is registered.
+        also: Further functions, given as objects.
+
+    Returns:
+        The decorator. It returns the rule unchanged.
+    """
+    return partial(_register, RULES, [*functions_named(*names), *also])
+
+
+def composed(*names: str) -> Callable[[Rule], Rule]:
+    """Return a decorator that registers a replacement of some functions by others that have rules.
+
+    Args:
+        *names: Names of functions of PyTorch; every function and tensor method of such a name is registered.
+
+    Returns:
+        The decorator. It returns the replacement unchanged.
+    """
+    return partial(_register, COMPOSED, [*functions_named(*names)])
+
+
+def _register(table: dict[Any, Rule], functions: Iterable[Any], implementation: Rule) -> Rule:
+    table.update(dict.fromkeys(functions, implementation))
+    return implementation

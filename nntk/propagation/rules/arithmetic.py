@@ -1,0 +1,97 @@
+"""Sums, products and quotients: the differences da + db, da b + (a + s da) db, (da - (a / b) db) / (b + s db)."""
+
+from typing import Any
+
+import torch
+
+from nntk.propagation.context import PropagationContext
+from nntk.propagation.displaced_tensor import is_displaced, primal, rounded_primal, with_tangent
+from nntk.propagation.registry import NoRule, rule
+from nntk.propagation.rules.linear import aligned_tangent, linear_rule, split_leading_axis
+
+
+def _sum(ctx: PropagationContext, function: Any, a: Any, b: Any, factor_a: float, factor_b: float) -> Any:
+    """Return function(a, b) = factor_a a + factor_b b with its difference."""
+    value = ctx.cached(lambda: function(primal(a), primal(b)))
+    da, db = (aligned_tangent(ctx, part, value.dim()) for part in (a, b))
+    if not is_displaced(b):
+        return with_tangent(ctx, value, da if factor_a == 1 else da * factor_a)
+    if not is_displaced(a):
+        return with_tangent(ctx, value, db if factor_b == 1 else db * factor_b)
+    return with_tangent(ctx, value, (da if factor_a == 1 else da * factor_a).add(db, alpha=factor_b))
+
+
+@rule("add")
+def _add(ctx: PropagationContext, a: Any, b: Any, *, alpha: float = 1) -> Any:
+    return _sum(ctx, lambda x, y: x + alpha * y, a, b, 1, alpha)
+
+
+@rule("sub", "subtract")
+def _sub(ctx: PropagationContext, a: Any, b: Any, *, alpha: float = 1) -> Any:
+    return _sum(ctx, lambda x, y: x - alpha * y, a, b, 1, -alpha)
+
+
+@rule("rsub", "__rsub__")
+def _rsub(ctx: PropagationContext, a: Any, b: Any) -> Any:
+    return _sum(ctx, lambda x, y: y - x, a, b, -1, 1)
+
+
+@rule("mul", "multiply")
+def _mul(ctx: PropagationContext, a: Any, b: Any) -> Any:
+    value = ctx.cached(lambda: primal(a) * primal(b))
+    rounded_a, rounded_b = rounded_primal(ctx, a), rounded_primal(ctx, b)
+    if not is_displaced(a):
+        a, b, rounded_a, rounded_b = b, a, rounded_b, rounded_a
+    da = aligned_tangent(ctx, a, value.dim())
+    if not is_displaced(b):
+        return with_tangent(ctx, value, da * rounded_b)
+    displaced_a = torch.addcmul(rounded_a, da, ctx.broadcast_scales(value.dim()))
+    return with_tangent(ctx, value, torch.addcmul(da * rounded_b, displaced_a, aligned_tangent(ctx, b, value.dim())))
+
+
+@rule("div", "divide", "true_divide")
+def _div(ctx: PropagationContext, a: Any, b: Any) -> Any:
+    value = ctx.cached(lambda: primal(a) / primal(b))
+    da, rounded_b = aligned_tangent(ctx, a, value.dim()), rounded_primal(ctx, b)
+    if not is_displaced(b):
+        return with_tangent(ctx, value, da / rounded_b)
+    quotient, db = ctx.cached(lambda: value.to(ctx.dtype)), aligned_tangent(ctx, b, value.dim())
+    displaced_b = torch.addcmul(rounded_b, db, ctx.broadcast_scales(value.dim()))
+    return with_tangent(ctx, value, (da - quotient * db) / displaced_b)
+
+
+@rule("__rdiv__", "__rtruediv__")
+def _rdiv(ctx: PropagationContext, a: Any, b: Any) -> Any:
+    return _div(ctx, b, a)
+
+
+@rule("matmul", "bmm", "mm", "mv", "dot", "vdot", "__matmul__")
+def _matmul(ctx: PropagationContext, a: Any, b: Any) -> Any:
+    return _bilinear(ctx, torch.matmul, a, b)
+
+
+@rule("einsum")
+def _einsum(ctx: PropagationContext, equation: str, *operands: Any) -> Any:
+    if len(operands) == 1 and isinstance(operands[0], tuple | list):
+        operands = tuple(operands[0])
+    if len(operands) == 1:
+        return linear_rule(torch.einsum)(ctx, equation, *operands)
+    if len(operands) != 2:
+        raise NoRule("model calls einsum with more than two operands, which has no rule.")
+    return _bilinear(ctx, lambda a, b: torch.einsum(equation, a, b), *operands)
+
+
+def _bilinear(ctx: PropagationContext, function: Any, a: Any, b: Any) -> Any:
+    """Return a function that is linear in each of two operands; its difference is f(da, b) + f(a + s da, db)."""
+    value = ctx.cached(lambda: function(primal(a), primal(b)))
+    rounded_a, rounded_b = rounded_primal(ctx, a), rounded_primal(ctx, b)
+    scales = ctx.scales.repeat_interleave(ctx.members)
+    if not is_displaced(b):
+        tangent = torch.vmap(lambda da: function(da, rounded_b))(a.tangent.flatten(0, 1))
+    elif not is_displaced(a):
+        tangent = torch.vmap(lambda db: function(rounded_a, db))(b.tangent.flatten(0, 1))
+    else:
+        tangent = torch.vmap(lambda da, db, s: function(da, rounded_b) + function(rounded_a + s * da, db))(
+            a.tangent.flatten(0, 1), b.tangent.flatten(0, 1), scales
+        )
+    return with_tangent(ctx, value, split_leading_axis(ctx, tangent))

@@ -1,0 +1,56 @@
+"""Maxima, over axes and over windows: max of (a - max a) / s + da is the difference of the maximum."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nntk.propagation.context import PropagationContext
+from nntk.propagation.displaced_tensor import primal, with_tangent
+from nntk.propagation.registry import NoRule, rule
+from nntk.propagation.rules.window import Window, per_axis
+
+
+@rule("amax")
+def _amax(ctx: PropagationContext, z: Any, dim: Any = (), keepdim: bool = False) -> Any:
+    base = primal(z)
+    value = ctx.cached(lambda: base.amax(dim, keepdim))
+    dims = (dim,) if isinstance(dim, int) else dim or range(base.dim())
+    # Counted from the end, an axis is the same one of the difference.
+    axes = tuple(d % base.dim() - base.dim() for d in dims)
+    gap = ctx.cached(lambda: (base - base.amax(axes, keepdim=True)).to(ctx.dtype))
+    return with_tangent(ctx, value, (gap / ctx.broadcast_scales(base.dim()) + z.tangent).amax(axes, keepdim))
+
+
+def _max_pool(
+    ctx: PropagationContext, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+    ceil_mode: bool = False, return_indices: bool = False, *, dims: int,
+) -> Any:  # fmt: skip
+    base = primal(x)
+    if ceil_mode or return_indices or base.dim() != dims + 2:
+        raise NoRule(f"model calls max_pool{dims}d with ceil_mode or indices, or without a batch axis.")
+    pool = F.max_pool1d if dims == 1 else F.max_pool2d
+    value = ctx.cached(lambda: pool(base, kernel_size, stride, padding, dilation))
+    window = Window.from_settings(per_axis(kernel_size, dims), stride or kernel_size, 0, dilation)
+    margins = [length for pad in reversed(per_axis(padding, dims)) for length in (pad, pad)]
+
+    def unfold(t: Tensor, fill: float) -> Any:
+        """Return the entries of each window, [n, C, k, P]; positions outside of the input have the value ``fill``."""
+        return window.columns(F.pad(t, margins, value=fill)).unflatten(1, (value.shape[1], -1))
+
+    def gap_to_maximum() -> Tensor:
+        # The fill is far below all values, but finite: an infinity times a zero of the unfolding would be NaN.
+        values: Tensor = unfold(base, torch.finfo(ctx.dtype).min / 4)
+        return (values - values.amax(2, keepdim=True)).to(ctx.dtype)
+
+    gap = ctx.cached(gap_to_maximum)
+    tangents = unfold(x.tangent.flatten(0, 2), 0.0).view(*ctx.leading_shape, *gap.shape)
+    ctx.tangent_sizes.append(tangents.numel())
+    tangent = (gap / ctx.broadcast_scales(4) + tangents).amax(4).view(*ctx.leading_shape, *value.shape)
+    return with_tangent(ctx, value, tangent)
+
+
+for _dims in (1, 2):
+    rule(f"max_pool{_dims}d")(partial(_max_pool, dims=_dims))

@@ -1,0 +1,193 @@
+"""Models that differences cannot be propagated through, and evaluations that must agree with the first one."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import relative_error
+from propagation_cases import FUNCTIONS, LINES, TOKENS, P, both, z
+
+from nntk import NonlocalNTK
+from nntk.models.recognise import NotRecognised
+from nntk.propagation import NoRule, plan, primal, with_tangent
+from nntk.propagation.registry import RULES
+from nntk.propagation.rules import layers
+from nntk.propagation.rules.window import Window
+
+
+def sorted_values(p, x):
+    """Return sorted values, for which there is no rule."""
+    return z(p, x).sort(-1)[0]
+
+
+def test_functions_without_a_rule_are_evaluated_plainly():
+    """``auto`` evaluates plainly; where propagation is required, the message names the function."""
+    auto = NonlocalNTK(sorted_values, parameters=P, gamma=1e-2, samples=6).differences(LINES)
+    plain = NonlocalNTK(sorted_values, parameters=P, gamma=1e-2, samples=6, propagation="direct").differences(LINES)
+    assert torch.equal(auto, plain)
+    for method in (NonlocalNTK.differences, NonlocalNTK.__call__):
+        with pytest.raises(NotRecognised, match="model calls TensorBase.sort, which has no rule"):
+            method(NonlocalNTK(sorted_values, parameters=P, samples=6, propagation="difference"), LINES)
+
+
+def under_autocast(function):
+    """Return the result of a function under autocast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return function()
+
+
+def doubled(x):
+    """Double the values through a view of them."""
+    x.view(-1).mul_(2)
+    return x
+
+
+def copied(values):
+    """Copy values by torch.tensor, which loses their differences."""
+    with warnings.catch_warnings(action="ignore"):
+        return torch.tensor(values)
+
+
+UNSUPPORTED = {
+    "batch statistics": lambda p, x: F.batch_norm(z(p, x).mT, None, None, training=True),
+    "powers": lambda p, x: z(p, x) ** 5,
+    "conditions": lambda p, x: torch.where(z(p, x) > 0, x, -x),
+    "branches": lambda p, x: z(p, x) if float(z(p, x).sum()) > 0 else x,
+    "rounding": lambda p, x: z(p, x).to(torch.bfloat16),
+    "views in place": lambda p, x: z(p, x)[:, :2].add_(1.0),
+    "constants in place": lambda p, x: torch.zeros(len(x), 7, 6).add_(z(p, x)),
+    "casts in place": lambda p, x: z(p, x).to(x.dtype, copy=True).add_(1.0),
+    "constant views in place": lambda p, x: z(p, doubled(x + 1)),
+    "writing": lambda p, x: z(p, x).zero_() + z(p, x),
+    "outputs": lambda p, x: torch.add(z(p, x), x, out=torch.empty_like(x)),
+    "casts to integers": lambda p, x: z(p, x).type_as(TOKENS) + z(p, x),
+    "rounded division": lambda p, x: torch.div(z(p, x), 2, rounding_mode="floor") + z(p, x),
+    "softplus with a low threshold": lambda p, x: F.softplus(z(p, x), threshold=1.0),
+    "autocast": lambda p, x: under_autocast(lambda: z(p, x)),
+    "new tensors": lambda p, x: copied(z(p, x)) + z(p, x),
+    "transforms": lambda p, x: torch.vmap(torch.tanh)(z(p, x)) + z(p, x),
+    "gradients": lambda p, x: torch.func.grad(lambda h: h.square().sum())(z(p, x)) + z(p, x),
+    "vectors": lambda p, x: F.linear(x, p["v"]),
+    "dropout": lambda p, x: F.dropout(z(p, x), 0.5),
+    "sums of exponentials": lambda p, x: z(p, x).logsumexp((1, 2)),
+    "other norms": lambda p, x: F.normalize(z(p, x), 1.0, dim=-1),
+    "clamping at tensors": lambda p, x: z(p, x).clamp(x),
+    "no batch": lambda p, x: F.conv1d(z(p, x)[0].mT, p["k"])[None].expand(5, -1, -1),
+    "indices": lambda p, x: F.max_pool1d(z(p, x).mT, 2, ceil_mode=True),
+    "planes": lambda p, x: F.max_pool2d(z(p, x), 2),
+    "max_norm": lambda p, x: F.embedding(TOKENS, p["w"], max_norm=1.0),
+    "three operands": lambda p, x: torch.einsum("nij,nij,nij->nj", z(p, x), z(p, x), x),
+    "dropped attention": lambda p, x: F.scaled_dot_product_attention(z(p, x), x, x, dropout_p=0.5),
+    "no displaced parameter": lambda p, x: x,
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_models_raise(name, monkeypatch):
+    """A model that rules do not cover raises instead of returning a wrong difference."""
+    monkeypatch.setattr(layers, "multiplies_patches", lambda device: True)
+    with pytest.raises(TypeError, match="model"):
+        NonlocalNTK(UNSUPPORTED[name], parameters=P, samples=2, propagation="difference").differences(LINES)
+
+
+def test_every_input_needs_rules():
+    """``auto`` evaluates plainly if another input than those of the trial needs a function without a rule."""
+
+    def sorting(p, x):
+        """Sort the values if there is a large input among them."""
+        return sorted_values(p, x) if float(x.max()) > 5 else z(p, x)
+
+    x = LINES.clone()
+    x[2, 0, 0] = 6.0
+    auto, direct = (
+        NonlocalNTK(sorting, parameters=P, samples=4, propagation=propagation).differences(x)
+        for propagation in ("auto", "direct")
+    )
+    assert torch.equal(auto, direct)
+
+
+def rounding(p, x):
+    """Normalize in float32, as many models do."""
+    h = z(p, x).float()
+    return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)).type_as(x)
+
+
+@pytest.mark.parametrize(("function", "gamma"), [(FUNCTIONS["gelu"], 1e-14), (rounding, 1e-6)])
+def test_small_displacements_are_propagated(function, gamma):
+    """The trial compares at a larger displacement, where a plain evaluation has digits."""
+    kernels = [
+        NonlocalNTK(function, parameters=P, gamma=gamma, samples=4, propagation=propagation)
+        for propagation in ("auto", "difference")
+    ]
+    assert torch.equal(*(kernel.differences(LINES) for kernel in kernels))
+
+
+def written(p, x):
+    """Fill a mask with a copy of another."""
+    mask = torch.zeros(x.shape, dtype=torch.bool)
+    mask.copy_(x > 0)
+    return z(p, x).masked_fill(mask, 0.0)
+
+
+REPEATED = [written, FUNCTIONS["constants convolved"], lambda p, x: F.linear(x.mT.mT, p["w"].T)]
+
+
+@pytest.mark.parametrize("function", REPEATED, ids=["written", "constants", "attributes"])
+def test_every_evaluation_is_like_the_first(function, monkeypatch):
+    """New tensors are written in each evaluation, and cached values are found, for chunks of any size."""
+    options = {"parameters": P, "gamma": 1e-2, "samples": 7, "propagation": "difference"}
+    expected = NonlocalNTK(function, **options).differences(LINES)
+    for cache in (2**6, 2**7, 2**8):
+        monkeypatch.setattr(plan, "CACHE", cache)
+        assert relative_error(NonlocalNTK(function, **options).differences(LINES), expected) < 1e-6
+
+
+@pytest.mark.parametrize("keep", [lambda x: x.cos(), lambda x: float(x.sum())], ids=["values", "numbers"])
+def test_values_of_another_evaluation_raise(keep, monkeypatch):
+    """A function that keeps values, or leaves out steps the next time, raises."""
+    monkeypatch.setattr(plan, "CACHE", 2**6)
+    state = {}
+
+    def keeping(p, x):
+        """Keep a value from the fourth call on."""
+        state["calls"] = state.get("calls", 0) + 1
+        if state["calls"] > 3:
+            state.setdefault("value", None)
+            state["value"] = keep(x[:1]) if state["value"] is None else state["value"]
+            return z(p, x) * x.sin() * state["value"]
+        return z(p, x)
+
+    kernel = NonlocalNTK(keeping, parameters=P, samples=7, propagation="difference")
+    with pytest.raises(NotRecognised, match="model (keeps values|does not call the same functions)"):
+        kernel.differences(LINES)
+
+
+def test_patches_are_padded_evenly():
+    """Padding that is larger on one side cannot be unfolded."""
+    with pytest.raises(NoRule, match="model pads a convolution on one side"):
+        Window.from_settings((2, 3), 1, "same", 1)
+
+
+def test_a_wrong_rule_is_noticed(monkeypatch):
+    """``auto`` compares with a plain evaluation."""
+
+    def wrong_rule(ctx, z, inplace=False):
+        """Return the value with twice the difference of its argument."""
+        return with_tangent(ctx, F.silu(primal(z)), 2 * z.tangent)
+
+    monkeypatch.setitem(RULES, F.silu, wrong_rule)
+    auto = NonlocalNTK(FUNCTIONS["silu"], parameters=P, gamma=1e-2, samples=6).differences(LINES)
+    plain = NonlocalNTK(FUNCTIONS["silu"], parameters=P, gamma=1e-2, samples=6, propagation="direct").differences(LINES)
+    assert torch.equal(auto, plain)
+
+
+def test_numpy_functions_are_evaluated_plainly():
+    """A function that leaves PyTorch has no rules, and ``auto`` evaluates it plainly."""
+
+    def by_numpy(p, x):
+        return torch.from_numpy(np.tanh(z(p, x).numpy()))
+
+    differences = NonlocalNTK(by_numpy, parameters=P, gamma=1e-2, samples=6).differences(LINES)
+    assert relative_error(differences, both(lambda p, x: z(p, x).tanh(), LINES, parameters=P)[1]) < 1e-6
