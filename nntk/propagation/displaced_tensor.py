@@ -193,7 +193,7 @@ def _mark_shared_memory(operands: Sequence[DisplacedTensor], result: T) -> T:
 
 
 def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
-    """Compute a function out of place, and let its result replace the first argument, if that shares no memory."""
+    """Call a function that writes; on displaced values, compute out of place and replace the first argument."""
     target = arguments[0]
     other_options = {name: option for name, option in options.items() if name not in ("inplace", "out")}
     out = options.get("out")
@@ -206,7 +206,9 @@ def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
     name = function_name(function)
     if out is not None or not (function in IN_PLACE or options.get("inplace")):
         raise NoRule(f"model calls {name}, which writes into values and has no rule.")
-    if not isinstance(target, DisplacedTensor) or target.shares_memory:
+    if not isinstance(target, DisplacedTensor):
+        raise NoRule(f"model calls {name} in place on a new tensor, with displaced values, which it cannot hold.")
+    if target.shares_memory:
         raise NoRule(f"model calls {name} in place on a parameter, a view, or a value that a view was taken of.")
     result = IN_PLACE.get(function, function)(*arguments, **other_options)
     with torch._C.DisableTorchFunctionSubclass():

@@ -37,8 +37,9 @@ def functions_named(*names: str) -> Iterator[Any]:
 
 
 def function_name(function: Any) -> str:
-    """Return the name of a function, for messages."""
-    return str(getattr(function, "__qualname__", function))
+    """Return the name of a function as its users write it, for messages."""
+    name = str(getattr(function, "__qualname__", function))
+    return name.replace("TensorBase.", "Tensor.").replace("_VariableFunctionsClass.", "torch.")
 
 
 def rule(*names: str, also: Sequence[Any] = ()) -> Callable[[Rule], Rule]:

@@ -28,7 +28,7 @@ def test_functions_without_a_rule_are_evaluated_plainly():
     plain = NonlocalNTK(sorted_values, parameters=P, gamma=1e-2, samples=6, propagation="direct").differences(LINES)
     assert torch.equal(auto, plain)
     for method in (NonlocalNTK.differences, NonlocalNTK.__call__):
-        with pytest.raises(NotRecognised, match="model calls TensorBase.sort, which has no rule"):
+        with pytest.raises(NotRecognised, match="model calls Tensor.sort, which has no rule"):
             method(NonlocalNTK(sorted_values, parameters=P, samples=6, propagation="difference"), LINES)
 
 

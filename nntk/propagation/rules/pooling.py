@@ -30,7 +30,9 @@ def _max_pool(
 ) -> Any:  # fmt: skip
     base = primal(x)
     if ceil_mode or return_indices or base.dim() != dims + 2:
-        raise NoRule(f"model calls max_pool{dims}d with ceil_mode or indices, or without a batch axis.")
+        raise NoRule(
+            f"model calls max_pool{dims}d with ceil_mode or indices, or without a batch axis, which has no rule."
+        )
     pool = F.max_pool1d if dims == 1 else F.max_pool2d
     value = ctx.cached(lambda: pool(base, kernel_size, stride, padding, dilation))
     window = Window.from_settings(per_axis(kernel_size, dims), stride or kernel_size, 0, dilation)

@@ -72,7 +72,7 @@ def _log_softmax(ctx: PropagationContext, z: Any, dim: int, *arguments: Any, **o
 @rule("logsumexp")
 def _logsumexp(ctx: PropagationContext, z: Any, dim: Any, keepdim: bool = False) -> Any:
     if not isinstance(dim, int):
-        raise NoRule("model calls logsumexp over several axes.")
+        raise NoRule("model calls logsumexp over several axes, which has no rule.")
     value, change = ctx.cached(lambda: torch.logsumexp(primal(z), dim, keepdim)), _SoftmaxChange(ctx, z, dim)
     tangent = change.reference + change.log_sum() / change.s
     return with_tangent(ctx, value, tangent if keepdim else tangent.squeeze(change.axis))
