@@ -131,7 +131,9 @@ def mlp_differences(
     checks.choice("propagation", propagation, PROPAGATION)
     check_precision(precision, propagation, x.dtype)
     if not mlp.displaced(layers):
-        raise ValueError("layers must have at least one parameter with an ordinal, which marks it as displaced; got none.")
+        raise ValueError(
+            "layers must have at least one parameter with an ordinal, which marks it as displaced; got none."
+        )
     smallest = float(scales.min()) if propagation == "auto" and x.device.type == "cpu" and len(scales) else 1.0
     if not smallest > 0:
         raise ValueError(f"scales must be positive, got {smallest:g} among them.")
@@ -188,7 +190,7 @@ def displacement_products(
 
     Raises:
         ValueError: If shapes or devices do not fit, a name is unknown, or a number out of range.
-        TypeError: If ``q`` is neither float32 nor float64, ``sample_ids`` is no int64 vector, or a number is no integer.
+        TypeError: If ``q`` is neither float32 nor float64, ``sample_ids`` is no int64 vector, or a number no integer.
 
     Example:
         >>> displacement_products(torch.eye(3), height=2, ordinal=0, sample_ids=torch.arange(4), seed=0).shape

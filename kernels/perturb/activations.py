@@ -62,7 +62,7 @@ class Activation:
         return z
 
     def derivative(self, z: Tensor) -> Tensor:
-        r"""Return :math:`\varphi'(z)` as autograd defines it: zero at a jump, on a flat part and at the kink of relu."""
+        r"""Return :math:`\varphi'(z)` as autograd defines it: zero at a jump, on a flat part and at relu's kink."""
         return torch.ones_like(z)
 
     def state(self, z: Tensor, dtype: torch.dtype) -> State:

@@ -117,9 +117,7 @@ def plan_reference(
     else:
         block_inputs = _clamp(block_inputs, numbers // column)
         tile_inputs = block_inputs
-        group_samples = tile_samples = _clamp(
-            num_samples, min(slab // per_sample, numbers // (column * tile_inputs))
-        )
+        group_samples = tile_samples = _clamp(num_samples, min(slab // per_sample, numbers // (column * tile_inputs)))
     return ReferencePlan(block_inputs, group_samples, tile_inputs, tile_samples, slab, keep)
 
 
@@ -131,11 +129,11 @@ def predicted_direct_error(layers: Sequence[Layer], scale: float) -> float:
     r"""Predict the relative error of D when f(theta + delta) and f(theta) are evaluated and subtracted.
 
     The pre-activations of a layer have root mean square at most :math:`|[W\,b]|_F \sqrt{|h|^2 + 1} / \sqrt{H}`. Their
-    differences have at least :math:`s \sqrt{|h|^2 + 1}`. The subtraction magnifies the rounding error by the ratio. Where
-    an activation jumps, a difference is either right or entirely wrong, and a fraction of them is wrong: the relative
-    error is then the square root of that ratio times the roundoff. Both bounds require that every weight is displaced,
-    that the output does not saturate, and that there is no sawtooth, whose teeth may be finer than the rounding.
-    Otherwise there is no bound.
+    differences have at least :math:`s \sqrt{|h|^2 + 1}`. The subtraction magnifies the rounding error by the ratio.
+    Where an activation jumps, a difference is either right or entirely wrong, and a fraction of them is wrong: the
+    relative error is then the square root of that ratio times the roundoff. Both bounds require that every weight is
+    displaced, that the output does not saturate, and that there is no sawtooth, whose teeth may be finer than the
+    rounding. Otherwise there is no bound.
 
     Args:
         layers: The MLP.
@@ -188,10 +186,10 @@ def predicted_rounding_error(layers: Sequence[Layer], samples: int, precision: s
 
     With the unit roundoff u, the relative error of the kernel of L layers is :math:`\tfrac{u}{2} \sqrt{L / A}`. Here
     the errors of :math:`A = \min(C, K/4)` outputs average out, and K is the number of inputs of the narrowest layer.
-    Where J activations jump, a rounding decides whether a unit flips, for a fraction u of the units that flip. The error
-    is then :math:`(J + 1) \sqrt u` of the Monte-Carlo error itself, and falls with it. README.md beside this file has
-    the measurements. Both rules assume that the roundings of different numbers are independent. The teeth of a sawtooth
-    are too fine for either rule.
+    Where J activations jump, a rounding decides whether a unit flips, for a fraction u of the units that flip. The
+    error is then :math:`(J + 1) \sqrt u` of the Monte-Carlo error itself, and falls with it. README.md beside this file
+    has the measurements. Both rules assume that the roundings of different numbers are independent. The teeth of a
+    sawtooth are too fine for either rule.
 
     Args:
         layers: The MLP.

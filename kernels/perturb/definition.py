@@ -1,7 +1,8 @@
 r"""Definition of the unit differences of an MLP, in a few lines of plain torch. Begin to read here.
 
-For the displacement :math:`\delta_m = s_m E_m` of the parameters :math:`\theta`, with the scale :math:`s_m` and the unit
-displacement :math:`E_m` from the random stream,
+The parameters :math:`\theta` are displaced by :math:`\delta_m = s_m E_m`, with the scale :math:`s_m` and the unit
+displacement :math:`E_m` from the random stream. The differences of the plus and minus members
+of the antithetic pair, and their odd part, are
 
 .. math::
     D^\pm_{mn} = \frac{f(x_n; \theta \pm s_m E_m) - f(x_n; \theta)}{s_m}, \qquad

@@ -249,9 +249,7 @@ def displacement_products(
     plan = plan_reference(length, len(sample_ids), [width, height], family, 1, q.element_size(), max_bytes)
     out = q.new_empty(len(sample_ids), length, height)
     for indices in split_into_groups(family, sample_ids, plan.group_samples):
-        group = DisplacementGroup(
-            family, sample_ids[indices], [layer], (seed_low, seed_high), plan, ROUNDINGS["fp32"]
-        )
+        group = DisplacementGroup(family, sample_ids[indices], [layer], (seed_low, seed_high), plan, ROUNDINGS["fp32"])
         noise = NOISE[family.name](group)
         for units in noise.slabs(layer.weight):
             for inputs in _slices(0, length, plan.tile_inputs):
