@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import checks, mlp
+from nntk.kernels.activations import encode
 from nntk.kernels.dispatch import register
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb import cost, reference
-from nntk.kernels.perturb.activations import encode
 from nntk.kernels.perturb.config import (
     DEFAULT_BYTES,
     PAIRS,

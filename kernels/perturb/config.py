@@ -46,7 +46,7 @@ class ReferencePlan:
     slab_numbers: int
     """Random numbers generated together, over all displacements of a group."""
     keep_noise: bool
-    """Whether noise as large as the parameters is held while the tiles of a group are evaluated. Otherwise it is
+    """True where noise as large as the parameters is held while the tiles of a group are evaluated. Otherwise it is
     generated slab by slab, and each slab is used for all inputs of the block at once."""
 
 

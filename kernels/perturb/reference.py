@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nntk.kernels.activations import State, decode
 from nntk.kernels.mlp import Layer, unperturbed
-from nntk.kernels.perturb.activations import State, decode
 from nntk.kernels.perturb.config import plan_reference
 from nntk.kernels.perturb.noise import NOISE, DisplacementGroup, Noise, split_into_groups
 from nntk.kernels.philox.directions import parse

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nntk import activations
+from nntk.kernels import activations as functions
 from nntk.kernels import checks, mlp
 from nntk.kernels.mlp import Layer
-from nntk.kernels.perturb import activations as functions
 from nntk.kernels.perturb import mlp_differences
 from nntk.kernels.philox.reference import TILE
 from nntk.models.request import Request

@@ -18,8 +18,8 @@ from triton_device import DEVICE, SEED, Allocated, NoKernel, Operators, kernel_d
 
 from nntk.bench.machine_code.cases import perturb as cases
 from nntk.kernels import dispatch, target
+from nntk.kernels.activations import ACTIVATIONS, encode
 from nntk.kernels.perturb import config, mlp_differences
-from nntk.kernels.perturb.activations import ACTIVATIONS, encode
 from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.perturb.reference import ROUNDINGS, round_to_tf32
 from nntk.kernels.perturb.reference import displacement_products as reference_products

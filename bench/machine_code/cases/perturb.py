@@ -32,7 +32,7 @@ _STEPS = {
 _SMALLER = [(1024, height, columns) for height in (1024, 50) for columns in (2048, 100, 50)]
 """Shapes that lead to every size of tile, the largest first; shorter sums only need less memory."""
 _EVERY_TILE = ("gaussian", "none")
-"""A family with noise in registers and one without noise, which are compiled at every tile."""
+"""Families that are compiled at every tile: one with noise in registers, and the case without noise."""
 _WITH_LAYER_0 = ("gaussian", "rademacher", "staged", "flipout")
 """Families whose layer 0 is compiled, in bf16."""
 _RANKS = (16, 64)
@@ -121,11 +121,11 @@ def layer_step(
         source: Family of the noise, ``"staged"`` for normals in memory, ``"formed"`` for E of low rank in memory, or
             ``"none"``.
         precision: ``"bf16"``, ``"tf32"`` or ``"fp32"``.
-        first: Whether it is layer 0.
+        first: True for layer 0.
         activation: Name of the activation.
         shape: Numbers of inputs, units and columns of the layer.
         rank: Rows of a factor of low rank in memory.
-        last: Whether it is the last layer.
+        last: True for the last layer.
 
     Returns:
         The case.

@@ -1,6 +1,6 @@
 """Differences of the activations in Triton kernels: [phi(z + s dz) - phi(z)] / s without cancellation, in float32.
 
-The formulas are those of perturb/activations.py. The state that the unperturbed pass keeps of z is ``a`` and, for
+The formulas are those of nntk.kernels.activations. The state that the unperturbed pass keeps of z is ``a`` and, for
 quantise, also ``b``.
 """
 
@@ -136,7 +136,7 @@ def difference(a, b, dz, s, inverse, p0, p1, ACTIVATION: tl.constexpr, PTX: tl.c
         p0: First parameter of the activation.
         p1: Second parameter of the activation.
         ACTIVATION: Name of the activation.
-        PTX: Whether inline PTX can be used.
+        PTX: True where inline PTX can be used.
     """
     u = s * dz
     if ACTIVATION == "identity":

@@ -88,7 +88,7 @@ def plan_chunks(
         itemsize: Bytes of a number of an operand.
         max_bytes: Budget of temporary memory. The plan has at least one input and one displacement in any case.
         directions: Family of the displacements.
-        fused: Whether one launch evaluates all layers, so that only outputs leave the chip.
+        fused: True where one launch evaluates all layers, so that only outputs leave the chip.
         staged_bytes: Bytes of one displacement of the largest weight whose noise is written to memory.
 
     Returns:

@@ -74,9 +74,9 @@ class FusedTiles:
         return power_of_two(outputs, self.min_rows, 128)
 
 
-def power_of_two(number: int, least: int, most: int) -> int:
-    """Return the smallest power of two that is at least ``number``, within the limits ``least`` and ``most``."""
-    return min(most, max(least, 1 << (number - 1).bit_length()))
+def power_of_two(number: int, minimum: int, maximum: int) -> int:
+    """Return the smallest power of two that is at least ``number``, within the limits ``minimum`` and ``maximum``."""
+    return min(maximum, max(minimum, 1 << (number - 1).bit_length()))
 
 
 # Largest tiles without spills: [units, columns], warps, stages, and block_k by family where it is not the default.
@@ -251,7 +251,7 @@ def staged_pays(source: str, precision: str, columns: int, first: bool, arch: st
         source: Family of the noise.
         precision: Precision of the products.
         columns: Columns that share the noise.
-        first: Whether this is layer 0, with one product instead of two.
+        first: True for layer 0, which has one product instead of two.
         arch: Architecture.
 
     Returns:

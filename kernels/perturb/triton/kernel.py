@@ -246,15 +246,15 @@ def layer_step(
         stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states, h_next and out_signs: ``height`` padded
             to a multiple of 16.
         SOURCE: Family of the noise; ``"staged"`` for matrices in memory, ``"none"`` where the weight is not displaced.
-        FIRST: Whether this is layer 0, which has no differences to multiply.
-        LAST: Whether this is the last layer, whose results are outputs.
-        Q_PER_SAMPLE: Whether each displacement has a different q.
+        FIRST: True for layer 0, which has no differences to multiply.
+        LAST: True for the last layer, whose results are outputs.
+        Q_PER_SAMPLE: True where each displacement has a different q.
         MEMBERS: Evaluations of a displacement, 1 or 2.
         ACTIVATION: Name of the activation.
         PRECISION: Precision of the products, as Triton names it.
         DTYPE: Dtype of the operands of products.
-        PTX: Whether inline PTX can be used.
-        WIDE: Whether the numbers of Philox blocks require 64 bits.
+        PTX: True where inline PTX can be used.
+        WIDE: True where the numbers of Philox blocks require 64 bits.
         PARTS: Parts of the columns that the epilogue handles in turn.
         BH: Units of a tile.
         BN: Columns of a tile.
@@ -352,13 +352,13 @@ def stationary_step(
         stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states and h_next: ``height`` padded to a
             multiple of 16.
         SOURCE: Family of the noise, ``"gaussian"``.
-        FIRST: Whether this is layer 0, which has no differences to multiply.
-        LAST: Whether this is the last layer, whose results are outputs.
+        FIRST: True for layer 0, which has no differences to multiply.
+        LAST: True for the last layer, whose results are outputs.
         MEMBERS: Evaluations of a displacement, 1 or 2.
         ACTIVATION: Name of the activation.
         PRECISION: Precision of the products, as Triton names it.
         DTYPE: Dtype of the operands of products.
-        PTX: Whether inline PTX can be used.
+        PTX: True where inline PTX can be used.
         PARTS: Parts of the columns that the epilogue handles in turn.
         BH: Units of a tile.
         BN: Columns of a tile.
@@ -546,7 +546,7 @@ def small_mlp(
         PAIRS: Value of ``pairs``: ``"none"``, ``"odd"`` or ``"both"``.
         PRECISION: Precision of the products, as Triton names it.
         DTYPE: Dtype of the operands of products.
-        PTX: Whether inline PTX can be used.
+        PTX: True where inline PTX can be used.
         BK: Padded number of inputs of the network.
         PAD: Padded number of hidden units.
         BC: Padded number of outputs.

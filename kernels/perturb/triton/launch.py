@@ -8,10 +8,10 @@ goes through the layers with one launch for each (``layers.py``), or a group goe
 import torch
 from torch import Tensor
 
+from nntk.kernels.activations import decode
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
-from nntk.kernels.perturb.activations import decode
 from nntk.kernels.perturb.triton.chunks import ChunkPlan, plan_chunks, plan_products, slices
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup

@@ -134,7 +134,7 @@ class _LayerStep:
         self.height, self.width = self.layer.weight.shape
         self.num_inputs = base_pass.num_inputs
         self.column_members = 1 if self.is_first else context.members
-        """Members with columns of their own: at layer 0 one column serves both."""
+        """Members that have separate columns: at layer 0 one column serves both members of a pair."""
         self.path, self.is_formed = path, is_formed(context, self.layer)
         source = context.noise_source(self.layer)
         self.source = "staged" if self.path == "staged" or self.is_formed else source
@@ -200,7 +200,7 @@ class _LayerStep:
         operand = self.base_pass.operands[self.number] if q is None else q
         self.q = None if self.source in ("none", "lowrank") else self._column_descriptor(operand, self.column_members)
         self.q_per_sample = self.q is not None and operand is not None and operand.dim() > 2
-        """Whether each displacement has a different q."""
+        """True where each displacement has a different q."""
         # Where E is formed, one member of d is multiplied by W + s E and the other by W - s E, so each is read alone.
         self.d = self._column_descriptor(d, 1 if self.is_formed else self.column_members)
         block = (tiles.block_h, tiles.block_k)

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from nntk.kernels.activations import encode
 from nntk.kernels.mlp import Layer, unperturbed
-from nntk.kernels.perturb.activations import encode
 from nntk.kernels.perturb.reference import ROUNDINGS
 from nntk.kernels.perturb.triton import config
 from nntk.kernels.perturb.triton.chunks import TEMPORARY_DIVISOR, slices

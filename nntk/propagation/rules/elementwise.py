@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nntk.activations import activate
-from nntk.kernels.perturb import activations as functions
+from nntk.kernels import activations as functions
 from nntk.propagation.displaced_tensor import NoRule, Pass, plain, rule
 
 Unary = Callable[[Tensor, Tensor, Tensor], Tensor]

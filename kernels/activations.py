@@ -49,11 +49,11 @@ def _normal_cdf_difference(z: Tensor, u: Tensor, displaced_cdf: Tensor) -> Tenso
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function; the base class is the identity."""
+    """Activation function and its difference; this base class is the identity."""
 
     name: ClassVar[str] = "identity"
     jumps: ClassVar[bool] = False
-    """Whether the function is discontinuous; a rounding error may then carry a pre-activation across a jump."""
+    """True for a discontinuous function; a rounding error may then carry a pre-activation across a jump."""
     state_parts: ClassVar[int] = 1
     """Number of tensors of its state."""
 
@@ -201,7 +201,7 @@ class Gelu(Activation):
 
 @dataclass(frozen=True)
 class GeluTanh(Activation):
-    """The tanh form of gelu: z (1 + tanh(v)) / 2 = z sigmoid(2 v) with v = sqrt(2 / pi) (z + 0.044715 z^3)."""
+    """Tanh form of gelu: z (1 + tanh(v)) / 2 = z sigmoid(2 v) with v = sqrt(2 / pi) (z + 0.044715 z^3)."""
 
     name: ClassVar[str] = "gelu_tanh"
 
@@ -286,7 +286,7 @@ def _cells(v: Tensor, dtype: torch.dtype) -> State:
 
 @dataclass(frozen=True)
 class Quantise(Activation):
-    """The nearest of ``levels`` values spaced evenly from -clamp to clamp; halves round up."""
+    """Nearest of ``levels`` values spaced evenly from -clamp to clamp; a tie is rounded up."""
 
     levels: int = 16
     clamp: float = 1.0
