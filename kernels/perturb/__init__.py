@@ -115,7 +115,7 @@ def mlp_differences(
     Example:
         >>> layer = Layer(torch.zeros(1, 2), weight_ordinal=0)
         >>> d, norms = mlp_differences(torch.eye(2), [layer], torch.arange(3), torch.full((3,), 0.1), seed=0)
-        >>> d.shape, bool((d.square().sum((1, 2)) - norms).abs().max() < 1e-4)  # f(x) = w x: D at unit inputs is E
+        >>> d.shape, bool((d.square().sum((1, 2)) - norms).abs().max() < 1e-4)  # f(x) = w x at unit inputs: E
         (torch.Size([3, 2, 1]), True)
     """
     mlp.check(layers, x)

@@ -1,14 +1,15 @@
 r"""Definition of the unit differences of an MLP, in a few lines of plain torch. Begin to read here.
 
 The parameters :math:`\theta` are displaced by :math:`\delta_m = s_m E_m`, with the scale :math:`s_m` and the unit
-displacement :math:`E_m` from the random stream. The differences of the plus and minus members
-of the antithetic pair, and their odd part, are
+displacement :math:`E_m` from the random stream. The unit differences of the plus and minus members of the antithetic
+pair, and their odd part, are
 
 .. math::
-    D^\pm_{mn} = \frac{f(x_n; \theta \pm s_m E_m) - f(x_n; \theta)}{s_m}, \qquad
-    D_{mn} = \frac{D^+_{mn} - D^-_{mn}}{2}.
+    \frac{D^\pm_{mn}}{s_m} = \frac{f(x_n; \theta \pm s_m E_m) - f(x_n; \theta)}{s_m}, \qquad
+    \frac{D_{mn}}{s_m} = \frac{D^+_{mn} - D^-_{mn}}{2 s_m}.
 
-Everything is in float64 and one displacement follows another. reference.py computes the same fast and accurately.
+Everything is in float64, and one displacement is evaluated after another. reference.py computes the same quantities
+fast, and accurately at every scale.
 """
 
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def mlp_differences(
     Example:
         >>> layer = Layer(torch.zeros(1, 2), weight_ordinal=0)
         >>> d, norms = mlp_differences(torch.eye(2), [layer], torch.arange(3), torch.full((3,), 0.1), seed=0)
-        >>> d.shape, bool((d.square().sum((1, 2)) - norms).abs().max() < 1e-12)  # f(x) = w x: D at unit inputs is E
+        >>> d.shape, bool((d.square().sum((1, 2)) - norms).abs().max() < 1e-12)  # f(x) = w x at unit inputs: E
         (torch.Size([3, 2, 1]), True)
     """
     plus, minus, norms = [], [], []
