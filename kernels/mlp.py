@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import checks
-from nntk.kernels.perturb.activations import Activation
+from nntk.kernels.activations import Activation
 
 _FLOAT64_NUMBERS = 2**21
 """Of a weight as float64, at once."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from nntk.kernels import activations as functions
 from nntk.kernels import checks
-from nntk.kernels.perturb import activations as functions
 
 __all__ = ["Quantise", "Sawtooth", "Sign", "Sin", "Step"]
 

@@ -15,12 +15,12 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton_device import kernel_differences
 
+from nntk.kernels.activations import encode
 from nntk.kernels.assemble.triton import launch as assemble
 from nntk.kernels.attention import attend
 from nntk.kernels.attention.triton import launch as attention
 from nntk.kernels.fixed_weights.triton import launch as fixed_weights
 from nntk.kernels.local_ntk.triton import launch as local_ntk
-from nntk.kernels.perturb.activations import encode
 from nntk.kernels.perturb.triton import launch as perturb
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.target import Target
@@ -118,7 +118,7 @@ def main():
     run, compiled = JITFunction.run, set()
 
     def bind_and_compile(self, *arguments, grid, warmup, **options):
-        op = self.fn.__module__.split(".")[-2]
+        op = self.fn.__module__.split(".")[-3]
         compiled.add(f"{op}.{self.__name__}")
         kernel = run(self, *arguments, grid=grid, warmup=True, **options)
         # The larger of a number and NaN must be NaN: without .NaN the instructions return the number.

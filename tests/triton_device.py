@@ -7,7 +7,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nntk.kernels.perturb.activations import encode
+from nntk.kernels.activations import encode
 from nntk.kernels.perturb.triton import kernel, launch
 from nntk.kernels.philox.triton import kernel as stream
 from nntk.kernels.philox.triton import launch as philox
@@ -18,7 +18,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = 5
 
 
-def kernel_differences(model, x, rows, scales, directions, pairs="odd", precision="fp32", path=None, max_bytes=2**27):
+def kernel_differences(
+    model, x, sample_ids, scales, directions, pairs="odd", precision="fp32", path=None, max_bytes=2**27
+):
     """Unit differences and squared norms by the Triton kernels, on whatever they can run here."""
     mlp = recognise(model.to(DEVICE))
     return launch.mlp_differences(
@@ -28,7 +30,7 @@ def kernel_differences(model, x, rows, scales, directions, pairs="odd", precisio
         *encode([layer.activation for layer in mlp.layers]),
         [-1 if layer.weight_ordinal is None else layer.weight_ordinal for layer in mlp.layers],
         [-1 if layer.bias_ordinal is None else layer.bias_ordinal for layer in mlp.layers],
-        rows.to(DEVICE),
+        sample_ids.to(DEVICE),
         scales.to(DEVICE),
         SEED,
         0,

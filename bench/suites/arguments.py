@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nntk.kernels.perturb.activations import Activation, Relu, encode
+from nntk.kernels.activations import Activation, Relu, encode
 
 
 class Arguments:

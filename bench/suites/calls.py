@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nntk.kernels.activations import encode
 from nntk.kernels.assemble import OUTPUTS
-from nntk.kernels.perturb.activations import encode
 from nntk.models.recognise import recognise
 
 _KEY = (1, 2**32 - 1)

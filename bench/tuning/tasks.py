@@ -9,7 +9,7 @@ import torch
 
 from nntk.bench.suites.arguments import Arguments
 from nntk.bench.suites.ops import OpCase
-from nntk.kernels.perturb.activations import Relu
+from nntk.kernels.activations import Relu
 from nntk.kernels.perturb.triton import config as tiles
 from nntk.kernels.tuning import Key, Tunable, rounded, tunables
 

@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from nntk.kernels import checks, mlp
+from nntk.kernels.activations import encode
 from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.dispatch import register
 from nntk.kernels.local_ntk import cost, reference
 from nntk.kernels.mlp import Layer
-from nntk.kernels.perturb.activations import encode
 
 __all__ = ["structured_ntk"]
 

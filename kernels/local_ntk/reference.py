@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nntk.kernels.activations import decode
 from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.mlp import Layer
-from nntk.kernels.perturb.activations import decode
 
 _LINES = 512
 """Fewest lines of a symmetric kernel in a block, a quarter of the most: products of fewer are slower."""

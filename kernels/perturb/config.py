@@ -1,4 +1,7 @@
-"""How an evaluation is cut into pieces, and which form it takes: pure functions of shapes and numbers."""
+"""Block sizes of the reference, and the choice of propagation and precision: pure functions of shapes and numbers.
+
+The functions read no device and measure nothing, so the same problem is evaluated in the same way in every process.
+"""
 
 import math
 from collections.abc import Sequence
@@ -19,66 +22,76 @@ DEFAULT_BYTES = 128 * 2**20
 _GPU_BYTES = 256 * 2**20
 
 _ROUNDOFF = {"bf16": 2.0**-8, "tf32": 2.0**-11}
-"""Unit roundoffs of the precisions that tensor cores are fast in, the fastest first."""
+"""Unit roundoffs of the precisions in which tensor cores are fast, the fastest first."""
 
 _UNSATURATED = ("identity", "relu", "leaky_relu")
+"""Activations at the output for which the error of direct evaluation has a bound."""
 
 CACHE = 1 << 18
-"""Numbers of one temporary of the inner loop: a megabyte in float32, a core's second-level cache."""
+"""Largest number of entries of one temporary of the inner loop: 1 MiB in float32, a core's second-level cache."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Sizes of the pieces of one evaluation; README.md draws the loops."""
+class ReferencePlan:
+    """Block sizes of one evaluation by the reference; README.md draws the loops."""
 
-    group_inputs: int
-    """Inputs whose unperturbed pass is held, and for which noise is made once."""
-    group_rows: int
-    """Displacements whose noise is made together."""
+    block_inputs: int
+    """Inputs of a block: their unperturbed pass is held, and noise is generated once for all of them."""
+    group_samples: int
+    """Displacements of a group: their noise is generated together."""
     tile_inputs: int
     """Inputs evaluated together."""
-    tile_rows: int
+    tile_samples: int
     """Displacements evaluated together."""
     slab_numbers: int
-    """Numbers of noise made together, over all rows of a group."""
+    """Random numbers generated together, over all displacements of a group."""
     keep_noise: bool
-    """Whether what is as large as the parameters is held while a group's tiles are evaluated; else it is made slab by
-    slab, and used for all inputs at once."""
+    """True where noise as large as the parameters is held while the tiles of a group are evaluated. Otherwise it is
+    generated slab by slab, and each slab is used for all inputs of the block at once."""
 
 
-def noise_numbers(directions: Directions, widths: Sequence[int]) -> tuple[int, int]:
-    """Numbers of noise that a displacement has to itself, and that it shares with those of the same flipout base."""
-    layers = list(zip(widths[:-1], widths[1:], strict=True))
-    whole = sum((k + 1) * h for k, h in layers)
+def count_noise_numbers(directions: Directions, widths: Sequence[int]) -> tuple[int, int]:
+    """Count the random numbers of a displacement.
+
+    Args:
+        directions: Family of the displacements.
+        widths: Widths of the network, inputs and outputs included.
+
+    Returns:
+        Numbers that each displacement has for itself, and numbers that it shares with those of the same flipout base.
+    """
+    shapes = list(zip(widths[:-1], widths[1:], strict=True))
+    num_params = sum((k + 1) * h for k, h in shapes)
     if directions.name == "flipout":
-        return sum(k + 2 * h for k, h in layers), whole
+        return sum(k + 2 * h for k, h in shapes), num_params
     if directions.name == "lowrank":
-        return sum(directions.count * (k + h) + h for k, h in layers), 0
-    return whole, 0
+        return sum(directions.count * (k + h) + h for k, h in shapes), 0
+    return num_params, 0
 
 
-def plan(
+def plan_reference(
     num_inputs: int,
-    num_rows: int,
+    num_samples: int,
     widths: Sequence[int],
     directions: Directions,
-    halves: int,
+    members: int,
     itemsize: int,
     max_bytes: int,
-) -> Plan:
-    """Cut [num_rows, num_inputs] evaluations so that temporaries fit ``max_bytes`` and the inner loop fits the caches.
+) -> ReferencePlan:
+    """Choose block sizes such that temporaries fit ``max_bytes`` and the inner loop fits the caches.
 
-    Making noise wants ``TILE`` numbers at a time (fewer leave cores idle), the activations want ``CACHE`` numbers (more
-    leave the cache): where a displacement is small enough to be held, a group of them is made first and then used tile
-    by tile. A larger one is made slab by slab, and each slab used for a whole group of inputs at once, that of a
-    flipout base for a group of rows too. Factors of low rank are always held.
+    Generating noise is efficient with ``TILE`` numbers at a time, since fewer leave cores idle. Activations are
+    efficient with ``CACHE`` numbers, since more leave the cache. Where a displacement is small enough to be held, a
+    group of displacements is therefore generated first and then used tile by tile. A larger displacement is generated
+    slab by slab, and each slab is used for a whole block of inputs at once; the base of flipout is used for a group of
+    displacements too. Factors of low rank are always held.
 
     Args:
         num_inputs: Number N of inputs.
-        num_rows: Number M of displacements.
+        num_samples: Number M of displacements.
         widths: Widths of the network, inputs and outputs included.
         directions: Family of the displacements.
-        halves: Evaluations of a displacement: 2 for an antithetic pair.
+        members: Evaluations of a displacement: 2 for an antithetic pair, else 1.
         itemsize: Bytes of a number.
         max_bytes: Budget of temporary memory.
 
@@ -86,47 +99,48 @@ def plan(
         The plan. Its sizes are at least one, even where that exceeds the budget.
     """
     quarter = max_bytes // 4
-    # Noise in the making: integer words and the numbers themselves take about 48 bytes a number.
+    # Noise under generation: integer words and the numbers themselves take about 48 bytes a number.
     slab = max(1, min(TILE, quarter // 48))
     # Noise that is kept.
-    own, shared = noise_numbers(directions, widths)
-    most = min(4 * TILE, quarter // itemsize)
-    keep = own + shared <= most or directions.name == "lowrank"
+    per_sample, shared = count_noise_numbers(directions, widths)
+    largest_kept = min(4 * TILE, quarter // itemsize)
+    keep = per_sample + shared <= largest_kept or directions.name == "lowrank"
     # The unperturbed pass: up to four numbers a unit, two of them in float64.
-    group_inputs = _within(num_inputs, quarter // (24 * sum(widths)))
+    block_inputs = _clamp(num_inputs, quarter // (24 * sum(widths)))
     # The evaluation: at most eight arrays of the widest layer at once.
     numbers = quarter // (8 * itemsize)
-    column = halves * max(widths)
+    column = members * max(widths)
     if keep:
-        group_rows = _within(num_rows, min(slab, most - shared) // own)
-        tile_inputs = _within(group_inputs, max(128, min(CACHE, numbers) // column))
-        tile_rows = _within(group_rows, min(CACHE, numbers) // (column * tile_inputs))
+        group_samples = _clamp(num_samples, min(slab, largest_kept - shared) // per_sample)
+        tile_inputs = _clamp(block_inputs, max(128, min(CACHE, numbers) // column))
+        tile_samples = _clamp(group_samples, min(CACHE, numbers) // (column * tile_inputs))
     else:
-        group_inputs = _within(group_inputs, numbers // column)
-        tile_inputs = group_inputs
-        group_rows = tile_rows = _within(num_rows, min(slab // own, numbers // (column * tile_inputs)))
-    return Plan(group_inputs, group_rows, tile_inputs, tile_rows, slab, keep)
+        block_inputs = _clamp(block_inputs, numbers // column)
+        tile_inputs = block_inputs
+        group_samples = tile_samples = _clamp(num_samples, min(slab // per_sample, numbers // (column * tile_inputs)))
+    return ReferencePlan(block_inputs, group_samples, tile_inputs, tile_samples, slab, keep)
 
 
-def _within(length: int, most: int) -> int:
-    return max(1, min(length, most))
+def _clamp(length: int, limit: int) -> int:
+    return max(1, min(length, limit))
 
 
 def predicted_direct_error(layers: Sequence[Layer], scale: float) -> float:
-    r"""Relative error of D when f(theta + delta) and f(theta) are evaluated and subtracted.
+    r"""Predict the relative error of D when f(theta + delta) and f(theta) are evaluated and subtracted.
 
-    A layer's pre-activations have root mean square at most :math:`|[W\,b]|_F \sqrt{|h|^2 + 1} / \sqrt{H}`, their
-    differences at least :math:`s \sqrt{|h|^2 + 1}`: the subtraction magnifies the rounding by the ratio. Where a
-    function jumps, a difference is all or nothing, and a fraction of them errs: the error is the square root of that.
-    Both need every weight to move, an output that does not saturate, and no sawtooth, whose teeth may be finer than
-    the rounding; else there is no bound.
+    The pre-activations of a layer have root mean square at most :math:`|[W\,b]|_F \sqrt{|h|^2 + 1} / \sqrt{H}`. Their
+    differences have at least :math:`s \sqrt{|h|^2 + 1}`. The subtraction magnifies the rounding error by the ratio.
+    Where an activation jumps, a difference is either right or entirely wrong, and a fraction of them is wrong: the
+    relative error is then the square root of that ratio times the roundoff. Both bounds require that every weight is
+    displaced, that the output does not saturate, and that there is no sawtooth, whose teeth may be finer than the
+    rounding. Otherwise there is no bound.
 
     Args:
         layers: The MLP.
         scale: Smallest standard deviation s of a displacement, per coordinate.
 
     Returns:
-        The error relative to the root mean square of D.
+        The error relative to the root mean square of D; infinity without a bound.
     """
     unbounded = any(layer.weight_ordinal is None or layer.activation.name == "sawtooth" for layer in layers)
     if unbounded or layers[-1].activation.name not in _UNSATURATED:
@@ -141,40 +155,41 @@ def predicted_direct_error(layers: Sequence[Layer], scale: float) -> float:
 
 
 def choose_propagation(layers: Sequence[Layer], scale: float, samples: int, device: torch.device) -> str:
-    """Direct evaluation costs one product a layer instead of two: take it where its error cannot matter.
+    """Choose direct evaluation, with one product a layer instead of two, where its error is negligible.
 
-    That is where the predicted error is below a tenth of the smallest relative Monte-Carlo error that a kernel of M
-    displacements and C outputs can have, sqrt(2 / (M C)), on devices without tensor cores. Elsewhere the differences
-    are propagated. The choice depends on the model and the settings alone, never on the inputs.
+    The error is negligible where its prediction is below a tenth of sqrt(2 / (M C)), the smallest relative Monte-Carlo
+    error that a kernel of M displacements and C outputs can have. Direct evaluation is chosen on a CPU only. Elsewhere
+    the differences are propagated. The choice depends on the model and the settings alone, never on the inputs.
 
     Args:
         layers: The MLP.
         scale: Smallest standard deviation s of a displacement, per coordinate.
         samples: Number M of displacements of the whole kernel.
-        device: Where it is evaluated.
+        device: Device of the evaluation.
 
     Returns:
         ``"direct"`` or ``"difference"``.
     """
     if device.type != "cpu":
         return "difference"
-    smallest = math.sqrt(2 / (samples * layers[-1].weight.shape[0]))
-    return "direct" if predicted_direct_error(layers, scale) < 0.1 * smallest else "difference"
+    smallest_error = math.sqrt(2 / (samples * layers[-1].weight.shape[0]))
+    return "direct" if predicted_direct_error(layers, scale) < 0.1 * smallest_error else "difference"
 
 
 def default_bytes(device: torch.device) -> int:
-    """Budget where none is given: twice as much on a GPU, whose launches want as many displacements as can be had."""
+    """Return the default budget: 128 MiB on a CPU, 256 MiB on a GPU, where a launch gains by many displacements."""
     return DEFAULT_BYTES if device.type == "cpu" else _GPU_BYTES
 
 
 def predicted_rounding_error(layers: Sequence[Layer], samples: int, precision: str) -> float:
-    r"""Error of the kernel when the operands of its products are rounded, relative to its least Monte-Carlo error.
+    r"""Predict the error of the kernel from rounded operands, relative to its smallest possible Monte-Carlo error.
 
-    With the unit roundoff u, a kernel of L layers is off by :math:`\tfrac{u}{2} \sqrt{L / A}`, where the errors of
-    :math:`A = \min(C, K/4)` outputs average out, K being the narrowest layer's inputs. Where J activations jump, a
-    rounding decides whether a unit flips, for a fraction u of those that do: the error is :math:`(J + 1) \sqrt u` of
-    the Monte-Carlo error itself, and falls with it. README.md beside this file has the measurements. Both take the
-    roundings of different numbers to be independent; the teeth of a sawtooth are too fine for any such rule.
+    With the unit roundoff u, the relative error of the kernel of L layers is :math:`\tfrac{u}{2} \sqrt{L / A}`. Here
+    the errors of :math:`A = \min(C, K/4)` outputs average out, and K is the number of inputs of the narrowest layer.
+    Where J activations jump, a rounding decides whether a unit flips, for a fraction u of the units that flip. The
+    error is then :math:`(J + 1) \sqrt u` of the Monte-Carlo error itself, and falls with it. README.md beside this file
+    has the measurements. Both rules assume that the roundings of different numbers are independent. The teeth of a
+    sawtooth are too fine for either rule.
 
     Args:
         layers: The MLP.
@@ -182,7 +197,7 @@ def predicted_rounding_error(layers: Sequence[Layer], samples: int, precision: s
         precision: ``"bf16"`` or ``"tf32"``.
 
     Returns:
-        The error in units of :math:`\sqrt{2 / (M C)}`.
+        The error in units of :math:`\sqrt{2 / (M C)}`; infinity for a sawtooth.
     """
     if any(layer.activation.name == "sawtooth" for layer in layers):
         return math.inf
@@ -195,17 +210,17 @@ def predicted_rounding_error(layers: Sequence[Layer], samples: int, precision: s
 
 
 def choose_precision(layers: Sequence[Layer], samples: int, dtype: torch.dtype, device: torch.device) -> str:
-    """The cheapest precision whose predicted error of the kernel is below a tenth of the Monte-Carlo error.
+    """Choose the cheapest precision whose predicted error of the kernel is below a tenth of the Monte-Carlo error.
 
     Args:
         layers: The MLP.
         samples: Number M of displacements of the whole kernel.
         dtype: Dtype of the parameters; float64 is never rounded.
-        device: Where it is evaluated; what the kernels do not serve, a CPU above all, has no tensor cores that would
-            gain by it, and rounds only when asked.
+        device: Device of the evaluation. Devices without Triton kernels, such as a CPU, gain nothing by rounding, so
+            for them the choice is ``"fp32"``.
 
     Returns:
-        ``"fp32"`` (operands as they are), ``"tf32"`` or ``"bf16"``.
+        ``"fp32"`` (operands are not rounded), ``"tf32"`` or ``"bf16"``.
     """
     if not serves(device) or dtype != torch.float32:
         return "fp32"
@@ -213,10 +228,10 @@ def choose_precision(layers: Sequence[Layer], samples: int, dtype: torch.dtype, 
 
 
 def check_precision(precision: str, propagation: str, dtype: torch.dtype) -> str:
-    """Return ``precision`` if it is one of ``PRECISIONS`` and goes with the form and the dtype of the evaluation.
+    """Return ``precision`` if it is one of ``PRECISIONS`` and is possible with the propagation and the dtype.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it is not.
     """
     checks.choice("precision", precision, PRECISIONS)
     if dtype == torch.float64 and precision != "auto":
@@ -234,13 +249,13 @@ def check_precision(precision: str, propagation: str, dtype: torch.dtype) -> str
 def resolve(
     layers: Sequence[Layer], scale: float, samples: int, device: torch.device, propagation: str, precision: str
 ) -> tuple[str, str]:
-    """What ``"auto"`` stands for: the form of the evaluation, and the precision of its operands.
+    """Replace ``"auto"`` by the chosen propagation and the chosen precision of the operands.
 
     Args:
         layers: The MLP.
-        scale: Smallest standard deviation s of a displacement, per coordinate; read where ``propagation`` is auto.
+        scale: Smallest standard deviation s of a displacement, per coordinate; read only for ``propagation="auto"``.
         samples: Number M of displacements of the whole kernel.
-        device: Where it is evaluated.
+        device: Device of the evaluation.
         propagation: One of ``PROPAGATION``.
         precision: One of ``PRECISIONS``.
 
@@ -248,8 +263,8 @@ def resolve(
         ``"difference"`` or ``"direct"``, and ``"fp32"``, ``"tf32"`` or ``"bf16"``.
     """
     if propagation == "auto":
-        rounds = precision in _ROUNDOFF
-        propagation = "difference" if rounds else choose_propagation(layers, scale, samples, device)
+        is_rounded = precision in _ROUNDOFF
+        propagation = "difference" if is_rounded else choose_propagation(layers, scale, samples, device)
     if precision == "auto":
         dtype = layers[0].weight.dtype
         precision = "fp32" if propagation == "direct" else choose_precision(layers, samples, dtype, device)

@@ -1,8 +1,9 @@
-r"""The unit displacements E of a group of rows, as an evaluation meets them: by the products :math:`q E^T` of a layer.
+r"""Unit displacements E of a group, given to an evaluation as the products :math:`q E^T` of a layer.
 
-Gaussian and rademacher displacements are matrices like any other, one product for each row. Those of flipout and
-lowrank are formed in low precision alone, where kernels form them: the base that rows share makes one large product,
-the few factors of a row a cheap one.
+A gaussian or rademacher displacement is an ordinary matrix: each displacement costs one product. The structured
+families are cheaper. Displacements of flipout share a base, so one large product serves them all; a displacement of low
+rank has a few factors, so its products are small. A structured E is formed only in low precision, and only in those
+layers in which the Triton kernels form it too.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels.mlp import Layer, displaced
-from nntk.kernels.perturb.config import Plan
+from nntk.kernels.perturb.config import ReferencePlan
 from nntk.kernels.philox.directions import Directions
 from nntk.kernels.philox.reference import (
     BASE,
@@ -28,21 +29,22 @@ from nntk.kernels.philox.reference import (
 )
 
 FORMED_UNITS = 64
-"""Units of a layer up to which low rank's kernels form E, a tile of it, and read differences once."""
+"""Largest number of units of a layer for which the kernels form E of low rank. Such a layer fits one tile of units, so
+the kernels then read the differences once."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Displacements that are made together, and what they are made for."""
+class DisplacementGroup:
+    """Displacements whose noise is generated together, with the layers and settings that the noise depends on."""
 
     directions: Directions
-    rows: Tensor
-    """Row numbers m, [M], int64; of one base for flipout."""
+    sample_ids: Tensor
+    """Stream numbers m, [M], int64. A group of flipout has one base."""
     layers: Sequence[Layer]
     key: tuple[int, int]
-    plan: Plan
-    rounded: Callable[[Tensor], Tensor]
-    """Rounds an operand of a product to the precision of the evaluation."""
+    plan: ReferencePlan
+    round_operand: Callable[[Tensor], Tensor]
+    """Function that rounds an operand of a product to the precision of the evaluation."""
     precision: str = "fp32"
 
     @property
@@ -51,110 +53,115 @@ class Group:
         return self.layers[0].weight.dtype
 
     def shapes(self, axes: Sequence[int]) -> dict[int, tuple[int, ...]]:
-        """Shapes of the displaced tensors that have so many axes, by ordinal."""
-        found = {ordinal: tuple(tensor.shape) for ordinal, tensor in displaced(self.layers).items()}
-        return {ordinal: shape for ordinal, shape in found.items() if len(shape) in axes}
+        """Return the shapes, by ordinal, of the displaced tensors whose number of axes is in ``axes``."""
+        shapes = {ordinal: tuple(tensor.shape) for ordinal, tensor in displaced(self.layers).items()}
+        return {ordinal: shape for ordinal, shape in shapes.items() if len(shape) in axes}
 
 
-def row_groups(directions: Directions, rows: Tensor, size: int) -> Iterator[Tensor]:
-    """Positions of rows to group together, at most ``size`` at a time: those of flipout share a base."""
-    shares = [torch.arange(len(rows), device=rows.device)]
+def split_into_groups(directions: Directions, sample_ids: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield index tensors of at most ``size`` displacements each; for flipout all of a group share a base."""
+    shares = [torch.arange(len(sample_ids), device=sample_ids.device)]
     if directions.name == "flipout":
-        bases, order = torch.sort(rows % directions.count, stable=True)
+        bases, order = torch.sort(sample_ids % directions.count, stable=True)
         shares = list(order.split(torch.unique_consecutive(bases, return_counts=True)[1].tolist()))
     return (group for share in shares for group in share.split(size) if len(group))
 
 
 class Noise(ABC):
-    """Unit displacements of a group; ``tile`` selects some of its rows, ``units`` some outputs of a layer."""
+    """Unit displacements of a group.
 
-    def __init__(self, group: Group) -> None:
+    In the methods, ``samples`` selects displacements of the group and ``units`` selects outputs of a layer.
+    """
+
+    def __init__(self, group: DisplacementGroup) -> None:
         self._group = group
-        num_params = sum(tensor.numel() for tensor in displaced(group.layers).values())
-        self.squared_norms = torch.full(group.rows.shape, num_params, dtype=torch.float64, device=group.rows.device)
-        """[M]; complete after an evaluation."""
+        device, num_params = group.sample_ids.device, sum(tensor.numel() for tensor in displaced(group.layers).values())
+        self.squared_norms = torch.full(group.sample_ids.shape, num_params, dtype=torch.float64, device=device)
+        """Squared norms of the unit displacements, [M]; complete after an evaluation."""
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
-        """Ranges of output units that are evaluated together."""
+        """Yield the ranges of units that are evaluated together: here one range of all units."""
         yield slice(0, len(weight))
 
-    def _slabs_of_all(self, weight: Tensor) -> Iterator[slice]:
-        """Ranges of which the displacements of all rows are a slab."""
-        return _cut(weight, self._group.plan.slab_numbers // len(self._group.rows))
+    def _slabs_of_all_samples(self, weight: Tensor) -> Iterator[slice]:
+        """Yield ranges of units for which the noise of all displacements of the group together fills a slab."""
+        return _split_units(weight, self._group.plan.slab_numbers // len(self._group.sample_ids))
 
-    def moved_weights(self, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor | None:
-        """The operand W + s E, where the kernels of a low precision multiply by it and not by q; W is rounded too.
+    def displaced_weights(self, layer: Layer, units: slice, samples: slice, step: Tensor) -> Tensor | None:
+        """Form the operand W + s E for those layers where the kernels multiply by it instead of by q.
 
         Args:
-            layer: The layer; its weight moves.
-            units: Which of its units.
-            tile: Which rows.
-            step: Signed scales s, [rows or 1, halves, 1, 1].
+            layer: A layer whose weight is displaced.
+            units: Range of its units.
+            samples: Range of displacements.
+            step: Signed scales s, [samples or 1, members, 1, 1].
 
         Returns:
-            [rows, halves, units, K], None where operands are d and q = +-(h + s d).
+            The rounded sum of the rounded W and s E, [samples, members, units, K]; None where the operands are d and
+            q = +-(h + s d).
         """
         return None
 
     def _rounded_sum(self, weight: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        return self._group.rounded(torch.addcmul(self._group.rounded(weight), noise[:, None], step))
+        round_operand = self._group.round_operand
+        return round_operand(torch.addcmul(round_operand(weight), noise[:, None], step))
 
     def operand(self, h: Tensor, d: Tensor, signs: Tensor, scales: Tensor) -> Tensor:
-        """The rounded operand q = +-(h + s d) of a layer behind the first.
+        """Return the rounded operand q = +-(h + s d) of a layer behind the first.
 
         Args:
             h: Unperturbed inputs of the layer, [N, K].
-            d: Their unit differences, [rows, halves, N, K].
-            signs: [halves, 1, 1].
-            scales: s, [rows or 1, 1, 1, 1].
+            d: Their unit differences, [samples, members, N, K].
+            signs: Signs of the members of a pair, [members, 1, 1].
+            scales: Scales s, [samples or 1, 1, 1, 1].
 
         Returns:
-            [rows, halves, N, K].
+            The operand, [samples, members, N, K].
         """
-        return self._group.rounded(torch.addcmul(signs * h, d, scales * signs))
+        return self._group.round_operand(torch.addcmul(signs * h, d, scales * signs))
 
     @abstractmethod
-    def bias(self, ordinal: int, bias: Tensor, tile: slice) -> Tensor:
-        """Unit displacement of a bias, [rows, H]."""
+    def bias(self, ordinal: int, bias: Tensor, samples: slice) -> Tensor:
+        """Return the unit displacements of a bias, [samples, H]."""
 
     @abstractmethod
-    def product(self, q: Tensor, layer: Layer, units: slice, tile: slice, onto: Tensor | None = None) -> Tensor:
-        r"""Products :math:`q E^T` with the unit displacement of a weight.
+    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice, out: Tensor | None = None) -> Tensor:
+        r"""Multiply by the unit displacements of a weight: :math:`q E^T`.
 
         Args:
-            q: Rounded operand, [rows, n, K], or [n, K] for all rows.
-            layer: The layer; its weight moves.
-            units: Which of its units.
-            tile: Which rows.
-            onto: What to add the products to, in place, [rows, n, units].
+            q: Rounded operand, [samples, n, K], or [n, K] for all displacements.
+            layer: A layer whose weight is displaced.
+            units: Range of its units.
+            samples: Range of displacements.
+            out: Tensor to which the products are added in place, [samples, n, units]; None for a new tensor.
 
         Returns:
-            [rows, n, units].
+            The products, or ``out`` with the products added, [samples, n, units].
         """
 
-    def displaced_product(self, h: Tensor, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor:
-        r"""Products :math:`h (W + s E)^T` with a displaced weight.
+    def displaced_product(self, h: Tensor, layer: Layer, units: slice, samples: slice, step: Tensor) -> Tensor:
+        r"""Multiply by a displaced weight: :math:`h (W + s E)^T`.
 
         Args:
-            h: [rows, halves, N, K], or [N, K] for all rows and halves.
-            layer: The layer; its weight moves.
-            units: Which of its units.
-            tile: Which rows.
-            step: Signed scales s, [rows or 1, halves, 1, 1].
+            h: Inputs of the layer, [samples, members, N, K], or [N, K] for all displacements and members.
+            layer: A layer whose weight is displaced.
+            units: Range of its units.
+            samples: Range of displacements.
+            step: Signed scales s, [samples or 1, members, 1, 1].
 
         Returns:
-            [rows, halves, N, units].
+            The products, [samples, members, N, units].
         """
         z = torch.matmul(h, layer.weight[units].T)
         if h.dim() == 2:
-            return torch.addcmul(z, self.product(h, layer, units, tile)[:, None], step)
-        return torch.addcmul(z, self.product(h.flatten(1, 2), layer, units, tile).view_as(z), step)
+            return torch.addcmul(z, self.product(h, layer, units, samples)[:, None], step)
+        return torch.addcmul(z, self.product(h.flatten(1, 2), layer, units, samples).view_as(z), step)
 
 
 class ExplicitNoise(Noise):
-    """Gaussian and rademacher displacements: made whole and kept, or slab by slab, as the plan says."""
+    """Gaussian and rademacher displacements; the plan says whether they are kept whole or generated slab by slab."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: DisplacementGroup) -> None:
         super().__init__(group)
         self._family = str(group.directions)
         self._kept: dict[int, Tensor] = {}
@@ -163,85 +170,85 @@ class ExplicitNoise(Noise):
             self.squared_norms.zero_()
         if group.plan.keep_noise:
             shapes, numbers = group.shapes(axes=(1, 2)), group.plan.slab_numbers
-            self._kept = displacements(self._family, group.rows, shapes, group.key, group.dtype, numbers)
+            self._kept = displacements(self._family, group.sample_ids, shapes, group.key, group.dtype, numbers)
             for ordinal, noise in self._kept.items():
-                self._count(ordinal, 0, noise)
+                self._count_norm(ordinal, 0, noise)
 
-    def _count(self, ordinal: int, start: int, noise: Tensor) -> None:
-        """Add to the norms; a slab made again, for other inputs or another place of a tied tensor, counts once."""
+    def _count_norm(self, ordinal: int, start: int, noise: Tensor) -> None:
+        """Add a slab to the squared norms, once, even if it is generated again for other inputs or a tied layer."""
         if not self._group.directions.has_fixed_norm and (ordinal, start) not in self._counted:
             self._counted.add((ordinal, start))
             self.squared_norms += noise.flatten(1).square().sum(1)
 
-    def _displacement(self, ordinal: int | None, tensor: Tensor, units: slice, tile: slice) -> Tensor:
-        assert ordinal is not None, "the tensor moves"
+    def _displacement(self, ordinal: int | None, tensor: Tensor, units: slice, samples: slice) -> Tensor:
+        assert ordinal is not None, "the tensor is displaced"
         if self._group.plan.keep_noise:
-            return self._kept[ordinal][tile, units]
+            return self._kept[ordinal][samples, units]
         slab = Slab(ordinal, tuple(tensor.shape), units.start, units.stop)
-        (noise,) = unit_slabs(self._family, self._group.rows, [slab], self._group.key, tensor.dtype)
-        self._count(ordinal, units.start, noise)
-        return noise[tile]
+        (noise,) = unit_slabs(self._family, self._group.sample_ids, [slab], self._group.key, tensor.dtype)
+        self._count_norm(ordinal, units.start, noise)
+        return noise[samples]
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
-        """All units, or as many as a slab holds."""
+        """Yield one range of all units where the noise is kept, else ranges that fill a slab."""
         if self._group.plan.keep_noise:
             yield from super().slabs(weight)
         else:
-            yield from self._slabs_of_all(weight)
+            yield from self._slabs_of_all_samples(weight)
 
-    def bias(self, ordinal: int, bias: Tensor, tile: slice) -> Tensor:
-        """Unit displacement of a bias, [rows, H]."""
-        return self._displacement(ordinal, bias, slice(0, len(bias)), tile)
+    def bias(self, ordinal: int, bias: Tensor, samples: slice) -> Tensor:
+        """Return the unit displacements of a bias, [samples, H]."""
+        return self._displacement(ordinal, bias, slice(0, len(bias)), samples)
 
-    def product(self, q: Tensor, layer: Layer, units: slice, tile: slice, onto: Tensor | None = None) -> Tensor:
-        """One product for each row."""
-        noise = self._displacement(layer.weight_ordinal, layer.weight, units, tile)
-        return torch.matmul(q, noise.mT) if onto is None else onto.baddbmm_(q, noise.mT)
+    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice, out: Tensor | None = None) -> Tensor:
+        """Multiply by E with one product for each displacement."""
+        noise = self._displacement(layer.weight_ordinal, layer.weight, units, samples)
+        return torch.matmul(q, noise.mT) if out is None else out.baddbmm_(q, noise.mT)
 
-    def displaced_product(self, h: Tensor, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor:
-        """One product for each row and half, with the sum."""
-        noise = self._displacement(layer.weight_ordinal, layer.weight, units, tile)
+    def displaced_product(self, h: Tensor, layer: Layer, units: slice, samples: slice, step: Tensor) -> Tensor:
+        """Multiply by W + s E with one product for each displacement and member."""
+        noise = self._displacement(layer.weight_ordinal, layer.weight, units, samples)
         return torch.matmul(h, torch.addcmul(layer.weight[units], noise[:, None], step).mT)
 
 
 class StructuredNoise(Noise):
-    """What flipout and lowrank have in common: biases displaced by signs of their own."""
+    """Base class of flipout and low rank, whose biases are displaced by independent random signs."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: DisplacementGroup) -> None:
         super().__init__(group)
         shapes, numbers = group.shapes(axes=(1,)), group.plan.slab_numbers
-        self._biases = displacements("rademacher", group.rows, shapes, group.key, group.dtype, numbers)
+        self._biases = displacements("rademacher", group.sample_ids, shapes, group.key, group.dtype, numbers)
 
-    def bias(self, ordinal: int, bias: Tensor, tile: slice) -> Tensor:
-        """Unit displacement of a bias, [rows, H]."""
-        return self._biases[ordinal][tile]
+    def bias(self, ordinal: int, bias: Tensor, samples: slice) -> Tensor:
+        """Return the unit displacements of a bias, [samples, H]."""
+        return self._biases[ordinal][samples]
 
 
 class FlipoutNoise(StructuredNoise):
-    r"""Displacements :math:`S \circ r s^T` that share the base S: :math:`q E^T = ((q \circ s) S^T) \circ r`."""
+    r"""Displacements :math:`S \circ r s^T` with a shared base S: :math:`q E^T = ((q \circ s) S^T) \circ r`."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: DisplacementGroup) -> None:
         super().__init__(group)
         shapes, numbers = group.shapes(axes=(2,)), group.plan.slab_numbers
-        self._signs = flipout_signs(group.rows, shapes, group.key, group.dtype, numbers)
-        self._base = group.rows[:1] % group.directions.count
+        self._signs = flipout_signs(group.sample_ids, shapes, group.key, group.dtype, numbers)
+        self._base = group.sample_ids[:1] % group.directions.count
         self._kept: dict[int, Tensor] = {}
         if group.plan.keep_noise:
             self._kept = flipout_bases(self._base, shapes, group.key, group.dtype, numbers)
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
-        """All units, or as many as a slab holds."""
+        """Yield one range of all units where the base is kept, else ranges that fill a slab."""
         if self._group.plan.keep_noise:
             yield from super().slabs(weight)
         else:
-            yield from _cut(weight, self._group.plan.slab_numbers)
+            yield from _split_units(weight, self._group.plan.slab_numbers)
 
-    def product(self, q: Tensor, layer: Layer, units: slice, tile: slice, onto: Tensor | None = None) -> Tensor:
-        """One product with the base for all rows of the tile, between signs."""
-        assert layer.weight_ordinal is not None, "the weight moves"
-        r, s = (part[tile, None] for part in self._signs[layer.weight_ordinal])
-        made = torch.matmul(q * s, self._base_slab(layer.weight_ordinal, layer.weight, units).T)
-        return made.mul_(r[..., units]) if onto is None else onto.addcmul_(made, r[..., units])
+    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice, out: Tensor | None = None) -> Tensor:
+        """Multiply by E with one product with the base for all displacements, between multiplications by signs."""
+        assert layer.weight_ordinal is not None, "the weight is displaced"
+        r, s = (part[samples, None] for part in self._signs[layer.weight_ordinal])
+        product = torch.matmul(q * s, self._base_slab(layer.weight_ordinal, layer.weight, units).T)
+        return product.mul_(r[..., units]) if out is None else out.addcmul_(product, r[..., units])
 
     def _base_slab(self, ordinal: int, weight: Tensor, units: slice) -> Tensor:
         if self._group.plan.keep_noise:
@@ -251,52 +258,53 @@ class FlipoutNoise(StructuredNoise):
 
 
 class LowRankNoise(StructuredNoise):
-    r"""Displacements :math:`c A^T B` by their factors: :math:`q E^T = (c\,q B^T) A`, whose bracket is rounded too.
+    r"""Displacements :math:`c A^T B` by their factors: :math:`q E^T = (c\,q B^T) A`, where the bracket is rounded too.
 
-    Products with so few factors are cheap: those of h and of d are made apart, so that q itself need not be written.
-    In low precision a layer of few units has its E formed, as kernels do.
+    Products with so few factors are cheap, so the kernels multiply h and d by them separately and never write q. In low
+    precision they form E for a layer of few units; this class does the same.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: DisplacementGroup) -> None:
         super().__init__(group)
         rank, shapes, numbers = group.directions.count, group.shapes(axes=(2,)), group.plan.slab_numbers
-        self._factors = lowrank_factors(group.rows, shapes, rank, group.key, group.dtype, numbers)
+        self._factors = lowrank_factors(group.sample_ids, shapes, rank, group.key, group.dtype, numbers)
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
-        """All units, or as many as a slab holds where E is formed."""
-        return self._slabs_of_all(weight) if self._forms(weight) else super().slabs(weight)
+        """Yield ranges that fill a slab where E is formed, else one range of all units."""
+        return self._slabs_of_all_samples(weight) if self._is_formed(weight) else super().slabs(weight)
 
-    def _forms(self, weight: Tensor) -> bool:
+    def _is_formed(self, weight: Tensor) -> bool:
         return self._group.precision != "fp32" and len(weight) <= FORMED_UNITS
 
-    def _formed(self, layer: Layer, units: slice, tile: slice) -> Tensor | None:
-        """E rounded to an operand, [rows, units, K], of a layer of few units in low precision."""
-        assert layer.weight_ordinal is not None, "the weight moves"
-        if not self._forms(layer.weight):
+    def _form(self, layer: Layer, units: slice, samples: slice) -> Tensor | None:
+        """Form E as a rounded operand, [samples, units, K], for a layer of few units in low precision."""
+        assert layer.weight_ordinal is not None, "the weight is displaced"
+        if not self._is_formed(layer.weight):
             return None
-        left, right, scale = (factor[tile] for factor in self._factors[layer.weight_ordinal])
+        left, right, scale = (factor[samples] for factor in self._factors[layer.weight_ordinal])
         formed = torch.matmul(left[..., units].mT, right).mul_(scale[:, None, None])
-        return self._group.rounded(formed)
+        return self._group.round_operand(formed)
 
     def operand(self, h: Tensor, d: Tensor, signs: Tensor, scales: Tensor) -> Tensor:
-        """The operand q = +-(h + s d), of h and d rounded apart."""
-        return torch.addcmul(signs * self._group.rounded(h), self._group.rounded(d), scales * signs)
+        """Return the operand q = +-(h + s d), where h and d are rounded separately."""
+        round_operand = self._group.round_operand
+        return torch.addcmul(signs * round_operand(h), round_operand(d), scales * signs)
 
-    def moved_weights(self, layer: Layer, units: slice, tile: slice, step: Tensor) -> Tensor | None:
-        """Of layers of few units."""
-        formed = self._formed(layer, units, tile)
+    def displaced_weights(self, layer: Layer, units: slice, samples: slice, step: Tensor) -> Tensor | None:
+        """Form the operand W + s E for a layer of few units in low precision."""
+        formed = self._form(layer, units, samples)
         return None if formed is None else self._rounded_sum(layer.weight[units], formed, step)
 
-    def product(self, q: Tensor, layer: Layer, units: slice, tile: slice, onto: Tensor | None = None) -> Tensor:
-        """Two products of R numbers for each row, or one with E where it is formed."""
-        assert layer.weight_ordinal is not None, "the weight moves"
-        formed = self._formed(layer, units, tile)
+    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice, out: Tensor | None = None) -> Tensor:
+        """Multiply by E with two products of rank R for each displacement, or with one where E is formed."""
+        assert layer.weight_ordinal is not None, "the weight is displaced"
+        formed = self._form(layer, units, samples)
         if formed is not None:
-            return torch.matmul(q, formed.mT) if onto is None else onto.baddbmm_(q, formed.mT)
-        left, right, scale = (factor[tile] for factor in self._factors[layer.weight_ordinal])
+            return torch.matmul(q, formed.mT) if out is None else out.baddbmm_(q, formed.mT)
+        left, right, scale = (factor[samples] for factor in self._factors[layer.weight_ordinal])
         inner = torch.matmul(q, right.mT) * scale[:, None, None]
-        inner = self._group.rounded(inner.to(q.dtype))
-        return torch.matmul(inner, left[..., units]) if onto is None else onto.baddbmm_(inner, left[..., units])
+        inner = self._group.round_operand(inner.to(q.dtype))
+        return torch.matmul(inner, left[..., units]) if out is None else out.baddbmm_(inner, left[..., units])
 
 
 NOISE: dict[str, type[Noise]] = {
@@ -305,7 +313,8 @@ NOISE: dict[str, type[Noise]] = {
     "flipout": FlipoutNoise,
     "lowrank": LowRankNoise,
 }
+"""Implementation of each family of displacements."""
 
 
-def _cut(weight: Tensor, numbers: int) -> Iterator[slice]:
+def _split_units(weight: Tensor, numbers: int) -> Iterator[slice]:
     return (slice(slab.start, slab.stop) for slab in slabs_of(0, tuple(weight.shape), numbers))

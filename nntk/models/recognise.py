@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from nntk import activations
+from nntk.kernels import activations as functions
 from nntk.kernels import mlp
 from nntk.kernels.mlp import Layer
-from nntk.kernels.perturb import activations as functions
 from nntk.models.checks import check_evaluation_mode, check_parameters
 from nntk.models.mlp import Mlp
 from nntk.models.selection import displaced_names

@@ -8,10 +8,10 @@ import torch
 from conftest import inputs, mlp, relative_error
 from triton_device import DEVICE
 
+from nntk.kernels.activations import encode
 from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.local_ntk import reference
 from nntk.kernels.local_ntk.triton import config, launch
-from nntk.kernels.perturb.activations import encode
 from nntk.models.recognise import recognise
 
 EPS = torch.finfo(torch.float32).eps

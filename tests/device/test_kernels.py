@@ -18,8 +18,8 @@ from triton_device import DEVICE, SEED, Allocated, NoKernel, Operators, kernel_d
 
 from nntk.bench.machine_code.cases import perturb as cases
 from nntk.kernels import dispatch, target
+from nntk.kernels.activations import ACTIVATIONS, encode
 from nntk.kernels.perturb import config, mlp_differences
-from nntk.kernels.perturb.activations import ACTIVATIONS, encode
 from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.perturb.reference import ROUNDINGS, round_to_tf32
 from nntk.kernels.perturb.reference import displacement_products as reference_products
@@ -173,7 +173,7 @@ def test_tf32_rounds_every_operand(directions, path):
 def write_operands(out, x, BLOCK: tl.constexpr):
     """Numbers as operands of products of TF32."""
     i = tl.arange(0, BLOCK)
-    tl.store(out + i, kernel._operand(tl.load(x + i), tl.float32, "tf32"))
+    tl.store(out + i, kernel._round_operand(tl.load(x + i), tl.float32, "tf32"))
 
 
 def test_operands_of_tf32_are_rounded_as_the_reference_rounds():
@@ -237,7 +237,7 @@ def test_the_other_activations(activation):
 OTHER_TILES = {
     "step": [tiles.Tiles(*block, num_warps=4, num_stages=1, parts=2) for block in ((32, 16, 32), (64, 32, 64))],
     "stationary": [tiles.Tiles(*block, num_warps=4, num_stages=1, parts=1) for block in ((32, 16, 32), (64, 32, 64))],
-    "fused": [tiles.Fused(32, 16, 8, 4), tiles.Fused(64, 64, 16, 4)],
+    "fused": [tiles.FusedTiles(32, 16, 8, 4), tiles.FusedTiles(64, 64, 16, 4)],
 }
 
 
@@ -257,8 +257,8 @@ def test_chunks_tiles_and_order_do_not_matter(directions, path, monkeypatch):
     assert torch.equal(whole, run())
     assert relative_error(run([2, 1]), whole[:, [2, 1]]) < 1e-6
     for budget, pieces in ((24576 if path == "fused" else 16384, 2), (256, 1)):
-        cut = chunks.plan((17, 30, 2), len(x), samples, 2, 4, budget, parse(directions), path == "fused")
-        assert cut.inputs == pieces and (pieces > 1 or cut.rows == 1)
+        plan = chunks.plan_chunks((17, 30, 2), len(x), samples, 2, 4, budget, parse(directions), path == "fused")
+        assert plan.block_inputs == pieces and (pieces > 1 or plan.chunk_samples == 1)
         assert relative_error(run(max_bytes=budget), whole) < 1e-6
     for other in OTHER_TILES.get(path, OTHER_TILES["step"]):
         name = f"{path}_tiles" if path in OTHER_TILES else "step_tiles"
@@ -272,7 +272,8 @@ def test_groups_of_chunks_are_those_evaluated_at_once(directions, path, monkeypa
     model, x, samples = mlp(17, 70, 30, 2, activation="quantise"), inputs(5, 17), 7
     number, scales = torch.tensor([11, 4, 9, 5, 30, 8, 3]), torch.linspace(0.01, 0.1, samples)
     whole = kernel_differences(model, x, number, scales, directions, "both", path=path)[0]
-    monkeypatch.setattr(launch, "plan", lambda *_: chunks.Plan(inputs=3, rows=2, group=4, buffer_bytes=0))
+    plan = chunks.ChunkPlan(block_inputs=3, chunk_samples=2, group_samples=4, buffer_bytes=0)
+    monkeypatch.setattr(launch, "plan_chunks", lambda *_: plan)
     assert relative_error(kernel_differences(model, x, number, scales, directions, "both", path=path)[0], whole) < 1e-6
 
 
@@ -357,27 +358,28 @@ def test_buffers_do_not_grow_with_samples_or_parameters():
     widths = (784, 1024, 1024, 10)
     assert sum(a * b for a, b in zip(widths, widths[1:], strict=False)) > 1.8e6
     for samples in (64, 4096):
-        plan = chunks.plan(widths, 1024, samples, 2, 2, 2**28, parse("gaussian"), slab=2 * 1024 * 1024)
+        plan = chunks.plan_chunks(widths, 1024, samples, 2, 2, 2**28, parse("gaussian"), staged_bytes=2 * 1024 * 1024)
         assert plan.buffer_bytes <= 2**28
-        assert plan.inputs == 1024 and plan.rows >= min(samples, 9), "a chunk fills the card"
-        assert plan.rows <= samples
-        assert plan.group >= min(samples, 8 * plan.rows) and plan.group % plan.rows == 0
+        assert plan.block_inputs == 1024 and plan.chunk_samples >= min(samples, 9), "a chunk fills the card"
+        assert plan.chunk_samples <= samples
+        assert plan.group_samples >= min(samples, 8 * plan.chunk_samples)
+        assert plan.group_samples % plan.chunk_samples == 0
 
 
 @pytest.mark.parametrize("number", [1, 50, 10**5])
 @pytest.mark.parametrize("directions", ["gaussian", "flipout(1)", "flipout(1024)", "lowrank(1)", "lowrank(64)"])
 def test_plans_hold_the_noise_too(directions, number):
     """Bases and factors are part of the budget, and a larger one holds as many displacements or more."""
-    family, rows_before = parse(directions), 0
+    family, columns_before = parse(directions), 0
     for budget in (2**25, 2**26, 2**28):
         operands = 1 if family.name == "lowrank" else 2  # d, and q.
-        plan = chunks.plan((784, 1024, 1024, 10), number, 10**4, 2, 2, budget, family)
-        bases = min(family.count, plan.rows) * 2 * 2**20 if family.name == "flipout" else 0
-        factors = plan.group * max(16, family.count) * 2 * (784 + 3 * 1024) if family.name == "lowrank" else 0
-        assert plan.buffer_bytes >= bases + factors + plan.rows * plan.inputs * operands * 2 * 2 * 2048
+        plan = chunks.plan_chunks((784, 1024, 1024, 10), number, 10**4, 2, 2, budget, family)
+        bases = min(family.count, plan.chunk_samples) * 2 * 2**20 if family.name == "flipout" else 0
+        factors = plan.group_samples * max(16, family.count) * 2 * (784 + 3 * 1024) if family.name == "lowrank" else 0
+        assert plan.buffer_bytes >= bases + factors + plan.chunk_samples * plan.block_inputs * operands * 2 * 2 * 2048
         assert plan.buffer_bytes <= budget * 15 / 16
-        assert plan.rows * plan.inputs >= rows_before
-        rows_before = plan.rows * plan.inputs
+        assert plan.chunk_samples * plan.block_inputs >= columns_before
+        columns_before = plan.chunk_samples * plan.block_inputs
 
 
 @pytest.mark.parametrize(
@@ -410,11 +412,11 @@ def test_memory_stays_within_the_budget(directions, widths, number, samples, bud
 def test_bases_of_a_chunk_stand_once_each():
     """Sorted by base, whatever their order was; places left over are empty, and each row finds its own base."""
     rows = torch.tensor([8, 16, 2**32 - 7, 9, 3])
-    bases = group.Bases.of(rows, 8, 5)
-    assert bases.numbers.tolist() == [[0, 1, 3, -1, -1]]
+    bases = group.FlipoutBases.assign(rows, 8, 5)
+    assert bases.base_ids.tolist() == [[0, 1, 3, -1, -1]]
     assert bases.slots.tolist() == [0, 0, 1, 1, 2]
-    bases = group.Bases.of(rows, 8, 3)
-    assert bases.numbers.tolist() == [[0, 1, -1], [1, 3, -1]]
+    bases = group.FlipoutBases.assign(rows, 8, 3)
+    assert bases.base_ids.tolist() == [[0, 1, -1], [1, 3, -1]]
     assert bases.slots.tolist() == [0, 0, 1, 0, 1]
 
 
@@ -442,7 +444,7 @@ def test_a_chunk_launches_its_own_kernels_and_no_more(directions, kernels, monke
     monkeypatch.setattr(NoKernel, "__getitem__", lambda self, grid: lambda *_, **__: launched.append(grid))
 
     def count(samples):
-        monkeypatch.setattr(launch, "plan", lambda *_: chunks.Plan(600, 2, samples, 0))
+        monkeypatch.setattr(launch, "plan_chunks", lambda *_: chunks.ChunkPlan(600, 2, samples, 0))
         launched.clear()
         with Operators() as operators:
             kernel_differences(model, x, torch.arange(samples), torch.full((samples,), SCALE), directions,

@@ -6,7 +6,7 @@ from conftest import ACTIVATIONS, inputs
 from torch import nn
 
 from nntk import NonlocalNTK
-from nntk.kernels.perturb import activations as functions
+from nntk.kernels import activations as functions
 from nntk.models.functional import call
 from nntk.models.recognise import recognise
 

@@ -182,8 +182,8 @@ def test_displacement_products_are_products(shape, family):
         ({"q": torch.ones(2, 4).half()}, TypeError, "q must be float32 or float64, got torch.float16"),
         ({"height": 0}, ValueError, "height must be at least 1"),
         ({"ordinal": -1}, ValueError, "ordinal must be"),
-        ({"rows": torch.ones(2)}, TypeError, "rows must be an int64 vector"),
-        ({"rows": torch.arange(2, device="meta")}, ValueError, "rows must be on cpu"),
+        ({"sample_ids": torch.ones(2)}, TypeError, "rows must be an int64 vector"),
+        ({"sample_ids": torch.arange(2, device="meta")}, ValueError, "sample_ids must be on cpu"),
         ({"directions": "cubic"}, ValueError, "directions must be"),
         ({"seed": -1}, ValueError, "seed must be"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
@@ -193,6 +193,13 @@ def test_displacement_products_are_products(shape, family):
 )
 def test_displacement_products_check_their_arguments(change, error, message):
     """Before any work."""
-    arguments = {"q": torch.ones(2, 3, 4), "height": 2, "ordinal": 0, "rows": torch.arange(2), "seed": 0, **change}
+    arguments = {
+        "q": torch.ones(2, 3, 4),
+        "height": 2,
+        "ordinal": 0,
+        "sample_ids": torch.arange(2),
+        "seed": 0,
+        **change,
+    }
     with pytest.raises(error, match=message):
         displacement_products(**arguments)

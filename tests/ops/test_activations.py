@@ -5,7 +5,7 @@ import torch
 from conftest import ACTIVATIONS, JUMPS, SMOOTH
 
 from nntk.activations import Quantise, Sawtooth
-from nntk.kernels.perturb.activations import decode, encode
+from nntk.kernels.activations import decode, encode
 from nntk.models.recognise import _activation_of
 
 

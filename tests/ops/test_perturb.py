@@ -16,11 +16,11 @@ from nntk.kernels.fixed_weights import radii
 from nntk.kernels.mlp import unperturbed
 from nntk.kernels.perturb import Layer, mlp_differences
 from nntk.kernels.perturb.config import (
-    Plan,
+    ReferencePlan,
     choose_precision,
     choose_propagation,
-    noise_numbers,
-    plan,
+    count_noise_numbers,
+    plan_reference,
     predicted_rounding_error,
 )
 from nntk.kernels.perturb.noise import FORMED_UNITS
@@ -128,14 +128,14 @@ def test_every_cut_of_the_plan_gives_the_same_differences(monkeypatch, direction
     settings = {"directions": directions, "propagation": propagation}
     whole, norms = unit(model, x, **settings)
     plans = [
-        Plan(40, 11, 40, 11, 1 << 20, True),
-        Plan(40, 4, 13, 3, 1 << 20, True),
-        Plan(22, 3, 22, 1, 100, True),
-        Plan(22, 1, 22, 1, 1, False),
-        Plan(22, 2, 22, 2, 100, False),
+        ReferencePlan(40, 11, 40, 11, 1 << 20, True),
+        ReferencePlan(40, 4, 13, 3, 1 << 20, True),
+        ReferencePlan(22, 3, 22, 1, 100, True),
+        ReferencePlan(22, 1, 22, 1, 1, False),
+        ReferencePlan(22, 2, 22, 2, 100, False),
     ]
-    for cut in plans:
-        monkeypatch.setattr(perturb.reference, "plan", lambda *_, cut=cut: cut)
+    for plan in plans:
+        monkeypatch.setattr(perturb.reference, "plan_reference", lambda *_, plan=plan: plan)
         made, made_norms = unit(model, x, **settings)
         assert relative_error(made, whole) < (1e-6 if propagation == "difference" else 1e-4)
         torch.testing.assert_close(made_norms, norms, rtol=1e-7, atol=0)
@@ -146,13 +146,13 @@ def test_plans_fit_their_budget(budget, directions):
     """What a plan holds at once stays within the budget, for small and large networks and numbers of inputs."""
     for n in (1, 64, 10**6):
         for widths in ((1, 1), (64, 256, 256, 1), (784, 1024, 1024, 10)):
-            cut = plan(n, 1000, widths, parse(directions), 2, 4, budget)
-            own, shared = noise_numbers(parse(directions), widths)
-            kept = cut.group_rows * own + shared if cut.keep_noise else 0
-            held = cut.tile_rows * cut.tile_inputs * 2 * max(widths) * 8 * 4
-            held_inputs = cut.group_inputs * sum(widths) * 24
+            plan = plan_reference(n, 1000, widths, parse(directions), 2, 4, budget)
+            per_sample, shared = count_noise_numbers(parse(directions), widths)
+            kept = plan.group_samples * per_sample + shared if plan.keep_noise else 0
+            held = plan.tile_samples * plan.tile_inputs * 2 * max(widths) * 8 * 4
+            held_inputs = plan.block_inputs * sum(widths) * 24
             smallest = 48 * 4 * max(widths) + 24 * sum(widths) + 128 * 2 * max(widths) * 8 * 4
-            assert 48 * cut.slab_numbers + 4 * kept + held + held_inputs <= max(budget, smallest)
+            assert 48 * plan.slab_numbers + 4 * kept + held + held_inputs <= max(budget, smallest)
 
 
 def test_rows_may_have_different_scales():
@@ -261,7 +261,7 @@ def test_saturated_outputs_keep_their_digits(activation):
 ARGUMENTS = {
     "x": torch.ones(3, 4),
     "layers": [Layer(torch.ones(5, 4), torch.ones(5), weight_ordinal=0, bias_ordinal=1)],
-    "rows": torch.arange(2),
+    "sample_ids": torch.arange(2),
     "scales": torch.full((2,), 0.1),
     "seed": 2**64 - 1,
 }
@@ -288,12 +288,12 @@ ARGUMENTS = {
         ),
         ({"scales": torch.zeros(2)}, ValueError, "scales must be positive, got 0 among them"),
         ({"layers": [Layer(torch.ones(5, 4), torch.ones(4))]}, ValueError, r"bias of layer '0' must have shape \(5,\)"),
-        ({"rows": torch.arange(2).int()}, TypeError, "rows must be an int64 vector"),
-        ({"scales": torch.ones(3)}, ValueError, r"scales must be a floating vector like rows, \(2,\)"),
+        ({"sample_ids": torch.arange(2).int()}, TypeError, "rows must be an int64 vector"),
+        ({"scales": torch.ones(3)}, ValueError, r"scales must be a floating vector of the shape of sample_ids, \(2,\)"),
         (
-            {"rows": torch.arange(2, device="meta")},
+            {"sample_ids": torch.arange(2, device="meta")},
             ValueError,
-            "rows must be on cpu like the inputs, got meta",
+            "sample_ids must be on cpu like the inputs, got meta",
         ),
         ({"scales": torch.ones(2, device="meta")}, ValueError, "scales must be on cpu like the inputs, got meta"),
         ({"seed": "1"}, TypeError, "seed must be an integer, got '1'"),

@@ -240,13 +240,15 @@ def _flops(widths: Sequence[int]) -> float:
 
 def _memory() -> Row:
     """What evaluations take beside their outputs: buffers, what is in the making, and the weights as operands."""
-    largest = max(chunks.slab_bytes(height, width, 2) for width, height in zip(_WIDTHS, _WIDTHS[1:], strict=False))
+    largest = max(chunks.matrix_bytes(height, width, 2) for width, height in zip(_WIDTHS, _WIDTHS[1:], strict=False))
     plans = [
-        chunks.plan(_WIDTHS, _INPUTS, 2**20, 2, 2, _BUDGET, parse(family), slab=largest if family == "gaussian" else 0)
+        chunks.plan_chunks(
+            _WIDTHS, _INPUTS, 2**20, 2, 2, _BUDGET, parse(family), staged_bytes=largest if family == "gaussian" else 0
+        )
         for family in _FAMILIES
     ]
     operands = 2 * sum(a * b for a, b in zip(_WIDTHS[1:], _WIDTHS[2:], strict=False))
-    taken = max(plan.buffer_bytes for plan in plans) + _BUDGET // chunks.IN_THE_MAKING + operands
+    taken = max(plan.buffer_bytes for plan in plans) + _BUDGET // chunks.TEMPORARY_DIVISOR + operands
     return {
         "case": "memory beside outputs, M = 2^20", "form": "bytes", "target": float(_BUDGET), "predicted": float(taken),
         "verdict": "in reach" if taken <= _BUDGET else "short",

@@ -1,6 +1,7 @@
-"""The activations' differences on the device: [phi(z + s dz) - phi(z)] / s without cancellation, in float32.
+"""Differences of the activations in Triton kernels: [phi(z + s dz) - phi(z)] / s without cancellation, in float32.
 
-The formulas are those of activations.py. What the unperturbed pass keeps of z comes as ``a`` and, for quantise, ``b``.
+The formulas are those of nntk.kernels.activations. The state that the unperturbed pass keeps of z is ``a`` and, for
+quantise, also ``b``.
 """
 
 import triton
@@ -14,7 +15,7 @@ _RECIPROCAL_PTX: tl.constexpr = tl.constexpr("rcp.approx.ftz.f32 $0, $1;")
 
 @triton.jit
 def _larger(x, y):
-    """The larger, and NaN where either is: what overflowed must not come back as a finite number."""
+    """Return the larger number, or NaN where either is NaN: an overflow must not become a finite number again."""
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -25,7 +26,7 @@ def _smaller(x, y):
 
 @triton.jit
 def _exp(x, PTX: tl.constexpr):
-    """exp(x) for x <= 80; one special function and no branch for denormal results, which are zero."""
+    """Return exp(x) for x <= 80 by one special function, without a branch for denormal results, which become zero."""
     x *= 1.4426950408889634
     if PTX:
         return tl.inline_asm_elementwise(_EXP2_PTX, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
@@ -41,7 +42,7 @@ def _reciprocal(x, PTX: tl.constexpr):
 
 @triton.jit
 def _expm1(x, e):
-    """exp(x) - 1, given e = exp(x); a Taylor series below one half, to 1e-7."""
+    """Return exp(x) - 1, given e = exp(x), to 1e-7; below one half by a Taylor series."""
     tail = 1.0 / 120 + x * (1.0 / 720 + x * (1.0 / 5040 + x * (1.0 / 40320)))
     series = x + x * x * (0.5 + x * (1.0 / 6 + x * (1.0 / 24 + x * tail)))
     return tl.where(tl.abs(x) < 0.5, series, e - 1.0)
@@ -49,7 +50,7 @@ def _expm1(x, e):
 
 @triton.jit
 def _log1p(x, PTX: tl.constexpr):
-    """log(1 + x) for x in [-0.64, 1.72], as 2 atanh(x / (2 + x)), to 1e-7."""
+    """Return log(1 + x) for x in [-0.64, 1.72], as 2 atanh(x / (2 + x)), to 1e-7."""
     t = x * _reciprocal(2.0 + x, PTX)
     y = t * t
     tail = 1.0 / 9 + y * (1.0 / 11 + y * (1.0 / 13 + y * (1.0 / 15 + y * (1.0 / 17 + y * (1.0 / 19)))))
@@ -63,7 +64,11 @@ def _sigmoid(x, PTX: tl.constexpr):
 
 @triton.jit
 def _sigmoid_difference(z, u, PTX: tl.constexpr):
-    """For high > low: (1 - exp(low - high)) sigmoid(high) sigmoid(-low); the two denominators multiply out."""
+    """Return sigmoid(z + u) - sigmoid(z).
+
+    For high > low the difference is (1 - exp(low - high)) sigmoid(high) sigmoid(-low). The two denominators are
+    multiplied out, so that there is one reciprocal.
+    """
     fall = -tl.abs(u)
     e = _exp(fall, PTX)
     p = _exp(_smaller(-_larger(z, z + u), 80.0), PTX)
@@ -79,9 +84,10 @@ def _softplus(x, PTX: tl.constexpr):
 
 @triton.jit
 def _normal_cdf(z, PTX: tl.constexpr):
-    """Phi(z) to 1e-6 of itself near zero and 4e-6 down to z = -9, where 0.5 + 0.5 erf(z) has no digits left.
+    """Return Phi(z), the normal distribution function.
 
-    With t = 1 / (1 + 0.35 |z|) the tail is exp(-z^2 / 2) t P(t), P fitted to 4e-8.
+    The relative error is 1e-6 near zero and 4e-6 down to z = -9, where 0.5 + 0.5 erf(z) has no digits left. With
+    t = 1 / (1 + 0.35 |z|) the tail is exp(-z^2 / 2) t P(t), P fitted to 4e-8.
     """
     t = _reciprocal(1.0 + 0.35 * tl.abs(z), PTX)
     high = 0.158932239 + t * (-0.255507261 + t * (0.143873587 + t * -0.0291261505))
@@ -101,13 +107,13 @@ def _normal_cdf_difference(z, u, PTX: tl.constexpr):
 
 @triton.jit
 def relu(z):
-    """max(z, 0), NaN where z is."""
+    """Return max(z, 0), or NaN where z is NaN."""
     return _larger(z, 0.0)
 
 
 @triton.jit
 def _relu_difference(z, dz, inverse):
-    """Of z = p + n, parts above and below zero: max(dz + n / s, -p / s). Where n / s overflows, it is zero."""
+    """Return max(dz + n / s, -p / s) for z = p + n, its parts above and below zero; where n / s overflows, zero."""
     above = relu(z)
     return _larger(dz + (z - above) * inverse, -above * inverse)
 
@@ -119,7 +125,19 @@ def _step(z, u):
 
 @triton.jit
 def difference(a, b, dz, s, inverse, p0, p1, ACTIVATION: tl.constexpr, PTX: tl.constexpr):
-    """[phi(z + s dz) - phi(z)] / s of a tile, with ``inverse`` = 1 / s and the activation's own parameters p0, p1."""
+    """Return [phi(z + s dz) - phi(z)] / s of a tile.
+
+    Args:
+        a: First tensor of the state, the shape of ``dz`` or broadcastable to it, float32.
+        b: Second tensor of the state; only quantise reads it.
+        dz: Unit difference of z, a tile, float32.
+        s: Scale of the displacement, a number.
+        inverse: 1 / s.
+        p0: First parameter of the activation.
+        p1: Second parameter of the activation.
+        ACTIVATION: Name of the activation.
+        PTX: True where inline PTX can be used.
+    """
     u = s * dz
     if ACTIVATION == "identity":
         return dz
@@ -135,8 +153,8 @@ def difference(a, b, dz, s, inverse, p0, p1, ACTIVATION: tl.constexpr, PTX: tl.c
         return (u * _sigmoid(a + u, PTX) + a * _sigmoid_difference(a, u, PTX)) * inverse
     elif ACTIVATION == "softplus":
         z, v = p0 * a, p0 * u
-        near = _smaller(_larger(v, -1.0), 1.0)
-        small = _log1p(_sigmoid(z, PTX) * _expm1(near, _exp(near, PTX)), PTX)
+        clamped = _smaller(_larger(v, -1.0), 1.0)
+        small = _log1p(_sigmoid(z, PTX) * _expm1(clamped, _exp(clamped, PTX)), PTX)
         return tl.where(tl.abs(v) < 1, small, _softplus(z + v, PTX) - _softplus(z, PTX)) * (inverse / p0)
     elif ACTIVATION == "gelu":
         return (u * _normal_cdf(a + u, PTX) + a * _normal_cdf_difference(a, u, PTX)) * inverse
@@ -155,9 +173,9 @@ def difference(a, b, dz, s, inverse, p0, p1, ACTIVATION: tl.constexpr, PTX: tl.c
         return 2.0 * _step(a, u) * inverse
     elif ACTIVATION == "quantise":
         spacing, top = 2.0 * p1 / (p0 - 1.0), p0 - 1.0
-        moved = _smaller(_larger(a + tl.floor(b + u / spacing), 0.0), top)
-        here = _smaller(_larger(a + tl.floor(b), 0.0), top)
-        return (moved - here) * (spacing * inverse)
+        displaced_cell = _smaller(_larger(a + tl.floor(b + u / spacing), 0.0), top)
+        base_cell = _smaller(_larger(a + tl.floor(b), 0.0), top)
+        return (displaced_cell - base_cell) * (spacing * inverse)
     else:
         tl.static_assert(ACTIVATION == "sawtooth", "no difference is written for this activation")
         dv = dz / p0

@@ -1,172 +1,198 @@
-"""How an evaluation on a GPU is cut: pure functions of shapes and of the budget.
+"""Division of an evaluation on a GPU into input blocks, groups and chunks: pure functions of shapes and of the budget.
 
-Some inputs are held with their unperturbed pass. For them displacements are taken in groups, whose own noise is made
-and whose outputs are held at once, and a group in chunks, which go through the layers together. Beside the budget are
-the outputs, and a few numbers for each displacement: which they are, how long, and of flipout their order.
+Second file to read, after config.py. An input block is held with its unperturbed pass. For each block, displacements
+are taken in groups: the noise vectors and the outputs of a group are held at once. A group is taken in chunks: the
+displacements of a chunk go through the layers together. The budget does not count the outputs, nor a few numbers for
+each displacement: its stream number, its scale, and its position in the order of flipout's bases.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nntk.kernels.perturb.noise import FORMED_UNITS
-from nntk.kernels.perturb.triton import config as tiles
+from nntk.kernels.perturb.triton import config
 from nntk.kernels.philox.directions import Directions
 from nntk.kernels.philox.triton import launch as philox
 
 _LARGEST_BUFFER = 2**30
-"""Numbers of one buffer of a chunk: kernels count them in 32 bits."""
+"""Most numbers of one buffer of a chunk; the kernels use 32-bit offsets in it."""
 
-IN_THE_MAKING = 16
-"""That part of the budget is for what is made piece by piece: the float64 pass, and noise before it is an operand."""
+TEMPORARY_DIVISOR = 16
+"""Divisor of the budget that gives the bytes reserved for temporaries: the float64 pass, and noise before it is rounded
+to an operand."""
 
-LEAST_RANK = 16
-"""Low rank is padded to what a product sums over at least."""
+MIN_RANK = 16
+"""Fewest rows of a factor of low rank in memory, the shortest sum of a product."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Sizes of the pieces of one evaluation, and what its buffers take."""
+class ChunkPlan:
+    """Sizes of input blocks, chunks and groups of one evaluation, and the memory of its buffers."""
 
-    inputs: int
-    """Inputs whose unperturbed pass is held."""
-    rows: int
+    block_inputs: int
+    """Inputs of a block, whose unperturbed pass is held."""
+    chunk_samples: int
     """Displacements of a chunk."""
-    group: int
-    """Displacements of a group: whole chunks."""
+    group_samples: int
+    """Displacements of a group, a multiple of those of a chunk."""
     buffer_bytes: int
+    """Bytes of all buffers together."""
 
 
 @dataclass(frozen=True)
-class _Bytes:
-    """What an evaluation holds."""
+class _Footprint:
+    """Bytes that an evaluation holds, by what they are held for."""
 
     state: int
-    """Of an input: the unperturbed pass."""
+    """Bytes held for each input of a block by the unperturbed pass."""
     evaluation: int
-    """Of an input at a displacement of a chunk: what is between two layers."""
+    """Bytes between two layers for each input at each displacement of a chunk."""
     output: int
-    """Of an input at a displacement of a group."""
-    slab: int
-    """Of a displacement of a chunk: the noise of a layer."""
-    own: int
-    """Of a displacement of a group: biases, factors, signs."""
+    """Bytes of outputs for each input at each displacement of a group."""
+    staged: int
+    """Bytes of one layer's noise in memory for each displacement of a chunk."""
+    vectors: int
+    """Bytes of biases, factors and signs for each displacement of a group."""
     base: int = 0
-    """Of a base of flipout, at the largest layer."""
+    """Bytes of each base of flipout at the largest layer."""
 
 
 def padded_rank(rank: int) -> int:
-    """Rows of a factor in memory."""
-    return tiles.power_of_two(rank, LEAST_RANK, 64)
+    """Return the number of rows of a factor in memory."""
+    return config.power_of_two(rank, MIN_RANK, 64)
 
 
-def pieces(length: int, size: int) -> Iterator[slice]:
-    """Slices of ``size`` that make up ``length``; the last may be shorter."""
+def slices(length: int, size: int) -> Iterator[slice]:
+    """Yield slices of ``size`` that cover ``length``; the last may be shorter."""
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def plan(
+def plan_chunks(
     widths: Sequence[int],
     num_inputs: int,
-    num_rows: int,
-    halves: int,
+    num_samples: int,
+    members: int,
     itemsize: int,
     max_bytes: int,
     directions: Directions,
     fused: bool = False,
-    slab: int = 0,
-) -> Plan:
-    """Size the pieces of an MLP's differences so that all buffers, the weights as operands too, fit the budget.
+    staged_bytes: int = 0,
+) -> ChunkPlan:
+    """Choose sizes for the differences of an MLP such that all buffers, with the weight operands, fit the budget.
 
     Args:
         widths: Widths of the network, inputs and outputs included.
         num_inputs: Number N of inputs.
-        num_rows: Number M of displacements.
-        halves: Evaluations of a displacement.
-        itemsize: Bytes of an operand of the products.
-        max_bytes: The budget; a piece has one input and one displacement at least.
+        num_samples: Number M of displacements.
+        members: Evaluations of a displacement: 2 for an antithetic pair, else 1.
+        itemsize: Bytes of a number of an operand.
+        max_bytes: Budget of temporary memory. The plan has at least one input and one displacement in any case.
         directions: Family of the displacements.
-        fused: Whether nothing but the outputs leaves the chip.
-        slab: Bytes of one displacement of the largest weight whose displacements are written to memory.
+        fused: True where one launch evaluates all layers, so that only outputs leave the chip.
+        staged_bytes: Bytes of one displacement of the largest weight whose noise is written to memory.
 
     Returns:
-        The plan. Its bytes grow with M only until chunks and groups are full, and with the number of parameters only
-        where noise and the weights as operands are in memory.
+        The plan. Its bytes grow with M only until chunks and groups are full. They grow with the number of parameters
+        only where noise and weight operands are in memory.
     """
-    lines = [philox.padded(width) for width in widths]
-    pairs = list(zip(lines[:-1], lines[1:], strict=True))
-    # Both parts of z and h in float32, h as operand; fused, which stacks them, twice.
-    state = sum(lines) * (12 + itemsize) * (2 if fused else 1)
-    output, budget = 4 * halves * lines[-1], _held(max_bytes)
+    padded_widths = [philox.padded(width) for width in widths]
+    shapes = list(zip(padded_widths[:-1], padded_widths[1:], strict=True))
+    # Both parts of z and h in float32, and h as operand; the fused path also stacks them, which takes the same again.
+    state = sum(padded_widths) * (12 + itemsize) * (2 if fused else 1)
+    output, budget, widest = 4 * members * padded_widths[-1], _buffer_budget(max_bytes), members * max(padded_widths)
     if fused:
-        return _cut(_Bytes(state, 0, output, 0, 0), num_inputs, num_rows, budget, 0, halves * max(lines))
-    # Layers take turns with two buffers of d and, but for low rank, of q.
+        return _divide(_Footprint(state, 0, output, 0, 0), num_inputs, num_samples, budget, 0, widest)
+    # Layers alternate between two buffers of d and, except for low rank, two of q.
     operands = 1 if directions.name == "lowrank" else 2
-    between = operands * sum(max(lines[first:-1:2], default=0) for first in (1, 2))
-    projected = padded_rank(directions.count) if directions.name == "lowrank" else 0
-    bases = [slab_bytes(height, width, itemsize) for width, height in zip(widths[:-1], widths[1:], strict=True)]
-    base = max(bases) if directions.name == "flipout" else 0
-    needs = _Bytes(
-        state, halves * itemsize * (between + projected), output, slab, _own_bytes(pairs, directions, itemsize), base
+    between_layers = operands * sum(max(padded_widths[first:-1:2], default=0) for first in (1, 2))
+    projections = padded_rank(directions.count) if directions.name == "lowrank" else 0
+    matrices = [matrix_bytes(height, width, itemsize) for width, height in zip(widths[:-1], widths[1:], strict=True)]
+    footprint = _Footprint(
+        state,
+        members * itemsize * (between_layers + projections),
+        output,
+        staged_bytes,
+        _vector_bytes(shapes, directions, itemsize),
+        max(matrices) if directions.name == "flipout" else 0,
     )
-    weights = itemsize * sum(width * height for width, height in pairs[1:])
-    budget = max(budget // 2, budget - weights)
-    return _cut(needs, num_inputs, num_rows, budget, directions.count, halves * max(lines))
+    weight_operands = itemsize * sum(width * height for width, height in shapes[1:])
+    budget = max(budget // 2, budget - weight_operands)
+    return _divide(footprint, num_inputs, num_samples, budget, directions.count, widest)
 
 
 def plan_products(
-    width: int, height: int, num_inputs: int, num_rows: int, itemsize: int, max_bytes: int, directions: Directions
-) -> Plan:
-    """The same for products of operands [M, N, K] with displacements of one matrix [H, K]; a group is a chunk."""
-    line, columns = philox.padded(width), philox.padded(height)
-    base = slab_bytes(height, width, itemsize) if directions.name == "flipout" else 0
-    projected = padded_rank(directions.count) if directions.name == "lowrank" else 0
-    # The operand, gathered and padded.
-    evaluation = itemsize * (2 * line + projected) + 4 * columns
-    needs = _Bytes(1, evaluation, 0, 0, _own_bytes([(line, columns)], directions, itemsize), base)
-    return _cut(needs, num_inputs, num_rows, _held(max_bytes), directions.count, max(line, columns))
+    width: int, height: int, num_inputs: int, num_samples: int, itemsize: int, max_bytes: int, directions: Directions
+) -> ChunkPlan:
+    """Choose sizes for products of operands [M, N, K] with displacements of one matrix [H, K].
+
+    Args:
+        width: Inputs K of the matrix.
+        height: Outputs H of the matrix.
+        num_inputs: Number N of operands of a displacement.
+        num_samples: Number M of displacements.
+        itemsize: Bytes of a number.
+        max_bytes: Budget of temporary memory.
+        directions: Family of the displacements.
+
+    Returns:
+        The plan, in which a group is one chunk.
+    """
+    padded_width, padded_height = philox.padded(width), philox.padded(height)
+    base = matrix_bytes(height, width, itemsize) if directions.name == "flipout" else 0
+    projections = padded_rank(directions.count) if directions.name == "lowrank" else 0
+    # The operand is held twice: gathered, and padded.
+    evaluation = itemsize * (2 * padded_width + projections) + 4 * padded_height
+    vectors = _vector_bytes([(padded_width, padded_height)], directions, itemsize)
+    budget, widest = _buffer_budget(max_bytes), max(padded_width, padded_height)
+    footprint = _Footprint(1, evaluation, 0, 0, vectors, base)
+    return _divide(footprint, num_inputs, num_samples, budget, directions.count, widest)
 
 
-def slab_bytes(height: int, width: int, itemsize: int) -> int:
-    """Bytes of one displacement of a matrix, or of a base, in memory."""
+def matrix_bytes(height: int, width: int, itemsize: int) -> int:
+    """Return the bytes in memory of one displacement of a matrix, or of one base."""
     return itemsize * height * philox.padded(width)
 
 
-def largest_slab(max_bytes: int) -> int:
-    """Bytes of one displacement of a matrix beyond which it is not written to memory."""
+def largest_staged_bytes(max_bytes: int) -> int:
+    """Return the most bytes that one displacement of a matrix may have to be written to memory."""
     return max_bytes // 4
 
 
-def _held(max_bytes: int) -> int:
-    """Of the budget what buffers may take."""
-    return max_bytes - max_bytes // IN_THE_MAKING
+def _buffer_budget(max_bytes: int) -> int:
+    """Return the bytes of the budget that buffers may have; the rest is reserved for temporaries."""
+    return max_bytes - max_bytes // TEMPORARY_DIVISOR
 
 
-def _own_bytes(pairs: Sequence[tuple[int, int]], directions: Directions, itemsize: int) -> int:
-    """Bytes that a displacement has to itself, but for its matrices."""
-    bias = 4 * sum(height for _, height in pairs)
+def _vector_bytes(shapes: Sequence[tuple[int, int]], directions: Directions, itemsize: int) -> int:
+    """Return the bytes of biases, factors and signs of a displacement, for layers of the padded shapes (K, H)."""
+    bias = 4 * sum(height for _, height in shapes)
     if directions.name == "flipout":
-        return bias + itemsize * sum(map(sum, pairs))
+        return bias + itemsize * sum(map(sum, shapes))
     if directions.name == "lowrank":
         rank = padded_rank(directions.count)
-        formed = sum(width * height for width, height in pairs if height <= FORMED_UNITS)
-        return bias + itemsize * (formed + rank * sum(sum(pair) for pair in pairs if pair[1] > FORMED_UNITS))
+        formed = sum(width * height for width, height in shapes if height <= FORMED_UNITS)
+        return bias + itemsize * (formed + rank * sum(sum(shape) for shape in shapes if shape[1] > FORMED_UNITS))
     return bias
 
 
-def _cut(needs: _Bytes, num_inputs: int, num_rows: int, budget: int, bases: int, line: int) -> Plan:
-    """Take as many inputs as a quarter holds, then displacements; an eighth of what is left is for groups."""
-    most = _LARGEST_BUFFER // line
-    lone = needs.slab + needs.own
-    column = needs.evaluation + needs.output
-    inputs = min(budget // 4 // needs.state, (budget * 3 // 4 - lone - needs.base) // column, most)
+def _divide(
+    footprint: _Footprint, num_inputs: int, num_samples: int, budget: int, bases: int, widest: int
+) -> ChunkPlan:
+    """Choose as many inputs as a quarter of the budget holds, then displacements; 1/8 of the rest is for groups."""
+    most_columns = _LARGEST_BUFFER // widest
+    per_sample = footprint.staged + footprint.vectors
+    per_column = footprint.evaluation + footprint.output
+    inputs = min(budget // 4 // footprint.state, (budget * 3 // 4 - per_sample - footprint.base) // per_column,
+                 most_columns)  # fmt: skip
     inputs = max(1, min(num_inputs, inputs))
-    left = budget - inputs * needs.state
-    row = inputs * column + lone
-    rows = (left * 7 // 8 - bases * needs.base) // row
-    if needs.base and rows < bases:  # So few that each may have a base of its own.
-        rows = left * 7 // 8 // (row + needs.base)
-    rows = max(1, min(num_rows, rows, most // inputs))
-    chunk = rows * (inputs * needs.evaluation + needs.slab) + min(bases, rows) * needs.base
-    member = inputs * needs.output + needs.own
-    chunks = max(1, min(-(-num_rows // rows), (left - chunk) // (rows * member)))
-    return Plan(inputs, rows, chunks * rows, inputs * needs.state + chunk + chunks * rows * member)
+    rest = budget - inputs * footprint.state
+    sample_bytes = inputs * per_column + per_sample
+    samples = (rest * 7 // 8 - bases * footprint.base) // sample_bytes
+    if footprint.base and samples < bases:  # Each of so few displacements may have a different base.
+        samples = rest * 7 // 8 // (sample_bytes + footprint.base)
+    samples = max(1, min(num_samples, samples, most_columns // inputs))
+    chunk_bytes = samples * (inputs * footprint.evaluation + footprint.staged) + min(bases, samples) * footprint.base
+    in_group = inputs * footprint.output + footprint.vectors
+    chunks = max(1, min(-(-num_samples // samples), (rest - chunk_bytes) // (samples * in_group)))
+    buffer_bytes = inputs * footprint.state + chunk_bytes + chunks * samples * in_group
+    return ChunkPlan(inputs, samples, chunks * samples, buffer_bytes)

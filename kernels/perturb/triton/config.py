@@ -1,7 +1,8 @@
-"""Which kernel evaluates a layer on a GPU, and with which tiles: pure functions of shapes, precision and architecture.
+"""Choice of the kernel and of the tiles of a layer on a GPU: pure functions of shapes, precision and architecture.
 
-No device is asked and nothing is measured: the same problem takes the same path in every process. README.md has the
-cost model and what compiling showed; every configuration here is compiled and judged by ``nntk-bench resources``.
+First file to read. The functions read no device and measure nothing, so the same problem takes the same path in every
+process. README.md has the cost model, HISTORY.md the compiled resources. ``nntk-bench resources`` compiles and judges
+every configuration.
 """
 
 from collections.abc import Sequence
@@ -12,21 +13,23 @@ from nntk.kernels.target import Target
 from nntk.kernels.tuning import Tunable
 
 PATHS = ("step", "stationary", "staged", "fused")
-"""Noise made for every tile; made once and held over all columns; written out and read; all layers in one launch."""
+"""Paths of a layer: noise is generated for every tile; generated once and held over all columns; written to memory and
+read; and all layers are in one launch."""
 
 GENERATED = ("gaussian", "rademacher")
-"""Families whose noise is made where it is used."""
+"""Families whose noise the kernels can generate in registers."""
 
 FUSED_LAYERS = 4
-"""Each layer is code of its own: four take some 8 s to compile, eight half a minute."""
+"""Most layers of the fused path. Each layer is separate code: four compile in about 8 s, eight in half a minute."""
 
 _INSTRUCTIONS_A_NORMAL = 19.0
-"""Issued for one, the loop around it included (``nntk-bench resources``, sm_90, bf16, layer 0)."""
+"""Instructions issued for a normal, those of the loop around it included (``nntk-bench resources``, sm_90, bf16,
+layer 0)."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes of a tile [block_h, block_n] with steps of block_k; README.md draws it."""
+    """Sizes of a tile [block_h, block_n] whose products sum block_k terms a step; README.md draws it."""
 
     block_h: int
     block_n: int
@@ -34,12 +37,12 @@ class Tiles:
     num_warps: int
     num_stages: int
     parts: int
-    """Pieces of the columns that the epilogue takes one after another."""
+    """Number of parts into which the epilogue splits the columns."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """Which of ``PATHS`` a layer takes."""
+    """Path of a layer, one of ``PATHS``."""
 
     path: str
 
@@ -53,27 +56,30 @@ LAYER_PATH = Tunable("layer_path", Path, ("source", "precision", "width", "heigh
 
 
 @dataclass(frozen=True)
-class Fused:
-    """Tiles of the fused MLP: the largest padded width, the columns of a tile, and those of a part of its epilogue."""
+class FusedTiles:
+    """Tiles of the fused MLP."""
 
-    pad: int
+    padded_width: int
+    """Width to which all hidden layers are padded; in a table, the largest."""
     block_n: int
-    part: int
+    """Columns of a tile."""
+    part_columns: int
+    """Columns of a part of the epilogue."""
     num_warps: int
-    least_rows: int = 16
+    min_rows: int = 16
     """Fewest rows of a product."""
 
     def block_c(self, outputs: int) -> int:
-        """Rows of the last layer's tile."""
-        return power_of_two(outputs, self.least_rows, 128)
+        """Return the number of rows of the last layer's tile."""
+        return power_of_two(outputs, self.min_rows, 128)
 
 
-def power_of_two(number: int, least: int, most: int) -> int:
-    """The smallest power of two that holds ``number``, within limits."""
-    return min(most, max(least, 1 << (number - 1).bit_length()))
+def power_of_two(number: int, minimum: int, maximum: int) -> int:
+    """Return the smallest power of two that is at least ``number``, within the limits ``minimum`` and ``maximum``."""
+    return min(maximum, max(minimum, 1 << (number - 1).bit_length()))
 
 
-# Largest tiles without spills: [units, columns], warps, stages, and the step by family.
+# Largest tiles without spills: [units, columns], warps, stages, and block_k by family where it is not the default.
 _LARGE = {
     ("sm_90", "bf16"): ((128, 256), 8, 3, {}),
     ("sm_90", "tf32"): ((128, 128), 8, 3, {}),
@@ -92,60 +98,61 @@ _LARGE = {
     ("interpreter", "fp32"): ((128, 64), 4, 1, {"gaussian": 128, "rademacher": 128}),
 }
 _FUSED = {
-    ("sm_90", "bf16", "gaussian"): Fused(128, 64, 32, 8),
-    ("sm_90", "bf16", "rademacher"): Fused(128, 64, 32, 8),
-    ("sm_90", "tf32", "gaussian"): Fused(64, 32, 16, 8),
-    ("sm_90", "tf32", "rademacher"): Fused(128, 32, 16, 8),
-    ("sm_90", "fp32", "gaussian"): Fused(64, 32, 16, 4),
-    ("sm_90", "fp32", "rademacher"): Fused(64, 32, 16, 4),
-    ("sm_100", "bf16", "gaussian"): Fused(128, 64, 32, 8),
-    ("sm_100", "bf16", "rademacher"): Fused(128, 64, 32, 8),
-    ("sm_100", "tf32", "gaussian"): Fused(128, 64, 32, 8),
-    ("sm_100", "tf32", "rademacher"): Fused(128, 64, 32, 8),
-    ("sm_80", "bf16", "gaussian"): Fused(64, 32, 16, 8),
-    ("sm_80", "bf16", "rademacher"): Fused(64, 64, 32, 8),
-    ("gfx942", "bf16", "gaussian"): Fused(128, 32, 8, 4),
-    ("gfx942", "bf16", "rademacher"): Fused(128, 64, 32, 8),
-    ("gfx942", "tf32", "gaussian"): Fused(64, 32, 16, 4),
-    ("gfx942", "tf32", "rademacher"): Fused(64, 32, 16, 4),
-    ("interpreter", "bf16", "gaussian"): Fused(128, 32, 16, 4),
-    ("interpreter", "bf16", "rademacher"): Fused(128, 32, 16, 4),
-    ("interpreter", "tf32", "gaussian"): Fused(128, 32, 16, 4),
-    ("interpreter", "tf32", "rademacher"): Fused(128, 32, 16, 4),
-    ("interpreter", "fp32", "gaussian"): Fused(128, 32, 16, 4),
-    ("interpreter", "fp32", "rademacher"): Fused(128, 32, 16, 4),
+    ("sm_90", "bf16", "gaussian"): FusedTiles(128, 64, 32, 8),
+    ("sm_90", "bf16", "rademacher"): FusedTiles(128, 64, 32, 8),
+    ("sm_90", "tf32", "gaussian"): FusedTiles(64, 32, 16, 8),
+    ("sm_90", "tf32", "rademacher"): FusedTiles(128, 32, 16, 8),
+    ("sm_90", "fp32", "gaussian"): FusedTiles(64, 32, 16, 4),
+    ("sm_90", "fp32", "rademacher"): FusedTiles(64, 32, 16, 4),
+    ("sm_100", "bf16", "gaussian"): FusedTiles(128, 64, 32, 8),
+    ("sm_100", "bf16", "rademacher"): FusedTiles(128, 64, 32, 8),
+    ("sm_100", "tf32", "gaussian"): FusedTiles(128, 64, 32, 8),
+    ("sm_100", "tf32", "rademacher"): FusedTiles(128, 64, 32, 8),
+    ("sm_80", "bf16", "gaussian"): FusedTiles(64, 32, 16, 8),
+    ("sm_80", "bf16", "rademacher"): FusedTiles(64, 64, 32, 8),
+    ("gfx942", "bf16", "gaussian"): FusedTiles(128, 32, 8, 4),
+    ("gfx942", "bf16", "rademacher"): FusedTiles(128, 64, 32, 8),
+    ("gfx942", "tf32", "gaussian"): FusedTiles(64, 32, 16, 4),
+    ("gfx942", "tf32", "rademacher"): FusedTiles(64, 32, 16, 4),
+    ("interpreter", "bf16", "gaussian"): FusedTiles(128, 32, 16, 4),
+    ("interpreter", "bf16", "rademacher"): FusedTiles(128, 32, 16, 4),
+    ("interpreter", "tf32", "gaussian"): FusedTiles(128, 32, 16, 4),
+    ("interpreter", "tf32", "rademacher"): FusedTiles(128, 32, 16, 4),
+    ("interpreter", "fp32", "gaussian"): FusedTiles(128, 32, 16, 4),
+    ("interpreter", "fp32", "rademacher"): FusedTiles(128, 32, 16, 4),
 }
 
 
 _FOUR_WARP_PRODUCTS = ("sm_90", "sm_100")
-"""Where a product of four warps has 64 rows at least."""
+"""Architectures on which a product of four warps has at least 64 rows."""
 
 
 def family_of(arch: str) -> str:
-    """The architecture whose configurations serve ``arch``: its own, or the nearest that was compiled for."""
+    """Return the architecture whose configurations serve ``arch``: itself, or the nearest of those compiled for."""
     if arch.startswith("gfx"):
         return "gfx942"
     if arch.startswith("sm_"):
-        # Consumer cards (sm_86, sm_89, sm_120) have sm_80's products, and 99 KB of shared memory to its 163: of that
-        # its configurations take 64 KB at most. On sm_120 three of the large tiles spill two to four registers.
+        # Consumer cards (sm_86, sm_89, sm_120) have the products of sm_80, and 99 KB of shared memory instead of 163.
+        # The configurations use 64 KB at most. On sm_120 three of the large tiles spill two to four registers.
         return {"sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100"}.get(arch, "sm_80")
     return arch
 
 
 def least_step(source: str, precision: str) -> int:
-    """Fewest terms of a step: a line of flipout's signs, which are read by the bulk copy engine, has 128 bytes."""
+    """Return the fewest terms of a step; for flipout in bf16, the copy engine reads signs in rows of 128 bytes."""
     return 64 if source == "flipout" and precision == "bf16" else 32
 
 
 @lru_cache(maxsize=256)
 def step_tiles(source: str, precision: str, width: int, height: int, columns: int, arch: str) -> Tiles:
-    """Tiles of the layer step for [columns, width] x [width, height].
+    """Choose tiles of the layer step for [columns, width] x [width, height].
 
-    One generated tile serves ``block_n`` columns. A normal costs 19 instructions, so the widest tile whose accumulator
-    fits (128 x 256: 128 registers a thread at 8 warps) is taken; a sign costs a third of that.
+    One generated tile of noise serves ``block_n`` columns. A normal costs 19 instructions, so the rule chooses the
+    widest tile whose accumulator fits the registers (128 x 256: 128 registers a thread at 8 warps). A sign costs a
+    third of that.
 
     Args:
-        source: Family of the noise, ``"staged"``, or ``"none"``.
+        source: Family of the noise; ``"staged"`` where it is read from memory, ``"none"`` without displacement.
         precision: ``"bf16"``, ``"tf32"`` or ``"fp32"``.
         width: Inputs of the layer.
         height: Units of the layer.
@@ -157,7 +164,7 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     """
     (block_h, block_n), warps, stages, steps = _LARGE[family_of(arch), precision]
     if family_of(arch) == "sm_90" and precision == "bf16" and source in ("staged", "lowrank", "none"):
-        # Nothing is made for a column's sake: measured, narrower tiles go faster.
+        # No noise is generated, so a wide tile saves nothing; narrower tiles were measured to be faster.
         block_n = 128
     block_k = steps.get(source, 64 if family_of(arch) in _FOUR_WARP_PRODUCTS and precision == "bf16" else 32)
     smaller_h = power_of_two(height, min(64, block_h), block_h)
@@ -165,23 +172,33 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     if smaller_h * smaller_n < 128 * 128 and family_of(arch) not in ("sm_80", "sm_100"):
         warps = min(warps, 4)
     block_k = power_of_two(width, min(least_step(source, precision), block_k), block_k)
-    # The interpreter has no registers to run out of, and takes a program's time for each part.
+    # The interpreter has no limit of registers, and each part costs it time.
     parts = 1 if arch == "interpreter" else max(1, smaller_h * smaller_n // (warps * 32) // 16)
     return Tiles(smaller_h, smaller_n, block_k, warps, stages, parts)
 
 
 def projection_warps(rank: int) -> int:
-    """Warps of products with right factors, which go before a step of low rank; four would spill on sm_80 at 64."""
+    """Return the warps of the projection by the right factors of low rank; on sm_80 four would spill at rank 64."""
     return 4 if rank <= 16 else 8
 
 
 @lru_cache(maxsize=256)
 def stationary_tiles(source: str, precision: str, width: int, arch: str) -> Tiles | None:
-    """Tiles of the weight-stationary step; None for signs, cheap to make again, and for noise beyond the registers."""
+    """Choose tiles of the weight-stationary step.
+
+    Args:
+        source: Family of the noise.
+        precision: ``"bf16"``, ``"tf32"`` or ``"fp32"``.
+        width: Inputs of the layer.
+        arch: Architecture, e.g. ``"sm_90"``.
+
+    Returns:
+        The tiles; None for signs, which are cheap to generate again, and for noise that the registers cannot hold.
+    """
     if source != "gaussian":
         return None
-    most = {"bf16": 256 if family_of(arch) in _FOUR_WARP_PRODUCTS else 64, "tf32": 64, "fp32": 0}[precision]
-    if width > (256 if arch == "interpreter" else most):
+    widest = {"bf16": 256 if family_of(arch) in _FOUR_WARP_PRODUCTS else 64, "tf32": 64, "fp32": 0}[precision]
+    if width > (256 if arch == "interpreter" else widest):
         return None
     block_k = power_of_two(width, 32, 256)
     if arch == "interpreter":
@@ -192,68 +209,80 @@ def stationary_tiles(source: str, precision: str, width: int, arch: str) -> Tile
 
 
 def fused_width(source: str, precision: str, arch: str) -> int:
-    """The widest layer that the fused MLP takes, 0 where there is none."""
+    """Return the largest width of the fused MLP; 0 where the path does not exist."""
     tiles = _FUSED.get((family_of(arch), precision, source))
-    return tiles.pad if tiles else 0
+    return tiles.padded_width if tiles else 0
 
 
 def fused_tiles(
     source: str, precision: str, widths: Sequence[int], activations: Sequence[str], arch: str
-) -> Fused | None:
-    """Tiles of the fused MLP, None where it does not apply: too wide, too deep, or with an activation at its end."""
-    tiles = _FUSED.get((family_of(arch), precision, source))
-    if tiles is None or len(widths) < 3 or len(activations) > FUSED_LAYERS or activations[-1] != "identity":
-        return None
-    if max(widths) > tiles.pad:
-        return None
-    # A product of four warps has 64 rows at least; the next layer sums over as many.
-    least = 64 if family_of(arch) in _FOUR_WARP_PRODUCTS else 32
-    pad = power_of_two(max(widths[1:-1]), least, 128)
-    return Fused(pad, tiles.block_n, tiles.part, tiles.num_warps, 64 if least == 64 else 16)
-
-
-def staged_pays(source: str, precision: str, columns: int, first: bool, arch: str) -> bool:
-    """Whether writing the noise once beats making it for every tile of columns.
-
-    In clocks of one processor and one step of a full tile (128 x 256 x 64): in registers making and multiplying, which
-    wait for each other, as an H200 showed; staged the multiplication, and making and writing once for all tiles.
+) -> FusedTiles | None:
+    """Choose tiles of the fused MLP.
 
     Args:
         source: Family of the noise.
-        precision: Of the products.
+        precision: ``"bf16"``, ``"tf32"`` or ``"fp32"``.
+        widths: Widths of the network, inputs and outputs included.
+        activations: Names of the activations, one a layer.
+        arch: Architecture, e.g. ``"sm_90"``.
+
+    Returns:
+        The tiles; None where the network is too wide or too deep, or has an activation at its end.
+    """
+    tiles = _FUSED.get((family_of(arch), precision, source))
+    if tiles is None or len(widths) < 3 or len(activations) > FUSED_LAYERS or activations[-1] != "identity":
+        return None
+    if max(widths) > tiles.padded_width:
+        return None
+    # A product of four warps has at least 64 rows, and the next layer sums over as many terms.
+    least = 64 if family_of(arch) in _FOUR_WARP_PRODUCTS else 32
+    padded_width = power_of_two(max(widths[1:-1]), least, 128)
+    return FusedTiles(padded_width, tiles.block_n, tiles.part_columns, tiles.num_warps, 64 if least == 64 else 16)
+
+
+def staged_pays(source: str, precision: str, columns: int, first: bool, arch: str) -> bool:
+    """Predict whether writing the noise to memory once is faster than generating it for every tile of columns.
+
+    The comparison is in clocks of one multiprocessor for one step of a full tile (128 x 256 x 64). With noise in
+    registers the tile costs generation plus multiplication, which wait for each other, as an H200 showed. Staged, it
+    costs the multiplication, and generation and writing are divided by the number of tiles of columns.
+
+    Args:
+        source: Family of the noise.
+        precision: Precision of the products.
         columns: Columns that share the noise.
-        first: Whether the layer has one product instead of two.
+        first: True for layer 0, which has one product instead of two.
         arch: Architecture.
 
     Returns:
-        True where it pays: normals of 512 columns or more. Signs are cheap to make again.
+        True for normals with 512 columns or more. Signs are never staged, since they are cheap to generate again.
     """
     if source != "gaussian" or precision != "bf16" or family_of(arch) == "gfx942":
         return False
     multiply_adds_a_clock = {"sm_80": 1024, "sm_100": 4096}.get(family_of(arch), 2048)
     numbers, products = 128 * 64, 1 if first else 2
-    make = numbers * _INSTRUCTIONS_A_NORMAL / 128
+    generate = numbers * _INSTRUCTIONS_A_NORMAL / 128
     multiply = products * 128 * 256 * 64 / multiply_adds_a_clock
     write = numbers * 2 / 32
     tiles = max(1, columns // 256)
-    return multiply + (make + write) / tiles < make + multiply
+    return multiply + (generate + write) / tiles < generate + multiply
 
 
 def input_precision(precision: str, arch: str) -> str:
-    """What Triton calls the precision of a product; the operands of ``"tf32"`` were rounded to it where written."""
+    """Return Triton's name of the precision of a product; operands of ``"tf32"`` are rounded where they are written."""
     if precision == "tf32":
         return "tf32"
     return "tf32x3" if precision == "fp32" and arch.startswith("sm_") else "ieee"
 
 
 def applies(path: str, source: str, precision: str, width: int, arch: str) -> bool:
-    """Whether a layer can take ``"step"``, ``"stationary"`` or ``"staged"``."""
-    held = path != "stationary" or stationary_tiles(source, precision, width, arch) is not None
-    return path == "step" or source in GENERATED and held
+    """Return whether a layer can take the path ``"step"``, ``"stationary"`` or ``"staged"``."""
+    fits = path != "stationary" or stationary_tiles(source, precision, width, arch) is not None
+    return path == "step" or source in GENERATED and fits
 
 
 def step_tiles_on(target: Target, source: str, precision: str, width: int, height: int, columns: int) -> Tiles:
-    """Tiles of the layer step on a device: those measured there, else ``step_tiles``."""
+    """Return the tiles of the layer step that were measured fastest on a device, else those of ``step_tiles``."""
     key = (source, precision, width, height, columns)
     return LAYER_STEP.pick(target, key, lambda: step_tiles(*key, target.arch))
 
@@ -261,17 +290,17 @@ def step_tiles_on(target: Target, source: str, precision: str, width: int, heigh
 def choose_path_on(
     target: Target, source: str, precision: str, width: int, height: int, columns: int, first: bool
 ) -> str:
-    """The path of one layer on a device: the one measured fastest there, else ``choose_path``."""
+    """Return the path of one layer that was measured fastest on a device, else that of ``choose_path``."""
     key = (source, precision, width, height, columns, first)
     rule = (source, precision, width, columns, first, target.arch)
-    chosen = LAYER_PATH.pick(target, key, lambda: Path(choose_path(*rule))).path
-    # A measurement serves lengths up to its own; what holds its noise may not hold all of theirs.
-    return chosen if applies(chosen, source, precision, width, target.arch) else choose_path(*rule)
+    path = LAYER_PATH.pick(target, key, lambda: Path(choose_path(*rule))).path
+    # A measurement also serves shorter lengths, for which its path need not apply.
+    return path if applies(path, source, precision, width, target.arch) else choose_path(*rule)
 
 
 def choose_path(source: str, precision: str, width: int, columns: int, first: bool, arch: str) -> str:
-    """The path of one layer: ``"stationary"``, ``"staged"`` or ``"step"``; the last for noise not made there."""
-    held = stationary_tiles(source, precision, width, arch)
-    if held is not None and columns > held.block_n:
+    """Return the path of one layer by the cost model: ``"stationary"``, ``"staged"`` or ``"step"``."""
+    stationary = stationary_tiles(source, precision, width, arch)
+    if stationary is not None and columns > stationary.block_n:
         return "stationary"
     return "staged" if staged_pays(source, precision, columns, first, arch) else "step"

@@ -1,4 +1,8 @@
-"""Noise that each displacement of a group has to itself, but for its matrices: made at once for many chunks."""
+"""Noise vectors of a group of displacements, generated at once for many chunks.
+
+Fourth file to read, after operands.py. The vectors are bias noise, factors of low rank and signs of flipout. Matrices
+of noise belong to a chunk, and layers.py writes them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,140 +12,148 @@ from torch import Tensor
 
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.noise import FORMED_UNITS
-from nntk.kernels.perturb.triton.chunks import padded_rank, pieces
-from nntk.kernels.perturb.triton.operands import Call, as_operand
+from nntk.kernels.perturb.triton.chunks import padded_rank, slices
+from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand
 from nntk.kernels.philox.reference import INPUT_SIGNS, OUTPUT_SIGNS
 from nntk.kernels.philox.triton import launch as philox
 
 
 @dataclass(frozen=True)
-class Own:
-    """One layer's; None what its family does not have."""
+class PerSampleNoise:
+    """Noise vectors of one layer for M displacements; None for what the family or the layer does not have."""
 
     bias: Tensor | None = None
     """Bias noise e_m, [M, padded(H)], float32."""
     formed: Tensor | None = None
-    """With low rank, of layers of few units, E_m as operands, [M, H, padded(K)]."""
+    """With low rank in layers of few units: E_m as operands, [M, H, padded(K)]."""
     left: Tensor | None = None
-    """With low rank, of other layers, left factors, [M, rank, padded(H)], zero beyond their own rank."""
+    """With low rank in other layers: left factors, [M, padded rank, padded(H)], zero beyond their rank."""
     right: Tensor | None = None
-    """And right ones, [M, rank, padded(K)]."""
+    """With low rank in other layers: right factors, [M, padded rank, padded(K)]."""
     coefficients: Tensor | None = None
-    """And their scales, [M], float32."""
+    """With low rank in other layers: scales c_m of the products of factors, [M], float32."""
     in_signs: Tensor | None = None
-    """With flipout s_m as operands, [M, padded(K)]."""
+    """With flipout: s_m as operands, [M, padded(K)]."""
     out_signs: Tensor | None = None
-    """And r_m, [M, padded(H)]."""
+    """With flipout: r_m as operands, [M, padded(H)]."""
 
-    def __getitem__(self, some: slice) -> "Own":
-        """Of some displacements."""
-        return Own(**{name: None if part is None else part[some] for name, part in vars(self).items()})
+    def __getitem__(self, samples: slice) -> "PerSampleNoise":
+        """Return the noise of a range of displacements."""
+        return PerSampleNoise(**{name: None if part is None else part[samples] for name, part in vars(self).items()})
 
 
 @dataclass(frozen=True)
-class Bases:
-    """The bases of flipout that each chunk of a group needs, rows being sorted by base.
+class FlipoutBases:
+    """Bases of flipout that each chunk of a group uses, where displacements are sorted by base.
 
-    Which they are stays on the device, so nobody waits for it: a chunk has as many slots as it may have bases, and
-    those left over stay empty.
+    The bases are known on the device only, and the host does not wait for them. So a chunk has as many slots as it can
+    have bases, and unused slots stay empty.
     """
 
-    numbers: Tensor
-    """Base of each slot, [chunks, slots], int64, -1 where it is empty."""
+    base_ids: Tensor
+    """Base in each slot, [chunks, slots], int64; -1 where the slot is empty."""
     slots: Tensor
-    """Slot of each row's base, [M], int32."""
+    """Slot of the base of each displacement, [M], int32."""
 
     @classmethod
-    def of(cls, rows: Tensor, bases: int, chunk: int) -> "Bases":
-        """The bases of rows that are taken ``chunk`` at a time, each once in a chunk."""
-        missing = -len(rows) % chunk
-        base = torch.cat([rows, rows[-1:].expand(missing)]).view(-1, chunk) % bases
+    def assign(cls, sample_ids: Tensor, bases: int, chunk_samples: int) -> "FlipoutBases":
+        """Assign each base of a chunk one slot; chunks have ``chunk_samples`` displacements, the last maybe fewer."""
+        missing = -len(sample_ids) % chunk_samples
+        base = torch.cat([sample_ids, sample_ids[-1:].expand(missing)]).view(-1, chunk_samples) % bases
         starts = torch.ones_like(base)
         starts[:, 1:] = base[:, 1:] != base[:, :-1]
         slots = starts.cumsum(1) - 1
-        numbers = torch.full((len(base), min(bases, chunk)), -1, dtype=torch.int64, device=rows.device)
-        return cls(numbers.scatter_(1, slots, base), slots.flatten()[: len(rows)].int())
+        base_ids = torch.full((len(base), min(bases, chunk_samples)), -1, dtype=torch.int64, device=sample_ids.device)
+        return cls(base_ids.scatter_(1, slots, base), slots.flatten()[: len(sample_ids)].int())
 
 
 @dataclass(frozen=True)
-class Group:
-    """Displacements that share their preparation."""
+class PreparedGroup:
+    """Displacements with their noise vectors."""
 
-    rows: Tensor
-    """Row numbers, [M], int64; of flipout sorted by base."""
+    sample_ids: Tensor
+    """Stream numbers m, [M], int64; with flipout sorted by base."""
     scales: Tensor
-    """s_m, [M], float32."""
-    own: Sequence[Own]
-    """Of each layer."""
-    bases: Bases | None
-    """With flipout."""
+    """Scales s_m, [M], float32."""
+    noise: Sequence[PerSampleNoise]
+    """Noise vectors of each layer."""
+    bases: FlipoutBases | None
+    """Bases of flipout; None for other families."""
 
     @classmethod
-    def of(cls, call: Call, rows: Tensor, scales: Tensor, chunk: int) -> "Group":
-        """Prepare some displacements, which are taken ``chunk`` at a time."""
-        family = call.directions
-        bases = Bases.of(rows, family.count, chunk) if family.name == "flipout" else None
-        return cls(rows, scales, [_own(call, layer, rows) for layer in call.layers], bases)
+    def prepare(cls, context: LaunchContext, sample_ids: Tensor, scales: Tensor, chunk_samples: int) -> "PreparedGroup":
+        """Generate the noise vectors of displacements that are evaluated ``chunk_samples`` at a time."""
+        family, bases = context.directions, None
+        if family.name == "flipout":
+            bases = FlipoutBases.assign(sample_ids, family.count, chunk_samples)
+        return cls(sample_ids, scales, [_generate(context, layer, sample_ids) for layer in context.layers], bases)
 
 
-def is_formed(call: Call, layer: Layer) -> bool:
-    """Whether low rank's E is written: a tile of units, which then reads differences once."""
-    return call.source(layer) == "lowrank" and len(layer.weight) <= FORMED_UNITS
+def is_formed(context: LaunchContext, layer: Layer) -> bool:
+    """Return whether E of low rank is written for a layer of few units, whose only tile reads differences once."""
+    return context.noise_source(layer) == "lowrank" and len(layer.weight) <= FORMED_UNITS
 
 
-def _own(call: Call, layer: Layer, rows: Tensor) -> Own:
-    bias = None if layer.bias_ordinal is None else _bias(call, layer, rows)
-    source = call.source(layer)
+def _generate(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> PerSampleNoise:
+    bias = None if layer.bias_ordinal is None else _bias(context, layer, sample_ids)
+    source = context.noise_source(layer)
     if source == "flipout":
         height, width = layer.weight.shape
-        return Own(
+        return PerSampleNoise(
             bias,
-            in_signs=_signs(call, layer, rows, width, INPUT_SIGNS),
-            out_signs=_signs(call, layer, rows, height, OUTPUT_SIGNS),
+            in_signs=_signs(context, layer, sample_ids, width, INPUT_SIGNS),
+            out_signs=_signs(context, layer, sample_ids, height, OUTPUT_SIGNS),
         )
-    if is_formed(call, layer):
-        return Own(bias, formed=_formed(call, layer, rows))
+    if is_formed(context, layer):
+        return PerSampleNoise(bias, formed=_form(context, layer, sample_ids))
     if source == "lowrank":
-        left, right, scale = _factors(call, layer, rows, padded_rank(call.directions.count))
-        return Own(bias, left=left, right=right, coefficients=scale.float())
-    return Own(bias)
+        left, right, scale = _factors(context, layer, sample_ids, padded_rank(context.directions.count))
+        return PerSampleNoise(bias, left=left, right=right, coefficients=scale.float())
+    return PerSampleNoise(bias)
 
 
-def _bias(call: Call, layer: Layer, rows: Tensor) -> Tensor:
+def _bias(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
+    """Generate bias noise, [M, padded(H)], float32."""
     height = len(layer.weight)
-    noise = torch.zeros(len(rows), philox.padded(height), device=rows.device)
-    assert layer.bias_ordinal is not None, "the bias moves"
-    philox.write_vector(noise, rows, layer.bias_ordinal, height, call.key, call.directions.name != "gaussian")
+    noise = torch.zeros(len(sample_ids), philox.padded(height), device=sample_ids.device)
+    assert layer.bias_ordinal is not None, "the bias is displaced"
+    uses_signs = context.directions.name != "gaussian"
+    philox.write_vector(noise, sample_ids, layer.bias_ordinal, height, context.key, uses_signs)
     return noise
 
 
-def _signs(call: Call, layer: Layer, rows: Tensor, length: int, purpose: int) -> Tensor:
-    """Signs of a vector as operands, [M, padded(length)]: 128 at a time are made, of 16 bytes each on their way."""
-    assert layer.weight_ordinal is not None, "the weight moves"
-    signs = torch.zeros(len(rows), philox.padded(length), dtype=call.dtype, device=rows.device)
-    for some in pieces(len(rows), max(1, call.piece_bytes // (16 * 128 * -(-length // 128)))):
-        packed = philox.packed_signs(rows[some], layer.weight_ordinal, length, call.key, purpose)
-        signs[some, :length] = philox.signs_of(packed, length, call.dtype)
+def _signs(context: LaunchContext, layer: Layer, sample_ids: Tensor, length: int, purpose: int) -> Tensor:
+    """Generate the signs of a vector as operands, [M, padded(length)]."""
+    assert layer.weight_ordinal is not None, "the weight is displaced"
+    signs = torch.zeros(len(sample_ids), philox.padded(length), dtype=context.dtype, device=sample_ids.device)
+    # Signs are generated 128 at a time, with 16 bytes of temporaries each.
+    for samples in slices(len(sample_ids), max(1, context.temporary_bytes // (16 * 128 * -(-length // 128)))):
+        packed = philox.packed_signs(sample_ids[samples], layer.weight_ordinal, length, context.key, purpose)
+        signs[samples, :length] = philox.signs_of(packed, length, context.dtype)
     return signs
 
 
-def _formed(call: Call, layer: Layer, rows: Tensor) -> Tensor:
-    """E of low rank as operands: in float32 first, of factors that are copied to it."""
-    (height, width), rank = layer.weight.shape, call.directions.count
-    line = philox.padded(width)
-    formed = torch.empty(len(rows), height, line, dtype=call.dtype, device=rows.device)
-    row = 4 * height * line + (4 + call.dtype.itemsize) * rank * (philox.padded(height) + line)
-    for some in pieces(len(rows), max(1, call.piece_bytes // row)):
-        left, right, scale = _factors(call, layer, rows[some], rank)
+def _form(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
+    """Form E of low rank as operands, [M, H, padded(K)], from products of float32 copies of the factors."""
+    (height, width), rank = layer.weight.shape, context.directions.count
+    padded_width = philox.padded(width)
+    formed = torch.empty(len(sample_ids), height, padded_width, dtype=context.dtype, device=sample_ids.device)
+    factor_bytes = (4 + context.dtype.itemsize) * rank * (philox.padded(height) + padded_width)
+    sample_bytes = 4 * height * padded_width + factor_bytes
+    for samples in slices(len(sample_ids), max(1, context.temporary_bytes // sample_bytes)):
+        left, right, scale = _factors(context, layer, sample_ids[samples], rank)
         product = left[..., :height].float().mT @ right.float()
-        formed[some] = as_operand(product.mul_(scale.float()[:, None, None]), call.precision, call.target)
+        formed[samples] = as_operand(product.mul_(scale.float()[:, None, None]), context.precision, context.target)
     return formed
 
 
-def _factors(call: Call, layer: Layer, rows: Tensor, lines: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Low rank's factors, [M, lines, padded(H)] and [M, lines, padded(K)], and their scales, float64."""
-    assert layer.weight_ordinal is not None, "the weight moves"
-    (height, width), rank = layer.weight.shape, call.directions.count
+def _factors(
+    context: LaunchContext, layer: Layer, sample_ids: Tensor, factor_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Generate factors of low rank, [M, factor_rows, padded(H)] and [.., padded(K)], and their scales, float64."""
+    assert layer.weight_ordinal is not None, "the weight is displaced"
+    (height, width), rank = layer.weight.shape, context.directions.count
     return philox.lowrank_factors(
-        rows, rank, layer.weight_ordinal, height, width, call.key, call.dtype, lines, call.piece_bytes
-    )
+        sample_ids, rank, layer.weight_ordinal, height, width, context.key, context.dtype, factor_rows,
+        context.temporary_bytes,
+    )  # fmt: skip

@@ -1,20 +1,22 @@
-"""Perturbation evaluation on a GPU: the ops, cut into pieces that fit the budget (``chunks.py``).
+"""Perturbation evaluation on a GPU: the two ops for CUDA tensors.
 
-A chunk goes through the layers one launch at a time (``layers.py``), or a group through all at once (``fused.py``).
+Sixth file to read. An evaluation is divided such that its buffers fit the budget (``chunks.py``). Then either a chunk
+goes through the layers with one launch for each (``layers.py``), or a group goes through all layers in one launch
+(``fused.py``).
 """
 
 import torch
 from torch import Tensor
 
+from nntk.kernels.activations import decode
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
-from nntk.kernels.perturb.activations import decode
-from nntk.kernels.perturb.triton.chunks import Plan, pieces, plan, plan_products
+from nntk.kernels.perturb.triton.chunks import ChunkPlan, plan_chunks, plan_products, slices
 from nntk.kernels.perturb.triton.fused import evaluate_fused
-from nntk.kernels.perturb.triton.group import Group
-from nntk.kernels.perturb.triton.layers import Layers, paths_of, staged_bytes
-from nntk.kernels.perturb.triton.operands import Call, Unmoved, as_operand, pad
+from nntk.kernels.perturb.triton.group import PreparedGroup
+from nntk.kernels.perturb.triton.layers import LayerSteps, choose_paths, staged_bytes
+from nntk.kernels.perturb.triton.operands import LaunchContext, UnperturbedPass, as_operand, pad_rows
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.target import target_of
 
@@ -27,7 +29,7 @@ def mlp_differences(
     activation_parameters: list[float],
     weight_ordinals: list[int],
     bias_ordinals: list[int],
-    rows: Tensor,
+    sample_ids: Tensor,
     scales: Tensor,
     seed_low: int,
     seed_high: int,
@@ -38,10 +40,10 @@ def mlp_differences(
     max_bytes: int,
     path: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The op ``nntk::mlp_differences`` for CUDA tensors; what the kernels do not serve goes to the reference."""
+    """Evaluate the op ``nntk::mlp_differences`` for CUDA tensors; float64 and direct evaluation use the reference."""
     if x.dtype != torch.float32 or propagation != "difference":
         return reference.mlp_differences(
-            x, weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals, rows, scales,
+            x, weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals, sample_ids, scales,
             seed_low, seed_high, directions, pairs, propagation, precision, max_bytes,
         )  # fmt: skip
     layers = [
@@ -51,101 +53,111 @@ def mlp_differences(
         )
     ]
     target, key = target_of(x.device), (seed_low, seed_high)
-    operands = [pad(as_operand(weight, precision, target)) for weight in weights[1:]]
-    call = Call(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes)
-    shape = (len(rows), len(x), call.widths[-1])
+    operands = [pad_rows(as_operand(weight, precision, target)) for weight in weights[1:]]
+    context = LaunchContext(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes)
+    shape = (len(sample_ids), len(x), context.widths[-1])
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
     if out.numel():
-        _evaluate(call, x, rows.contiguous(), scales.float().contiguous(), out)
-    return out, squared_norms(displaced(layers), rows, seed_low | seed_high << 32, directions)
+        _evaluate(context, x, sample_ids.contiguous(), scales.float().contiguous(), out)
+    return out, squared_norms(displaced(layers), sample_ids, seed_low | seed_high << 32, directions)
 
 
 def displacement_products(
     q: Tensor,
     height: int,
     ordinal: int,
-    rows: Tensor,
+    sample_ids: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
     max_bytes: int,
 ) -> Tensor:
-    """The op ``nntk::displacement_products`` for CUDA tensors: the layer step without a weight or an activation."""
+    """Evaluate the op ``nntk::displacement_products`` for CUDA tensors by the layer step without weight."""
     if q.dtype != torch.float32:
-        return reference.displacement_products(q, height, ordinal, rows, seed_low, seed_high, directions, max_bytes)
+        return reference.displacement_products(
+            q, height, ordinal, sample_ids, seed_low, seed_high, directions, max_bytes
+        )
     family, (length, width), target = parse(directions), q.shape[-2:], target_of(q.device)
-    # Of the weight only its shape is asked.
+    # Only the shape of this weight is read.
     layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
-    call = Call([layer], [], family, (seed_low, seed_high), "none", "fp32", target, "step", max_bytes)
-    out = q.new_empty(len(rows), length, height)
-    order = _order(call, rows)
-    cut = plan_products(width, height, length, len(rows), q.itemsize, max_bytes, family)
-    for inputs in pieces(length, cut.inputs):
-        for some in pieces(len(rows), cut.rows):
-            at = some if order is None else order[some]
-            operand = q[inputs] if q.dim() == 2 else q[:, inputs][at]
-            padded = pad(operand.reshape(-1, width)).view(*operand.shape[:-1], -1)
-            out[at, inputs] = _multiply(call, padded, rows[at].contiguous())
+    context = LaunchContext([layer], [], family, (seed_low, seed_high), "none", "fp32", target, "step", max_bytes)
+    out = q.new_empty(len(sample_ids), length, height)
+    order = _order_by_base(context, sample_ids)
+    plan = plan_products(width, height, length, len(sample_ids), q.itemsize, max_bytes, family)
+    for inputs in slices(length, plan.block_inputs):
+        for chunk in slices(len(sample_ids), plan.chunk_samples):
+            samples = chunk if order is None else order[chunk]
+            operand = q[inputs] if q.dim() == 2 else q[:, inputs][samples]
+            padded = pad_rows(operand.reshape(-1, width)).view(*operand.shape[:-1], -1)
+            out[samples, inputs] = _multiply(context, padded, sample_ids[samples].contiguous())
     return out
 
 
-def _multiply(call: Call, q: Tensor, rows: Tensor) -> Tensor:
-    """Products of [M, n, padded(K)] or [n, padded(K)] with the noise of the only layer, [M, n, H], a view."""
-    one = torch.ones(len(rows), device=q.device)
-    unmoved = Unmoved(q.shape[-2], [(one,)], [], [as_operand(q, call.precision, call.target)])
-    made = Layers(call, unmoved, len(rows), ["step"])(Group.of(call, rows, one, len(rows)))
-    return made[:, 0, :, : call.widths[-1]]
+def _multiply(context: LaunchContext, q: Tensor, sample_ids: Tensor) -> Tensor:
+    """Multiply [M, n, padded(K)] or [n, padded(K)] by the noise of the only layer: [M, n, H], a view."""
+    ones = torch.ones(len(sample_ids), device=q.device)
+    base_pass = UnperturbedPass(q.shape[-2], [(ones,)], [], [as_operand(q, context.precision, context.target)])
+    steps = LayerSteps(context, base_pass, len(sample_ids), ["step"])
+    products = steps(PreparedGroup.prepare(context, sample_ids, ones, len(sample_ids)))
+    return products[:, 0, :, : context.widths[-1]]
 
 
-def _evaluate(call: Call, x: Tensor, rows: Tensor, scales: Tensor, out: Tensor) -> None:
-    """Fill ``out``, [M, N, C] or [2, M, N, C], piece by piece."""
-    order = _order(call, rows)
+def _evaluate(context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Tensor, out: Tensor) -> None:
+    """Fill ``out``, [M, N, C] or [2, M, N, C], one input block after another."""
+    order = _order_by_base(context, sample_ids)
     if order is not None:
-        rows, scales = rows[order], scales[order]
-    fused = call.fused() is not None
-    paths = [] if fused else paths_of(call, len(x))
-    cut = plan(
-        call.widths, len(x), len(rows), call.halves, call.dtype.itemsize, call.max_bytes, call.directions, fused,
-        0 if fused else staged_bytes(call, paths),
+        sample_ids, scales = sample_ids[order], scales[order]
+    fused = context.fused_tiles() is not None
+    paths = [] if fused else choose_paths(context, len(x))
+    plan = plan_chunks(
+        context.widths, len(x), len(sample_ids), context.members, context.dtype.itemsize, context.max_bytes,
+        context.directions, fused, 0 if fused else staged_bytes(context, paths),
     )  # fmt: skip
-    # What a piece holds is its function's own, and gone before the next one begins.
-    for inputs in pieces(len(x), cut.inputs):
+    # The buffers of an input block are local to the function below, so they are freed before the next block starts.
+    for block in slices(len(x), plan.block_inputs):
         if fused:
-            _evaluate_fused(call, x[inputs], rows, scales, cut.group, out[..., inputs, :])
+            _evaluate_fused(context, x[block], sample_ids, scales, plan.group_samples, out[..., block, :])
         else:
-            _evaluate_layers(call, x[inputs], rows, scales, order, paths, cut, out[..., inputs, :])
+            _evaluate_layers(context, x[block], sample_ids, scales, order, paths, plan, out[..., block, :])
 
 
-def _evaluate_fused(call: Call, x: Tensor, rows: Tensor, scales: Tensor, group: int, out: Tensor) -> None:
-    unmoved = Unmoved.of(call, x)
-    for some in pieces(len(rows), group):
-        evaluate_fused(call, unmoved, rows[some], scales[some], out[..., some, :, :])
+def _evaluate_fused(
+    context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Tensor, group_samples: int, out: Tensor
+) -> None:
+    base_pass = UnperturbedPass.evaluate(context, x)
+    for group in slices(len(sample_ids), group_samples):
+        evaluate_fused(context, base_pass, sample_ids[group], scales[group], out[..., group, :, :])
 
 
 def _evaluate_layers(
-    call: Call, x: Tensor, rows: Tensor, scales: Tensor, order: Tensor | None, paths: list[str], cut: Plan, out: Tensor
-) -> None:
-    layers = Layers(call, Unmoved.of(call, x), cut.rows, paths)
+    context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Tensor, order: Tensor | None, paths: list[str],
+    plan: ChunkPlan, out: Tensor,
+) -> None:  # fmt: skip
+    steps = LayerSteps(context, UnperturbedPass.evaluate(context, x), plan.chunk_samples, paths)
 
-    def evaluate(some: slice) -> None:
-        made = _paired(call, layers(Group.of(call, rows[some], scales[some], cut.rows)))
+    def evaluate(group: slice) -> None:
+        # The noise vectors are freed as soon as the steps are done.
+        outputs = steps(PreparedGroup.prepare(context, sample_ids[group], scales[group], plan.chunk_samples))
+        differences = _combine_members(context, outputs)
         if order is None:
-            out[..., some, :, :] = made
+            out[..., group, :, :] = differences
         else:
-            out.index_copy_(-3, order[some], made)
+            out.index_copy_(-3, order[group], differences)
 
-    for some in pieces(len(rows), cut.group):
-        evaluate(some)
-
-
-def _order(call: Call, rows: Tensor) -> Tensor | None:
-    """Of flipout, whose displacements stand together that share a base: a chunk has few of them."""
-    return torch.argsort(rows % call.directions.count, stable=True) if call.directions.name == "flipout" else None
+    for group in slices(len(sample_ids), plan.group_samples):
+        evaluate(group)
 
 
-def _paired(call: Call, made: Tensor) -> Tensor:
-    """Of [M, halves, N, padded(C)], which is overwritten, [M, N, C] or [2, M, N, C]."""
-    last = made[..., : call.widths[-1]]
-    if call.pairs == "both":
-        return last.transpose(0, 1)
-    return last[:, 0] if call.pairs == "none" else last[:, 0].sub_(last[:, 1]).mul_(0.5)
+def _order_by_base(context: LaunchContext, sample_ids: Tensor) -> Tensor | None:
+    """Return the order that sorts displacements of flipout by base, so that a chunk has few bases; else None."""
+    if context.directions.name != "flipout":
+        return None
+    return torch.argsort(sample_ids % context.directions.count, stable=True)
+
+
+def _combine_members(context: LaunchContext, differences: Tensor) -> Tensor:
+    """Return [M, N, C] or [2, M, N, C] of [M, members, N, padded(C)], which is overwritten."""
+    members = differences[..., : context.widths[-1]]
+    if context.pairs == "both":
+        return members.transpose(0, 1)
+    return members[:, 0] if context.pairs == "none" else members[:, 0].sub_(members[:, 1]).mul_(0.5)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nntk.activations import activate
-from nntk.kernels.perturb import activations as functions
+from nntk.kernels import activations as functions
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import primal, with_tangent
 from nntk.propagation.registry import NoRule, rule

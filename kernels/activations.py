@@ -1,8 +1,8 @@
-r"""Activations with the difference :math:`\varphi(z + u) - \varphi(z)` that keeps its digits however small u is.
+r"""Activations with the difference :math:`\varphi(z + u) - \varphi(z)`, accurate for every size of u.
 
 Plain subtraction loses a digit for every decade by which u is smaller than z. Each class below states the value, the
-derivative, what must be kept of the unperturbed z (computed in float64, rounded once), and the difference quotient
-:math:`[\varphi(z + s\,dz) - \varphi(z)] / s` in a form without cancellation.
+derivative, the state that must be kept of the unperturbed z (computed in float64 and rounded once), and the difference
+quotient :math:`[\varphi(z + s\,dz) - \varphi(z)] / s` in a form without cancellation.
 """
 
 import math
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 State = tuple[Tensor, ...]
-"""What an activation keeps of the unperturbed pre-activations; each tensor has their shape."""
+"""Tensors that an activation keeps of the unperturbed pre-activations; each has their shape."""
 
 
 def round_keeping_sign(z: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float64 to ``dtype``; what underflows keeps its sign as the smallest normal number."""
+    """Round float64 to ``dtype``; a number that underflows becomes the smallest normal number of its sign."""
     rounded = z.to(dtype)
     tiny = torch.copysign(torch.full_like(rounded, torch.finfo(dtype).tiny), rounded)
     return torch.where((rounded == 0) & (z != 0), tiny, rounded)
@@ -38,39 +38,39 @@ def _normal_cdf(z: Tensor) -> Tensor:
     return 0.5 * torch.erfc(z * -math.sqrt(0.5))
 
 
-def _normal_cdf_difference(z: Tensor, u: Tensor, moved: Tensor) -> Tensor:
+def _normal_cdf_difference(z: Tensor, u: Tensor, displaced_cdf: Tensor) -> Tensor:
     # Taylor series about the midpoint m = z + u/2: odd in u, the next term is u^7 / 322560 times a polynomial in m.
     u2, m2 = u * u, (z + 0.5 * u) ** 2
     density = torch.exp(-0.5 * m2) / math.sqrt(2 * math.pi)
     series = u * density * (1 + u2 * ((m2 - 1) / 24 + u2 * (m2 * m2 - 6 * m2 + 3) / 1920))
     small = 0.25 if u.dtype == torch.float32 else 0.01
-    return torch.where(u.abs() < small, series, moved - _normal_cdf(z))
+    return torch.where(u.abs() < small, series, displaced_cdf - _normal_cdf(z))
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function; the base class is the identity."""
+    """Activation function and its difference; this base class is the identity."""
 
     name: ClassVar[str] = "identity"
     jumps: ClassVar[bool] = False
-    """Whether the function is discontinuous: a rounding error may then move an input across a jump."""
+    """True for a discontinuous function; a rounding error may then carry a pre-activation across a jump."""
     state_parts: ClassVar[int] = 1
-    """Tensors of its state."""
+    """Number of tensors of its state."""
 
     def value(self, z: Tensor) -> Tensor:
-        r""":math:`\varphi(z)`, elementwise."""
+        r"""Return :math:`\varphi(z)`, elementwise."""
         return z
 
     def derivative(self, z: Tensor) -> Tensor:
-        r""":math:`\varphi'(z)` as autograd has it: zero at a jump or a flat part, and at the kink of a relu."""
+        r"""Return :math:`\varphi'(z)` as autograd defines it: zero at a jump, on a flat part and at relu's kink."""
         return torch.ones_like(z)
 
     def state(self, z: Tensor, dtype: torch.dtype) -> State:
-        """What the difference needs of the float64 pre-activations ``z``, rounded to ``dtype``."""
+        """Return the state that the difference needs of the float64 pre-activations ``z``, rounded to ``dtype``."""
         return (round_keeping_sign(z, dtype),)
 
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
-        r""":math:`[\varphi(z + s\,dz) - \varphi(z)] / s`, where ``dz`` and ``s`` broadcast against the state."""
+        r"""Return :math:`[\varphi(z + s\,dz) - \varphi(z)] / s`; ``dz`` and ``s`` broadcast against the state."""
         return dz
 
 
@@ -87,7 +87,7 @@ class Relu(Activation):
         return (z > 0).to(z.dtype)
 
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
-        # For z > 0 this is max(dz, -z/s); for z <= 0 it is max(dz + z/s, 0): nothing is lost where no kink is crossed.
+        # For z > 0 this is max(dz, -z/s), for z <= 0 it is max(dz + z/s, 0): exact where no kink is crossed.
         largest = torch.finfo(dz.dtype).max
         kink = (state[0] / s).clamp(-largest, largest)
         return torch.maximum(dz, -kink).add_(kink.clamp(max=0))
@@ -195,13 +195,13 @@ class Gelu(Activation):
 
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         z, u = state[0], s * dz
-        moved = _normal_cdf(z + u)
-        return (u * moved + z * _normal_cdf_difference(z, u, moved)) / s
+        displaced_cdf = _normal_cdf(z + u)
+        return (u * displaced_cdf + z * _normal_cdf_difference(z, u, displaced_cdf)) / s
 
 
 @dataclass(frozen=True)
 class GeluTanh(Activation):
-    """The tanh form of gelu: z (1 + tanh(v)) / 2 = z sigmoid(2 v) with v = sqrt(2 / pi) (z + 0.044715 z^3)."""
+    """Tanh form of gelu: z (1 + tanh(v)) / 2 = z sigmoid(2 v) with v = sqrt(2 / pi) (z + 0.044715 z^3)."""
 
     name: ClassVar[str] = "gelu_tanh"
 
@@ -279,14 +279,14 @@ class Sign(Activation):
 
 
 def _cells(v: Tensor, dtype: torch.dtype) -> State:
-    """Nearest cell boundary of v, and the signed distance from it: relative precision survives next to the jump."""
+    """Return the nearest cell boundary of v and the signed distance from it, which is precise however near it is."""
     boundary = torch.round(v)
     return boundary.to(dtype), round_keeping_sign(v - boundary, dtype)
 
 
 @dataclass(frozen=True)
 class Quantise(Activation):
-    """The nearest of ``levels`` values spaced evenly from -clamp to clamp; halves round up."""
+    """Nearest of ``levels`` values spaced evenly from -clamp to clamp; a tie is rounded up."""
 
     levels: int = 16
     clamp: float = 1.0
@@ -311,10 +311,10 @@ class Quantise(Activation):
 
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         boundary, offset = state
-        moved = boundary + torch.floor(offset + (s / self._spacing()) * dz)
-        here = boundary + torch.floor(offset)
+        displaced_cell = boundary + torch.floor(offset + (s / self._spacing()) * dz)
+        base_cell = boundary + torch.floor(offset)
         top = self.levels - 1
-        return (moved.clamp(0, top) - here.clamp(0, top)) * (self._spacing() / s)
+        return (displaced_cell.clamp(0, top) - base_cell.clamp(0, top)) * (self._spacing() / s)
 
 
 @dataclass(frozen=True)
@@ -346,16 +346,17 @@ ACTIVATIONS: dict[str, type[Activation]] = {
         Activation, Relu, LeakyRelu, Tanh, Sigmoid, Silu, Softplus, Gelu, GeluTanh, Sin, Step, Sign, Quantise, Sawtooth,
     )
 }  # fmt: skip
-"""Every activation that the fused paths know, by name."""
+"""Every activation that the ops know, by name."""
 
 
 def encode(activations: Sequence[Activation]) -> tuple[list[str], list[float]]:
-    """Names and parameters (two a layer, zero where unused), as the ops' schemas carry them."""
+    """Return names and parameters (two a layer, zero where unused), as the ops' schemas carry them."""
     parameters = [[float(value) for value in astuple(activation)] for activation in activations]
-    return [activation.name for activation in activations], [p for own in parameters for p in (own + [0.0, 0.0])[:2]]
+    padded = [p for layer_parameters in parameters for p in (layer_parameters + [0.0, 0.0])[:2]]
+    return [activation.name for activation in activations], padded
 
 
 def decode(names: Sequence[str], parameters: Sequence[float]) -> list[Activation]:
-    """Inverse of :func:`encode`."""
+    """Return the activations that :func:`encode` turned into names and parameters."""
     pairs = zip(parameters[::2], parameters[1::2], strict=True)
     return [ACTIVATIONS[name](*pair[: len(fields(ACTIVATIONS[name]))]) for name, pair in zip(names, pairs, strict=True)]
