@@ -203,7 +203,7 @@ def displacement_products(
 
 def _check(rows: Tensor, directions: str, max_bytes: int | None, device: torch.device) -> int:
     """Check which displacements are asked for, and give the budget of temporary memory."""
-    checks.row_numbers(rows)
+    checks.sample_ids(rows)
     parse(directions)
     if rows.device != device:
         raise ValueError(f"rows must be on {device} like the inputs, got {rows.device}.")

@@ -15,17 +15,16 @@ from torch import Tensor
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb.config import Plan
 from nntk.kernels.philox.directions import Directions
+from nntk.kernels.philox.integers import BASE
+from nntk.kernels.philox.noise import signs
 from nntk.kernels.philox.reference import (
-    BASE,
-    Slab,
     displacements,
     flipout_bases,
     flipout_signs,
     lowrank_factors,
-    signs,
-    slabs_of,
     unit_slabs,
 )
+from nntk.kernels.philox.slabs import Slab, slabs_of
 
 FORMED_UNITS = 64
 """Units of a layer up to which low rank's kernels form E, a tile of it, and read differences once."""

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from nntk.kernels import checks
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.philox import unit_displacements
-from nntk.kernels.philox.reference import TILE
+from nntk.kernels.philox.slabs import TILE
 from nntk.models.draws import Draws, seeded
 from nntk.models.functional import call
 from nntk.models.mlp import NotRecognised, check_evaluation_mode, check_inputs, check_parameters, moved_names

@@ -13,7 +13,7 @@ from nntk.kernels import checks, mlp
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb import activations as functions
 from nntk.kernels.perturb import mlp_differences
-from nntk.kernels.philox.reference import TILE
+from nntk.kernels.philox.slabs import TILE
 from nntk.models.request import Request
 
 _SMOOTH_SOFTPLUS = 20.0

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from nntk.kernels.perturb.config import CACHE
-from nntk.kernels.philox.reference import TILE
+from nntk.kernels.philox.slabs import TILE
 from nntk.models.request import Request
 from nntk.propagation.rules import Group, Moved, NoRule, Pass, Watch
 

@@ -459,5 +459,5 @@ def test_a_large_weight_passes_in_pieces(bias, monkeypatch):
     layers = [Layer(torch.randn(7, 5), torch.randn(7) if bias else None)]
     x = torch.randn(3, 5)
     whole = unperturbed(layers, x)[1]
-    monkeypatch.setattr("nntk.kernels.mlp._FLOAT64_NUMBERS", 10)
+    monkeypatch.setattr("nntk.kernels.mlp._FLOAT64_COEFFICIENTS", 10)
     torch.testing.assert_close(unperturbed(layers, x)[1], whole, rtol=1e-14, atol=1e-14)

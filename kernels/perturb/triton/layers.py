@@ -16,7 +16,7 @@ from nntk.kernels.perturb.triton import chunks, kernel
 from nntk.kernels.perturb.triton import config as tiles
 from nntk.kernels.perturb.triton.group import Group, Own, is_formed
 from nntk.kernels.perturb.triton.operands import Call, Unmoved, described, parameters
-from nntk.kernels.philox.reference import BASE, DISPLACEMENT
+from nntk.kernels.philox.integers import BASE, DISPLACEMENT
 from nntk.kernels.philox.triton import launch as philox
 
 
