@@ -114,7 +114,7 @@ def test_nothing_to_do():
 def test_long_lines_are_left_to_the_reference():
     """Offsets within a tile are 32-bit."""
     few, many = torch.ones(1, 3, 1), torch.empty(1, 1).expand(1, 1).as_strided((1, 2**24, 1), (0, 0, 0))
-    assert launch._served(few, few, "full") and not launch._served(few, many, "trace")
+    assert launch._supports(few, few, "full") and not launch._supports(few, many, "trace")
 
 
 @pytest.mark.parametrize("directions", ["gaussian", "rademacher", "flipout(2)", "lowrank(1)"])
