@@ -53,7 +53,7 @@ def is_tied(layers: Sequence[Layer]) -> bool:
     return sum(1 for layer in layers for _ in layer.displaced()) > len(displaced(layers))
 
 
-def shared(layers: Sequence[Layer]) -> str:
+def shared_ordinals(layers: Sequence[Layer]) -> str:
     """Return the ordinals of displaced tensors that serve more than one layer, for messages."""
     uses = [ordinal for layer in layers for ordinal, _ in layer.displaced()]
     return ", ".join(

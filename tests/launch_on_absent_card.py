@@ -118,7 +118,7 @@ def main():
     run, compiled = JITFunction.run, set()
 
     def bind_and_compile(self, *arguments, grid, warmup, **options):
-        op = self.fn.__module__.split(".")[-2]
+        op = self.fn.__module__.split(".")[-3]
         compiled.add(f"{op}.{self.__name__}")
         kernel = run(self, *arguments, grid=grid, warmup=True, **options)
         # The larger of a number and NaN must be NaN: without .NaN the instructions return the number.

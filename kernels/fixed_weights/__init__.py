@@ -140,6 +140,12 @@ def log_weights(kernel: FixedKernel, squared_lengths: Tensor, num_params: int, g
     Raises:
         ValueError: If a gamma is missing, a number is out of range, or the lengths are not a vector.
         TypeError: If the lengths are not float64, ``num_params`` is not an integer, or gamma is not a number.
+
+    Example:
+        >>> import torch
+        >>> kernel = FixedKernel("ball", horizon=2.0, proposal=FixedKernel("gaussian", gamma=1.0))
+        >>> log_weights(kernel, torch.tensor([1.0, 9.0], dtype=torch.float64), num_params=3)
+        tensor([1., -inf], dtype=torch.float64)
     """
     _check_lengths(squared_lengths)
     if kernel.proposal is None:

@@ -65,7 +65,8 @@ def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None
         raise ValueError("layers must have at least one parameter with an ordinal, got only constants.")
     if mlp.is_tied(layers):
         raise ValueError(
-            f"layers must not share parameters for the structured NTK, got {mlp.shared(layers)}; use method='jacobian'."
+            f"layers must not share parameters for the structured NTK, got {mlp.shared_ordinals(layers)}; "
+            "use method='jacobian'."
         )
     names, parameters = encode([layer.activation for layer in layers])
     return _op(

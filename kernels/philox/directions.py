@@ -8,7 +8,7 @@ FAMILIES = {"gaussian": 0, "rademacher": 0, "flipout": 1024, "lowrank": 64}
 
 @dataclass(frozen=True)
 class Directions:
-    """A family of displacements.
+    """Family of displacements.
 
     Attributes:
         name: One of ``FAMILIES``.
