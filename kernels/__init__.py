@@ -1,5 +1,6 @@
-"""Batched operations behind the nonlocal NTK, as ``torch.library`` ops. Imports torch (and Triton) only.
+"""Batched operations behind the nonlocal NTK, registered as ``torch.library`` ops. They import torch and Triton only.
 
-Each folder is one operation: ``__init__.py`` is the public function, ``reference.py`` its definition in plain torch,
-``README.md`` the mathematics and the cost. Importing any of them touches no device.
+Each folder is one operation: ``__init__.py`` holds the public functions, ``reference.py`` their definition in plain
+torch, ``cost.py`` their minimum work, ``triton/`` the kernels for a GPU, and ``README.md`` the mathematics, the data
+flow and the limits. Importing any of these modules touches no device.
 """

@@ -1,7 +1,7 @@
-"""Compiling Triton kernels for any GPU without one: the one place that knows how, for triton 3.6 and 3.7.
+"""Compilation of Triton kernels for any GPU, without a GPU. Only this module knows the versions of Triton (3.6, 3.7).
 
-Each kernel module lists what it ships as ``cases(arch) -> list[Case]``; ``nntk-bench resources`` compiles and judges
-them.
+Modules of :mod:`nntk.bench.machine_code.cases` list the kernels of each op as ``cases(arch) -> list[Case]``;
+``nntk-bench resources`` compiles them and checks their resources.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,21 +14,21 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-"""What Triton calls each architecture: backend, its name there, threads a warp."""
+"""Architectures as Triton describes them: backend, name in the backend, threads of a warp."""
 
 Signature = str | tuple["Signature", ...]
 
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product [M, K] x [K, N] of one program.
+    """Matrix product [M, K] x [K, N] of one program.
 
     Attributes:
-        m: Rows of the tile.
-        n: Columns of the tile.
+        m: Number of rows of the tile.
+        n: Number of columns of the tile.
         k: Length of the sums.
-        operand: ``bf16``, ``fp16`` or ``tf32`` for tensor cores, ``fp32`` for products on the ordinary pipes. A split
-            form is listed as what it does: tf32x3 is three tf32 products.
+        operand: Type of the operands: ``bf16``, ``fp16`` or ``tf32`` for tensor cores, ``fp32`` for products on the
+            ordinary pipes. A split form is listed as the products that it does: tf32x3 is three tf32 products.
     """
 
     m: int
@@ -39,13 +39,13 @@ class Product:
 
 @dataclass(frozen=True)
 class Work:
-    """What all threads of one program do together in one turn of a loop (of the source, whatever it is unrolled to).
+    """Work of all threads of one program in one turn of a loop of the source, however it is unrolled.
 
     Attributes:
-        normals: Normal random numbers generated.
-        signs: Random signs generated.
+        normals: Number of normals generated.
+        signs: Number of random signs generated.
         products: Matrix products.
-        turns: How often this loop turns for one turn of the others; loops of equal length leave it at 1.
+        turns: Number of turns of this loop for one turn of the other loops; 1 for loops of equal length.
     """
 
     normals: int = 0
@@ -56,26 +56,26 @@ class Work:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel in one configuration, and what it promises.
+    """Kernel in one configuration, with the resources that it may use.
 
     Attributes:
-        name: What a reader calls it, unique in its module, e.g. ``layer_step gaussian bf16 hidden``.
-        kernel: The function under ``triton.jit``.
-        signature: The type of every argument that is not in ``constants``, as ``triton.tools.compile`` writes them:
+        name: Name for readers, unique in its module, e.g. ``layer_step gaussian bf16 hidden``.
+        kernel: Function under ``triton.jit``.
+        signature: Type of every argument that is not in ``constants``, as ``triton.tools.compile`` writes them:
             ``*bf16`` a pointer, ``*bf16:16`` one divisible by 16 bytes, ``i32``, ``i32:16``, ``fp32``; a tensor
             descriptor made on the host is ``tensordesc<bf16[64, 64]>`` with its block shape, and a tuple a tuple.
         constants: Values of ``tl.constexpr`` arguments (tuples and jitted functions too), and of any others that a
             launch makes constant (an integer that is 1, a pointer that is None).
         num_warps: Warps of a program.
         num_stages: Depth of the software pipeline.
-        loops: The work of each main loop, in program order. Main loops are the innermost ones with a matrix
+        loops: Work of each main loop, in program order. Main loops are the innermost ones with a matrix
             instruction; in a kernel without products, the innermost ones.
-        once: The work outside of the main loops, done once by a program (all of it, in a kernel without loops).
-        normal_budget: Most instructions a normal on sm_90, products included.
-        sign_budget: Most instructions a sign on sm_90, products included.
-        register_budget: Most registers a thread on sm_90.
-        tensor_bound: Whether issuing the main loops must cost no more cycles than their products on sm_90.
-        options: Further options of Triton's compiler, e.g. ``{"maxnreg": 128}``; a backend takes those it knows.
+        once: Work outside of the main loops, done once by a program (all work, in a kernel without loops).
+        normal_budget: Maximum of instructions for a normal on sm_90, products included.
+        sign_budget: Maximum of instructions for a sign on sm_90, products included.
+        register_budget: Maximum of registers of a thread on sm_90.
+        tensor_bound: True if issuing the main loops may cost no more cycles than their products on sm_90.
+        options: Further options of the compiler of Triton, e.g. ``{"maxnreg": 128}``; a backend uses those it knows.
 
     Example:
         >>> Case("square", None, {"x": "*fp32:16", "n": "i32"}, {"BLOCK": 128}, once=Work(signs=128)).num_warps
@@ -99,15 +99,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled case.
+    """Result of compiling a case.
 
     Attributes:
-        name: Name of the kernel's function in the machine code.
+        name: Name of the function of the kernel in the machine code.
         cubin: Machine code for NVIDIA; empty for AMD.
         text: PTX for NVIDIA, assembly for AMD.
-        num_warps: Warps of a program.
-        shared: Bytes of shared memory (LDS) of a program.
-        tensor_memory: Columns of tensor memory of a program (sm_100).
+        num_warps: Number of warps of a program.
+        shared: Number of bytes of shared memory (LDS) of a program.
+        tensor_memory: Number of columns of tensor memory of a program (sm_100).
     """
 
     name: str
@@ -119,17 +119,17 @@ class Compiled:
 
 
 def compile(case: Case, arch: str) -> Compiled:
-    """Compile a case; nothing of a GPU or its driver is needed.
+    """Compile a case. This needs neither a GPU nor its driver.
 
     Args:
-        case: What to compile.
-        arch: One of ``TARGETS``.
+        case: Kernel and configuration to compile.
+        arch: Architecture, one of ``TARGETS``.
 
     Returns:
-        Its machine code and what Triton says of it.
+        Machine code and resources reported by Triton.
 
     Raises:
-        RuntimeError: If the kernel was defined under Triton's interpreter, whose functions cannot be compiled.
+        RuntimeError: If the kernel was defined under the interpreter of Triton, whose functions cannot be compiled.
         ValueError: If an argument is listed twice or not at all.
     """
     import triton
@@ -138,13 +138,14 @@ def compile(case: Case, arch: str) -> Compiled:
 
     if not isinstance(case.kernel, triton.runtime.JITFunction):
         raise RuntimeError(
-            f"{case.name}: interpreted, not compilable; unset TRITON_INTERPRET before triton is imported"
+            f"{case.name}: the kernel is interpreted and cannot be compiled; unset TRITON_INTERPRET before triton is "
+            "imported."
         )
     listed = sorted([*case.signature, *case.constants])
     if listed != sorted(case.kernel.arg_names):
         raise ValueError(f"{case.name}: the kernel takes {sorted(case.kernel.arg_names)}, the case lists {listed}")
     order = case.kernel.arg_names
-    # In the order of the arguments: triton 3.6 and 3.7 flatten descriptors and tuples in the order of this dict.
+    # In the order of the arguments, since triton 3.6 and 3.7 flatten descriptors and tuples in the order of this dict.
     signature = {name: _type(case.signature[name]) if name in case.signature else "constexpr" for name in order}
     aligned = {
         path: [["tt.divisibility", 16]]
@@ -153,14 +154,14 @@ def compile(case: Case, arch: str) -> Compiled:
     }
     source = ASTSource(case.kernel, signature, dict(case.constants), aligned)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
-    done = triton.compile(source, target=GPUTarget(*TARGETS[arch]), options=options)
+    binary = triton.compile(source, target=GPUTarget(*TARGETS[arch]), options=options)
     return Compiled(
-        name=done.metadata.name,
-        cubin=done.asm.get("cubin", b""),
-        text=done.asm["amdgcn" if "amdgcn" in done.asm else "ptx"],
-        num_warps=done.metadata.num_warps,
-        shared=done.metadata.shared,
-        tensor_memory=getattr(done.metadata, "tmem_size", None) or 0,
+        name=binary.metadata.name,
+        cubin=binary.asm.get("cubin", b""),
+        text=binary.asm["amdgcn" if "amdgcn" in binary.asm else "ptx"],
+        num_warps=binary.metadata.num_warps,
+        shared=binary.metadata.shared,
+        tensor_memory=getattr(binary.metadata, "tmem_size", None) or 0,
     )
 
 
@@ -169,10 +170,10 @@ def _type(kind: Signature) -> Any:
 
 
 def _aligned(kind: Signature, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Where in an argument the parts divisible by 16 stand."""
+    """Return the paths to the parts of an argument that are divisible by 16."""
     if isinstance(kind, str):
         if kind.endswith(":16"):
             yield path
     else:
-        for number, part in enumerate(kind):
-            yield from _aligned(part, (*path, number))
+        for index, part in enumerate(kind):
+            yield from _aligned(part, (*path, index))

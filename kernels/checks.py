@@ -1,4 +1,4 @@
-"""Checks of arguments: each failure names the argument, the value given and what is allowed, before any work."""
+"""Checks of arguments before any work: each error names the argument, the value given and what is allowed."""
 
 import math
 import operator
@@ -9,24 +9,25 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64)
+"""Dtypes that models and inputs may have."""
 
 
 def choice(name: str, value: str, allowed: Sequence[str]) -> str:
     """Return ``value`` if it is one of ``allowed``.
 
     Raises:
-        ValueError: If it is not; the message lists what is.
+        ValueError: If it is not; the message lists the allowed values.
     """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
     return value
 
 
-def integer(name: str, value: SupportsIndex, least: int, most: int | None = None, hint: str = "") -> int:
-    """Return ``value`` as an int if it is a whole number (no bool) in [least, most].
+def integer(name: str, value: SupportsIndex, minimum: int, maximum: int | None = None, hint: str = "") -> int:
+    """Return ``value`` as an int if it is a whole number (not a bool) in [minimum, maximum].
 
     Raises:
-        TypeError: If it is no integer.
+        TypeError: If it is not an integer.
         ValueError: If it is out of range.
     """
     try:
@@ -35,17 +36,17 @@ def integer(name: str, value: SupportsIndex, least: int, most: int | None = None
         number = None
     if number is None or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__}). {hint}".rstrip())
-    if number < least or (most is not None and number > most):
-        limits = f"at least {least}" if most is None or number < least else f"at most {most}"
+    if number < minimum or (maximum is not None and number > maximum):
+        limits = f"at least {minimum}" if maximum is None or number < minimum else f"at most {maximum}"
         raise ValueError(f"{name} must be {limits}, got {number}. {hint}".rstrip())
     return number
 
 
-def positive_float(name: str, value: SupportsFloat, least: float, most: float, hint: str = "") -> float:
-    """Return ``value`` as a float if it is a number in [least, most], with ``least`` >= 0.
+def positive_float(name: str, value: SupportsFloat, minimum: float, maximum: float, hint: str = "") -> float:
+    """Return ``value`` as a float if it is a number in [minimum, maximum], with ``minimum`` >= 0.
 
     Raises:
-        TypeError: If it is no real number.
+        TypeError: If it is not a real number.
         ValueError: If it is out of range or not a number.
     """
     try:
@@ -56,8 +57,8 @@ def positive_float(name: str, value: SupportsFloat, least: float, most: float, h
         number = math.nan
     if math.isnan(number) and not isinstance(value, float):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__}). {hint}".rstrip())
-    if math.isnan(number) or not least <= number <= most:
-        raise ValueError(f"{name} must be between {least:g} and {most:g}, got {number:g}. {hint}".rstrip())
+    if math.isnan(number) or not minimum <= number <= maximum:
+        raise ValueError(f"{name} must be between {minimum:g} and {maximum:g}, got {number:g}. {hint}".rstrip())
     return number
 
 
@@ -84,18 +85,20 @@ def tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; use {name}.to_dense().")
 
 
-def row_numbers(rows: Tensor) -> None:
-    """Check that ``rows`` is an int64 vector.
+def sample_ids(value: Tensor) -> None:
+    """Check that ``value`` is an int64 vector of stream numbers.
 
     Raises:
         TypeError: If it is not.
     """
-    if rows.dtype != torch.int64 or rows.dim() != 1:
-        raise TypeError(f"rows must be an int64 vector of row numbers, got {rows.dtype} of shape {tuple(rows.shape)}.")
+    if value.dtype != torch.int64 or value.dim() != 1:
+        raise TypeError(
+            f"sample_ids must be an int64 vector of stream numbers, got {value.dtype} of shape {tuple(value.shape)}."
+        )
 
 
-def displaced(parameters: Mapping[int, Tensor]) -> None:
-    """Check that there are parameters to displace.
+def displaced_parameters(parameters: Mapping[int, Tensor]) -> None:
+    """Check that there is at least one parameter to displace.
 
     Raises:
         ValueError: If there are none.
@@ -108,12 +111,12 @@ def finite(name: str, value: Tensor) -> None:
     """Check that a tensor holds neither NaN nor infinity.
 
     Raises:
-        ValueError: If it does; the message says how many entries and which is the first.
+        ValueError: If it does; the message gives the number of such entries and the index of the first.
     """
-    bad = ~torch.isfinite(value)
-    if bad.any():
-        first = tuple(bad.nonzero()[0].tolist())
+    invalid = ~torch.isfinite(value)
+    if invalid.any():
+        first = tuple(invalid.nonzero()[0].tolist())
         raise ValueError(
-            f"{name} must be finite, got {int(bad.sum())} NaN or infinite of {bad.numel()} entries, "
+            f"{name} must be finite, got {int(invalid.sum())} NaN or infinite of {invalid.numel()} entries, "
             f"the first at index {first}."
         )

@@ -1,7 +1,8 @@
-"""What an op must do at the least, whatever its kernel: products, memory, random numbers. Declared next to each kernel.
+"""Minimum work of an op, whatever its kernel: products, memory traffic, random coefficients. Each op declares its own.
 
-A product counts two operations for each multiply-add; elementwise work does not count. Memory counts arguments whose
-values are read, once, and results, written once. Random numbers count where they are drawn; the padding does not.
+A product counts two operations for each multiply-add; elementwise work does not count. Memory traffic counts every
+argument whose values are read once, and every result once. Random coefficients count where they are drawn; padding does
+not count.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,13 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cost:
-    """The least work of one call.
+    """Minimum work of one call.
 
     Attributes:
-        flops: Operations of products, two for a multiply-add.
-        bytes: Bytes read and written.
-        normals: Normal random numbers.
-        signs: Random signs.
+        flops: Number of operations of products, two for a multiply-add.
+        bytes: Number of bytes read and written.
+        normals: Number of normal random coefficients.
+        signs: Number of random signs.
     """
 
     flops: float = 0.0
@@ -33,12 +34,12 @@ class Cost:
         )
 
 
-Declared = Callable[..., Cost]
-"""From an op's arguments, of which shapes and dtypes alone are read, its cost without the results' bytes."""
+CostFunction = Callable[..., Cost]
+"""Function from the arguments of an op, of which only shapes and dtypes are read, to its cost without its results."""
 
 
 def read(*tensors: Tensor | Iterable[Tensor | None] | None) -> float:
-    """Bytes of some arguments."""
+    """Return the bytes of tensors, of nested sequences of them, and zero for None."""
     total = 0.0
     for tensor in tensors:
         if isinstance(tensor, Tensor):
@@ -48,16 +49,16 @@ def read(*tensors: Tensor | Iterable[Tensor | None] | None) -> float:
     return total
 
 
-def call(declared: Declared, fake: Callable[..., Any], arguments: Iterable[Any]) -> Cost:
-    """The cost of one call of an op.
+def call(declared: CostFunction, fake: Callable[..., Any], arguments: Iterable[Any]) -> Cost:
+    """Return the cost of one call of an op.
 
     Args:
-        declared: What the op declares.
-        fake: Its fake kernel, which knows the results' shapes.
-        arguments: Its arguments; nothing is computed from them.
+        declared: Cost function of the op.
+        fake: Fake kernel of the op, which knows the shapes of the results.
+        arguments: Arguments of the call; their values are not read.
 
     Returns:
-        The declared cost and the results' bytes.
+        The declared cost plus the bytes of the results.
     """
     shapes = [_meta(argument) for argument in arguments]
     results = fake(*shapes)

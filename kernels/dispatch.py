@@ -1,4 +1,4 @@
-"""Registration of the ops with PyTorch's dispatcher, which alone chooses the backend."""
+"""Registration of the ops with the dispatcher of PyTorch, which alone chooses the backend."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import cost as costs
-from nntk.kernels.cost import Cost, Declared
+from nntk.kernels.cost import Cost, CostFunction
 from nntk.kernels.target import serves
 
 _LIBRARY = torch.library.Library("nntk", "DEF")
@@ -17,19 +17,25 @@ _LIBRARY = torch.library.Library("nntk", "DEF")
 
 @dataclass(frozen=True)
 class Registered:
-    """What an op was registered with."""
+    """Functions that an op was registered with.
+
+    Attributes:
+        reference: Plain torch implementation.
+        fake: Function that returns empty results of the right shape, dtype and device.
+        cost: Minimum work of a call, without the bytes of the results.
+    """
 
     reference: Callable[..., Any]
     fake: Callable[..., Any]
-    cost: Declared
+    cost: CostFunction
 
 
 REGISTERED: dict[str, Registered] = {}
-"""Every op by its name in ``torch.ops.nntk``."""
+"""Registered ops by their name in ``torch.ops.nntk``."""
 
 
 def cost_of(name: str, arguments: Iterable[Any]) -> Cost:
-    """The least work of one call of an op, results included: nothing is computed, and shapes alone are read."""
+    """Return the minimum work of one call of an op, results included. Only shapes are read; nothing is computed."""
     op = REGISTERED[name]
     return costs.call(op.cost, op.fake, arguments)
 
@@ -50,7 +56,7 @@ def _without_autocast(function: Callable[..., Any], arguments: Any, device: torc
 def _implementation(
     name: str, reference: Callable[..., Any], launcher: str | None, device: torch.device
 ) -> Callable[..., Any]:
-    """What serves CUDA tensors on a device: the launcher's function of that name, or the reference."""
+    """Return the function that serves CUDA tensors on a device: that of the launcher, or the reference."""
     if launcher is None or not serves(device):
         return reference
     function: Callable[..., Any] = getattr(importlib.import_module(launcher), name)
@@ -63,20 +69,20 @@ Op = TypeVar("Op", bound=Callable[..., Tensor | tuple[Tensor, ...]])
 def register(
     schema: str,
     reference: Op,
-    cost: Declared,
+    cost: CostFunction,
     fake: Callable[..., Tensor | tuple[Tensor, ...]],
     launcher: str | None = None,
 ) -> Op:
     """Define ``nntk::<name>`` by its schema, with a reference for every backend and a fake kernel for tracing.
 
     Args:
-        schema: The op in the dispatcher's language, e.g. ``"square(Tensor x) -> Tensor"``.
-        reference: Plain torch implementation; serves every backend that registers no kernel of its own.
-        cost: The least work of a call, from its arguments, without the results' bytes: see nntk.kernels.cost.
-        fake: Returns empty tensors of the right shape, dtype and device.
+        schema: Schema of the op in the language of the dispatcher, e.g. ``"square(Tensor x) -> Tensor"``.
+        reference: Plain torch implementation. It serves every backend without a registered kernel.
+        cost: Minimum work of a call from its arguments, without the bytes of the results: see nntk.kernels.cost.
+        fake: Function that returns empty tensors of the right shape, dtype and device.
         launcher: Module whose function of the op's name serves CUDA tensors by Triton kernels. It is imported at the
-            first such call. The reference serves those of cards that the kernels are not written for
-            (``target.serves``), and all where Triton is not installed.
+            first such call. The reference serves cards that the kernels are not written for (``target.serves``), and
+            all tensors where Triton is not installed.
 
     Returns:
         The op, with the signature of its reference.
@@ -86,25 +92,25 @@ def register(
     REGISTERED[name] = Registered(reference, fake, cost)
     _LIBRARY.define(schema)
 
-    def refer(*arguments: Any) -> Any:
+    def call_reference(*arguments: Any) -> Any:
         return _without_autocast(reference, arguments, next(_tensors(arguments)).device)
 
-    def launch(*arguments: Any) -> Any:
+    def call_launcher(*arguments: Any) -> Any:
         device = next(tensor.device for tensor in _tensors(arguments) if tensor.device.type == "cuda")
         function = _implementation(name, reference, launcher, device)
-        # Triton launches on the current device, which need not be the tensors'.
+        # Triton launches on the current device, which may differ from the device of the tensors.
         with torch.cuda.device(device):
             return _without_autocast(function, arguments, device)
 
-    _LIBRARY.impl(name, refer, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, call_reference, "CompositeExplicitAutograd")
     if launcher is not None:
-        _LIBRARY.impl(name, launch, "CUDA")
+        _LIBRARY.impl(name, call_launcher, "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
 
     def backward(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
             f"{qualified} has no backward: nonlocal kernels replace gradients by finite displacements. "
-            "Call it under torch.no_grad(), or use nntk.local_ntk where a derivative is wanted."
+            "Call it under torch.no_grad(), or use nntk.local_ntk where you need a derivative."
         )
 
     torch.library.register_autograd(qualified, backward, lib=_LIBRARY)

@@ -1,4 +1,4 @@
-"""The multilayer perceptron as the fused ops see it: a list of affine layers, each followed by an activation."""
+"""Multilayer perceptron as the fused ops see it: a list of affine layers, each followed by an activation."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -10,21 +10,22 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.kernels.activations import Activation
 
-_FLOAT64_NUMBERS = 2**21
-"""Of a weight as float64, at once."""
+_FLOAT64_COEFFICIENTS = 2**21
+"""Coefficients of a weight that are converted to float64 together."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    r"""One layer :math:`\varphi(W h + b)` and which of its tensors are displaced.
+    r"""One layer :math:`\varphi(W h + b)`, with the tensors that are displaced.
 
     Attributes:
         weight: W, [H, K].
         bias: b, [H], or None.
         activation: :math:`\varphi`, elementwise; the identity by default.
-        weight_ordinal: The weight's number in the random stream (registration order in its model), None if it stays.
-        bias_ordinal: The bias's number, None if it stays or there is no bias.
-        name: What messages call the layer; its position where empty.
+        weight_ordinal: Ordinal of the weight in the random stream (registration order in its model), None if the weight
+            is not displaced.
+        bias_ordinal: Ordinal of the bias, None if it is not displaced or there is no bias.
+        name: Name of the layer in messages; if empty, messages give its position.
     """
 
     weight: Tensor
@@ -35,55 +36,55 @@ class Layer:
     name: str = ""
 
     def displaced(self) -> Iterable[tuple[int, Tensor]]:
-        """The tensors that move, with their ordinals."""
+        """Return the displaced tensors with their ordinals."""
         for ordinal, tensor in ((self.weight_ordinal, self.weight), (self.bias_ordinal, self.bias)):
             if ordinal is not None and tensor is not None:
                 yield ordinal, tensor
 
 
 def displaced(layers: Sequence[Layer]) -> dict[int, Tensor]:
-    """The tensors that move, by ordinal; a tensor shared by several layers appears once."""
-    found = dict(pair for layer in layers for pair in layer.displaced())
-    return {ordinal: found[ordinal] for ordinal in sorted(found)}
+    """Return the displaced tensors by ordinal; a tensor shared by several layers appears once."""
+    tensors = dict(pair for layer in layers for pair in layer.displaced())
+    return {ordinal: tensors[ordinal] for ordinal in sorted(tensors)}
 
 
 def is_tied(layers: Sequence[Layer]) -> bool:
-    """Whether some displaced tensor serves more than one layer."""
+    """Return True if a displaced tensor serves more than one layer."""
     return sum(1 for layer in layers for _ in layer.displaced()) > len(displaced(layers))
 
 
-def shared(layers: Sequence[Layer]) -> str:
-    """The ordinals of displaced tensors that serve more than one layer, for messages."""
-    ordinals = [ordinal for layer in layers for ordinal, _ in layer.displaced()]
+def shared_ordinals(layers: Sequence[Layer]) -> str:
+    """Return the ordinals of displaced tensors that serve more than one layer, for messages."""
+    uses = [ordinal for layer in layers for ordinal, _ in layer.displaced()]
     return ", ".join(
-        f"ordinal {one} {ordinals.count(one)} times" for one in displaced(layers) if ordinals.count(one) > 1
+        f"ordinal {ordinal} {uses.count(ordinal)} times" for ordinal in displaced(layers) if uses.count(ordinal) > 1
     )
 
 
 def unperturbed(layers: Sequence[Layer], x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Inputs h and pre-activations z of every layer in float64, and the outputs.
+    """Compute the unperturbed inputs h and pre-activations z of every layer in float64, and the outputs.
 
-    Float64 because every displacement of an input inherits the rounding of its z: next to a kink the last digit of a
+    Float64, because every displacement of an input inherits the rounding of its z: next to a kink the last digit of a
     float32 z already spoils small differences.
 
     Args:
-        layers: The MLP.
+        layers: Layers of the MLP.
         x: Inputs, [N, K].
 
     Returns:
-        A pair (h [N, K], z [N, H]) a layer, and the outputs [N, C].
+        A pair (h [N, K], z [N, H]) for each layer, and the outputs [N, C], all float64.
     """
-    h, passed = x.double(), []
+    h, states = x.double(), []
     for layer in layers:
         z = _affine(layer, h)
-        passed.append((h, z))
+        states.append((h, z))
         h = layer.activation.value(z)
-    return passed, h
+    return states, h
 
 
 def _affine(layer: Layer, h: Tensor) -> Tensor:
-    """W h + b in float64, of so many units at a time that their weights take 16 MB."""
-    units = max(1, _FLOAT64_NUMBERS // layer.weight.shape[1])
+    """Compute W h + b in float64, a few units at a time, so that their float64 weights take 16 MB."""
+    units = max(1, _FLOAT64_COEFFICIENTS // layer.weight.shape[1])
     biases = itertools.repeat(None) if layer.bias is None else layer.bias.double().split(units)
     parts = zip(layer.weight.split(units), biases, strict=False)
     return torch.cat([torch.nn.functional.linear(h, weight.double(), bias) for weight, bias in parts], dim=1)
@@ -94,7 +95,7 @@ def check(layers: Sequence[Layer], x: Tensor) -> None:
 
     Raises:
         ValueError: If there are no layers, shapes or devices disagree, or an ordinal is out of range.
-        TypeError: If dtypes disagree or are not float32 or float64, or an ordinal is no integer.
+        TypeError: If dtypes disagree or are not float32 or float64, or an ordinal is not an integer.
     """
     if not layers:
         raise ValueError("layers must hold at least one layer, got none.")
@@ -103,8 +104,8 @@ def check(layers: Sequence[Layer], x: Tensor) -> None:
     if x.dim() != 2:
         raise ValueError(f"x must be a matrix [N, K], got shape {tuple(x.shape)}.")
     width, source = x.shape[1], "the inputs have"
-    for number, layer in enumerate(layers):
-        name = f"layer {layer.name or str(number)!r}"
+    for position, layer in enumerate(layers):
+        name = f"layer {layer.name or str(position)!r}"
         for kind, ordinal in (("weight_ordinal", layer.weight_ordinal), ("bias_ordinal", layer.bias_ordinal)):
             if ordinal is not None:
                 checks.integer(f"{kind} of {name}", ordinal, 0, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""Which machine code a kernel may use: the only place that asks."""
+"""Architecture of a device and the machine code that kernels may use there. No other module queries the device."""
 
 import importlib.util
 import os
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 
 AMD = ("gfx942",)
-"""Architectures of AMD that the kernels are compiled for; it alone has products of TF32."""
+"""AMD architectures that the kernels are compiled for. No other AMD architecture has products of TF32."""
 _TRITON = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the kernels must know of a device.
+    """Properties of a device that the kernels depend on.
 
     Attributes:
-        arch: ``"sm_80"``, ``"sm_90"``, ``"sm_100"``, ``"gfx942"`` or a neighbour, or ``"interpreter"``.
+        arch: Architecture: ``"sm_80"``, ``"sm_90"``, ``"sm_100"``, ``"gfx942"`` or a neighbour, or ``"interpreter"``.
         processors: Number of multiprocessors.
-        device: Name of the device's table of tuned configurations, e.g. ``"nvidia-h200"``; empty for none.
+        device: Name of the device's table of tuned configurations, e.g. ``"nvidia-h200"``; empty if it has none.
     """
 
     arch: str
@@ -28,35 +28,35 @@ class Target:
 
     @property
     def ptx(self) -> bool:
-        """Whether inline PTX runs there."""
+        """True if inline PTX runs on the device."""
         return self.arch.startswith("sm_")
 
     @property
     def wgmma(self) -> bool:
-        """Whether products run asynchronously for four warps at once."""
+        """True if products run asynchronously for four warps together (the ``wgmma`` instruction)."""
         return self.arch == "sm_90"
 
     @property
-    def served(self) -> bool:
-        """Whether the kernels run there: bfloat16 and TF32 are on NVIDIA's cards from capability 8.0 on."""
+    def supported(self) -> bool:
+        """True if the kernels run on the device: NVIDIA cards have bfloat16 and TF32 from capability 8.0 on."""
         return int(self.arch[3:]) >= 80 if self.ptx else self.arch in (*AMD, "interpreter")
 
 
 def interpreted() -> bool:
-    """Whether Triton interprets its kernels on the CPU (TRITON_INTERPRET=1 when they were imported)."""
+    """Return True if Triton interprets its kernels on the CPU (TRITON_INTERPRET=1 when they were imported)."""
     import triton
 
     return bool(triton.knobs.runtime.interpret)
 
 
 def slug(name: str) -> str:
-    """Make a device's name a file's.
+    """Convert the name of a device to a name for files.
 
     Args:
-        name: As its maker calls it.
+        name: Name given by the manufacturer.
 
     Returns:
-        The same in lower case, with a hyphen for everything that is no letter or digit.
+        The name in lower case, with a hyphen for every run of characters other than letters and digits.
 
     Example:
         >>> slug("NVIDIA H200")
@@ -66,7 +66,7 @@ def slug(name: str) -> str:
 
 
 def target_of(device: torch.device) -> Target:
-    """The target of a device that a tensor is on; asks the driver, so only from an op that has such a tensor."""
+    """Return the target of a device. It queries the driver, so only an op with a tensor on that device may call it."""
     if interpreted():
         return Target("interpreter", os.cpu_count() or 1)
     properties = torch.cuda.get_device_properties(device)
@@ -76,5 +76,5 @@ def target_of(device: torch.device) -> Target:
 
 
 def serves(device: torch.device) -> bool:
-    """Whether the kernels serve a device, not the references; true where there is no card to ask, in tracing."""
-    return _TRITON and device.type == "cuda" and (not torch.cuda.is_available() or target_of(device).served)
+    """Return True if kernels, not references, serve a device; also True in tracing, without a card to query."""
+    return _TRITON and device.type == "cuda" and (not torch.cuda.is_available() or target_of(device).supported)

@@ -105,11 +105,6 @@ class Arguments:
         scales = torch.ones(m, device=self.device, dtype=torch.float64)
         return lambda seed: (self._normal(seed, m, n, c), None, scales, "rows", *(None,) * 8, mode)
 
-    def product(self, m: int, n: int, vectors: int) -> Callable[[int], tuple[Any, ...]]:
-        """Of ``energy_product``."""
-        ones = torch.ones(m, device=self.device, dtype=torch.float64)
-        return lambda seed: (self._normal(seed, m, n, 1), None, ones, ones, ones, self._normal(seed + 1, n, vectors))
-
     def inner(self, m: int, n: int) -> Callable[[int], tuple[Any, ...]]:
         """Of ``inner_product``."""
         ones = torch.ones(m, device=self.device, dtype=torch.float64)

@@ -123,7 +123,6 @@ class _Small:
             ("energy", (d, None, norms, "weights", _random(self.m, self.n).abs(), *(None,) * 7, "trace")),
             ("energy", (self.pairs, self.pairs.clone(), norms, "dot", *dot, "trace")),
             ("nonlocal_gradients", (d, alpha, norms, *self.displacements())),
-            ("energy_product", (d, None, alpha, alpha.clone(), norms, _random(self.n, 2))),
         ]
         for d2 in (None, self.other):
             for mode in OUTPUTS:

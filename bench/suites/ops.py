@@ -90,7 +90,6 @@ def cases(device: torch.device) -> list[OpCase]:
         OpCase("energy", f"trace M={m} N={n} C=1", made.energy(m, n, 1, "trace")),
         OpCase("energy", f"trace M={m} N={n // 4} C=10", made.energy(m, n // 4, 10, "trace")),
         OpCase("energy", f"full M={m} N={n // 8} C=10", made.energy(m, n // 8, 10, "full")),
-        OpCase("energy_product", f"M={m} N={n} R=16", made.product(m, n, 16)),
         OpCase("inner_product", f"trace M={m} N={n // 4}", made.inner(m, n // 4)),
         OpCase("nonlocal_gradients", f"M={m} N=16 d=16640", made.gradients(m, 16)),
         OpCase("structured_ntk", f"trace N={n} {'-'.join(map(str, widths))}", made.local(widths, n)),

@@ -1,4 +1,4 @@
-"""Assembly of kernel matrices from differences: energy, plugin and unbiased forms, and the Gram of displacements."""
+"""Assembly of kernel matrices from differences: energy, plugin and unbiased estimators, and Gram matrices."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,7 @@ from nntk.kernels import checks
 from nntk.kernels.assemble import cost, gradients, gram, reference
 from nntk.kernels.assemble.streaming import StreamingSum
 from nntk.kernels.assemble.triton.config import inner_product_route
+from nntk.kernels.assemble.validation import check_gram, check_samples, check_shapes, check_states
 from nntk.kernels.attention import AttentionState
 from nntk.kernels.dispatch import register
 from nntk.kernels.philox import parse, split_seed
@@ -22,14 +23,16 @@ __all__ = [
     "assemble_by_gradients",
     "attended_energy",
     "displacement_gram",
-    "energy_product",
     "inner_product_route",
     "nonlocal_gradients",
 ]
 
 ESTIMATORS = ("energy", "plugin", "unbiased")
+"""Names of the estimators."""
 NORMALIZATIONS = ("gradient", "paper")
+"""Names of the normalizations."""
 OUTPUTS = ("trace", "mean", "diagonal", "full")
+"""Names of the treatments of outputs."""
 
 
 def _shape(d1: Tensor, d2: Tensor | None, outputs: str) -> tuple[int, ...]:
@@ -43,7 +46,7 @@ _energy = register(
     " Tensor? keys2, Tensor? priors, Tensor? factors, Tensor? shifts1, Tensor? shifts2, str outputs) -> Tensor",
     reference.energy,
     cost.energy,
-    lambda d1, d2, *rest: d1.new_empty(_shape(d1, d2, rest[-1])),
+    lambda d1, d2, *others: d1.new_empty(_shape(d1, d2, others[-1])),
     launcher="nntk.kernels.assemble.triton.launch",
 )
 _inner_product = register(
@@ -55,12 +58,14 @@ _inner_product = register(
         _shape(d1, d2, outputs)
     ),
 )
-_STREAM = "Tensor[] parameters, int[] ordinals, Tensor rows, int seed_low, int seed_high, str directions"
+_STREAM = "Tensor[] parameters, int[] ordinals, Tensor sample_ids, int seed_low, int seed_high, str directions"
 _gram = register(
     f"displacement_gram({_STREAM}) -> Tensor",
     gram.displacement_gram,
     cost.displacement_gram,
-    lambda parameters, ordinals, rows, *_: rows.new_empty((rows.shape[0], rows.shape[0]), dtype=torch.float64),
+    lambda parameters, ordinals, sample_ids, *_: sample_ids.new_empty(
+        (sample_ids.shape[0], sample_ids.shape[0]), dtype=torch.float64
+    ),
     launcher="nntk.kernels.assemble.triton.launch",
 )
 _by_gradients = register(
@@ -68,7 +73,7 @@ _by_gradients = register(
     f" {_STREAM}, bool unbiased, str outputs) -> Tensor",
     gradients.inner_product_of_gradients,
     cost.inner_product_of_gradients,
-    lambda d1, d2, *rest: d1.new_empty(_shape(d1, d2, rest[-1])),
+    lambda d1, d2, *others: d1.new_empty(_shape(d1, d2, others[-1])),
     launcher="nntk.kernels.assemble.triton.launch",
 )
 _gradients = register(
@@ -80,36 +85,34 @@ _gradients = register(
     ),
     launcher="nntk.kernels.assemble.triton.launch",
 )
-_product = register(
-    "energy_product(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor scales, Tensor vectors) -> Tensor",
-    reference.energy_product,
-    cost.energy_product,
-    lambda d1, d2, w1, w2, scales, vectors: vectors.new_empty((d1.shape[1], vectors.shape[1])),
-)
 
 
 def displacement_gram(
-    parameters: Mapping[int, Tensor], rows: Tensor, seed: int, directions: str = "gaussian"
+    parameters: Mapping[int, Tensor], sample_ids: Tensor, seed: int, directions: str = "gaussian"
 ) -> Tensor:
-    r"""Gram matrix :math:`Q_{mm'} = \langle E_m, E_{m'} \rangle` of unit displacements.
+    r"""Compute the Gram matrix :math:`Q_{mm'} = \langle E_m, E_{m'} \rangle` of unit displacements.
 
     Args:
-        parameters: The displaced parameters by ordinal; their shapes and dtype are read, not their values.
-        rows: Numbers m of the displacements, [M], int64.
+        parameters: Displaced parameters by ordinal; their shapes and dtype are read, not their values.
+        sample_ids: Stream numbers m of the displacements, [M], int64.
         seed: Seed of the stream, in [0, 2**64).
         directions: Name of the family of displacements, see :func:`nntk.kernels.philox.unit_displacements`.
 
     Returns:
-        [M, M], float64, exactly symmetric; its diagonal is the squared norms.
+        [M, M], float64, exactly symmetric; its diagonal holds the squared norms.
 
     Raises:
-        ValueError: If a name is unknown, the seed out of range, or there are no parameters.
-        TypeError: If ``rows`` is no int64 vector, or the seed no integer.
+        ValueError: If a name is unknown, the seed is out of range, or there are no parameters.
+        TypeError: If ``sample_ids`` is not an int64 vector, or the seed is not an integer.
+
+    Example:
+        >>> displacement_gram({0: torch.zeros(3, 4)}, torch.arange(2), seed=1, directions="rademacher").diagonal()
+        tensor([12., 12.], dtype=torch.float64)
     """
-    checks.row_numbers(rows)
+    checks.sample_ids(sample_ids)
     parse(directions)
-    checks.displaced(parameters)
-    return _gram(list(parameters.values()), list(parameters), rows, *split_seed(seed), directions)
+    checks.displaced_parameters(parameters)
+    return _gram(list(parameters.values()), list(parameters), sample_ids, *split_seed(seed), directions)
 
 
 def assemble(
@@ -124,38 +127,38 @@ def assemble(
     normalization: str = "gradient",
     outputs: str = "trace",
 ) -> Tensor:
-    r"""Assemble a nonlocal kernel from unit differences D, weights alpha and the unit displacements' norms.
+    r"""Assemble a nonlocal kernel from unit differences D, weights alpha and norms of the unit displacements.
 
     .. math::
         K_\text{energy} = d \sum_m \alpha_m \frac{D_m(x) D_m(x')}{|E_m|^2}, \qquad
         K_\text{plugin} = d^2 \sum_{m, m'} \alpha_m \alpha_{m'} \frac{D_m(x) D_{m'}(x') Q_{mm'}}{|E_m|^2 |E_{m'}|^2},
 
     and the unbiased form, which is the plugin form without m = m', divided by :math:`1 - \sum_m \alpha_m^2`. With
-    weights that depend on the input, the energy form takes :math:`\sqrt{\alpha_m(x) \alpha_m(x')}`.
+    weights that depend on the input, the weight in the energy form is :math:`\sqrt{\alpha_m(x) \alpha_m(x')}`.
 
     Args:
-        d1: Unit differences D / s at the rows' inputs, [M, N1, C].
+        d1: Unit differences D / s at the inputs of the rows, [M, N1, C], float32 or float64.
         weights1: Weights of the displacements, [M] or [M, N1], >= 0, each column summing to one over all displacements
-            (values are not checked: chunks of the energy form pass parts of them).
+            (values are not checked, since chunks of the energy form pass parts of them).
         squared_norms: Squared norms of the unit displacements, [M], > 0.
         num_params: Number d of displaced parameters.
-        d2: Unit differences at the columns' inputs, [M, N2, C]; None for the symmetric kernel of ``d1``.
-        weights2: Weights at the columns' inputs, [M] or [M, N2]; None for ``weights1``, which must then be [M] if
+        d2: Unit differences at the inputs of the columns, [M, N2, C]; None for the symmetric kernel of ``d1``.
+        weights2: Weights at the inputs of the columns, [M] or [M, N2]; None for ``weights1``, which must then be [M] if
             ``d2`` is given.
-        estimator: ``"energy"`` (positive semi-definite; additive over chunks of displacements), ``"plugin"``
-            (positive semi-definite, biased by (d - 1) / M) or ``"unbiased"`` (indefinite).
-        gram: Gram matrix Q of the unit displacements, [M, M]; plugin and unbiased need it.
-        normalization: ``"gradient"``, with the NTK as limit, or ``"paper"``, smaller by d squared.
-        outputs: ``"trace"`` and ``"mean"`` over the outputs, [N1, N2]; ``"diagonal"``, [N1, N2, C]; ``"full"``,
-            [N1, N2, C, C].
+        estimator: Name of the estimator: ``"energy"`` (positive semi-definite; additive over chunks of displacements),
+            ``"plugin"`` (positive semi-definite, biased by (d - 1) / M) or ``"unbiased"`` (indefinite).
+        gram: Gram matrix Q of the unit displacements, [M, M]; required for plugin and unbiased.
+        normalization: Normalization: ``"gradient"`` with the NTK as limit, or ``"paper"``, which divides by d squared.
+        outputs: Treatment of outputs: ``"trace"`` or ``"mean"`` over them, [N1, N2]; ``"diagonal"``, [N1, N2, C];
+            ``"full"``, [N1, N2, C, C].
 
     Returns:
-        The kernel in the dtype of ``d1``; exactly symmetric where ``d2`` is None.
+        Kernel matrix in the dtype of ``d1``; exactly symmetric if ``d2`` is None.
 
     Raises:
         ValueError: If a name is unknown, shapes or dtypes disagree, Q is missing, ``num_params`` is below one, or
-            ``"unbiased"`` has fewer than two rows.
-        TypeError: If ``num_params`` is no integer.
+            ``"unbiased"`` has fewer than two displacements.
+        TypeError: If ``num_params`` is not an integer.
 
     Example:
         >>> d = torch.ones(4, 3, 1)
@@ -166,17 +169,12 @@ def assemble(
     checks.choice("normalization", normalization, NORMALIZATIONS)
     checks.choice("outputs", outputs, OUTPUTS)
     checks.integer("num_params", num_params, 1)
-    _check_shapes(d1, weights1, squared_norms, d2, weights2)
+    check_shapes(d1, weights1, squared_norms, d2, weights2)
     if estimator == "energy":
         kernel = _weighted_energy(d1, d2, weights1, weights2, squared_norms, num_params, outputs)
     else:
-        samples = len(d1)
-        if gram is None or gram.shape != (samples, samples):
-            given = "None" if gram is None else f"shape {tuple(gram.shape)}"
-            raise ValueError(
-                f"gram must be the [{samples}, {samples}] Gram of displacements for {estimator!r}, got {given}."
-            )
-        _check_samples(estimator, samples)
+        gram = check_gram(estimator, gram, len(d1))
+        check_samples(estimator, len(d1))
         unbiased = estimator == "unbiased"
         kernel = _inner_product(d1, d2, weights1, weights2, squared_norms, gram, num_params, unbiased, outputs)
     return kernel / num_params**2 if normalization == "paper" else kernel
@@ -191,16 +189,16 @@ def _weighted_energy(
     num_params: int,
     outputs: str,
 ) -> Tensor:
-    scales, nothing = num_params / squared_norms.double(), (None,) * 6
+    scales, no_attention = num_params / squared_norms.double(), (None,) * 6
     if weights2 is None and weights1.dim() == 1:
-        return _energy(d1, d2, scales * weights1.double(), "rows", None, None, *nothing, outputs)
-    values1 = _by_input(weights1, d1)
-    values2 = None if d2 is None or weights2 is None else _by_input(weights2, d2)
-    return _energy(d1, d2, scales, "weights", values1, values2, *nothing, outputs)
+        return _energy(d1, d2, scales * weights1.double(), "rows", None, None, *no_attention, outputs)
+    values1 = _per_input(weights1, d1)
+    values2 = None if d2 is None or weights2 is None else _per_input(weights2, d2)
+    return _energy(d1, d2, scales, "weights", values1, values2, *no_attention, outputs)
 
 
-def _by_input(weights: Tensor, d: Tensor) -> Tensor:
-    """Weights [M] or [M, N] as [M, N] in the dtype of the differences."""
+def _per_input(weights: Tensor, d: Tensor) -> Tensor:
+    """Return weights [M] or [M, N] as [M, N] in the dtype of the differences."""
     return (weights if weights.dim() == 2 else weights[:, None].expand(d.shape[:2])).to(d.dtype)
 
 
@@ -212,41 +210,45 @@ def attended_energy(
     normalization: str = "gradient",
     outputs: str = "trace",
 ) -> Tensor:
-    r"""Assemble the energy form of differences under attention, up to the softmax's sums.
+    r"""Assemble the energy form of differences under attention, without the sums of the softmax.
 
     .. math::
         d \sum_m \frac{\sqrt{w_m(x) w_m(x')}}{|E_m|^2} D_m(x) D_m(x'), \qquad
         w_m(x) = \sum_\pm e^{e_m^\pm(x) - \max_m e_m^\pm(x)}
 
-    The weights are made as the differences are loaded. Divided by the roots of both inputs' sums this is the kernel;
-    until then it adds up over chunks of displacements: see :class:`nntk.kernels.assemble.StreamingSum`.
+    Weights are computed where the differences are loaded. The result divided by the roots of the sums of both inputs is
+    the kernel. Before that division, results of chunks of displacements add up: see
+    :class:`nntk.kernels.assemble.StreamingSum`.
 
     Args:
-        first: Differences and scores at the rows' inputs.
-        second: Those at the columns' inputs, of the same displacements; None for the symmetric kernel of ``first``.
+        first: Differences and scores at the inputs of the rows.
+        second: Differences and scores at the inputs of the columns, of the same displacements; None for the symmetric
+            kernel of ``first``.
         squared_norms: Squared norms of the unit displacements, [M], > 0.
         num_params: Number d of displaced parameters.
-        normalization: ``"gradient"`` or ``"paper"``.
-        outputs: ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
+        normalization: Normalization, ``"gradient"`` or ``"paper"``.
+        outputs: Treatment of outputs, ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
 
     Returns:
-        As :func:`assemble`, to be normalised.
+        Kernel matrix as of :func:`assemble`, to be normalised by the sums of the softmax.
 
     Raises:
         ValueError: If a name is unknown, shapes or dtypes disagree, or ``num_params`` is below one.
-        TypeError: If ``num_params`` is no integer.
+        TypeError: If ``num_params`` is not an integer.
+
+    Example:
+        >>> from nntk.kernels.attention import attend
+        >>> state = attend(torch.ones(4, 1, 1), "distance", torch.zeros(4), torch.ones(4))
+        >>> attended_energy(state, None, torch.full((4,), 2.0), num_params=2)  # the sum of the softmax is 4
+        tensor([[4.]])
     """
     checks.choice("normalization", normalization, NORMALIZATIONS)
     checks.choice("outputs", outputs, OUTPUTS)
     checks.integer("num_params", num_params, 1)
-    d1, d2 = first.d, None if second is None else second.d
-    if squared_norms.shape != d1.shape[-3:-2]:
-        raise ValueError(f"squared_norms must be [{d1.shape[-3]}], got {tuple(squared_norms.shape)}.")
-    if second is not None and (given := _described(second)) != (need := _described(first)):
-        raise ValueError(f"second must have {need} like first, got {given}.")
+    check_states(first, second, squared_norms)
     kernel = _energy(
-        d1,
-        d2,
+        first.d,
+        None if second is None else second.d,
         num_params / squared_norms.double(),
         first.score,
         first.values,
@@ -262,19 +264,12 @@ def attended_energy(
     return kernel / num_params**2 if normalization == "paper" else kernel
 
 
-def _described(attended: AttentionState) -> str:
-    """What both sets of inputs share."""
-    d = attended.d
-    shape = ", ".join(map(str, (*d.shape[:-2], "N", d.shape[-1])))
-    return f"differences [{shape}] in {d.dtype} under {attended.score!r}"
-
-
 def assemble_by_gradients(
     d1: Tensor,
     weights1: Tensor,
     squared_norms: Tensor,
     parameters: Mapping[int, Tensor],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed: int,
     directions: str = "gaussian",
     d2: Tensor | None = None,
@@ -290,38 +285,43 @@ def assemble_by_gradients(
         K_\text{unbiased} = \frac{\langle G(x), G(x') \rangle
             - d^2 \sum_m \alpha_m(x) \alpha_m(x') D_m(x) D_m(x') / |E_m|^2}{1 - \sum_m \alpha_m(x) \alpha_m(x')}
 
-    Cheaper than the Gram matrix for many displacements and few inputs (:func:`inner_product_route` compares them).
+    This is cheaper than the Gram matrix for many displacements and few inputs; :func:`inner_product_route` compares.
 
     Args:
-        d1: Unit differences at the rows' inputs, [M, N1, C].
-        weights1: Weights, [M] or [M, N1].
+        d1: Unit differences at the inputs of the rows, [M, N1, C].
+        weights1: Weights of the displacements, [M] or [M, N1].
         squared_norms: Squared norms of the unit displacements, [M], > 0.
-        parameters: The displaced parameters by ordinal; their shapes are read, not their values.
-        rows: Numbers m of the displacements, [M], int64.
+        parameters: Displaced parameters by ordinal; their shapes are read, not their values.
+        sample_ids: Stream numbers m of the displacements, [M], int64.
         seed: Seed of the stream, in [0, 2**64).
-        directions: Family of the displacements.
-        d2: Unit differences at the columns' inputs, [M, N2, C]; None for the symmetric kernel of ``d1``.
-        weights2: Weights at the columns' inputs, as for :func:`assemble`.
-        estimator: ``"plugin"`` or ``"unbiased"``.
-        normalization: ``"gradient"`` or ``"paper"``.
-        outputs: ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
+        directions: Name of the family of displacements.
+        d2: Unit differences at the inputs of the columns, [M, N2, C]; None for the symmetric kernel of ``d1``.
+        weights2: Weights at the inputs of the columns, as for :func:`assemble`.
+        estimator: Name of the estimator, ``"plugin"`` or ``"unbiased"``.
+        normalization: Normalization, ``"gradient"`` or ``"paper"``.
+        outputs: Treatment of outputs, ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
 
     Returns:
-        As :func:`assemble`.
+        Kernel matrix as of :func:`assemble`.
 
     Raises:
         ValueError: If a name is unknown, shapes or dtypes disagree, the seed is out of range, there are no parameters,
-            or ``"unbiased"`` has fewer than two rows.
-        TypeError: If ``rows`` is no int64 vector, or the seed no integer.
+            or ``"unbiased"`` has fewer than two displacements.
+        TypeError: If ``sample_ids`` is not an int64 vector, or the seed is not an integer.
+
+    Example:
+        >>> d, alpha, norms = torch.ones(2, 3, 1), torch.full((2,), 0.5), torch.full((2,), 12.0)
+        >>> assemble_by_gradients(d, alpha, norms, {0: torch.zeros(3, 4)}, torch.arange(2), 1, "rademacher").shape
+        torch.Size([3, 3])
     """
     checks.choice("estimator", estimator, ESTIMATORS[1:])
     checks.choice("normalization", normalization, NORMALIZATIONS)
     checks.choice("outputs", outputs, OUTPUTS)
-    checks.row_numbers(rows)
+    checks.sample_ids(sample_ids)
     parse(directions)
-    checks.displaced(parameters)
-    _check_shapes(d1, weights1, squared_norms, d2, weights2, rows)
-    _check_samples(estimator, len(d1))
+    checks.displaced_parameters(parameters)
+    check_shapes(d1, weights1, squared_norms, d2, weights2, sample_ids)
+    check_samples(estimator, len(d1))
     kernel = _by_gradients(
         d1,
         d2,
@@ -330,7 +330,7 @@ def assemble_by_gradients(
         squared_norms,
         list(parameters.values()),
         list(parameters),
-        rows,
+        sample_ids,
         *split_seed(seed),
         directions,
         estimator == "unbiased",
@@ -345,113 +345,36 @@ def nonlocal_gradients(
     weights: Tensor,
     squared_norms: Tensor,
     parameters: Mapping[int, Tensor],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed: int,
     directions: str = "gaussian",
 ) -> Tensor:
-    r"""Nonlocal gradients :math:`G(x) = d \sum_m \alpha_m(x) D_m(x) E_m / |E_m|^2`.
+    r"""Compute nonlocal gradients :math:`G(x) = d \sum_m \alpha_m(x) D_m(x) E_m / |E_m|^2`.
 
     Args:
         d: Unit differences, [M, N, C].
-        weights: Weights, [M] or [M, N].
+        weights: Weights of the displacements, [M] or [M, N].
         squared_norms: Squared norms of the unit displacements, [M], > 0.
-        parameters: The displaced parameters by ordinal; their shapes are read, not their values.
-        rows: Numbers m of the displacements, [M], int64.
+        parameters: Displaced parameters by ordinal; their shapes are read, not their values.
+        sample_ids: Stream numbers m of the displacements, [M], int64.
         seed: Seed of the stream, in [0, 2**64).
-        directions: Family of the displacements.
+        directions: Name of the family of displacements.
 
     Returns:
-        [N, C, d] in the dtype of ``d``, parameters flattened in the order given.
+        [N, C, d] in the dtype of ``d``, with parameters flattened in the given order.
 
     Raises:
         ValueError: If a name is unknown, shapes disagree, the seed is out of range, or there are no parameters.
-        TypeError: If ``rows`` is no int64 vector, or the seed no integer.
-    """
-    checks.row_numbers(rows)
-    parse(directions)
-    checks.displaced(parameters)
-    _check_shapes(d, weights, squared_norms, None, None, rows, names=("d", "weights"))
-    held = list(parameters.values())
-    return _gradients(d, weights, squared_norms, held, list(parameters), rows, *split_seed(seed), directions)
-
-
-def energy_product(
-    d1: Tensor,
-    weights1: Tensor,
-    squared_norms: Tensor,
-    num_params: int,
-    vectors: Tensor,
-    d2: Tensor | None = None,
-    weights2: Tensor | None = None,
-) -> Tensor:
-    """The traced energy kernel times vectors, K @ v, in O(M N C R): the kernel is never formed.
-
-    Args:
-        d1: Unit differences at the rows' inputs, [M, N1, C].
-        weights1: Weights, [M] or [M, N1].
-        squared_norms: Squared norms of the unit displacements, [M], > 0.
-        num_params: Number d of displaced parameters.
-        vectors: Right-hand sides, [N2, R], in the dtype of ``d1``.
-        d2: Unit differences at the columns' inputs, [M, N2, C]; None for ``d1``.
-        weights2: Weights at the columns' inputs, as for :func:`assemble`.
-
-    Returns:
-        [N1, R]; products over chunks of displacements add up.
-
-    Raises:
-        ValueError: If shapes or dtypes disagree, or ``num_params`` is below one.
-        TypeError: If ``num_params`` is no integer.
+        TypeError: If ``sample_ids`` is not an int64 vector, or the seed is not an integer.
 
     Example:
-        >>> d = torch.ones(4, 3, 1)
-        >>> energy_product(d, torch.full((4,), 0.25), torch.full((4,), 2.0), 2, torch.ones(3, 1)).flatten()
-        tensor([3., 3., 3.])
+        >>> d, alpha, norms = torch.ones(2, 3, 1), torch.full((2,), 0.5), torch.full((2,), 12.0)
+        >>> nonlocal_gradients(d, alpha, norms, {0: torch.zeros(3, 4)}, torch.arange(2), 1, "rademacher").shape
+        torch.Size([3, 1, 12])
     """
-    checks.integer("num_params", num_params, 1)
-    _check_shapes(d1, weights1, squared_norms, d2, weights2)
-    lines = (d1 if d2 is None else d2).shape[1]
-    if vectors.dim() != 2 or len(vectors) != lines or vectors.dtype != d1.dtype:
-        raise ValueError(
-            f"vectors must be [{lines}, R] in {d1.dtype}, got {vectors.dtype} of shape {tuple(vectors.shape)}."
-        )
-    second = weights1 if weights2 is None else weights2
-    return _product(d1, d2, weights1, second, num_params / squared_norms.double(), vectors)
-
-
-def _check_samples(estimator: str, samples: int) -> None:
-    if estimator == "unbiased" and samples < 2:
-        raise ValueError(f"samples must be at least 2 for the unbiased estimator, got {samples}.")
-
-
-def _check_shapes(
-    d1: Tensor,
-    weights1: Tensor,
-    squared_norms: Tensor,
-    d2: Tensor | None,
-    weights2: Tensor | None,
-    rows: Tensor | None = None,
-    names: tuple[str, str] = ("d1", "weights1"),
-) -> None:
-    if d1.dim() != 3 or not d1.is_floating_point():
-        raise ValueError(f"{names[0]} must be a floating tensor [M, N1, C], got {d1.dtype} of shape {tuple(d1.shape)}.")
-    samples, n1, c = d1.shape
-    if d2 is not None and (d2.dim() != 3 or (d2.shape[0], d2.shape[2], d2.dtype) != (samples, c, d1.dtype)):
-        raise ValueError(
-            f"d2 must be [{samples}, N2, {c}] in {d1.dtype} like d1, got {d2.dtype} of shape {tuple(d2.shape)}."
-        )
-    if squared_norms.shape != (samples,):
-        raise ValueError(f"squared_norms must be [{samples}], got {tuple(squared_norms.shape)}.")
-    if rows is not None and len(rows) != samples:
-        raise ValueError(f"rows must be [{samples}], got {tuple(rows.shape)}.")
-    if weights1.shape not in ((samples,), (samples, n1)):
-        raise ValueError(f"{names[1]} must be [{samples}] or [{samples}, {n1}], got {tuple(weights1.shape)}.")
-    if weights2 is None:
-        if d2 is not None and weights1.dim() == 2:
-            raise ValueError("weights2 must be given with d2 where weights1 depends on the input, got None.")
-    elif d2 is None:
-        raise ValueError(
-            f"weights2 must be None where d2 is None, got shape {tuple(weights2.shape)}: the symmetric kernel has one "
-            "set of weights."
-        )
-    elif weights2.shape not in ((samples,), (samples, d2.shape[1])):
-        raise ValueError(f"weights2 must be [{samples}] or [{samples}, {d2.shape[1]}], got {tuple(weights2.shape)}.")
+    checks.sample_ids(sample_ids)
+    parse(directions)
+    checks.displaced_parameters(parameters)
+    check_shapes(d, weights, squared_norms, None, None, sample_ids, names=("d", "weights"))
+    tensors = list(parameters.values())
+    return _gradients(d, weights, squared_norms, tensors, list(parameters), sample_ids, *split_seed(seed), directions)

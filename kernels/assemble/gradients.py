@@ -1,9 +1,9 @@
-r"""Nonlocal gradients in plain torch, and the inner-product estimators by way of them.
+r"""Nonlocal gradients in plain torch, and the inner-product estimators computed from them.
 
 .. math::
     G(x) = d \sum_m \alpha_m(x) \frac{D_m(x)}{|E_m|^2} E_m, \qquad K_\text{plugin} = \langle G(x), G(x') \rangle
 
-A slab of parameters is made for all displacements at a time, used, and forgotten.
+Noise is generated one slab of parameters at a time, for all displacements, and is not kept.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from nntk.kernels.assemble.reference import contract, gradient_weights, mirror, rest
-from nntk.kernels.philox.reference import TILE, generate
+from nntk.kernels.assemble.reference import contract, gradient_weights, mirror, unbiased_divisor
+from nntk.kernels.philox.reference import generate
+from nntk.kernels.philox.slabs import TILE
 
 
 def inner_product_of_gradients(
@@ -23,15 +24,15 @@ def inner_product_of_gradients(
     squared_norms: Tensor,
     parameters: list[Tensor],
     ordinals: list[int],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
     unbiased: bool,
     outputs: str,
 ) -> Tensor:
-    """The plugin or unbiased form without a Gram matrix: M may be large."""
-    slabs = _double_slabs(parameters, ordinals, rows, (seed_low, seed_high), directions)
+    """Compute the plugin or unbiased form without a Gram matrix, so that M may be large."""
+    slabs = _double_slabs(parameters, ordinals, sample_ids, (seed_low, seed_high), directions)
     return contract_gradients(slabs, d1, d2, weights1, weights2, squared_norms, _count(parameters), unbiased, outputs)
 
 
@@ -46,7 +47,7 @@ def contract_gradients(
     unbiased: bool,
     outputs: str,
 ) -> Tensor:
-    """The inner product of nonlocal gradients from slabs of unit displacements [M, n] that follow each other."""
+    """Compute inner products of nonlocal gradients from consecutive slabs of unit displacements, [M, n] each."""
     weights2 = weights1 if weights2 is None else weights2
     a = gradient_weights(d1, weights1, squared_norms, num_params)
     b = a if d2 is None else gradient_weights(d2, weights2, squared_norms, num_params)
@@ -56,7 +57,7 @@ def contract_gradients(
         kernel += contract(g1, g1 if d2 is None else torch.tensordot(noise.double().T, b, dims=1), outputs)
     if unbiased:
         norms = squared_norms.double()[:, None, None]
-        kernel = (kernel - contract(a * norms, b, outputs)) / rest(weights1, weights2, kernel.dim())
+        kernel = (kernel - contract(a * norms, b, outputs)) / unbiased_divisor(weights1, weights2, kernel.dim())
     kernel = kernel.to(d1.dtype)
     return (mirror(kernel) if d2 is None else kernel).contiguous()
 
@@ -67,20 +68,18 @@ def nonlocal_gradients(
     squared_norms: Tensor,
     parameters: list[Tensor],
     ordinals: list[int],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
 ) -> Tensor:
-    """The nonlocal gradients [N, C, d] in the dtype of ``d``, parameters in the order given."""
-    slabs = _double_slabs(parameters, ordinals, rows, (seed_low, seed_high), directions)
+    """Compute nonlocal gradients [N, C, d] in the dtype of ``d``, with parameters in the given order."""
+    slabs = _double_slabs(parameters, ordinals, sample_ids, (seed_low, seed_high), directions)
     return gradients_of(slabs, d, weights, squared_norms, _count(parameters))
 
 
-def gradients_of(
-    slabs: Iterable[Tensor], d: Tensor, weights: Tensor, squared_norms: Tensor, num_params: int
-) -> Tensor:  # fmt: skip
-    """Nonlocal gradients [N, C, d] from slabs of unit displacements [M, n] that follow each other."""
+def gradients_of(slabs: Iterable[Tensor], d: Tensor, weights: Tensor, squared_norms: Tensor, num_params: int) -> Tensor:
+    """Compute nonlocal gradients [N, C, d] from consecutive slabs of unit displacements, [M, n] each."""
     a = gradient_weights(d, weights, squared_norms, num_params)
     out, start = d.new_empty(*d.shape[1:], num_params), 0
     for noise in slabs:
@@ -90,10 +89,10 @@ def gradients_of(
 
 
 def _double_slabs(
-    parameters: list[Tensor], ordinals: list[int], rows: Tensor, key: tuple[int, int], directions: str
+    parameters: list[Tensor], ordinals: list[int], sample_ids: Tensor, key: tuple[int, int], directions: str
 ) -> Iterator[Tensor]:
     shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
-    for _, noise in generate(directions, rows, shapes, key, torch.float64, 4 * TILE):
+    for _, noise in generate(directions, sample_ids, shapes, key, torch.float64, 4 * TILE):
         yield noise.flatten(1)
 
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from nntk.kernels.attention.reference import odd, relative_weights
-from nntk.kernels.philox.reference import TILE
 
 _BLOCK = 1024
-"""Inputs of a block of a symmetric product: only blocks on and below the diagonal are multiplied."""
+"""Number of inputs of a block of a symmetric product: only blocks on and below the diagonal are multiplied."""
 
 _CONTRACTIONS = {
     "trace": "mic,mjc->ij",
@@ -28,7 +27,7 @@ _CONTRACTIONS = {
 
 
 def contract(a: Tensor, b: Tensor, outputs: str) -> Tensor:
-    """Sum over displacements of the products of a [M, N1, C] and b [M, N2, C], with the outputs axes as asked."""
+    """Sum the products of a [M, N1, C] and b [M, N2, C] over displacements, with the axes of ``outputs``."""
     product = torch.einsum(_CONTRACTIONS[outputs], a, b)
     return product / a.shape[2] if outputs == "mean" else product
 
@@ -42,7 +41,7 @@ def mirror(kernel: Tensor) -> Tensor:
         kernel: [N, N], [N, N, C] or [N, N, C, C] (symmetric under swapping inputs and outputs together).
 
     Returns:
-        A new tensor of the same shape; the triangle above the diagonal is that below.
+        A new tensor of the same shape; the triangle above the diagonal is a copy of the one below.
     """
     if kernel.dim() == 4:
         n, _, c, _ = kernel.shape
@@ -54,12 +53,12 @@ def mirror(kernel: Tensor) -> Tensor:
 
 
 def _columns(weights: Tensor) -> Tensor:
-    """Weights [M] or [M, N] as [M, 1 or N, 1], to multiply differences [M, N, C]."""
+    """Return weights [M] or [M, N] as [M, 1 or N, 1], to multiply differences [M, N, C]."""
     return weights[:, None, None] if weights.dim() == 1 else weights[:, :, None]
 
 
 def symmetric_contract(a: Tensor, outputs: str) -> Tensor:
-    """``contract(a, a, outputs)`` from the blocks on and below its diagonal, exactly symmetric."""
+    """Compute ``contract(a, a, outputs)`` from the blocks on and below its diagonal; exactly symmetric."""
     n, c = a.shape[1:]
     axes = {"diagonal": (c,), "full": (c, c)}.get(outputs, ())
     kernel = a.new_empty(n, n, *axes)
@@ -84,11 +83,26 @@ def energy(
     shifts2: Tensor | None,
     outputs: str,
 ) -> Tensor:
-    """The energy form, with ``scales`` [M] of d / |E_m|^2, times alpha_m where that is the whole weight.
+    """Compute the energy form: the op ``nntk::energy`` for every backend.
 
-    ``weighting`` says what else there is: ``"rows"`` nothing, ``"weights"`` alpha [M, N] in ``values``, and ``"dot"``,
-    ``"distance"`` or ``"given"`` softmax attention relative to exp(shift), from d itself where ``values`` is None.
-    ``d2=None`` means the symmetric kernel of ``d1``.
+    Arguments with suffix 1 belong to the inputs of the rows, those with suffix 2 to the inputs of the columns; the
+    latter are None for the symmetric kernel of ``d1``.
+
+    Args:
+        d1: Differences, [M, N1, C], or plus and minus members of antithetic pairs, [2, M, N1, C].
+        d2: Differences, [M, N2, C] or [2, M, N2, C], or None.
+        scales: Scales d / |E_m|^2, [M]; times alpha_m if weights do not depend on the input.
+        weighting: Further weights: ``"rows"`` none; ``"weights"`` alpha in ``values``; ``"dot"``, ``"distance"`` or
+            ``"given"`` softmax attention relative to exp(shift).
+        values1: Weights [M, N1] for ``"weights"``, scores [M, N1] or [2, M, N1] for ``"given"``, else None.
+        values2: The same at the columns.
+        keys1: Outputs f(x), [N1, 1], for ``"dot"``, else None.
+        keys2: The same at the columns.
+        priors: Prior log weights, [M], for attention, else None.
+        factors: Factors of the scores, [M], for attention, else None.
+        shifts1: Largest exponents, [N1], for attention, else None.
+        shifts2: The same at the columns.
+        outputs: ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
 
     Returns:
         [N1, N2] with the axes of the outputs.
@@ -97,12 +111,12 @@ def energy(
     def features(d: Tensor, values: Tensor | None, keys: Tensor | None, shifts: Tensor | None) -> Tensor:
         weights = scales.double()[:, None]
         if weighting == "weights":
-            assert values is not None, "the caller gave them"
+            assert values is not None, "the caller gives weights"
             weights = weights * values
         elif weighting != "rows":
-            assert priors is not None and factors is not None and shifts is not None, "the caller gave them"
-            scored = d if values is None else values.unsqueeze(-1)
-            weights = weights * relative_weights(scored, keys, priors, factors, shifts, weighting)
+            assert priors is not None and factors is not None and shifts is not None, "the caller gives these"
+            scores = d if values is None else values.unsqueeze(-1)
+            weights = weights * relative_weights(scores, keys, priors, factors, shifts, weighting)
         return odd(d) * weights.sqrt().to(d.dtype)[:, :, None]
 
     a = features(d1, values1, keys1, shifts1)
@@ -122,7 +136,7 @@ def inner_product(
     unbiased: bool,
     outputs: str,
 ) -> Tensor:
-    """The plugin form, or the unbiased one; in float64, since their terms are d/M times larger than their sum."""
+    """Compute the plugin or the unbiased form in float64, since their terms are d / M times larger than their sum."""
     weights2 = weights1 if weights2 is None else weights2
     a = gradient_weights(d1, weights1, squared_norms, num_params)
     b = a if d2 is None else gradient_weights(d2, weights2, squared_norms, num_params)
@@ -131,48 +145,21 @@ def inner_product(
         q = q - torch.diag_embed(q.diagonal())
     kernel = contract(torch.tensordot(q, a, dims=1), b, outputs)
     if unbiased:
-        kernel = kernel / rest(weights1, weights2, kernel.dim())
+        kernel = kernel / unbiased_divisor(weights1, weights2, kernel.dim())
     kernel = kernel.to(d1.dtype)
     return (mirror(kernel) if d2 is None else kernel).contiguous()
 
 
 def gradient_weights(d: Tensor, weights: Tensor, squared_norms: Tensor, num_params: int) -> Tensor:
-    """Factors a of unit displacements in the nonlocal gradient G = sum_m a_m E_m: d alpha_m D_m / |E_m|^2, float64."""
-    return d.double() * _columns(weights.double() * num_params / _as_rows(squared_norms, weights))
+    """Compute coefficients a of the nonlocal gradient G = sum_m a_m E_m: d alpha_m D_m / |E_m|^2, float64."""
+    return d.double() * _columns(weights.double() * num_params / _broadcast(squared_norms, weights))
 
 
-def rest(weights1: Tensor, weights2: Tensor, axes: int) -> Tensor:
-    """What the unbiased form divides by, 1 - sum_m alpha_m(x) alpha_m(x'), with further axes of size 1."""
-    left = 1 - torch.einsum("mic,mjc->ij", _columns(weights1.double()), _columns(weights2.double()))
-    return left.view(*left.shape, *[1] * (axes - 2))
+def unbiased_divisor(weights1: Tensor, weights2: Tensor, axes: int) -> Tensor:
+    """Return the divisor of the unbiased form, 1 - sum_m alpha_m(x) alpha_m(x'), with further axes of size 1."""
+    divisor = 1 - torch.einsum("mic,mjc->ij", _columns(weights1.double()), _columns(weights2.double()))
+    return divisor.view(*divisor.shape, *[1] * (axes - 2))
 
 
-def energy_product(
-    d1: Tensor, d2: Tensor | None, weights1: Tensor, weights2: Tensor | None, scales: Tensor, vectors: Tensor
-) -> Tensor:
-    """The energy form times ``vectors`` [N2, R], summed over outputs, without the kernel: [N1, R].
-
-    A displacement's rows are used twice while they are at hand; no weighted copy of all of D is made.
-
-    Returns:
-        [N1, R].
-    """
-    out = vectors.new_zeros(d1.shape[1], vectors.shape[1])
-    columns = max(1, d1.shape[1] + (0 if d2 is None else d2.shape[1])) * d1.shape[2]
-    for chunk in torch.split(torch.arange(len(d1), device=d1.device), max(1, TILE // columns)):
-        piece = slice(int(chunk[0]), int(chunk[-1]) + 1)
-        a = d1[piece] * _columns(_weighted(scales, weights1, piece)).sqrt().to(d1.dtype)
-        b = a if d2 is None else d2[piece] * _columns(_weighted(scales, weights2, piece)).sqrt().to(d1.dtype)
-        out += torch.einsum("mnc,mcr->nr", a, torch.einsum("mnc,nr->mcr", b, vectors))
-    return out
-
-
-def _weighted(scales: Tensor, weights: Tensor | None, piece: slice) -> Tensor:
-    """Scales [M] times weights [M] or [M, N], of a piece of the displacements."""
-    if weights is None:
-        return scales[piece].double()
-    return weights[piece].double() * _as_rows(scales[piece], weights)
-
-
-def _as_rows(squared_norms: Tensor, weights: Tensor) -> Tensor:
+def _broadcast(squared_norms: Tensor, weights: Tensor) -> Tensor:
     return squared_norms if weights.dim() == 1 else squared_norms[:, None]

@@ -1,4 +1,4 @@
-"""Kernels that add up over chunks of displacements whose softmax sums are not yet known."""
+"""Sum of kernels over chunks of displacements, before the sums of the softmax are known."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,21 @@ from torch import Tensor
 
 from nntk.kernels.attention.reference import finite
 from nntk.kernels.fixed_weights.softmax import merge, share
-from nntk.kernels.philox.reference import TILE
+from nntk.kernels.philox.slabs import TILE
 
 
 @dataclass
 class StreamingSum:
-    r"""A kernel under attention, chunk by chunk.
+    r"""Kernel under attention, summed chunk by chunk.
 
-    A chunk's kernel is relative to the largest exponents of its own inputs, and so is the total: adding a chunk brings
-    both to the larger of the two, by factors :math:`e^{(\max - \max') / 2}` of lines and of entries. What is lost by
-    not knowing the sums beforehand is nothing.
+    The kernel of a chunk is relative to the largest exponents of its inputs in that chunk, and so is the total. Adding
+    a chunk brings both to the larger of the two, by factors :math:`e^{(\max - \max') / 2}` of rows and of columns. No
+    accuracy is lost by not knowing the sums beforehand.
 
     Attributes:
         kernel: [N1, N2] with the axes of the outputs; None before the first chunk.
-        statistics1: Of the lines' inputs, [3, N1].
-        statistics2: Of the entries' inputs, [3, N2]; None for a symmetric kernel.
+        statistics1: Softmax statistics of the inputs of the rows, [3, N1].
+        statistics2: Softmax statistics of the inputs of the columns, [3, N2]; None for a symmetric kernel.
 
     Example:
         >>> total = StreamingSum()
@@ -37,10 +37,10 @@ class StreamingSum:
     statistics2: Tensor | None = None
 
     def add(self, kernel: Tensor, statistics1: Tensor, statistics2: Tensor | None) -> None:
-        """Add a chunk's kernel, relative to its own statistics; it is overwritten.
+        """Add the kernel of a chunk, relative to the statistics of the chunk. The kernel is overwritten.
 
         Raises:
-            ValueError: If the statistics have other shapes than those of the chunks before.
+            ValueError: If the statistics have other shapes than those of earlier chunks.
         """
         if self.kernel is None or self.statistics1 is None:
             self.kernel, self.statistics1, self.statistics2 = kernel, statistics1, statistics2
@@ -49,16 +49,16 @@ class StreamingSum:
         merged2 = None
         if statistics2 is not None and self.statistics2 is not None:
             merged2 = merge(self.statistics2, statistics2)
-        for part, own1, own2 in (
+        for part, part1, part2 in (
             (self.kernel, self.statistics1, self.statistics2),
             (kernel, statistics1, statistics2),
         ):
-            _scale(part, _factor(own1, merged1), None if merged2 is None or own2 is None else _factor(own2, merged2))
+            _scale(part, _factor(part1, merged1), None if merged2 is None or part2 is None else _factor(part2, merged2))
         self.kernel += kernel
         self.statistics1, self.statistics2 = merged1, merged2
 
     def result(self) -> Tensor:
-        """The kernel, normalised; the total is of no use any more.
+        """Return the normalised kernel. The sum must not be used afterwards.
 
         Returns:
             [N1, N2] with the axes of the outputs.
@@ -67,22 +67,22 @@ class StreamingSum:
             ValueError: If nothing was added.
         """
         if self.kernel is None or self.statistics1 is None:
-            raise ValueError("a total of no chunks has no result; add one first.")
+            raise ValueError("a sum of no chunks has no result; add a chunk first.")
         second = None if self.statistics2 is None else share(self.statistics2[1]).sqrt()
         return _scale(self.kernel, share(self.statistics1[1]).sqrt(), second)
 
 
-def _factor(own: Tensor, merged: Tensor) -> Tensor:
-    return ((own[0] - finite(merged[0])) / 2).exp()
+def _factor(statistics: Tensor, merged: Tensor) -> Tensor:
+    return ((statistics[0] - finite(merged[0])) / 2).exp()
 
 
-def _scale(kernel: Tensor, lines: Tensor, entries: Tensor | None) -> Tensor:
-    """Multiply lines and entries of a kernel in place; with the same factors it stays exactly symmetric."""
-    entries = lines if entries is None else entries
-    # Some lines at a time: the products are float64, and as many as the kernel has entries.
-    at_once = max(1, TILE // max(1, len(entries)))
-    for first in range(0, len(kernel), at_once):
-        part = kernel[first : first + at_once]
-        both = torch.outer(lines[first : first + at_once], entries).to(kernel.dtype)
-        part.mul_(both.view(*both.shape, *[1] * (kernel.dim() - 2)))
+def _scale(kernel: Tensor, row_factors: Tensor, column_factors: Tensor | None) -> Tensor:
+    """Multiply rows and columns of a kernel in place; with equal factors it stays exactly symmetric."""
+    columns = row_factors if column_factors is None else column_factors
+    # A block of rows at a time: the products are float64, one for each entry of the kernel.
+    block = max(1, TILE // max(1, len(columns)))
+    for first in range(0, len(kernel), block):
+        part = kernel[first : first + block]
+        products = torch.outer(row_factors[first : first + block], columns).to(kernel.dtype)
+        part.mul_(products.view(*products.shape, *[1] * (kernel.dim() - 2)))
     return kernel

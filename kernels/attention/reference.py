@@ -8,8 +8,8 @@ The weight of displacement m at an input x is
 
 with a raw score t of the differences D (in units of their scale s) and a factor :math:`a_m` that holds scale and
 temperature: ``"dot"`` takes :math:`t = \langle f(x), D_m(x) \rangle`, ``"distance"`` :math:`t = -|D_m(x)|^2 / 2`,
-``"given"`` what the caller computed. The sum over signs is over both halves of an antithetic pair. Exponents are never
-taken but relative to the largest one of their input.
+``"given"`` takes scores that the caller computed. The sum over signs is over the plus and minus members of an
+antithetic pair. Exponentials are taken only of exponents relative to the largest one of their input.
 """
 
 import math
@@ -20,28 +20,29 @@ import torch
 from torch import Tensor
 
 from nntk.kernels.fixed_weights.softmax import share
-from nntk.kernels.philox.reference import PROJECTION, TILE, Slab, generate, normals, slabs_of, unit_slabs
+from nntk.kernels.philox.integers import PROJECTION
+from nntk.kernels.philox.noise import normals
+from nntk.kernels.philox.reference import generate, unit_slabs
+from nntk.kernels.philox.slabs import TILE, Slab, slabs_of
 
 
 def attention_scores(d: Tensor, keys: Tensor | None, score: str) -> Tensor:
-    """Raw scores t of differences [..., M, N, C], with the outputs ``keys`` [N, C] for ``"dot"``: [..., M, N]."""
+    """Compute raw scores t [..., M, N] of differences [..., M, N, C], with outputs ``keys`` [N, C] for ``"dot"``."""
     if score == "dot":
-        assert keys is not None, "the op checked"
+        assert keys is not None, "the op checks the keys"
         return torch.einsum("...mnc,nc->...mn", d, keys).contiguous()
     return d.square().sum(-1).mul_(-0.5) if score == "distance" else d.squeeze(-1)
 
 
 def exponents(values: Tensor, keys: Tensor | None, priors: Tensor, factors: Tensor, score: str) -> Tensor:
-    """The exponents e [1 or 2, M, N] in float64: one half, or both of an antithetic pair."""
+    """Compute exponents e [1 or 2, M, N] in float64, with a leading axis for the members of an antithetic pair."""
     raw = attention_scores(values, keys, score).double()
-    halves = raw if raw.dim() == 3 else raw[None]
-    return priors.double()[:, None] + factors.double()[:, None] * halves
+    members = raw if raw.dim() == 3 else raw[None]
+    return priors.double()[:, None] + factors.double()[:, None] * members
 
 
-def attention_statistics(
-    values: Tensor, keys: Tensor | None, priors: Tensor, factors: Tensor, score: str
-) -> Tensor:  # fmt: skip
-    """Largest exponent, sum of the weights relative to it, and sum of their squares: [3, N], float64."""
+def attention_statistics(values: Tensor, keys: Tensor | None, priors: Tensor, factors: Tensor, score: str) -> Tensor:
+    """Compute largest exponents, sums of the weights relative to them, and sums of their squares: [3, N], float64."""
     e = exponents(values, keys, priors, factors, score)
     if not e.numel():
         return e.new_tensor([-torch.inf, 0.0, 0.0])[:, None].repeat(1, e.shape[2])
@@ -53,7 +54,7 @@ def attention_statistics(
 def attention_weights(
     values: Tensor, keys: Tensor | None, priors: Tensor, factors: Tensor, statistics: Tensor, score: str
 ) -> Tensor:
-    """The weights alpha [M, N] in the dtype of ``values``, of a softmax whose statistics are known."""
+    """Compute weights alpha [M, N], in the dtype of ``values``, of a softmax whose statistics are known."""
     e = exponents(values, keys, priors, factors, score)
     weights = (e - finite(statistics[0])).exp().sum(0) * share(statistics[1])
     return weights.to(values.dtype)
@@ -62,67 +63,67 @@ def attention_weights(
 def relative_weights(
     values: Tensor, keys: Tensor | None, priors: Tensor, factors: Tensor, shifts: Tensor, score: str
 ) -> Tensor:
-    """Weights [M, N] relative to exp(shift), float64: what a chunk contributes before its sum is known."""
+    """Compute weights [M, N] relative to exp(shift), float64; a chunk contributes these before the sum is known."""
     return (exponents(values, keys, priors, factors, score) - finite(shifts.double())).exp().sum(0)
 
 
 def odd(d: Tensor) -> Tensor:
-    """Differences [M, N, C], of both halves of pairs [2, M, N, C] their odd part."""
+    """Return differences [M, N, C] as they are, and the odd part of both members of pairs [2, M, N, C]."""
     return d if d.dim() == 3 else (d[0] - d[1]) / 2
 
 
 def finite(largest: Tensor) -> Tensor:
-    """An exponent to be subtracted: zero where every one is minus infinity, so that weights are 0 and not NaN."""
+    """Return exponents to subtract: zero in place of minus infinity, so that weights are 0 and not NaN."""
     return torch.where(largest == -torch.inf, 0.0, largest)
 
 
 def project_displacements(
     parameters: list[Tensor],
     ordinals: list[int],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
     dim: int,
 ) -> Tensor:
-    r"""Products :math:`\Pi E_m` of unit displacements with a normal projection of the stream, [M, dim], float64."""
-    key, lines = (seed_low, seed_high), torch.arange(dim, device=rows.device)
-    total = torch.zeros(len(rows), dim, dtype=torch.float64, device=rows.device)
-    for slab in _slabs(parameters, ordinals, len(rows) + dim):
-        (noise,) = unit_slabs(directions, rows, [slab], key, torch.float64)
-        total += noise.flatten(1) @ _projection(lines, slab, key).T
+    r"""Compute products :math:`\Pi E_m` of unit displacements with a projection of the stream: [M, dim], float64."""
+    key, projections = (seed_low, seed_high), torch.arange(dim, device=sample_ids.device)
+    total = torch.zeros(len(sample_ids), dim, dtype=torch.float64, device=sample_ids.device)
+    for slab in _slabs(parameters, ordinals, len(sample_ids) + dim):
+        (noise,) = unit_slabs(directions, sample_ids, [slab], key, torch.float64)
+        total += noise.flatten(1) @ _projection(projections, slab, key).T
     return total / _normaliser(parameters)
 
 
 def project_parameters(
     parameters: list[Tensor], ordinals: list[int], seed_low: int, seed_high: int, dim: int
 ) -> Tensor:
-    r"""The product :math:`\Pi \theta` of the parameters themselves, [dim], float64."""
-    lines = torch.arange(dim, device=parameters[0].device)
-    total, held = lines.double().zero_(), dict(zip(ordinals, parameters, strict=True))
+    r"""Compute the product :math:`\Pi \theta` of the parameters themselves, [dim], float64."""
+    projections = torch.arange(dim, device=parameters[0].device)
+    total, by_ordinal = projections.double().zero_(), dict(zip(ordinals, parameters, strict=True))
     for slab in _slabs(parameters, ordinals, dim):
-        values = held[slab.ordinal].detach().reshape(slab.shape)[slab.start : slab.stop]
-        total += _projection(lines, slab, (seed_low, seed_high)) @ values.double().flatten()
+        values = by_ordinal[slab.ordinal].detach().reshape(slab.shape)[slab.start : slab.stop]
+        total += _projection(projections, slab, (seed_low, seed_high)) @ values.double().flatten()
     return total / _normaliser(parameters)
 
 
 def multiply_displacements(
     parameters: list[Tensor],
     ordinals: list[int],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
     matrix: Tensor,
 ) -> Tensor:
-    """Products W E_m of unit displacements with a matrix W [k, d]: [M, k], float64."""
+    """Compute products W E_m of unit displacements with a matrix W [k, d]: [M, k], float64."""
     shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
-    return add_slabs(generate(directions, rows, shapes, (seed_low, seed_high), torch.float64), rows, matrix)
+    return add_slabs(generate(directions, sample_ids, shapes, (seed_low, seed_high), torch.float64), sample_ids, matrix)
 
 
-def add_slabs(slabs: Iterable[tuple[int, Tensor]], rows: Tensor, matrix: Tensor) -> Tensor:
-    """Multiply slabs of noise, which follow each other as the columns of ``matrix`` do, and add up."""
-    total = torch.zeros(len(rows), len(matrix), dtype=torch.float64, device=rows.device)
+def add_slabs(slabs: Iterable[tuple[int, Tensor]], sample_ids: Tensor, matrix: Tensor) -> Tensor:
+    """Sum the products of slabs of noise with ``matrix`` [k, d]; the slabs follow each other like its columns."""
+    total = torch.zeros(len(sample_ids), len(matrix), dtype=torch.float64, device=sample_ids.device)
     start = 0
     for _, noise in slabs:
         flat = noise.flatten(1).double()
@@ -131,15 +132,15 @@ def add_slabs(slabs: Iterable[tuple[int, Tensor]], rows: Tensor, matrix: Tensor)
     return total
 
 
-def _slabs(parameters: list[Tensor], ordinals: list[int], lines: int) -> Iterator[Slab]:
-    """Slabs of all parameters, of which ``lines`` can be held at once."""
+def _slabs(parameters: list[Tensor], ordinals: list[int], copies: int) -> Iterator[Slab]:
+    """Yield slabs of all parameters, so small that the noise of ``copies`` of them can be held together."""
     for parameter, ordinal in zip(parameters, ordinals, strict=True):
-        yield from slabs_of(ordinal, tuple(parameter.shape), max(1, 4 * TILE // max(1, lines)))
+        yield from slabs_of(ordinal, tuple(parameter.shape), max(1, 4 * TILE // max(1, copies)))
 
 
-def _projection(lines: Tensor, slab: Slab, key: tuple[int, int]) -> Tensor:
-    (made,) = normals(lines, [replace(slab, purpose=PROJECTION)], key, torch.float64)
-    return made.flatten(1)
+def _projection(projections: Tensor, slab: Slab, key: tuple[int, int]) -> Tensor:
+    (noise,) = normals(projections, [replace(slab, purpose=PROJECTION)], key, torch.float64)
+    return noise.flatten(1)
 
 
 def _normaliser(parameters: list[Tensor]) -> float:

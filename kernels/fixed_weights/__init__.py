@@ -1,4 +1,4 @@
-"""Fixed kernels: the lengths of displacements that are drawn from them, and weights for displacements that are not."""
+"""Fixed kernels: lengths of displacements drawn from them, and weights for displacements that are not."""
 
 import math
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.kernels.dispatch import register
 from nntk.kernels.fixed_weights import cost, reference
+from nntk.kernels.fixed_weights.distributions import DISTRIBUTIONS
 from nntk.kernels.fixed_weights.fixed_kernel import FixedKernel
-from nntk.kernels.fixed_weights.laws import LAWS
 from nntk.kernels.fixed_weights.softmax import (
     EffectiveSampleWarning,
     effective_samples,
@@ -22,7 +22,7 @@ from nntk.kernels.fixed_weights.softmax import (
 from nntk.kernels.philox import parse, split_seed
 
 __all__ = [
-    "LAWS",
+    "DISTRIBUTIONS",
     "EffectiveSampleWarning",
     "FixedKernel",
     "check_statistics",
@@ -39,22 +39,23 @@ __all__ = [
 ]
 
 _squared_norms = register(
-    "squared_norms(Tensor[] parameters, int[] ordinals, Tensor rows, int seed_low, int seed_high, str directions)"
+    "squared_norms(Tensor[] parameters, int[] ordinals, Tensor sample_ids, int seed_low, int seed_high, str directions)"
     " -> Tensor",
     reference.squared_norms,
     cost.squared_norms,
-    lambda parameters, ordinals, rows, *_: rows.new_empty(rows.shape, dtype=reference.NORM_DTYPE),
+    lambda parameters, ordinals, sample_ids, *_: sample_ids.new_empty(sample_ids.shape, dtype=reference.NORM_DTYPE),
     launcher="nntk.kernels.philox.triton.launch",
 )
 _radii = register(
-    "radii(Tensor rows, int seed_low, int seed_high, str law, int num_params, float scale, float order) -> Tensor",
+    "radii(Tensor sample_ids, int seed_low, int seed_high, str distribution, int num_params, float scale, float order)"
+    " -> Tensor",
     reference.radii,
     cost.radii,
-    lambda rows, *_: rows.new_empty(rows.shape, dtype=reference.NORM_DTYPE),
+    lambda sample_ids, *_: sample_ids.new_empty(sample_ids.shape, dtype=reference.NORM_DTYPE),
 )
 _radial_weights = register(
-    "radial_weights(Tensor squared_lengths, str law, float[] parameters, str proposal_law, float[] proposal_parameters)"
-    " -> (Tensor, Tensor)",
+    "radial_weights(Tensor squared_lengths, str distribution, float[] parameters, str proposal_distribution,"
+    " float[] proposal_parameters) -> (Tensor, Tensor)",
     reference.radial_weights,
     cost.radial_weights,
     lambda squared_lengths, *_: (torch.empty_like(squared_lengths), squared_lengths.new_empty(3)),
@@ -62,101 +63,110 @@ _radial_weights = register(
 )
 
 
-def squared_norms(parameters: Mapping[int, Tensor], rows: Tensor, seed: int, directions: str = "gaussian") -> Tensor:
-    r"""Squared norms :math:`|E_m|^2` of the unit displacements, summed over all displaced parameters.
+def squared_norms(
+    parameters: Mapping[int, Tensor], sample_ids: Tensor, seed: int, directions: str = "gaussian"
+) -> Tensor:
+    r"""Compute squared norms :math:`|E_m|^2` of unit displacements, summed over all displaced parameters.
 
     Args:
-        parameters: The displaced parameters by ordinal; only their shapes are read.
-        rows: Numbers m of the displacements, [M], int64.
+        parameters: Displaced parameters by ordinal; only their shapes are read.
+        sample_ids: Stream numbers m of the displacements, [M], int64.
         seed: Seed of the stream, in [0, 2**64).
-        directions: ``"gaussian"``, where the norm is a chi-squared number near d, or another family, where it is d.
+        directions: ``"gaussian"``, whose norm is a chi-squared variable near d, or another family, whose norm is d.
 
     Returns:
         [M], float64, in squared units of the scale s: :math:`|\delta_m|^2 = s_m^2 |E_m|^2`.
 
     Raises:
-        ValueError: If a name is unknown or the seed out of range.
-        TypeError: If ``rows`` is no int64 vector, or the seed no integer.
+        ValueError: If a name is unknown or the seed is out of range.
+        TypeError: If ``sample_ids`` is not an int64 vector, or the seed is not an integer.
 
     Example:
         >>> import torch
         >>> squared_norms({0: torch.zeros(3, 4)}, torch.arange(2), seed=1, directions="rademacher")
         tensor([12., 12.], dtype=torch.float64)
     """
-    checks.row_numbers(rows)
+    checks.sample_ids(sample_ids)
     parse(directions)
-    return _squared_norms(list(parameters.values()), list(parameters), rows, *split_seed(seed), directions)
+    return _squared_norms(list(parameters.values()), list(parameters), sample_ids, *split_seed(seed), directions)
 
 
-def radii(rows: Tensor, seed: int, kernel: FixedKernel, num_params: int, gamma: float | None = None) -> Tensor:
-    r"""Lengths :math:`R_m = |\delta_m|` of displacements drawn from a fixed kernel, or from its proposal.
+def radii(sample_ids: Tensor, seed: int, kernel: FixedKernel, num_params: int, gamma: float | None = None) -> Tensor:
+    r"""Draw lengths :math:`R_m = |\delta_m|` of displacements from a fixed kernel, or from its proposal.
 
     With directions :math:`E_m / |E_m|`, displacements are :math:`\delta_m = R_m E_m / |E_m|`: the unit displacement
-    times a scale :math:`s_m = R_m / |E_m|` of its own.
+    times its scale :math:`s_m = R_m / |E_m|`.
 
     Args:
-        rows: Numbers m of the displacements, [M], int64.
+        sample_ids: Stream numbers m of the displacements, [M], int64.
         seed: Seed of the stream, in [0, 2**64).
-        kernel: The fixed kernel; where it has a proposal, that one's lengths are drawn.
+        kernel: Fixed kernel; if it has a proposal, lengths are drawn from the proposal.
         num_params: Number d of displaced parameters.
-        gamma: Length scale of a kernel that has none of its own.
+        gamma: Length scale, used if the kernel has no gamma.
 
     Returns:
-        [M], float64, in parameter units; a function of the seed and the row alone: on all devices the same, to
-        rounding.
+        [M], float64, in parameter units. A length is a function of the seed and the sample alone, the same on all
+        devices up to rounding.
 
     Raises:
-        ValueError: If there is no gamma at all, or a number is out of range.
-        TypeError: If ``rows`` is no int64 vector, ``seed`` or ``num_params`` no integer, or gamma no number.
+        ValueError: If gamma is given neither here nor to the kernel, or a number is out of range.
+        TypeError: If ``sample_ids`` is not an int64 vector, ``seed`` or ``num_params`` is not an integer, or gamma is
+            not a number.
 
     Example:
         >>> import torch
         >>> bool((radii(torch.arange(100), 0, FixedKernel("ball", horizon=2.0), num_params=10) <= 2).all())
         True
     """
-    checks.row_numbers(rows)
+    checks.sample_ids(sample_ids)
     source = kernel.drawn_from
     low, high = split_seed(seed)
-    return _radii(rows, low, high, source.name, num_params, source.scale(num_params, gamma), source.order or 0.0)
+    return _radii(sample_ids, low, high, source.name, num_params, source.scale(num_params, gamma), source.order or 0.0)
 
 
 def log_weights(kernel: FixedKernel, squared_lengths: Tensor, num_params: int, gamma: float | None = None) -> Tensor:
-    r"""Log weights :math:`\ln \rho(\delta_m) - \ln q(\delta_m)` of displacements drawn from the proposal q.
+    r"""Compute log weights :math:`\ln \rho(\delta_m) - \ln q(\delta_m)` of displacements drawn from the proposal q.
 
     Args:
-        kernel: The fixed kernel rho with its proposal q.
-        squared_lengths: :math:`|\delta_m|^2`, [M], float64, in squared parameter units.
+        kernel: Fixed kernel rho with its proposal q.
+        squared_lengths: Squared lengths :math:`|\delta_m|^2`, [M], float64, in squared parameter units.
         num_params: Number d of displaced parameters.
-        gamma: Length scale of whichever kernel has none of its own.
+        gamma: Length scale, used for each of the two kernels that has no gamma.
 
     Returns:
         [M], float64, up to a constant: zeros without a proposal, minus infinity where rho is zero (beyond its horizon,
         below its cutoff), plus infinity where only q is.
 
     Raises:
-        ValueError: If there is no gamma at all, a number is out of range, or the lengths are no vector.
-        TypeError: If the lengths are not float64, ``num_params`` is no integer, or gamma no number.
+        ValueError: If a gamma is missing, a number is out of range, or the lengths are not a vector.
+        TypeError: If the lengths are not float64, ``num_params`` is not an integer, or gamma is not a number.
+
+    Example:
+        >>> import torch
+        >>> kernel = FixedKernel("ball", horizon=2.0, proposal=FixedKernel("gaussian", gamma=1.0))
+        >>> log_weights(kernel, torch.tensor([1.0, 9.0], dtype=torch.float64), num_params=3)
+        tensor([1., -inf], dtype=torch.float64)
     """
     _check_lengths(squared_lengths)
     if kernel.proposal is None:
         return torch.zeros_like(squared_lengths)
-    return reference.log_ratio(squared_lengths, *_laws(kernel, kernel.proposal, num_params, gamma))
+    return reference.log_ratio(squared_lengths, *_distribution_arguments(kernel, kernel.proposal, num_params, gamma))
 
 
 def normalise(log_weights: Tensor, kernel: FixedKernel | None = None) -> tuple[Tensor, float]:
-    r"""Weights :math:`\alpha_m = e^{l_m} / \sum_{m'} e^{l_{m'}}`, and how many samples they are worth.
+    r"""Compute weights :math:`\alpha_m = e^{l_m} / \sum_{m'} e^{l_{m'}}` and their effective number of samples.
 
-    The largest log weight is taken off first, so that nothing overflows and no normaliser is formed.
+    The largest log weight is subtracted first, so that nothing overflows and no normaliser is formed.
 
     Args:
-        log_weights: l, [M], float64; minus infinity for a displacement without weight.
-        kernel: Where they come from, for the error's words.
+        log_weights: Log weights l, [M], float64; minus infinity for a displacement without weight.
+        kernel: Fixed kernel that the weights come from, named in errors.
 
     Returns:
-        The weights [M], float64, summing to one, and :math:`1 / \sum_m \alpha_m^2`, between 1 and M.
+        Weights [M], float64, summing to one, and :math:`1 / \sum_m \alpha_m^2`, between 1 and M.
 
     Raises:
-        ValueError: If the log weights are no vector, none of them is finite, or one is NaN or plus infinity.
+        ValueError: If the log weights are not a vector, none of them is finite, or one is NaN or plus infinity.
 
     Example:
         >>> import torch
@@ -173,24 +183,24 @@ def normalise(log_weights: Tensor, kernel: FixedKernel | None = None) -> tuple[T
 def radial_weights(
     kernel: FixedKernel, squared_lengths: Tensor, num_params: int, gamma: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Weights of displacements drawn from the proposal q: the softmax of :math:`\ln \rho - \ln q`.
+    r"""Compute weights of displacements drawn from the proposal q: the softmax of :math:`\ln \rho - \ln q`.
 
-    The same as :func:`normalise` of :func:`log_weights`, on a GPU in two passes over the lengths.
+    The result equals :func:`normalise` of :func:`log_weights`; on a GPU it takes two passes over the lengths.
 
     Args:
-        kernel: The fixed kernel rho with its proposal q; without one, all weights are 1 / M.
-        squared_lengths: :math:`|\delta_m|^2`, [M], float64, in squared parameter units.
+        kernel: Fixed kernel rho with its proposal q; without one, all weights are 1 / M.
+        squared_lengths: Squared lengths :math:`|\delta_m|^2`, [M], float64, in squared parameter units.
         num_params: Number d of displaced parameters.
-        gamma: Length scale of whichever kernel has none of its own.
+        gamma: Length scale, used for each of the two kernels that has no gamma.
 
     Returns:
-        The weights [M], float64, summing to one, and their statistics, [3], float64: see :func:`summarise` and
+        Weights [M], float64, summing to one, and their statistics, [3], float64: see :func:`summarise` and
         :func:`effective_samples`.
 
     Raises:
-        ValueError: If there is no gamma at all, a number is out of range, the lengths are no vector or not finite, no
+        ValueError: If a gamma is missing, a number is out of range, the lengths are not a finite vector, no
             displacement has a weight, or one lies where q is zero.
-        TypeError: If the lengths are not float64, ``num_params`` is no integer, or gamma no number.
+        TypeError: If the lengths are not float64, ``num_params`` is not an integer, or gamma is not a number.
 
     Example:
         >>> import torch
@@ -202,16 +212,18 @@ def radial_weights(
     count = len(squared_lengths)
     if kernel.proposal is None:
         return torch.full_like(squared_lengths, 1 / max(1, count)), squared_lengths.new_tensor([0.0, count, count])
-    weights, statistics = _radial_weights(squared_lengths, *_laws(kernel, kernel.proposal, num_params, gamma))
+    weights, statistics = _radial_weights(
+        squared_lengths, *_distribution_arguments(kernel, kernel.proposal, num_params, gamma)
+    )
     check_statistics(statistics, count, kernel)
     return weights, statistics
 
 
-def _laws(
+def _distribution_arguments(
     kernel: FixedKernel, proposal: FixedKernel, num_params: int, gamma: float | None
 ) -> tuple[str, list[float], str, list[float]]:
-    """A kernel and a proposal as the op takes them."""
-    first, second = ([one.scale(num_params, gamma), one.steepness(num_params)] for one in (kernel, proposal))
+    """Return names, scales and steepnesses of a kernel and its proposal as the op requires them."""
+    first, second = ([rho.scale(num_params, gamma), rho.steepness(num_params)] for rho in (kernel, proposal))
     return kernel.name, first, proposal.name, second
 
 
@@ -220,27 +232,27 @@ def _check_lengths(squared_lengths: Tensor) -> None:
         raise ValueError(f"squared_lengths must be a vector [M], got shape {tuple(squared_lengths.shape)}.")
     if squared_lengths.dtype != torch.float64:
         raise TypeError(
-            f"squared_lengths must be float64, got {squared_lengths.dtype}: log densities are d times as large as the "
-            "logarithm of a length, and so are their roundings."
+            f"squared_lengths must be float64, got {squared_lengths.dtype}: log densities are d times as large as "
+            "the logarithm of a length, and so are their rounding errors."
         )
 
 
 def check_statistics(statistics: Tensor, samples: int, kernel: FixedKernel | None = None) -> None:
-    """Check that a softmax over displacements has something to weigh.
+    """Check that at least one displacement of a softmax has a weight.
 
     Args:
-        statistics: Of all of them, [3]: see :func:`summarise`.
-        samples: How many they are, for the error's words.
-        kernel: Where the weights come from, for the error's words.
+        statistics: Statistics of all displacements, [3]: see :func:`summarise`.
+        samples: Number M of displacements, given in errors.
+        kernel: Fixed kernel that the weights come from, named in errors.
 
     Raises:
-        ValueError: If none has a weight, or a log weight is NaN or plus infinity.
+        ValueError: If no displacement has a weight, or a log weight is NaN or plus infinity.
     """
     top, total, _ = statistics.tolist()
     if top == math.inf:
         raise ValueError(
             "log weights must be finite or minus infinity, got plus infinity: a displacement lies where the proposal "
-            "is zero, so that it was not drawn from it."
+            "is zero, so it was not drawn from the proposal."
         )
     if math.isnan(total) or math.isnan(top):
         raise ValueError("log weights must not be NaN: a length or a score is NaN or infinite.")

@@ -1,4 +1,4 @@
-"""Least work of norms, lengths and weights; see nntk.kernels.cost."""
+"""Minimum work of norms, lengths and weights; see nntk.kernels.cost."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from nntk.kernels.philox.directions import parse
 
 
 def squared_norms(
-    parameters: list[Tensor], ordinals: list[int], rows: Tensor, low: int, high: int, directions: str
-) -> Cost:  # fmt: skip
-    """Every number of a gaussian displacement; nothing where the norm is known."""
+    parameters: list[Tensor], ordinals: list[int], sample_ids: Tensor, low: int, high: int, directions: str
+) -> Cost:
+    """Count every coefficient of a gaussian displacement, and nothing where the norm is known."""
     if parse(directions).has_fixed_norm:
         return Cost()
-    return noise(parameters, len(rows), directions) + Cost(bytes=read(rows))
+    return noise(parameters, len(sample_ids), directions) + Cost(bytes=read(sample_ids))
 
 
-def radii(rows: Tensor, *law: Any) -> Cost:
-    """Two uniform numbers a row, which count as neither normals nor signs."""
-    return Cost(bytes=read(rows))
+def radii(sample_ids: Tensor, *distribution: Any) -> Cost:
+    """Count the bytes read. The two uniform numbers of a sample are neither normals nor signs."""
+    return Cost(bytes=read(sample_ids))
 
 
-def radial_weights(squared_lengths: Tensor, *laws: Any) -> Cost:
-    """The lengths, once."""
+def radial_weights(squared_lengths: Tensor, *distributions: Any) -> Cost:
+    """Count the lengths, read once."""
     return Cost(bytes=read(squared_lengths))

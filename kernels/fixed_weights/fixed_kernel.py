@@ -1,4 +1,4 @@
-"""The fixed kernels rho of the nonlocal gradient: laws of the length of a displacement, and their parameters."""
+"""Fixed kernels rho of the nonlocal gradient: radial distributions of displacements, with their parameters."""
 
 import math
 from dataclasses import KW_ONLY, dataclass, fields
@@ -6,8 +6,8 @@ from dataclasses import KW_ONLY, dataclass, fields
 from torch import Tensor
 
 from nntk.kernels import checks
-from nntk.kernels.fixed_weights import laws
-from nntk.kernels.fixed_weights.laws import LAWS
+from nntk.kernels.fixed_weights import distributions
+from nntk.kernels.fixed_weights.distributions import DISTRIBUTIONS
 
 _HINTS = {
     "gamma": "gamma is the length scale of the displacements, e.g. 0.1.",
@@ -20,7 +20,7 @@ _LIMITS = {"gamma": (1e-30, 1e30), "horizon": (1e-30, 1e30), "cutoff": (1e-30, 1
 
 @dataclass(frozen=True, repr=False)
 class FixedKernel:
-    r"""A radial fixed kernel :math:`\rho(\delta)`, of the same scale for all d coordinates.
+    r"""Radial fixed kernel :math:`\rho(\delta)`, with the same scale for all d coordinates.
 
     With :math:`r = |\delta|`, up to a constant:
 
@@ -38,17 +38,18 @@ class FixedKernel:
 
     Args:
         name: ``"gaussian"``, ``"exponential"``, ``"cauchy"``, ``"ball"`` or ``"power"``.
-        gamma: Length scale, in parameter units, in [1e-30, 1e30]. None for that of the NonlocalNTK that has the kernel.
-        horizon: Radius of the ball; None for :math:`\gamma \sqrt{d / 2}`, the typical length of the gaussian.
-        order: Order s > 0 of the power, in [0.2, 1e6]; power needs it.
-        cutoff: Least length of the power; None for :math:`\gamma \sqrt{d / 2}`.
-        proposal: Another fixed kernel to draw displacements from. Where it is zero, rho is cut off without a word: a
-            ball as proposal of a gaussian gives the gaussian within the ball.
+        gamma: Length scale, in parameter units, in [1e-30, 1e30]. None means the gamma of the NonlocalNTK that uses the
+            kernel.
+        horizon: Radius of the ball; None means :math:`\gamma \sqrt{d / 2}`, the typical length of the gaussian.
+        order: Order s > 0 of the power, in [0.2, 1e6]; required for power.
+        cutoff: Minimum length of the power; None means :math:`\gamma \sqrt{d / 2}`.
+        proposal: Fixed kernel to draw displacements from instead. Where it is zero, rho is cut off without a warning:
+            a ball as proposal of a gaussian gives the gaussian within the ball.
 
     Raises:
-        ValueError: If the name is unknown, a parameter is out of range, missing or belongs to another law, two set the
-            same length, or the proposal has a proposal.
-        TypeError: If a parameter is no number or the proposal no fixed kernel.
+        ValueError: If the name is unknown, a parameter is out of range, missing or belongs to another kernel, two
+            parameters set the same length, or the proposal has a proposal.
+        TypeError: If a parameter is not a number or the proposal is not a fixed kernel.
 
     Example:
         >>> FixedKernel("power", order=1.5, cutoff=0.01)
@@ -64,9 +65,9 @@ class FixedKernel:
     proposal: "FixedKernel | None" = None
 
     def __post_init__(self) -> None:
-        checks.choice("name", self.name, tuple(LAWS))
-        allowed = LAWS[self.name].parameters
-        for parameter, (least, most) in _LIMITS.items():
+        checks.choice("name", self.name, tuple(DISTRIBUTIONS))
+        allowed = DISTRIBUTIONS[self.name].parameters
+        for parameter, (minimum, maximum) in _LIMITS.items():
             value = getattr(self, parameter)
             if value is None:
                 continue
@@ -74,13 +75,13 @@ class FixedKernel:
                 raise ValueError(
                     f"{parameter} is no parameter of {self.name!r}, which takes {', '.join(allowed)}; got {value!r}."
                 )
-            number = checks.positive_float(parameter, value, least, most, _HINTS[parameter])
+            number = checks.positive_float(parameter, value, minimum, maximum, _HINTS[parameter])
             object.__setattr__(self, parameter, number)
-        own = "horizon" if self.name == "ball" else "cutoff"
-        if self.gamma is not None and getattr(self, own) is not None:
+        edge = "horizon" if self.name == "ball" else "cutoff"
+        if self.gamma is not None and getattr(self, edge) is not None:
             raise ValueError(
-                f"gamma and {own} both set the size of {self.name!r}; give one of them, not {self.gamma:g} and "
-                f"{getattr(self, own):g}."
+                f"gamma and {edge} both set the size of {self.name!r}; give one of them, not {self.gamma:g} and "
+                f"{getattr(self, edge):g}."
             )
         if self.name == "power" and self.order is None:
             raise ValueError(f"order must be given for 'power', e.g. order=1; got None. {_HINTS['order']}")
@@ -97,41 +98,41 @@ class FixedKernel:
             )
 
     def __repr__(self) -> str:
-        given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        settings = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+        values = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        settings = [f"{name}={value!r}" for name, value in values.items() if value is not None]
         return f"FixedKernel({', '.join([repr(self.name), *settings])})"
 
     @property
     def drawn_from(self) -> "FixedKernel":
-        """The kernel that displacements are drawn from: the proposal, or this one."""
+        """Kernel that displacements are drawn from: the proposal, or this kernel without one."""
         return self.proposal or self
 
     def scale(self, num_params: int, gamma: float | None = None) -> float:
-        """The length that the law is made of: gamma, horizon or cutoff.
+        """Return the length scale of the distribution: gamma, horizon or cutoff.
 
         Args:
             num_params: Number d of displaced parameters.
-            gamma: Length scale where the kernel has none of its own.
+            gamma: Length scale, used if the kernel has no gamma.
 
         Returns:
             The length, in parameter units.
 
         Raises:
-            ValueError: If there is no gamma at all, or a number is out of range.
-            TypeError: If ``num_params`` is no integer, or gamma no number.
+            ValueError: If gamma is given neither here nor to the kernel, or a number is out of range.
+            TypeError: If ``num_params`` is not an integer, or gamma is not a number.
         """
         checks.integer("num_params", num_params, 1)
-        own = self.horizon if self.name == "ball" else self.cutoff
-        if own is not None:
-            return own
-        given = gamma if self.gamma is None else self.gamma
-        if given is None:
+        edge = self.horizon if self.name == "ball" else self.cutoff
+        if edge is not None:
+            return edge
+        length = gamma if self.gamma is None else self.gamma
+        if length is None:
             raise ValueError(f"gamma must be given, here or to {self!r}; got None. {_HINTS['gamma']}")
-        size = checks.positive_float("gamma", given, *_LIMITS["gamma"], _HINTS["gamma"])
+        size = checks.positive_float("gamma", length, *_LIMITS["gamma"], _HINTS["gamma"])
         return size * math.sqrt(num_params / 2) if self.name in ("ball", "power") else size
 
     def steepness(self, num_params: int) -> float:
-        """What multiplies the law's profile in its log density, see :data:`nntk.kernels.fixed_weights.laws.LAWS`."""
+        """Return the factor of the profile in the log density; see :mod:`nntk.kernels.fixed_weights.distributions`."""
         if self.name == "exponential":
             return math.sqrt(num_params)
         if self.name == "cauchy":
@@ -139,7 +140,7 @@ class FixedKernel:
         return (num_params + (self.order or 0)) / 2 if self.name == "power" else 1.0
 
     def radius(self, uniform1: Tensor, uniform2: Tensor, num_params: int, gamma: float | None = None) -> Tensor:
-        r"""Lengths of this law (not of its proposal) by inversion of its distribution.
+        r"""Return lengths drawn from this kernel (not from its proposal), by inversion of their distribution.
 
         ============= ==================================================================================
         gaussian      :math:`\gamma \sqrt{g_{d/2}(u_1)}`, :math:`g_a` the gamma quantile of shape a
@@ -151,35 +152,35 @@ class FixedKernel:
 
         Args:
             uniform1: Uniform numbers in (0, 1), float64.
-            uniform2: As many more.
+            uniform2: Further uniform numbers, of the same shape.
             num_params: Number d of displaced parameters.
-            gamma: Length scale where the kernel has none of its own.
+            gamma: Length scale, used if the kernel has no gamma.
 
         Returns:
-            Lengths, float64, of the shape of the uniform numbers.
+            Lengths in parameter units, float64, of the shape of the uniform numbers.
 
         Raises:
-            ValueError: If there is no gamma at all, or a number is out of range.
-            TypeError: If ``num_params`` is no integer, or gamma no number.
+            ValueError: If gamma is given neither here nor to the kernel, or a number is out of range.
+            TypeError: If ``num_params`` is not an integer, or gamma is not a number.
         """
         scale = self.scale(num_params, gamma)
-        return scale * LAWS[self.name].draw(uniform1, uniform2, num_params, self.order or 0.0)
+        return scale * DISTRIBUTIONS[self.name].draw(uniform1, uniform2, num_params, self.order or 0.0)
 
     def log_density(self, squared_lengths: Tensor, num_params: int, gamma: float | None = None) -> Tensor:
-        r"""The logarithm of the density :math:`\rho` (not of the proposal's), up to a constant.
+        r"""Return the logarithm of the density :math:`\rho` (not of the proposal), up to a constant.
 
         Args:
-            squared_lengths: :math:`|\delta_m|^2`, [M], float64. A length within 1e-6 of a horizon or a cutoff, relative
-                to it, counts as inside.
+            squared_lengths: Squared lengths :math:`|\delta_m|^2`, [M], float64. A length within 1e-6 of a horizon or a
+                cutoff, relative to it, counts as inside.
             num_params: Number d of displaced parameters.
-            gamma: Length scale where the kernel has none of its own.
+            gamma: Length scale, used if the kernel has no gamma.
 
         Returns:
             [M], float64; minus infinity beyond the horizon or below the cutoff.
 
         Raises:
-            ValueError: If there is no gamma at all, or a number is out of range.
-            TypeError: If ``num_params`` is no integer, or gamma no number.
+            ValueError: If gamma is given neither here nor to the kernel, or a number is out of range.
+            TypeError: If ``num_params`` is not an integer, or gamma is not a number.
         """
         scale = self.scale(num_params, gamma)
-        return laws.log_density(squared_lengths, self.name, scale, self.steepness(num_params))
+        return distributions.log_density(squared_lengths, self.name, scale, self.steepness(num_params))

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 LARGE_SHAPE = 500.0
-"""From here on the expansion alone is exact to 1e-11; below, Newton steps by ``torch.special.gammainc`` are."""
+"""Shape from which the expansion alone is exact to 1e-11. Smaller shapes need Newton steps with ``gammainc``."""
 
 _NEWTON_STEPS = 3
-"""The second leaves 1e-7 at the worst, shape 1/2, and convergence is quadratic."""
+"""Number of Newton steps: the second leaves an error of 1e-7 at worst (shape 1/2), and convergence is quadratic."""
 
 # Temme's inversion, eta = eta_0 + sum_k epsilon_k(eta_0) / a^k: the Maclaurin coefficients of epsilon_1 to epsilon_4
 # (A. Gil, J. Segura, N. M. Temme, SIAM J. Sci. Comput. 34 (2012) A2965).
@@ -23,19 +23,19 @@ _EPSILON = (
 
 
 def gamma_quantile(shape: float, probability: Tensor) -> Tensor:
-    r"""The x at which the gamma distribution of unit scale reaches a probability: :math:`P(a, x) = u`.
+    r"""Return the x at which the gamma distribution of unit scale reaches a probability: :math:`P(a, x) = u`.
 
     With :math:`\tfrac12 \eta^2 = \lambda - 1 - \ln \lambda` for :math:`\lambda = x / a`, the distribution of
     :math:`\eta \sqrt a` is nearly normal, and Temme's expansion corrects the rest in powers of 1/a. From
-    ``LARGE_SHAPE`` on that is the result; below it is where Newton's method for :math:`\ln P`, in the upper half
-    :math:`\ln Q`, as a function of :math:`\ln x` starts. Both are concave there, so that the steps converge.
+    ``LARGE_SHAPE`` on that is the result. Below, it is the start of Newton's method for :math:`\ln P` (in the upper
+    half :math:`\ln Q`) as a function of :math:`\ln x`. Both functions are concave, so the steps converge.
 
     Args:
-        shape: Shape a, at least 1/2.
-        probability: u in (0, 1), float64, of any shape; the upper tail is as good as 1 - u is.
+        shape: Shape parameter a, at least 1/2.
+        probability: Probabilities u in (0, 1), float64, of any shape; the upper tail is as accurate as 1 - u.
 
     Returns:
-        x, float64, of the same shape. README.md beside this file has its measured error.
+        x, float64, of the same shape. README.md beside this file lists the measured error.
 
     Example:
         >>> gamma_quantile(1.0, torch.tensor([0.5], dtype=torch.float64))  # ln 2
@@ -56,7 +56,7 @@ def gamma_quantile(shape: float, probability: Tensor) -> Tensor:
 
 
 def _newton_step(shape: float, log_x: Tensor, tail: Tensor, lower: Tensor) -> Tensor:
-    """One step towards P(a, x) = tail where ``lower``, else Q(a, x) = tail."""
+    """Take one step towards P(a, x) = tail where ``lower``, else Q(a, x) = tail."""
     x, a = log_x.exp(), torch.full_like(log_x, shape)
     reached = torch.where(lower, torch.special.gammainc(a, x), torch.special.gammaincc(a, x))
     slope = torch.where(lower, 1.0, -1.0) * torch.exp(shape * log_x - x - math.lgamma(shape)) / reached
@@ -64,8 +64,8 @@ def _newton_step(shape: float, log_x: Tensor, tail: Tensor, lower: Tensor) -> Te
 
 
 def _log_ratio(eta: Tensor) -> Tensor:
-    r"""The :math:`L = \ln \lambda` of the sign of eta that solves :math:`e^L - 1 - L = \tfrac12 \eta^2`."""
-    # The left side is convex: from beyond the root Newton's method comes from one side, and the starts lie near it.
+    r"""Return the :math:`L = \ln \lambda`, with the sign of eta, that solves :math:`e^L - 1 - L = \tfrac12 \eta^2`."""
+    # The left side is convex: from beyond the root, Newton's method approaches from one side. The starts lie near it.
     half = 0.5 * eta.square()
     start = torch.where(eta > -1.5, eta - half / 3, torch.exp(-1 - half) - 1 - half)
     log = torch.where(eta > 0, torch.log1p(eta.clamp(min=0) + half), start)
@@ -76,7 +76,7 @@ def _log_ratio(eta: Tensor) -> Tensor:
 
 
 def _first_correction(eta: Tensor) -> Tensor:
-    r""":math:`\epsilon_1 = \ln(\eta / (\lambda - 1)) / \eta` in full: small shapes have large eta."""
+    r"""Return :math:`\epsilon_1 = \ln(\eta / (\lambda - 1)) / \eta` in full, since small shapes have large eta."""
     near = eta.abs() < 1e-3
     safe = torch.where(near, 1.0, eta)
     return torch.where(near, _polynomial(_EPSILON[0], eta), torch.log(safe / torch.expm1(_log_ratio(safe))) / safe)

@@ -1,4 +1,4 @@
-"""Weights from log weights, their normaliser never formed: what a softmax keeps of a set, and how two sets merge."""
+"""Weights from log weights without their normaliser: statistics of a softmax over a set, and merging of two sets."""
 
 import math
 import sys
@@ -9,37 +9,37 @@ from torch import Tensor
 
 
 class EffectiveSampleWarning(UserWarning):
-    """A few displacements have nearly all the weight: the Monte-Carlo error is that of few samples."""
+    """Warning that a few displacements have nearly all the weight, so the Monte-Carlo error is that of few samples."""
 
 
 def summarise(log_weights: Tensor) -> Tensor:
-    r"""The statistics of a softmax: :math:`\max l`, and the sums of :math:`w = e^{l - \max l}` and of its square.
+    r"""Return statistics of a softmax: :math:`\max l` and the sums of :math:`w = e^{l - \max l}` and of :math:`w^2`.
 
     Args:
-        log_weights: Log weights l, [M] or [M, N], float64; minus infinity for none.
+        log_weights: Log weights l, [M] or [M, N], float64; minus infinity means no weight.
 
     Returns:
-        [3] or [3, N], float64; minus infinity, 0, 0 where nothing has a weight.
+        [3] or [3, N], float64; minus infinity, 0, 0 where no displacement has a weight.
 
     Example:
         >>> summarise(torch.zeros(4, dtype=torch.float64))
         tensor([0., 4., 4.], dtype=torch.float64)
     """
-    none = log_weights.new_full(log_weights.shape[1:], -math.inf)
-    top = log_weights.amax(0) if len(log_weights) else none
+    empty = log_weights.new_full(log_weights.shape[1:], -math.inf)
+    top = log_weights.amax(0) if len(log_weights) else empty
     relative = _relative(log_weights, top)
     return torch.stack((top, relative.sum(0), relative.square().sum(0)))
 
 
 def merge(statistics_a: Tensor, statistics_b: Tensor) -> Tensor:
-    """The statistics of two sets of displacements together, from those of each.
+    """Merge the statistics of two sets of displacements.
 
     Args:
-        statistics_a: Of the one, [3] or [3, N]: see :func:`summarise`.
-        statistics_b: Of the other, of the same shape.
+        statistics_a: Statistics of the first set, [3] or [3, N], float64: see :func:`summarise`.
+        statistics_b: Statistics of the second set, of the same shape.
 
     Returns:
-        Of both, of the same shape. Those of an empty set, minus infinity, 0, 0, change nothing.
+        Statistics of the union, of the same shape. Those of an empty set, minus infinity, 0, 0, change nothing.
 
     Raises:
         ValueError: If the shapes differ.
@@ -60,48 +60,48 @@ def merge(statistics_a: Tensor, statistics_b: Tensor) -> Tensor:
 
 
 def weigh(log_weights: Tensor, statistics: Tensor) -> Tensor:
-    """The weights of a softmax whose statistics are known.
+    """Return the weights of a softmax whose statistics are known.
 
     Args:
-        log_weights: Of these displacements, [M] or [M, N].
-        statistics: Of all displacements, [3] or [3, N].
+        log_weights: Log weights of these displacements, [M] or [M, N].
+        statistics: Statistics of all displacements, [3] or [3, N].
 
     Returns:
-        The weights, in the shape and dtype of the log weights; zeros where nothing has a weight.
+        Weights, in the shape and dtype of the log weights; zeros where no displacement has a weight.
     """
     return _relative(log_weights, statistics[0]) * share(statistics[1])
 
 
 def share(total: Tensor) -> Tensor:
-    """What a weight of one is of a sum of weights: zero where nothing has a weight."""
+    """Return the reciprocal of a sum of weights, or zero where no displacement has a weight."""
     return torch.where(total == 0, 0.0, total.reciprocal())
 
 
 def effective_samples(statistics: Tensor) -> Tensor:
-    r"""How many equal weights have the same variance: :math:`1 / \sum_m \alpha_m^2`, between 1 and M.
+    r"""Return the number of equal weights with the same variance: :math:`1 / \sum_m \alpha_m^2`, between 1 and M.
 
     Args:
-        statistics: Of all displacements, [3] or [3, N].
+        statistics: Statistics of all displacements, [3] or [3, N].
 
     Returns:
-        A number, or [N]; zero where nothing has a weight.
+        A scalar tensor, or [N]; zero where no displacement has a weight.
     """
     total, squares = statistics[1], statistics[2]
     return torch.where(total == 0, 0.0, total.square() / squares)
 
 
 def _relative(log_weights: Tensor, top: Tensor) -> Tensor:
-    """The weights relative to the largest; a difference of two infinities is no number, and no weight."""
+    """Return weights relative to the largest. A difference of two infinities is NaN and means no weight."""
     return torch.where(log_weights == -math.inf, 0.0, torch.exp(log_weights - top))
 
 
 def warn_if_few(effective: float, samples: int, remedy: str) -> None:
-    """Warn where weights leave less than a tenth of the samples; the warning names the user's line.
+    """Warn if weights leave less than a tenth of the samples effective. The warning points to the line of the user.
 
     Args:
         effective: Effective number of samples.
         samples: Number M of displacements.
-        remedy: What to change, as a sentence.
+        remedy: Advice on what to change, as a sentence.
     """
     if effective < samples / 10:
         warnings.warn(
@@ -113,8 +113,8 @@ def warn_if_few(effective: float, samples: int, remedy: str) -> None:
 
 
 def _users_level() -> int:
-    """How far up the caller's callers is the first line outside of this package and the decorators around it."""
-    frame, level, own = sys._getframe(1), 1, ("nntk", "torch", "functools")
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in own:
+    """Return the stack level of the first caller outside of this package and of the decorators around it."""
+    frame, level, internal = sys._getframe(1), 1, ("nntk", "torch", "functools")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in internal:
         frame, level = frame.f_back, level + 1
     return level

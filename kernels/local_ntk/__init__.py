@@ -1,4 +1,4 @@
-"""The ordinary (local) NTK of an MLP from its structure: the strongest local baseline."""
+"""Ordinary (local) NTK of an MLP from its structure: the strongest local baseline."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ from nntk.kernels.mlp import Layer
 __all__ = ["structured_ntk"]
 
 
-def _fake(x1: Tensor, x2: Tensor | None, weights: list[Tensor], *rest: Any) -> Tensor:
-    return reference.new_kernel(x1, x2, weights, rest[-1])
+def _fake(x1: Tensor, x2: Tensor | None, weights: list[Tensor], *others: Any) -> Tensor:
+    return reference.new_kernel(x1, x2, weights, others[-1])
 
 
 _op = register(
@@ -30,21 +30,25 @@ _op = register(
 
 
 def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None, outputs: str = "trace") -> Tensor:
-    r"""NTK of an MLP, :math:`\sum_l (H_l H_l^T + 1) \circ (B_l B_l^T)`, without forming a gradient.
+    r"""Compute the NTK of an MLP, :math:`\sum_l (H_l H_l^T + 1) \circ (B_l B_l^T)`, without forming a gradient.
+
+    Rows of :math:`H_l` are the inputs of layer l, and rows of :math:`B_l` the derivatives of the outputs by its
+    pre-activations. The 1 stands for the bias.
 
     Args:
-        layers: The MLP; parameters without an ordinal count as constants.
-        x1: The rows' inputs, [N1, K], float32 or float64.
-        x2: The columns' inputs, [N2, K]; None for the symmetric kernel of ``x1``.
-        outputs: ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
+        layers: Layers of the MLP; parameters without an ordinal are constants.
+        x1: Inputs of the rows, [N1, K], float32 or float64.
+        x2: Inputs of the columns, [N2, K]; None for the symmetric kernel of ``x1``.
+        outputs: Treatment of outputs, ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
 
     Returns:
-        [N1, N2], with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``; exactly symmetric without ``x2``.
+        [N1, N2] in the dtype of ``x1``, with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``; exactly
+        symmetric without ``x2``.
 
     Raises:
-        ValueError: If there are no layers, shapes, devices or names do not fit, a parameter serves two layers, none
-            moves, or an ordinal is out of range.
-        TypeError: If dtypes do not fit, or an ordinal is no integer.
+        ValueError: If there are no layers, shapes, devices or names do not fit, a parameter serves two layers, no
+            parameter has an ordinal, or an ordinal is out of range.
+        TypeError: If dtypes do not fit, or an ordinal is not an integer.
 
     Example:
         >>> import torch
@@ -58,10 +62,11 @@ def structured_ntk(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None
         mlp.check(layers, x2)
     checks.choice("outputs", outputs, OUTPUTS)
     if not mlp.displaced(layers):
-        raise ValueError("layers must have at least one parameter that moves, got only fixed ones.")
+        raise ValueError("layers must have at least one parameter with an ordinal, got only constants.")
     if mlp.is_tied(layers):
         raise ValueError(
-            f"layers must not share parameters for the structured NTK, got {mlp.shared(layers)}; use method='jacobian'."
+            f"layers must not share parameters for the structured NTK, got {mlp.shared_ordinals(layers)}; "
+            "use method='jacobian'."
         )
     names, parameters = encode([layer.activation for layer in layers])
     return _op(

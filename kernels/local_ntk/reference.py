@@ -1,4 +1,4 @@
-r"""Structured NTK of an MLP, in plain torch.
+r"""Structured NTK of an MLP in plain torch: the definition, the CPU backend and the tests' oracle.
 
 With the inputs :math:`h_l` of layer l, and the derivative :math:`B_l = \partial f / \partial z_l` of the outputs by its
 pre-activations, the gradient by a weight is the outer product :math:`B_l \otimes h_l`, so that
@@ -7,7 +7,7 @@ pre-activations, the gradient by a weight is the outer product :math:`B_l \otime
     \Theta_{nn'}^{cc'} = \sum_l \bigl(\langle h_l(x_n), h_l(x_{n'}) \rangle + 1\bigr)
         \sum_j B_l^{c j}(x_n)\, B_l^{c' j}(x_{n'}),
 
-the 1 standing for the bias. No gradient is ever formed: O(N^2) numbers instead of O(N d).
+where the 1 stands for the bias. No gradient is ever formed: memory is O(N^2) instead of O(N d).
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ from nntk.kernels.activations import decode
 from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.mlp import Layer
 
-_LINES = 512
-"""Fewest lines of a symmetric kernel in a block, a quarter of the most: products of fewer are slower."""
+_MIN_BLOCK = 512
+"""Minimum number of rows of a block of a symmetric kernel, a quarter of the maximum: smaller products are slower."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """What one layer adds to the kernel of N1 inputs against N2.
+    """Contribution of one layer to the kernel of N1 inputs against N2.
 
     Attributes:
-        weight: Whether the layer's weight moves, so that products of its inputs count.
-        bias: Whether its bias moves, which adds one to each of these.
-        h1: Inputs of the layer, [N1, K].
-        b1: Derivatives of the outputs by its pre-activations, [N1, C, H].
-        h2: The same of the other inputs, [N2, K].
-        b2: [N2, C, H].
+        weight: True if the weight of the layer is a parameter, so that products of its inputs count.
+        bias: True if the bias is a parameter, which adds one to each of these products.
+        h1: Inputs of the layer at the rows, [N1, K].
+        b1: Derivatives of the outputs by the pre-activations of the layer at the rows, [N1, C, H].
+        h2: Inputs of the layer at the columns, [N2, K].
+        b2: Derivatives at the columns, [N2, C, H].
     """
 
     weight: bool
@@ -45,7 +45,7 @@ class Term:
     b2: Tensor
 
 
-def decoded(
+def decode_layers(
     weights: list[Tensor],
     biases: list[Tensor | None],
     activations: list[str],
@@ -53,7 +53,7 @@ def decoded(
     weight_ordinals: list[int],
     bias_ordinals: list[int],
 ) -> list[Layer]:
-    """The layers, from how the op's schema carries them; a parameter with an ordinal below zero stays."""
+    """Build layers from the arguments of the op; a parameter with an ordinal below zero is a constant."""
     return [
         Layer(weight, bias, activation, None if w < 0 else w, None if b < 0 or bias is None else b)
         for weight, bias, activation, w, b in zip(
@@ -63,13 +63,13 @@ def decoded(
 
 
 def new_kernel(x1: Tensor, x2: Tensor | None, weights: Sequence[Tensor], outputs: str) -> Tensor:
-    """Memory for the kernel, not written: [N1, N2], with an axis [C] for each output that stays apart."""
+    """Allocate the kernel without writing it: [N1, N2], with axes [C] or [C, C] for separate outputs."""
     axes = {"diagonal": 1, "full": 2}.get(outputs, 0)
     return x1.new_empty(len(x1), len(x1 if x2 is None else x2), *[len(weights[-1])] * axes)
 
 
 def passes(layers: Sequence[Layer], x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Forward and backward pass: for each layer its inputs h [N, K] and the outputs' derivatives B [N, C, H]."""
+    """Return for each layer its inputs h [N, K] and the derivatives B [N, C, H] of the outputs, by both passes."""
     h, forward = x, []
     for layer in layers:
         z = torch.nn.functional.linear(h, layer.weight, layer.bias)
@@ -85,7 +85,7 @@ def passes(layers: Sequence[Layer], x: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def terms(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None) -> list[Term]:
-    """Both passes of every layer with a parameter that moves; without ``x2`` those of ``x1`` serve twice."""
+    """Return the terms of all layers with parameters; without ``x2``, rows and columns share the passes of ``x1``."""
     passes1 = passes(layers, x1)
     passes2 = passes1 if x2 is None else passes(layers, x2)
     return [
@@ -106,15 +106,15 @@ def structured_ntk(
     bias_ordinals: list[int],
     outputs: str,
 ) -> Tensor:
-    """The op ``nntk::structured_ntk``: block by block, of a symmetric kernel one triangle, which is mirrored."""
-    layers = decoded(weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals)
+    """Compute the kernel block by block: the op ``nntk::structured_ntk``; one triangle is enough if it is symmetric."""
+    layers = decode_layers(weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals)
     kernel, parts = new_kernel(x1, x2, weights, outputs), terms(layers, x1, x2)
-    # An eighth leaves out seven sixteenths of the work; smaller blocks only make more of them, each with its overhead.
-    apart = len(weights[-1]) if outputs == "full" else 1
-    largest = 4 * _LINES // apart
-    lines = max(1, largest if x2 is not None else max(_LINES // apart, min(largest, len(kernel) // 8)))
-    for rows in _pieces(len(kernel), lines):
-        for columns in _pieces(kernel.shape[1] if x2 is not None else rows.stop, lines):
+    # Blocks of an eighth of the rows save seven sixteenths of the work; smaller blocks add overhead.
+    rows_per_input = len(weights[-1]) if outputs == "full" else 1
+    largest = 4 * _MIN_BLOCK // rows_per_input
+    size = max(1, largest if x2 is not None else max(_MIN_BLOCK // rows_per_input, min(largest, len(kernel) // 8)))
+    for rows in _slices(len(kernel), size):
+        for columns in _slices(kernel.shape[1] if x2 is not None else rows.stop, size):
             block = _block(parts, rows, columns, outputs)
             kernel[rows, columns] = mirror(block) if x2 is None and rows == columns else block
             if x2 is None and columns.stop <= rows.start:
@@ -123,12 +123,12 @@ def structured_ntk(
     return kernel
 
 
-def _pieces(number: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, number)) for start in range(0, number, size)]
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _block(parts: Sequence[Term], rows: slice, columns: slice, outputs: str) -> Tensor:
-    """Rows [n] and columns [m] of the kernel, summed over layers as products make them, e.g. [n, C, m, C]."""
+    """Compute the block of the kernel at rows [n] and columns [m], summed over layers."""
     total: Tensor | None = None
     for term in parts:
         block = _products(term.b1[rows], term.b2[columns], outputs)
@@ -139,14 +139,14 @@ def _block(parts: Sequence[Term], rows: slice, columns: slice, outputs: str) -> 
             total = block.mul_(factor) if total is None else total.addcmul_(block, factor)
         else:
             total = block if total is None else total.add_(block)
-    assert total is not None, "at least one parameter moves"
+    assert total is not None, "the op checks that there is a parameter"
     if outputs == "mean":
         total /= parts[0].b1.shape[1]
     return total.permute({"diagonal": (1, 2, 0), "full": (0, 2, 1, 3)}.get(outputs, (0, 1)))
 
 
 def _products(b1: Tensor, b2: Tensor, outputs: str) -> Tensor:
-    """Inner products of derivatives [n, C, H] and [m, C, H]: [n, m], ``diagonal`` [C, n, m], ``full`` [n, C, m, C]."""
+    """Multiply derivatives [n, C, H] and [m, C, H]: [n, m], for ``diagonal`` [C, n, m], for ``full`` [n, C, m, C]."""
     if outputs == "full":
         products = b1.flatten(0, 1) @ b2.flatten(0, 1).T
         return products.view(*b1.shape[:2], *b2.shape[:2])

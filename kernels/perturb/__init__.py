@@ -209,7 +209,7 @@ def displacement_products(
 
 def _check(sample_ids: Tensor, directions: str, max_bytes: int | None, device: torch.device) -> int:
     """Check the arguments that choose the displacements, and return the budget of temporary memory in bytes."""
-    checks.row_numbers(sample_ids)
+    checks.sample_ids(sample_ids)
     parse(directions)
     if sample_ids.device != device:
         raise ValueError(f"sample_ids must be on {device} like the inputs, got {sample_ids.device}.")

@@ -12,7 +12,7 @@ import torch
 from nntk.kernels import checks
 from nntk.kernels.mlp import Layer
 from nntk.kernels.philox.directions import Directions
-from nntk.kernels.philox.reference import TILE
+from nntk.kernels.philox.slabs import TILE
 from nntk.kernels.target import serves
 
 PROPAGATION = ("difference", "direct", "auto")

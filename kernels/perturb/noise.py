@@ -16,17 +16,16 @@ from torch import Tensor
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb.config import ReferencePlan
 from nntk.kernels.philox.directions import Directions
+from nntk.kernels.philox.integers import BASE
+from nntk.kernels.philox.noise import signs
 from nntk.kernels.philox.reference import (
-    BASE,
-    Slab,
     displacements,
     flipout_bases,
     flipout_signs,
     lowrank_factors,
-    signs,
-    slabs_of,
     unit_slabs,
 )
+from nntk.kernels.philox.slabs import Slab, slabs_of
 
 FORMED_UNITS = 64
 """Largest number of units of a layer for which the kernels form E of low rank. Such a layer fits one tile of units, so

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from nntk.differences.request import DifferenceRequest
 from nntk.kernels.philox import unit_displacements
-from nntk.kernels.philox.reference import TILE
+from nntk.kernels.philox.slabs import TILE
 from nntk.models.general import GeneralModel, Tensors, cast_floating
 from nntk.models.observe import Observe
 

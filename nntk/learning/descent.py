@@ -10,7 +10,7 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.philox import parse, split_seed, unit_displacements
-from nntk.kernels.philox.reference import TILE
+from nntk.kernels.philox.slabs import TILE
 
 _EPSILON = 1e-12
 """Number that Adam adds to the root of the mean square, so that a gradient of zero makes no step."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nntk.kernels import mlp
 from nntk.kernels.mlp import Layer
-from nntk.kernels.philox.reference import TILE
+from nntk.kernels.philox.slabs import TILE
 from nntk.models.checks import check_inputs
 
 

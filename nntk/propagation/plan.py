@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from nntk.kernels.perturb.config import CACHE
-from nntk.kernels.philox.reference import TILE
+from nntk.kernels.philox.slabs import TILE
 from nntk.propagation.batch import DisplacementBatch
 from nntk.propagation.context import DisplacementGroup, PropagationContext
 from nntk.propagation.forward import DisplacedForward

@@ -88,7 +88,7 @@ def test_large_exponents_stay_finite(halves, size):
     scores = size + random(*d.shape[:-1], seed=2)
     one, zero, scales = torch.ones(5), torch.zeros(5), torch.ones(5).double()
     for dtype, close in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
-        a = attend(d, "given", zero, one, given=scores.to(dtype))
+        a = attend(d, "given", zero, one, scores=scores.to(dtype))
         call = d, None, scales, "given", a.values, None, None, None, zero, one, a.statistics[0], None
         made = launch.energy(*placed(call), "trace").cpu()
         assert relative_error(made, reference.energy(*doubled(call), "trace")) < close
@@ -114,7 +114,7 @@ def test_nothing_to_do():
 def test_long_lines_are_left_to_the_reference():
     """Offsets within a tile are 32-bit."""
     few, many = torch.ones(1, 3, 1), torch.empty(1, 1).expand(1, 1).as_strided((1, 2**24, 1), (0, 0, 0))
-    assert launch._served(few, few, "full") and not launch._served(few, many, "trace")
+    assert launch._supports(few, few, "full") and not launch._supports(few, many, "trace")
 
 
 @pytest.mark.parametrize("directions", ["gaussian", "rademacher", "flipout(2)", "lowrank(1)"])

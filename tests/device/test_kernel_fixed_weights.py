@@ -7,7 +7,7 @@ import torch
 from triton_device import DEVICE
 
 from nntk.kernels.fixed_weights import FixedKernel, radii, reference, summarise
-from nntk.kernels.fixed_weights.laws import log_density
+from nntk.kernels.fixed_weights.distributions import log_density
 from nntk.kernels.fixed_weights.triton import config, launch
 
 KERNELS = {

@@ -11,7 +11,7 @@ from triton_device import DEVICE
 
 from nntk.kernels.assemble.triton import launch as assemble_launch
 from nntk.kernels.fixed_weights import squared_norms
-from nntk.kernels.philox import reference, unit_displacements
+from nntk.kernels.philox import integers, noise, unit_displacements
 from nntk.kernels.philox.triton import kernel, launch
 from nntk.kernels.target import target_of
 
@@ -65,7 +65,7 @@ def test_integers_equal_the_reference(key):
     counters = torch.randint(0, 2**32, (10**6, 4), generator=torch.Generator().manual_seed(1))
     edges = torch.cartesian_prod(*[torch.tensor(EDGES)] * 4)
     counters = torch.cat([edges, counters]) if key == (0, 0) else edges
-    expected = torch.stack(reference.philox(tuple(counters.T), key), dim=1)
+    expected = torch.stack(integers.philox(tuple(counters.T), key), dim=1)
     out = torch.empty_like(counters, device=DEVICE)
     block = 1024 if DEVICE == "cuda" else 1 << 17
     columns = [column.contiguous().to(DEVICE) for column in counters.T]
@@ -78,7 +78,7 @@ def test_words_of_blocks(first):
     """Blocks to both sides of 2**32 take their high bits along."""
     blocks = torch.arange(first, first + 128)
     rows = torch.tensor(EDGES)
-    expected = torch.stack(reference.stream_words(rows, blocks, torch.tensor([2**32 - 1]), (7, 9)), dim=-1)
+    expected = torch.stack(integers.stream_words(rows, blocks, torch.tensor([2**32 - 1]), (7, 9)), dim=-1)
     out = torch.empty(len(rows), 128, 4, dtype=torch.int32, device=DEVICE)
     write_blocks[(len(rows),)](out, rows.to(DEVICE), *launch.keys((7, 9)), -1, first, 128)
     assert torch.equal(out.cpu().long() & 0xFFFFFFFF, expected)
@@ -183,7 +183,7 @@ def test_normals_of_all_kinds_of_words():
     word = torch.randint(0, 2**32, (10**6,), generator=torch.Generator().manual_seed(2))
     ends = torch.cartesian_prod(torch.tensor(EDGES + (2**30, 2**32 - 2, 2**32 - 129)), torch.tensor(EDGES))
     word, angle = torch.cat([word, ends[:, 0]]), torch.cat([word.flip(0), ends[:, 1]])
-    expected = reference.box_muller(word, angle).to(torch.bfloat16).float()
+    expected = noise.box_muller(word, angle).to(torch.bfloat16).float()
     made = device_pairs(*(part.to(torch.int32) for part in (word, angle))).cpu()
     assert made.isfinite().all()
     assert ((made - expected).abs() <= allowed_error(expected)).all()
@@ -197,7 +197,7 @@ def test_normals_of_every_word(which):
         moving = torch.arange(start, start + 2**26, device=DEVICE)
         still = torch.full_like(moving, 2**29)
         word, angle = (moving, still) if which == "radius" else (still, moving)
-        expected = reference.box_muller(word, angle).to(torch.bfloat16).float()
+        expected = noise.box_muller(word, angle).to(torch.bfloat16).float()
         made = device_pairs(word.to(torch.int32), angle.to(torch.int32))
         assert ((made - expected).abs() <= allowed_error(expected)).all()
 
@@ -221,7 +221,7 @@ def test_law_of_ten_million_normals():
     stream's, which the kernels make bit for bit; the mapping is theirs.
     """
     count = 10**7
-    words = reference.stream_words(torch.arange(10), torch.arange(count // 40), torch.tensor([0]), (11, 0))
+    words = integers.stream_words(torch.arange(10), torch.arange(count // 40), torch.tensor([0]), (11, 0))
     w0, w1, w2, w3 = (word.flatten().to(torch.int32) for word in words)
     sample = device_pairs(torch.cat([w0, w2]), torch.cat([w1, w3])).cpu()
     assert sample.numel() == count

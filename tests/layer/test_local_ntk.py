@@ -113,7 +113,7 @@ def test_blocks_of_the_structured_method_do_not_matter(outputs, monkeypatch):
     layers = recognise(mlp(5, 17, 3, dtype=torch.float64)).layers
     x1, x2 = inputs(23, 5, torch.float64), inputs(11, 5, torch.float64, seed=2)
     whole = [op.structured_ntk(layers, x1, other, outputs) for other in (None, x2)]
-    monkeypatch.setattr(reference, "_LINES", 7)
+    monkeypatch.setattr(reference, "_MIN_BLOCK", 7)
     blocks = [op.structured_ntk(layers, x1, other, outputs) for other in (None, x2)]
     for one, other in zip(whole, blocks, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -247,7 +247,7 @@ def layer(ordinal=0):
         ([layer()], inputs(3, 4), {"x2": inputs(2, 5)}, ValueError, "weight of layer '0' must be .* 5 features"),
         ([layer()], inputs(3, 4), {"outputs": "sum"}, ValueError, "outputs must be one of .* got 'sum'"),
         ([layer(), layer()], inputs(3, 4), {}, ValueError, "layers must not share parameters .* got ordinal 0 2 times"),
-        ([layer(None)], inputs(3, 4), {}, ValueError, "layers must have at least one parameter that moves, got only"),
+        ([layer(None)], inputs(3, 4), {}, ValueError, "layers must have at least one parameter with an ordinal"),
         ([layer(-1)], inputs(3, 4), {}, ValueError, "weight_ordinal of layer '0' must be at least 0, got -1"),
         ([layer(0.5)], inputs(3, 4), {}, TypeError, "weight_ordinal of layer '0' must be an integer, got 0.5"),
     ],

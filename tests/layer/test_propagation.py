@@ -182,7 +182,7 @@ def test_displacement_products_are_products(shape, family):
         ({"q": torch.ones(2, 4).half()}, TypeError, "q must be float32 or float64, got torch.float16"),
         ({"height": 0}, ValueError, "height must be at least 1"),
         ({"ordinal": -1}, ValueError, "ordinal must be"),
-        ({"sample_ids": torch.ones(2)}, TypeError, "rows must be an int64 vector"),
+        ({"sample_ids": torch.ones(2)}, TypeError, "sample_ids must be an int64 vector"),
         ({"sample_ids": torch.arange(2, device="meta")}, ValueError, "sample_ids must be on cpu"),
         ({"directions": "cubic"}, ValueError, "directions must be"),
         ({"seed": -1}, ValueError, "seed must be"),

@@ -12,7 +12,6 @@ from nntk.kernels.assemble import (
     assemble,
     assemble_by_gradients,
     displacement_gram,
-    energy_product,
     inner_product_route,
     nonlocal_gradients,
     reference,
@@ -178,18 +177,6 @@ def test_blocks_of_a_symmetric_kernel_do_not_matter(outputs, monkeypatch):
     torch.testing.assert_close(reference.symmetric_contract(a, outputs), whole)
 
 
-@pytest.mark.parametrize("weights", ["uniform", "row", "input"])
-def test_products_with_vectors_form_no_kernel(weights, monkeypatch):
-    """K @ v for several v, in pieces of the displacements; symmetric and cross."""
-    monkeypatch.setattr(reference, "TILE", 50)
-    d1, d2, w1, w2, q = case(weights)
-    vectors = random(N2, 6, seed=9)
-    expected = assemble(d1, w1, q.diagonal(), D, d2=d2, weights2=w2) @ vectors
-    torch.testing.assert_close(energy_product(d1, w1, q.diagonal(), D, vectors, d2=d2, weights2=w2), expected)
-    own = random(N1, 6, seed=9)
-    torch.testing.assert_close(energy_product(d1, w1, q.diagonal(), D, own), assemble(d1, w1, q.diagonal(), D) @ own)
-
-
 @pytest.mark.parametrize("directions", [*FAMILIES, "lowrank(1)"])
 @pytest.mark.parametrize("estimator", ["plugin", "unbiased"])
 @pytest.mark.parametrize("weights", ["uniform", "input"])
@@ -255,30 +242,13 @@ def test_bad_arguments_are_named(arguments, message):
         assemble(**{**good, **arguments})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (
-            {"vectors": torch.ones(4, 1)},
-            ValueError,
-            r"vectors must be \[5, R\] in .* got torch.float32 of shape \(4, 1\)",
-        ),
-        ({"vectors": torch.ones(5, 1).double()}, ValueError, r"vectors must be .* in torch.float32, got torch.float64"),
-        ({"d1": torch.ones(N1, C)}, ValueError, r"d1 must be a floating tensor \[M, N1, C\], got .* \(5, 3\)"),
-        ({"num_params": 0}, ValueError, "num_params must be at least 1, got 0"),
-        ({"num_params": 0.5}, TypeError, "num_params must be an integer, got 0.5"),
-    ],
-)
-def test_bad_factors_of_a_product_are_named(arguments, error, message):
-    """A line for each input."""
-    good = {"d1": torch.ones(M, N1, C), "weights1": torch.ones(M), "squared_norms": torch.ones(M), "num_params": D}
-    with pytest.raises(error, match=message):
-        energy_product(**{**good, "vectors": torch.ones(N1, 1), **arguments})
-
-
-STREAM = {"parameters": {0: torch.ones(D)}, "rows": torch.arange(M), "seed": 0}
+STREAM = {"parameters": {0: torch.ones(D)}, "sample_ids": torch.arange(M), "seed": 0}
 BAD_STREAMS = [
-    ({"rows": torch.ones(M)}, TypeError, r"rows must be an int64 vector .* got torch.float32 of shape \(9,\)"),
+    (
+        {"sample_ids": torch.ones(M)},
+        TypeError,
+        r"sample_ids must be an int64 vector .* got torch.float32 of shape \(9,\)",
+    ),
     ({"directions": "cubic"}, ValueError, "directions must be one of .* got 'cubic'"),
     ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
     ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
@@ -306,7 +276,7 @@ def test_bad_displacements_are_named(arguments, error, message):
         (0, torch.ones(N1, C), r"d1? must be a floating tensor \[M, N1, C\], got torch.float32 of shape \(5, 3\)"),
         (1, torch.ones(2), r"weights1? must be \[9\] or \[9, 5\], got \(2,\)"),
         (2, torch.ones(2), r"squared_norms must be \[9\], got \(2,\)"),
-        (4, torch.arange(3), r"rows must be \[9\], got \(3,\)"),
+        (4, torch.arange(3), r"sample_ids must be \[9\], got \(3,\)"),
     ],
 )
 def test_gradients_of_bad_shapes_are_named(place, wrong, message):
@@ -335,7 +305,7 @@ def test_bad_settings_of_assembly_by_gradients_are_named(settings, message):
 
 def test_unbiased_needs_two_displacements():
     """One displacement has no other to pair with."""
-    one, stream = (torch.ones(1, 2, 1), torch.ones(1), torch.ones(1)), {**STREAM, "rows": torch.arange(1)}
+    one, stream = (torch.ones(1, 2, 1), torch.ones(1), torch.ones(1)), {**STREAM, "sample_ids": torch.arange(1)}
     with pytest.raises(ValueError, match="samples must be at least 2 .* got 1"):
         assemble(*one, 3, estimator="unbiased", gram=torch.ones(1, 1))
     with pytest.raises(ValueError, match="samples must be at least 2 .* got 1"):

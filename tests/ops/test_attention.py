@@ -7,7 +7,7 @@ import torch
 from conftest import FAMILIES
 from triton_device import DEVICE
 
-from nntk.kernels.assemble import Total, assemble, attended_energy
+from nntk.kernels.assemble import StreamingSum, assemble, attended_energy
 from nntk.kernels.attention import (
     attend,
     attention_scores,
@@ -61,7 +61,7 @@ def test_weights_are_the_softmax_written_out(score, pairs, outputs):
     torch.testing.assert_close(attended.weights(), expected)
     torch.testing.assert_close(attended.weights().sum(0), torch.ones(N, dtype=torch.float64), rtol=1e-12, atol=0)
     if not pairs:
-        given = attend(d, "given", priors, factors, given=attention_scores(d, score, keys))
+        given = attend(d, "given", priors, factors, scores=attention_scores(d, score, keys))
         torch.testing.assert_close(given.weights(), expected)
 
 
@@ -98,7 +98,7 @@ def test_large_scores_do_not_overflow(sign):
     values = sign * 1e4 + random(M, N, 1, dtype=torch.float32)
     priors = torch.zeros(M)
     priors[::2] = -math.inf
-    attended = attend(values, "given", priors, torch.ones(M), given=values[..., 0])
+    attended = attend(values, "given", priors, torch.ones(M), scores=values[..., 0])
     weights = attended.weights()
     assert (weights[::2] == 0).all() and (weights >= 0).all()
     torch.testing.assert_close(weights.sum(0), torch.ones(N), rtol=1e-5, atol=0)
@@ -118,7 +118,7 @@ def test_nothing_counts():
     for device in ("cpu", DEVICE):
         d = torch.ones(M, N, 1, device=device)
         attended = attend(d, "distance", nothing.to(device), torch.ones(M, device=device))
-        total = Total()
+        total = StreamingSum()
         total.add(attended_energy(attended, None, torch.ones(M, device=device), D), attended.statistics, None)
         assert (attended.weights() == 0).all() and (total.result() == 0).all()
 
@@ -139,7 +139,7 @@ def test_chunks_and_order_do_not_matter(score, pairs):
             weights2=None if other is None else other.weights(),
         )  # fmt: skip
         for order in (torch.arange(M), torch.randperm(M, generator=torch.Generator().manual_seed(3))):
-            total = Total()
+            total = StreamingSum()
             for chunk in order.split(10):
                 parts = [
                     attend(d[..., chunk, :, :], score, priors[chunk], factors[chunk], k)
@@ -256,7 +256,10 @@ def test_kernel_of_the_projections(directions):
             lambda: attend(torch.ones(3, 2, 1), "dot", torch.zeros(3), torch.ones(3)),
             r"keys must be the outputs \(2, 1\)",
         ),
-        (lambda: attend(torch.ones(3, 2, 1), "given", torch.zeros(3), torch.ones(3)), r"given must be scores \(3, 2\)"),
+        (
+            lambda: attend(torch.ones(3, 2, 1), "given", torch.zeros(3), torch.ones(3)),
+            r"scores must be \(3, 2\) for score 'given'",
+        ),
         (lambda: attend(torch.ones(3, 2), "distance", torch.zeros(3), torch.ones(3)), "differences must be a floating"),
         (lambda: attend(torch.ones(3, 2, 1), "distance", torch.zeros(2), torch.ones(3)), r"priors must be \[3\]"),
         (
@@ -292,9 +295,9 @@ def test_kernel_of_the_projections(directions):
             lambda: attention_weights(torch.ones(3, 2, 1), "distance", *torch.ones(2, 2), torch.ones(3, 2)),
             r"priors must be \[3\], got \(2,\)",
         ),
-        (lambda: Total().result(), "a total of no chunks has no result"),
+        (lambda: StreamingSum().result(), "a sum of no chunks has no result"),
         (
-            lambda: [Total(torch.ones(2, 2), torch.ones(3, 2)).add(torch.ones(1, 1), torch.ones(3, 1), None)],
+            lambda: [StreamingSum(torch.ones(2, 2), torch.ones(3, 2)).add(torch.ones(1, 1), torch.ones(3, 1), None)],
             r"statistics must be two of \[3\] or \[3, N\], got \(3, 2\) and \(3, 1\)",
         ),
     ],
@@ -336,13 +339,23 @@ PARAMETERS, ROWS = {0: torch.ones(3)}, torch.arange(2)
 @pytest.mark.parametrize(
     ("call", "arguments", "error", "message"),
     [
-        (project_displacements, {"rows": torch.ones(2), "dim": 1}, TypeError, "rows must be an int64 vector"),
+        (
+            project_displacements,
+            {"sample_ids": torch.ones(2), "dim": 1},
+            TypeError,
+            "sample_ids must be an int64 vector",
+        ),
         (project_displacements, {"directions": "cubic", "dim": 1}, ValueError, "directions must be one of .*'cubic'"),
         (project_displacements, {"seed": -1, "dim": 1}, ValueError, "seed must be at least 0, got -1"),
         (project_displacements, {"dim": 0}, ValueError, "dim must be at least 1, got 0"),
         (project_displacements, {"dim": 0.5}, TypeError, "dim must be an integer, got 0.5"),
         (project_displacements, {"parameters": {}, "dim": 1}, ValueError, "parameters must hold .* got none"),
-        (multiply_displacements, {"rows": torch.ones(2), "matrix": None}, TypeError, "rows must be an int64 vector"),
+        (
+            multiply_displacements,
+            {"sample_ids": torch.ones(2), "matrix": None},
+            TypeError,
+            "sample_ids must be an int64 vector",
+        ),
         (multiply_displacements, {"directions": "cubic", "matrix": None}, ValueError, "directions must be .*'cubic'"),
         (multiply_displacements, {"seed": -1, "matrix": torch.ones(1, 3)}, ValueError, "seed must be at least 0, got"),
         (multiply_displacements, {"seed": "1", "matrix": torch.ones(1, 3)}, TypeError, "seed must be an integer, got"),
@@ -351,7 +364,7 @@ PARAMETERS, ROWS = {0: torch.ones(3)}, torch.arange(2)
 def test_bad_projections_are_named(call, arguments, error, message):
     """Of displacements."""
     with pytest.raises(error, match=message):
-        call(**{"parameters": PARAMETERS, "rows": ROWS, "seed": 0, **arguments})
+        call(**{"parameters": PARAMETERS, "sample_ids": ROWS, "seed": 0, **arguments})
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Touched(TorchDispatchMode):
 def single_lines(monkeypatch):
     """Blocks of one input: of a symmetric kernel nothing is computed twice."""
     monkeypatch.setattr(assembly, "_BLOCK", 1)
-    monkeypatch.setattr(local, "_LINES", 0)
+    monkeypatch.setattr(local, "_MIN_BLOCK", 0)
 
 
 @each

@@ -335,14 +335,14 @@ def test_wrong_lengths_are_refused(call):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"rows": torch.ones(2)}, TypeError, "rows must be an int64 vector .* got torch.float32"),
+        ({"sample_ids": torch.ones(2)}, TypeError, "sample_ids must be an int64 vector .* got torch.float32"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
     ],
 )
 def test_a_wrong_stream_is_refused(arguments, error, message):
     """By lengths and norms alike."""
-    arguments = {"rows": torch.arange(2), "seed": 0, **arguments}
+    arguments = {"sample_ids": torch.arange(2), "seed": 0, **arguments}
     with pytest.raises(error, match=message):
         radii(**arguments, kernel=FixedKernel(), num_params=5, gamma=1.0)
     with pytest.raises(error, match=message):

@@ -288,7 +288,7 @@ ARGUMENTS = {
         ),
         ({"scales": torch.zeros(2)}, ValueError, "scales must be positive, got 0 among them"),
         ({"layers": [Layer(torch.ones(5, 4), torch.ones(4))]}, ValueError, r"bias of layer '0' must have shape \(5,\)"),
-        ({"sample_ids": torch.arange(2).int()}, TypeError, "rows must be an int64 vector"),
+        ({"sample_ids": torch.arange(2).int()}, TypeError, "sample_ids must be an int64 vector"),
         ({"scales": torch.ones(3)}, ValueError, r"scales must be a floating vector of the shape of sample_ids, \(2,\)"),
         (
             {"sample_ids": torch.arange(2, device="meta")},

@@ -8,14 +8,14 @@ import pytest
 import scipy.stats
 import torch
 
-from nntk.kernels.philox import Directions, parse, reference, split_seed, unit_displacements
+from nntk.kernels.philox import Directions, integers, noise, parse, reference, slabs, split_seed, unit_displacements
 
 EDGES = (0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
 SEED = 0xA4093822_299F31D0
 
 
 def words(counters, key):
-    return torch.stack(torch.broadcast_tensors(*reference.philox(tuple(counters.unbind(-1)), key)), -1).numpy()
+    return torch.stack(torch.broadcast_tensors(*integers.philox(tuple(counters.unbind(-1)), key)), -1).numpy()
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_slabs_and_row_subsets_give_the_same_numbers(shape, directions):
     whole = unit_displacements(torch.arange(10), 3, shape, SEED, directions)
     order = torch.tensor([7, 2, 9])
     key = split_seed(SEED)
-    slabs = list(reference.slabs_of(3, shape, 5))
-    assert len(slabs) > 1
-    parts = [reference.unit_slabs(directions, order, [slab], key, torch.float32)[0] for slab in slabs]
+    cut = list(slabs.slabs_of(3, shape, 5))
+    assert len(cut) > 1
+    parts = [reference.unit_slabs(directions, order, [slab], key, torch.float32)[0] for slab in cut]
     assert torch.equal(torch.cat(parts, 1), whole[order])
-    assert torch.equal(torch.cat(reference.unit_slabs(directions, order, slabs, key, torch.float32), 1), whole[order])
+    assert torch.equal(torch.cat(reference.unit_slabs(directions, order, cut, key, torch.float32), 1), whole[order])
 
 
 def test_parameters_made_together_are_those_made_alone(directions):
@@ -164,16 +164,16 @@ def test_threads_do_not_matter(directions):
 def test_row_parameter_seed_and_purpose_change_every_word():
     """Streams that differ in one of them share nothing."""
     block = torch.arange(1000)
-    base = torch.stack(reference.stream_words(torch.tensor([0]), block, torch.tensor([0]), (1, 0)))
+    base = torch.stack(integers.stream_words(torch.tensor([0]), block, torch.tensor([0]), (1, 0)))
     for row, ordinal, key, purpose in ((1, 0, (1, 0), 0), (0, 1, (1, 0), 0), (0, 0, (1, 1), 0), (0, 0, (1, 0), 1)):
-        other = torch.stack(reference.stream_words(torch.tensor([row]), block, torch.tensor([ordinal]), key, purpose))
+        other = torch.stack(integers.stream_words(torch.tensor([row]), block, torch.tensor([ordinal]), key, purpose))
         assert (other == base).float().mean() < 1e-3
 
 
 def test_blocks_beyond_32_bits_are_new():
     """The high bits of a block number count."""
     zero = torch.tensor([0])
-    low, high = (torch.stack(reference.stream_words(zero, zero + 5 + far, zero, (1, 0))) for far in (0, 2**32))
+    low, high = (torch.stack(integers.stream_words(zero, zero + 5 + far, zero, (1, 0))) for far in (0, 2**32))
     assert not torch.equal(low, high)
     np.testing.assert_array_equal(high.flatten(), oracle.block_words(5 + 2**32, 0, 0, 1))
 
@@ -196,7 +196,7 @@ def test_extreme_words_give_finite_normals():
     """The radius is zero at the largest word and 6.76 at the smallest; never NaN."""
     edges = torch.tensor(EDGES)
     grid = torch.cartesian_prod(edges, edges)
-    normals = reference.box_muller(grid[:, 0], grid[:, 1])
+    normals = noise.box_muller(grid[:, 0], grid[:, 1])
     assert torch.isfinite(normals).all()
     assert 6.7 < normals.abs().max() < 6.8
     assert (normals[grid[:, 0] == 2**32 - 1] == 0).all()
@@ -221,12 +221,12 @@ def test_signs_are_balanced_and_uncorrelated(directions):
         ({"directions": "flipout"}, ValueError, r"got 'flipout'. Write 'flipout\(8\)', for example."),
         ({"ordinal": -1}, ValueError, "ordinal must be at least 0"),
         ({"ordinal": 0.5}, TypeError, "ordinal must be an integer, got 0.5"),
-        ({"rows": torch.arange(2.0)}, TypeError, "rows must be an int64 vector"),
+        ({"sample_ids": torch.arange(2.0)}, TypeError, "sample_ids must be an int64 vector"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
     """Each error names the argument, the value and what is allowed."""
-    good = {"rows": torch.arange(2), "ordinal": 0, "shape": (2, 2), "seed": 0}
+    good = {"sample_ids": torch.arange(2), "ordinal": 0, "shape": (2, 2), "seed": 0}
     with pytest.raises(error, match=message):
         unit_displacements(**{**good, **arguments})
 

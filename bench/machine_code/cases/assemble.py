@@ -1,4 +1,4 @@
-"""Every kernel of this op in the configurations that it ships with, for ``nntk-bench resources``."""
+"""Kernels of assembly in the configurations that they are launched with, for ``nntk-bench resources``."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,22 +11,22 @@ _WEIGHTINGS = (("rows", 1), ("weights", 1), ("dot", 2), ("distance", 1), ("given
 
 
 def cases(arch: str) -> list[Case]:
-    """The cases of one architecture: every way to a weight, every mode of output, large and small tiles."""
-    found = [rank_update(arch, weighting, halves, "trace", True, 4096) for weighting, halves in _WEIGHTINGS]
-    found.append(rank_update(arch, "rows", 1, "trace", True, 4096, one_output=True))
-    found += [rank_update(arch, "rows", 1, outputs, True, 4096) for outputs in ("diagonal", "full")]
-    found += [rank_update(arch, "given", 2, outputs, False, 4096) for outputs in ("diagonal", "full")]
-    found += [rank_update(arch, weighting, halves, "trace", False, 256) for weighting, halves in _WEIGHTINGS[::2]]
-    return found
+    """Return the cases of one architecture: all kinds of weights, all modes of output, large and small tiles."""
+    listed = [rank_update(arch, weighting, members, "trace", True, 4096) for weighting, members in _WEIGHTINGS]
+    listed.append(rank_update(arch, "rows", 1, "trace", True, 4096, one_output=True))
+    listed += [rank_update(arch, "rows", 1, outputs, True, 4096) for outputs in ("diagonal", "full")]
+    listed += [rank_update(arch, "given", 2, outputs, False, 4096) for outputs in ("diagonal", "full")]
+    listed += [rank_update(arch, weighting, members, "trace", False, 256) for weighting, members in _WEIGHTINGS[::2]]
+    return listed
 
 
 def rank_update(
-    arch: str, weighting: str, halves: int, outputs: str, symmetric: bool, lines: int, one_output: bool = False
+    arch: str, weighting: str, members: int, outputs: str, symmetric: bool, size: int, one_output: bool = False
 ) -> Case:
-    """The rank update by one way to a weight and one mode of outputs, with the tiles for so many lines."""
-    cut = config.tiles(lines, lines, symmetric, weighting, halves, 132, arch)
+    """Return the rank update for one kind of weights and one mode of outputs, with the tiles for ``size`` rows."""
+    tiles = config.tiles(size, size, symmetric, weighting, members, 132, arch)
     signature = {name: kind for name, kind in _arguments(weighting)}
-    # Triton makes an integer of 1 a constant: of one output, terms are displacements and nothing is divided.
+    # Triton turns an integer 1 into a constant: with one output, terms are displacements and nothing is divided.
     single = {"outputs": 1} if one_output else {}
     for name in single:
         del signature[name]
@@ -34,24 +34,24 @@ def rank_update(
         name: None for name in kernel.rank_update.arg_names if name.islower() and name not in signature
     }
     constants |= single
-    constants |= {"WEIGHTING": weighting, "HALVES": halves, "SYMMETRIC": symmetric, "OUTPUTS": outputs}
+    constants |= {"WEIGHTING": weighting, "MEMBERS": members, "SYMMETRIC": symmetric, "OUTPUTS": outputs}
     constants |= {
         "PRECISION": input_precision("fp32", arch),
-        "BI": cut.block,
-        "BJ": cut.block,
-        "BK": cut.block_k,
-        "PARTS": cut.parts,
+        "BI": tiles.block,
+        "BJ": tiles.block,
+        "BK": tiles.block_k,
+        "PARTS": tiles.parts,
     }
-    product = Product(cut.block, cut.block, cut.block_k, "tf32" if arch.startswith("sm_") else "fp32")
-    pairs = " pairs" if halves == 2 else ""
-    shape = f"{'triangle' if symmetric else 'all'} {cut.block} x {cut.block}"
+    product = Product(tiles.block, tiles.block, tiles.block_k, "tf32" if arch.startswith("sm_") else "fp32")
+    pairs = " pairs" if members == 2 else ""
+    shape = f"{'triangle' if symmetric else 'all'} {tiles.block} x {tiles.block}"
     return Case(
         f"rank_update {weighting}{pairs} {outputs}{' of one' if one_output else ''} {shape}",
         kernel.rank_update,
         signature,
         constants,
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
         loops=(Work(products=(product,) * (3 if arch.startswith("sm_") else 1)),),
     )
 
@@ -59,7 +59,7 @@ def rank_update(
 def _arguments(weighting: str) -> Iterator[tuple[str, Signature]]:
     for name in ("d1", "d2", "roots", "out"):
         yield name, "*fp32:16"
-    for name in ("num_rows", "n1", "n2", "outputs"):
+    for name in ("num_samples", "n1", "n2", "outputs"):
         yield name, "i32"
     if weighting in ("weights", "given"):
         yield from (("values1", "*fp32:16"), ("values2", "*fp32:16"))

@@ -1,4 +1,4 @@
-"""Every kernel of this op in the configurations that it ships with, for ``nntk-bench resources``."""
+"""Kernels of attention in the configurations that they are launched with, for ``nntk-bench resources``."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,31 +8,35 @@ import triton.language as tl
 from nntk.kernels.ahead_of_time import Case, Product, Signature, Work
 from nntk.kernels.attention.triton import config, kernel
 
-_ROWS: dict[str, Signature] = {
+_VALUES: dict[str, Signature] = {
     "values": "*fp32:16",
     "priors": "*fp32:16",
     "factors": "*fp32:16",
     "num_inputs": "i32:16",
 }
-_STREAM: dict[str, Signature] = {"rows": "*i64", "key0": "i32", "key1": "i32", "ordinal": "i32"}
+_STREAM: dict[str, Signature] = {"sample_ids": "*i64", "key0": "i32", "key1": "i32", "ordinal": "i32"}
 
 
 def cases(arch: str) -> list[Case]:
-    """The cases of one architecture."""
+    """Return the cases of one architecture."""
     return [*_passes(), *_scores(), *_projections(arch)]
 
 
 def _passes() -> Iterator[Case]:
-    """Both passes over the values: for each score, and for pairs."""
+    """Yield both passes over the values, for each score and for antithetic pairs."""
     block_m, block_n = config.TILE
-    for score, halves in (("dot", 2), ("distance", 1), ("given", 1), ("given", 2)):
+    for score, members in (("dot", 2), ("distance", 1), ("given", 1), ("given", 2)):
         keys: dict[str, Signature] = {"keys": "*fp32:16"} if score == "dot" else {}
-        constants = {"SCORE": score, "HALVES": halves, "BM": block_m, "BN": block_n}
+        constants = {"SCORE": score, "MEMBERS": members, "BM": block_m, "BN": block_n}
         constants |= {} if keys else {"keys": None}
-        common = {**_ROWS, **keys, "num_rows": "i32", "half": "i32:16", "out": "*fp32:16"}
-        name = f"{score}{' pairs' if halves == 2 else ''}"
+        common = {**_VALUES, **keys, "num_samples": "i32", "member_stride": "i32:16", "out": "*fp32:16"}
+        name = f"{score}{' pairs' if members == 2 else ''}"
         yield Case(
-            f"statistics {name}", kernel.statistics, {**common, "rows_a_split": "i32:16"}, constants, loops=(Work(),)
+            f"statistics {name}",
+            kernel.statistics,
+            {**common, "samples_per_split": "i32:16"},
+            constants,
+            loops=(Work(),),
         )
         yield Case(
             f"weights {name}", kernel.weights, {**common, "shifts": "*fp32:16", "normalisers": "*fp32:16"}, constants
@@ -41,10 +45,10 @@ def _passes() -> Iterator[Case]:
 
 def _scores() -> Iterator[Case]:
     for score in ("dot", "distance"):
-        lines, columns = config.scores_tile(10)
+        block_s, block_c = config.scores_tile(10)
         signature: dict[str, Signature] = {"d": "*fp32:16", "out": "*fp32:16"}
-        signature |= {"lines": "i32:16", "num_inputs": "i32:16", "outputs": "i32"}
-        constants: dict[str, Any] = {"SCORE": score, "BL": lines, "BC": columns}
+        signature |= {"num_scores": "i32:16", "num_inputs": "i32:16", "outputs": "i32"}
+        constants: dict[str, Any] = {"SCORE": score, "BS": block_s, "BC": block_c}
         if score == "dot":
             signature["keys"] = "*fp32:16"
         else:
@@ -54,7 +58,7 @@ def _scores() -> Iterator[Case]:
 
 def _projections(arch: str) -> Iterator[Case]:
     block_m, block_j, block_k = config.PROJECT_TILE
-    sizes: dict[str, Signature] = {name: "i32" for name in ("num_rows", "height", "width", "dim", "splits")}
+    sizes: dict[str, Signature] = {name: "i32" for name in ("num_samples", "height", "width", "dim", "splits")}
     for signs in (False, True):
         work = Work(
             normals=(block_j if signs else block_m + block_j) * block_k,

@@ -1,4 +1,4 @@
-"""The kernels of weights in the configurations that they ship with, for ``nntk-bench resources``."""
+"""Kernels of fixed weights in the configurations that they are launched with, for ``nntk-bench resources``."""
 
 from nntk.kernels.ahead_of_time import Case, Signature, Work
 from nntk.kernels.fixed_weights.triton import config, kernel
@@ -11,24 +11,24 @@ PAIRS = (
     ("gaussian", "cauchy"),
     ("power", "cauchy"),
 )
-"""Laws and proposals: every law once, the dearest logarithms together."""
+"""Distributions and proposals: every distribution once, and the most expensive logarithms together."""
 
-_NUMBERS = ("inverse", "steepness", "proposal_inverse", "proposal_steepness")
+_DENSITIES = ("inverse", "steepness", "proposal_inverse", "proposal_steepness")
 
 
 def cases(arch: str) -> list[Case]:
-    """The cases of one architecture."""
-    return [case for law, proposal in PAIRS for case in _passes(law, proposal)]
+    """Return the cases of one architecture."""
+    return [case for distribution, proposal in PAIRS for case in _passes(distribution, proposal)]
 
 
-def _passes(law: str, proposal: str) -> list[Case]:
+def _passes(distribution: str, proposal: str) -> list[Case]:
     size = config.pick(2**24)
     lengths: dict[str, Signature] = {"squared_lengths": "*fp64:16", "count": "i32"}
-    lengths |= dict.fromkeys(_NUMBERS, "fp64")
-    constants = {"LAW": law, "PROPOSAL": proposal, "BLOCK": size.block}
+    lengths |= dict.fromkeys(_DENSITIES, "fp64")
+    constants = {"DISTRIBUTION": distribution, "PROPOSAL": proposal, "BLOCK": size.block}
     return [
         Case(
-            f"reduce_weights {law} from {proposal}",
+            f"reduce_weights {distribution} from {proposal}",
             kernel.reduce_weights,
             {"partials": "*fp64:16", **lengths},
             constants,
@@ -37,7 +37,7 @@ def _passes(law: str, proposal: str) -> list[Case]:
             options=config.OPTIONS,
         ),
         Case(
-            f"write_weights {law} from {proposal}",
+            f"write_weights {distribution} from {proposal}",
             kernel.write_weights,
             {"weights": "*fp64:16", "statistics": "*fp64:16", "partials": "*fp64:16", **lengths},
             {**constants, "PARTS": config.PROGRAMS},

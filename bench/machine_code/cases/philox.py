@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import triton.language as tl
 
 from nntk.kernels.ahead_of_time import Case, Signature, Work
-from nntk.kernels.philox.reference import DISPLACEMENT
+from nntk.kernels.philox.integers import DISPLACEMENT
 from nntk.kernels.philox.triton import kernel, launch
 
-_STREAM: dict[str, Signature] = {"rows": "*i64", "key0": "i32", "key1": "i32", "ordinal": "i32"}
+_STREAM: dict[str, Signature] = {"sample_ids": "*i64", "key0": "i32", "key1": "i32", "ordinal": "i32"}
 
 
 def cases(arch: str) -> list[Case]:
@@ -24,7 +24,13 @@ def _matrices(arch: str) -> Iterator[Case]:
             yield Case(
                 f"write_noise {'signs' if signs else 'normals'} {operand}",
                 kernel.write_noise,
-                {"out": f"*{operand}:16", "stride_m": "i32:16", "stride_h": "i32:16", "columns": "i32:16", **_STREAM}
+                {
+                    "out": f"*{operand}:16",
+                    "stride_out_m": "i32:16",
+                    "stride_out_h": "i32:16",
+                    "columns": "i32:16",
+                    **_STREAM,
+                }
                 | {"start": "i32", "height": "i32", "width": "i32"},
                 {"SIGNS": signs, "PURPOSE": DISPLACEMENT, "DTYPE": kind, "PTX": arch.startswith("sm_"), "WIDE": False}
                 | {"BH": block_h, "BK": block_k},
@@ -38,7 +44,7 @@ def _vectors(arch: str) -> Iterator[Case]:
         yield Case(
             f"write_vector {'signs' if signs else 'normals'}",
             kernel.write_vector,
-            {"out": "*fp32:16", "stride_m": "i32", **_STREAM, "length": "i32"},
+            {"out": "*fp32:16", "stride_out_m": "i32", **_STREAM, "length": "i32"},
             {"SIGNS": signs, "PURPOSE": DISPLACEMENT, "PTX": arch.startswith("sm_"), "BLOCK": block},
             once=Work(signs=block) if signs else Work(normals=block),
         )
@@ -59,7 +65,7 @@ def _squares(arch: str) -> Iterator[Case]:
         yield Case(
             f"sum_squares {'vector' if vector else 'matrix'}{' padded' if padded else ''}{' wide' if wide else ''}",
             kernel.sum_squares,
-            {"out": "*fp32", **_STREAM, "blocks": "i32", "blocks_a_row": "i32", "width": "i32", "splits": "i32"},
+            {"out": "*fp32", **_STREAM, "blocks": "i32", "blocks_per_row": "i32", "width": "i32", "splits": "i32"},
             {"VECTOR": vector, "PADDED": padded, "PTX": arch.startswith("sm_"), "WIDE": wide}
             | {"BLOCK": launch.SQUARES_BLOCK},
             loops=(Work(normals=4 * launch.SQUARES_BLOCK),),

@@ -186,7 +186,7 @@ def _attention(arch: str) -> Launches:
     cut = attention_config.splits(_LINES, _LINES, PROCESSORS[arch])
     numbers, columns = 4.0 * _LINES**2, math.ceil(_LINES / block_n)
     for name, programs, turns, matrices in (
-        ("statistics dot pairs", cut.count * columns, cut.rows / block_m, 2),
+        ("statistics dot pairs", cut.count * columns, cut.samples / block_m, 2),
         ("weights dot pairs", columns * math.ceil(_LINES / block_m), 0, 3),
     ):
         case = next(case for case in attention.cases(arch) if case.name == name)

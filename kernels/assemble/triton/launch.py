@@ -1,4 +1,4 @@
-"""Assembly on a GPU: the rank update, and what takes slabs of noise that kernels write."""
+"""Launcher of assembly on a GPU: the rank update, and functions that use slabs of noise written by kernels."""
 
 import math
 from collections.abc import Iterator
@@ -31,13 +31,14 @@ def energy(
     shifts2: Tensor | None,
     outputs: str,
 ) -> Tensor:
-    """The op ``nntk::energy`` for CUDA tensors; float64, and lines of 10^7 entries and more, go to the reference."""
-    if not _served(d1, d1 if d2 is None else d2, outputs):
+    """Compute the energy form: the op ``nntk::energy`` for CUDA tensors; see ``reference.energy`` for the arguments."""
+    # The reference serves float64, and kernels with rows of 10^7 entries and more.
+    if not _supports(d1, d1 if d2 is None else d2, outputs):
         return reference.energy(
             d1, d2, scales, weighting, values1, values2, keys1, keys2, priors, factors, shifts1, shifts2, outputs
         )
     if values1 is not None and priors is not None and factors is not None and values1.dtype == torch.float64:
-        # Scores of one's own, of any size: relative to the largest they are what float32 can hold.
+        # Given scores may have any size: relative to the largest, they fit float32.
         w1, w2 = (
             None if values is None or shifts is None else
             relative_weights(values.unsqueeze(-1), None, priors, factors, shifts, weighting).float()
@@ -46,46 +47,47 @@ def energy(
         d1, d2 = odd(d1), None if d2 is None else odd(d2)
         return energy(d1, d2, scales, "weights", w1, w2, None, None, None, None, None, None, outputs)
     symmetric = d2 is None
-    num_rows, n1, c = d1.shape[-3:]
+    num_samples, n1, c = d1.shape[-3:]
     n2 = n1 if d2 is None else d2.shape[-2]
-    first = (_dense(d1), _dense(values1), _dense(keys1), _shift(shifts1))
-    second = first if d2 is None else (_dense(d2), _dense(values2), _dense(keys2), _shift(shifts2))
+    operands1 = (_dense(d1), _dense(values1), _dense(keys1), _shift(shifts1))
+    operands2 = operands1 if d2 is None else (_dense(d2), _dense(values2), _dense(keys2), _shift(shifts2))
     axes = {"diagonal": (c,), "full": (c, c)}.get(outputs, ())
     out = torch.empty(n1, n2, *axes, device=d1.device)
     if not out.numel():
         return out
-    target, lines = target_of(d1.device), c if outputs == "full" else 1
-    halves = d1.dim() - 2
-    cut = config.tiles_on(target, n1 * lines, n2 * lines, symmetric, weighting, halves)
-    tiles1, tiles2 = triton.cdiv(n1 * lines, cut.block), triton.cdiv(n2 * lines, cut.block)
+    target, rows_per_input = target_of(d1.device), c if outputs == "full" else 1
+    members = d1.dim() - 2
+    rows, columns = n1 * rows_per_input, n2 * rows_per_input
+    size = config.tiles_on(target, rows, columns, symmetric, weighting, members)
+    tiles1, tiles2 = triton.cdiv(rows, size.block), triton.cdiv(columns, size.block)
     programs = tiles1 * (tiles1 + 1) // 2 if symmetric else tiles1 * tiles2
-    roots = _followed((scales.double() / (c if outputs == "mean" else 1)).sqrt(), cut.block_k, 0.0)
-    priors, factors = _followed(priors, cut.block_k, -math.inf), _followed(factors, cut.block_k, 0.0)
+    roots = _padded((scales.double() / (c if outputs == "mean" else 1)).sqrt(), size.block_k, 0.0)
+    priors, factors = _padded(priors, size.block_k, -math.inf), _padded(factors, size.block_k, 0.0)
     kernel.rank_update[(programs * (c if outputs == "diagonal" else 1),)](
-        first[0], second[0], roots, first[1], second[1], first[2], second[2], priors, factors,
-        first[3], second[3], out, num_rows, n1, n2, c,
-        weighting, halves, symmetric, "trace" if outputs == "mean" else outputs,
-        input_precision("fp32", target.arch), cut.block, cut.block, cut.block_k, cut.parts,
-        num_warps=cut.num_warps, num_stages=cut.num_stages,
+        operands1[0], operands2[0], roots, operands1[1], operands2[1], operands1[2], operands2[2], priors, factors,
+        operands1[3], operands2[3], out, num_samples, n1, n2, c,
+        weighting, members, symmetric, "trace" if outputs == "mean" else outputs,
+        input_precision("fp32", target.arch), size.block, size.block, size.block_k, size.parts,
+        num_warps=size.num_warps, num_stages=size.num_stages,
     )  # fmt: skip
     return out
 
 
-def _served(d1: Tensor, d2: Tensor, outputs: str) -> bool:
-    """Whether the kernel takes these: float32, and terms and offsets within a tile that fit 32 bits."""
-    num_rows, n1, c = d1.shape[-3:]
+def _supports(d1: Tensor, d2: Tensor, outputs: str) -> bool:
+    """Return True if the kernel supports the differences: float32, with terms and offsets of a tile within 32 bits."""
+    num_samples, n1, c = d1.shape[-3:]
     n2 = d2.shape[-2]
-    line = n2 * {"diagonal": c, "full": c * c}.get(outputs, 1)
-    return d1.dtype == torch.float32 and max(128 * max(line, n1 * c, n2 * c), num_rows * c + 128) < 2**31
+    row = n2 * {"diagonal": c, "full": c * c}.get(outputs, 1)
+    return d1.dtype == torch.float32 and max(128 * max(row, n1 * c, n2 * c), num_samples * c + 128) < 2**31
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float().contiguous()
 
 
-def _followed(rows: Tensor | None, count: int, value: float) -> Tensor | None:
-    """Numbers of the rows in float32, and so many of a value behind them, for a kernel that reads whole steps."""
-    return None if rows is None else torch.nn.functional.pad(rows.float(), (0, count), value=value)
+def _padded(vector: Tensor | None, count: int, value: float) -> Tensor | None:
+    """Return a vector in float32, followed by ``count`` times ``value``, for a kernel that reads whole steps."""
+    return None if vector is None else torch.nn.functional.pad(vector.float(), (0, count), value=value)
 
 
 def _shift(shifts: Tensor | None) -> Tensor | None:
@@ -93,13 +95,14 @@ def _shift(shifts: Tensor | None) -> Tensor | None:
 
 
 def displacement_gram(
-    parameters: list[Tensor], ordinals: list[int], rows: Tensor, seed_low: int, seed_high: int, directions: str
+    parameters: list[Tensor], ordinals: list[int], sample_ids: Tensor, seed_low: int, seed_high: int, directions: str
 ) -> Tensor:
-    """The op ``nntk::displacement_gram`` for CUDA tensors; flipout and lowrank have closed forms in the reference."""
+    """Compute the Gram matrix: the op ``nntk::displacement_gram`` for CUDA tensors."""
+    # Flipout and lowrank have closed forms in the reference.
     if parse(directions).name not in ("gaussian", "rademacher"):
-        return gram.displacement_gram(parameters, ordinals, rows, seed_low, seed_high, directions)
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for _, noise in philox.generate(directions, rows, parameters, ordinals, (seed_low, seed_high)):
+        return gram.displacement_gram(parameters, ordinals, sample_ids, seed_low, seed_high, directions)
+    total = torch.zeros(len(sample_ids), len(sample_ids), dtype=torch.float64, device=sample_ids.device)
+    for _, noise in philox.generate(directions, sample_ids, parameters, ordinals, (seed_low, seed_high)):
         gram.add_products(total, noise.flatten(1))
     return reference.mirror(total)
 
@@ -112,15 +115,15 @@ def inner_product_of_gradients(
     squared_norms: Tensor,
     parameters: list[Tensor],
     ordinals: list[int],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
     unbiased: bool,
     outputs: str,
 ) -> Tensor:
-    """The op ``nntk::inner_product_of_gradients`` for CUDA tensors: noise that kernels write, products in float64."""
-    slabs = _slabs(parameters, ordinals, rows, (seed_low, seed_high), directions)
+    """Compute the plugin or unbiased form in float64: the op ``nntk::inner_product_of_gradients`` for CUDA tensors."""
+    slabs = _slabs(parameters, ordinals, sample_ids, (seed_low, seed_high), directions)
     count = sum(parameter.numel() for parameter in parameters)
     return gradients.contract_gradients(slabs, d1, d2, weights1, weights2, squared_norms, count, unbiased, outputs)
 
@@ -131,18 +134,18 @@ def nonlocal_gradients(
     squared_norms: Tensor,
     parameters: list[Tensor],
     ordinals: list[int],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
 ) -> Tensor:
-    """The op ``nntk::nonlocal_gradients`` for CUDA tensors."""
-    slabs = _slabs(parameters, ordinals, rows, (seed_low, seed_high), directions)
+    """Compute nonlocal gradients: the op ``nntk::nonlocal_gradients`` for CUDA tensors."""
+    slabs = _slabs(parameters, ordinals, sample_ids, (seed_low, seed_high), directions)
     return gradients.gradients_of(slabs, d, weights, squared_norms, sum(parameter.numel() for parameter in parameters))
 
 
 def _slabs(
-    parameters: list[Tensor], ordinals: list[int], rows: Tensor, key: philox.Key, directions: str
+    parameters: list[Tensor], ordinals: list[int], sample_ids: Tensor, key: philox.Key, directions: str
 ) -> Iterator[Tensor]:
-    for _, noise in philox.generate(directions, rows, parameters, ordinals, key):
+    for _, noise in philox.generate(directions, sample_ids, parameters, ordinals, key):
         yield noise.flatten(1)

@@ -3,78 +3,85 @@
 from dataclasses import dataclass
 
 TILE = (16, 128)
-"""Rows and inputs that a program of four warps holds at a time: sixteen numbers a thread, whole lines of memory."""
-SCORES_NUMBERS = 2048
-"""Differences that a program of the scores kernel holds at a time."""
+"""Displacements and inputs that a program of four warps handles together: sixteen values a thread, whole lines of
+memory."""
+SCORES_DIFFERENCES = 2048
+"""Number of differences that a program of the scores kernel handles together."""
 PROJECT_TILE = (64, 64, 64)
-"""Displacements, projections and columns: as much is made as is multiplied, so that larger tiles gain nothing."""
-_PROGRAMS_A_PROCESSOR = 8
-"""Programs that keep a processor's memory pipe full."""
+"""Displacements, projections and columns of a tile: generating the operands costs as much as multiplying them, so
+larger tiles gain nothing."""
+_PROGRAMS_PER_PROCESSOR = 8
+"""Number of programs that keep the memory pipe of a processor full."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """How the rows are divided among programs that each see some inputs."""
+    """Division of the displacements among programs that read the same inputs.
+
+    Attributes:
+        count: Number of splits.
+        samples: Number of displacements of a split, a multiple of a tile.
+    """
 
     count: int
-    rows: int
+    samples: int
 
 
-def splits(num_rows: int, num_inputs: int, processors: int) -> Splits:
-    """Divide rows so that the card is full, in pieces of whole tiles: each split costs three numbers an input.
+def splits(num_samples: int, num_inputs: int, processors: int) -> Splits:
+    """Divide displacements into splits of whole tiles so that the card is full; a split costs three values an input.
 
     Args:
-        num_rows: Number M of displacements.
+        num_samples: Number M of displacements.
         num_inputs: Number N of inputs.
-        processors: Multiprocessors of the card.
+        processors: Number of multiprocessors of the card.
 
     Returns:
-        The number of splits and the rows of each.
+        Number of splits and displacements of each.
 
     Example:
         >>> splits(1000, 128, 4)
-        Splits(count=32, rows=32)
+        Splits(count=32, samples=32)
     """
     block_m, block_n = TILE
     columns = -(-num_inputs // block_n)
-    tiles = -(-num_rows // block_m)
-    wanted = max(1, min(tiles, _PROGRAMS_A_PROCESSOR * processors // max(1, columns)))
-    tiles_a_split = -(-tiles // wanted)
-    return Splits(-(-tiles // tiles_a_split), tiles_a_split * block_m)
+    tiles = -(-num_samples // block_m)
+    target = max(1, min(tiles, _PROGRAMS_PER_PROCESSOR * processors // max(1, columns)))
+    tiles_per_split = -(-tiles // target)
+    return Splits(-(-tiles // tiles_per_split), tiles_per_split * block_m)
 
 
 def scores_tile(outputs: int) -> tuple[int, int]:
-    """Lines and outputs that a program of the scores kernel holds at a time.
+    """Return the scores and outputs that a program of the scores kernel handles together.
 
     Args:
         outputs: Number C of outputs.
 
     Returns:
-        Both, powers of two.
+        Number of scores and number of outputs, powers of two.
 
     Example:
         >>> scores_tile(10), scores_tile(5000)
         ((128, 16), (2, 1024))
     """
     width = min(1024, 1 << max(0, outputs - 1).bit_length())
-    return SCORES_NUMBERS // width, width
+    return SCORES_DIFFERENCES // width, width
 
 
-def project_splits(pieces: int, num_rows: int, dim: int, processors: int) -> int:
-    """Programs that share the columns of a matrix, so that the card is full.
+def project_splits(segments: int, num_samples: int, dim: int, processors: int) -> int:
+    """Return the number of programs that share the columns of a matrix, so that the card is full.
 
     Args:
-        pieces: Pieces of columns there are.
-        num_rows: Number M of displacements.
+        segments: Number of segments of columns.
+        num_samples: Number M of displacements.
         dim: Number of projections.
-        processors: Multiprocessors of the card.
+        processors: Number of multiprocessors of the card.
 
     Returns:
-        Their number.
+        Number of programs.
 
     Example:
         >>> project_splits(16384, 1024, 16, 132)
         17
     """
-    tiles = -(-num_rows // PROJECT_TILE[0]) * -(-dim // PROJECT_TILE[1])
-    return max(1, min(pieces, -(-2 * processors // tiles)))
+    tiles = -(-num_samples // PROJECT_TILE[0]) * -(-dim // PROJECT_TILE[1])
+    return max(1, min(segments, -(-2 * processors // tiles)))

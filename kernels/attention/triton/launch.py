@@ -1,4 +1,4 @@
-"""Attention over displacements on a GPU: shapes to grids."""
+"""Launcher of attention over displacements on a GPU: shapes to grids."""
 
 import math
 
@@ -14,44 +14,50 @@ from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.target import target_of
 
 
-def served(*tensors: Tensor | None) -> bool:
-    """Whether the kernels take these: float32 tensors."""
+def supports(*tensors: Tensor | None) -> bool:
+    """Return True if the kernels support all tensors, which must be float32."""
     return all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
 
 
 def attention_scores(d: Tensor, keys: Tensor | None, score: str) -> Tensor:
-    """The op ``nntk::attention_scores`` for CUDA tensors."""
-    if not served(d, keys):
+    """Compute raw scores: the op ``nntk::attention_scores`` for CUDA tensors."""
+    if not supports(d, keys):
         return reference.attention_scores(d, keys, score)
     d, out = d.contiguous(), torch.empty(d.shape[:-1], device=d.device)
     num_inputs, outputs = d.shape[-2:]
-    lines, columns = config.scores_tile(outputs)
+    block_s, block_c = config.scores_tile(outputs)
     if out.numel():
-        kernel.scores[(triton.cdiv(out.numel(), lines),)](
-            d, None if keys is None else keys.contiguous(), out, out.numel(), num_inputs, outputs, score, lines, columns
+        kernel.scores[(triton.cdiv(out.numel(), block_s),)](
+            d,
+            None if keys is None else keys.contiguous(),
+            out,
+            out.numel(),
+            num_inputs,
+            outputs,
+            score,
+            block_s,
+            block_c,
         )
     return out
 
 
-def attention_statistics(
-    values: Tensor, keys: Tensor | None, priors: Tensor, factors: Tensor, score: str
-) -> Tensor:  # fmt: skip
-    """The op ``nntk::attention_statistics`` for CUDA tensors: partial statistics, merged in float64."""
-    if not served(values, keys) or not values.numel():
+def attention_statistics(values: Tensor, keys: Tensor | None, priors: Tensor, factors: Tensor, score: str) -> Tensor:
+    """Merge partial statistics in float64: the op ``nntk::attention_statistics`` for CUDA tensors."""
+    if not supports(values, keys) or not values.numel():
         return reference.attention_statistics(values, keys, priors, factors, score)
-    values, num_rows, num_inputs, halves = _shaped(values)
-    cut = config.splits(num_rows, num_inputs, target_of(values.device).processors)
+    values, num_samples, num_inputs, members = _shaped(values)
+    splits = config.splits(num_samples, num_inputs, target_of(values.device).processors)
     block_m, block_n = config.TILE
-    out = torch.empty(cut.count, 3, num_inputs, device=values.device)
-    kernel.statistics[(cut.count * triton.cdiv(num_inputs, block_n),)](
-        values, _line(keys), _rows(priors), _rows(factors), out, num_rows, num_inputs, cut.rows,
-        num_rows * num_inputs, score, halves, block_m, block_n,
+    out = torch.empty(splits.count, 3, num_inputs, device=values.device)
+    kernel.statistics[(splits.count * triton.cdiv(num_inputs, block_n),)](
+        values, _dense(keys), _float(priors), _float(factors), out, num_samples, num_inputs, splits.samples,
+        num_samples * num_inputs, score, members, block_m, block_n,
     )  # fmt: skip
-    return merged(out.double())
+    return merge_parts(out.double())
 
 
-def merged(partial: Tensor) -> Tensor:
-    """Statistics of all from those of parts, [parts, 3, N] to [3, N]."""
+def merge_parts(partial: Tensor) -> Tensor:
+    """Merge partial statistics [parts, 3, N] into statistics [3, N]."""
     largest = partial[:, 0].amax(0)
     scale = (partial[:, 0] - reference.finite(largest)).exp()
     return torch.stack((largest, (partial[:, 1] * scale).sum(0), (partial[:, 2] * scale.square()).sum(0)))
@@ -60,69 +66,71 @@ def merged(partial: Tensor) -> Tensor:
 def attention_weights(
     values: Tensor, keys: Tensor | None, priors: Tensor, factors: Tensor, statistics: Tensor, score: str
 ) -> Tensor:
-    """The op ``nntk::attention_weights`` for CUDA tensors."""
-    if not served(values, keys) or not values.numel():
+    """Compute weights: the op ``nntk::attention_weights`` for CUDA tensors."""
+    if not supports(values, keys) or not values.numel():
         return reference.attention_weights(values, keys, priors, factors, statistics, score)
-    values, num_rows, num_inputs, halves = _shaped(values)
+    values, num_samples, num_inputs, members = _shaped(values)
     block_m, block_n = config.TILE
-    out = torch.empty(num_rows, num_inputs, device=values.device)
-    kernel.weights[(triton.cdiv(num_rows, block_m) * triton.cdiv(num_inputs, block_n),)](
-        values, _line(keys), _rows(priors), _rows(factors), reference.finite(statistics[0]).float(),
-        share(statistics[1]).float(), out, num_rows, num_inputs, num_rows * num_inputs, score, halves,
+    out = torch.empty(num_samples, num_inputs, device=values.device)
+    kernel.weights[(triton.cdiv(num_samples, block_m) * triton.cdiv(num_inputs, block_n),)](
+        values, _dense(keys), _float(priors), _float(factors), reference.finite(statistics[0]).float(),
+        share(statistics[1]).float(), out, num_samples, num_inputs, num_samples * num_inputs, score, members,
         block_m, block_n,
     )  # fmt: skip
     return out
 
 
 def _shaped(values: Tensor) -> tuple[Tensor, int, int, int]:
-    """Values without gaps, their rows and inputs, and how many halves there are."""
+    """Return contiguous values, the numbers of displacements and inputs, and the number of members of a pair."""
     return values.contiguous(), values.shape[-3], values.shape[-2], 2 if values.dim() == 4 else 1
 
 
-def _rows(rows: Tensor) -> Tensor:
-    return rows.float().contiguous()
+def _float(vector: Tensor) -> Tensor:
+    return vector.float().contiguous()
 
 
-def _line(keys: Tensor | None) -> Tensor | None:
+def _dense(keys: Tensor | None) -> Tensor | None:
     return None if keys is None else keys.contiguous()
 
 
 def project_displacements(
     parameters: list[Tensor],
     ordinals: list[int],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
     dim: int,
 ) -> Tensor:
-    """The op ``nntk::project_displacements`` for CUDA tensors: matrices by the kernel, vectors by their noise."""
+    """Project displacements: the op ``nntk::project_displacements`` for CUDA tensors; vectors go to the reference."""
     family, key = parse(directions), (seed_low, seed_high)
-    if family.name not in ("gaussian", "rademacher") or not len(rows):
-        return reference.project_displacements(parameters, ordinals, rows, seed_low, seed_high, directions, dim)
-    total = torch.zeros(len(rows), dim, dtype=torch.float64, device=rows.device)
+    if family.name not in ("gaussian", "rademacher") or not len(sample_ids):
+        return reference.project_displacements(parameters, ordinals, sample_ids, seed_low, seed_high, directions, dim)
+    total = torch.zeros(len(sample_ids), dim, dtype=torch.float64, device=sample_ids.device)
     signs = family.name == "rademacher"
     for parameter, ordinal in zip(parameters, ordinals, strict=True):
         if parameter.dim() < 2:
             total += reference.project_displacements(
-                [parameter], [ordinal], rows, seed_low, seed_high, directions, dim
+                [parameter], [ordinal], sample_ids, seed_low, seed_high, directions, dim
             ) * math.sqrt(parameter.numel())
         elif parameter.numel():
-            total += _project_matrix(rows, ordinal, parameter.shape[0], math.prod(parameter.shape[1:]), dim, key, signs)
+            total += _project_matrix(
+                sample_ids, ordinal, parameter.shape[0], math.prod(parameter.shape[1:]), dim, key, signs
+            )
     return total / math.sqrt(sum(parameter.numel() for parameter in parameters))
 
 
 def _project_matrix(
-    rows: Tensor, ordinal: int, height: int, width: int, dim: int, key: philox.Key, signs: bool
+    sample_ids: Tensor, ordinal: int, height: int, width: int, dim: int, key: philox.Key, signs: bool
 ) -> Tensor:
-    target = target_of(rows.device)
+    target = target_of(sample_ids.device)
     block_m, block_j, block_k = config.PROJECT_TILE
     operand = torch.float32 if target.arch == "interpreter" else torch.bfloat16
-    splits = config.project_splits(height * triton.cdiv(width, block_k), len(rows), dim, target.processors)
-    out = torch.empty(splits, len(rows), dim, device=rows.device)
-    kernel.project[(splits * triton.cdiv(len(rows), block_m) * triton.cdiv(dim, block_j),)](
-        rows.contiguous(), *philox.keys(key), philox.signed(ordinal), out, len(rows), height, width, dim, splits,
-        signs, "ieee", philox.triton_type(operand), target.ptx, philox.is_wide(height, width), block_m, block_j,
+    splits = config.project_splits(height * triton.cdiv(width, block_k), len(sample_ids), dim, target.processors)
+    out = torch.empty(splits, len(sample_ids), dim, device=sample_ids.device)
+    kernel.project[(splits * triton.cdiv(len(sample_ids), block_m) * triton.cdiv(dim, block_j),)](
+        sample_ids.contiguous(), *philox.keys(key), philox.signed(ordinal), out, len(sample_ids), height, width, dim,
+        splits, signs, "ieee", philox.triton_type(operand), target.ptx, philox.is_wide(height, width), block_m, block_j,
         block_k,
     )  # fmt: skip
     return out.double().sum(0)
@@ -131,12 +139,12 @@ def _project_matrix(
 def multiply_displacements(
     parameters: list[Tensor],
     ordinals: list[int],
-    rows: Tensor,
+    sample_ids: Tensor,
     seed_low: int,
     seed_high: int,
     directions: str,
     matrix: Tensor,
 ) -> Tensor:
-    """The op ``nntk::multiply_displacements`` for CUDA tensors: slabs of noise that kernels write."""
-    slabs = philox.generate(directions, rows, parameters, ordinals, (seed_low, seed_high))
-    return reference.add_slabs(slabs, rows, matrix)
+    """Multiply slabs of noise that kernels write: the op ``nntk::multiply_displacements`` for CUDA tensors."""
+    slabs = philox.generate(directions, sample_ids, parameters, ordinals, (seed_low, seed_high))
+    return reference.add_slabs(slabs, sample_ids, matrix)

@@ -1,24 +1,24 @@
-"""How weights are cut into programs."""
+"""Sizes of the programs that compute weights: a pure function of the number of displacements."""
 
 from dataclasses import dataclass
 
 PROGRAMS = 512
-"""At most, a power of two: about four for each multiprocessor of an H200. Not a function of the device, so that sums,
-which the number of programs orders, have the same bits on all of them."""
-
+"""Maximum number of programs, a power of two: about four for each multiprocessor of an H200. It does not depend on the
+device, so that sums, whose order follows from the number of programs, have the same bits on every device."""
 
 OPTIONS = {"enable_fp_fusion": False}
-"""For Triton. Log weights of equal laws cancel to zero only where their difference is not fused with a product."""
+"""Options of the Triton compiler. Log weights of equal distributions cancel to zero only if their difference is not
+fused with a product."""
 
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    """Sizes of the two passes.
+    """Sizes of the programs of both passes.
 
     Attributes:
-        block: Displacements that a program takes at once.
-        programs: Programs of either pass, at most PROGRAMS; each takes every programs-th block.
-        num_warps: Warps of a program.
+        block: Number of displacements that a program handles together.
+        programs: Number of programs of either pass, at most PROGRAMS; each handles every programs-th block.
+        num_warps: Number of warps of a program.
     """
 
     block: int
@@ -27,13 +27,13 @@ class WeightsConfig:
 
 
 def pick(count: int) -> WeightsConfig:
-    """Choose the sizes for M displacements: eight a thread, whose loads hide the latency of one another.
+    """Choose the sizes for M displacements: eight for each thread, whose loads hide the latency of one another.
 
     Args:
         count: Number M of displacements, at least 1.
 
     Returns:
-        The sizes.
+        Sizes of the programs.
 
     Example:
         >>> pick(5000)

@@ -1,7 +1,7 @@
-"""Tiles of the structured NTK's kernel: pure functions of shapes and architecture.
+"""Tiles of the kernel of the structured NTK: pure functions of shapes and architecture.
 
-No device is asked and nothing is measured; every configuration is compiled and judged by ``nntk-bench resources``.
-README.md has the figures.
+They query no device and measure nothing. ``nntk-bench resources`` compiles and checks every configuration; HISTORY.md
+has the figures.
 """
 
 from dataclasses import dataclass
@@ -11,29 +11,37 @@ from nntk.kernels.target import Target
 from nntk.kernels.tuning import Tunable
 
 STEP = 32
-"""Length that rows are padded to: one step of a product, 128 bytes of each row."""
+"""Multiple that the length of rows is padded to: one step of a product, 128 bytes of each row."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes of a tile [block_i, block_j]; block_i is a multiple of block_j."""
+    """Sizes of a tile [block_i, block_j] of the kernel matrix.
+
+    Attributes:
+        block_i: Number of rows of a tile, a multiple of ``block_j``.
+        block_j: Number of columns of a tile.
+        block_k: Number of terms of a step of the sums.
+        part: Number of columns that the epilogue handles together.
+        num_warps: Number of warps of a program.
+        num_stages: Depth of the software pipeline.
+    """
 
     block_i: int
     block_j: int
     block_k: int
     part: int
-    """Entries that the epilogue takes at once."""
     num_warps: int
     num_stages: int
 
-    def programs(self, lines: int, entries: int, symmetric: bool) -> int:
-        """How many tiles a kernel of so many lines and entries has; below the diagonal if it is symmetric."""
-        rows, columns = -(-lines // self.block_i), -(-entries // self.block_i)
-        squares = rows * (rows + 1) // 2 if symmetric else rows * columns
+    def programs(self, rows: int, columns: int, symmetric: bool) -> int:
+        """Return the number of tiles of a kernel matrix; only those on and below the diagonal if it is symmetric."""
+        squares_i, squares_j = -(-rows // self.block_i), -(-columns // self.block_i)
+        squares = squares_i * (squares_i + 1) // 2 if symmetric else squares_i * squares_j
         return squares * (self.block_i // self.block_j)
 
 
-# By architecture: the number of its processors, tiles for two accumulators, for one, and for few lines.
+# By architecture: number of processors, tiles for two accumulators, for one accumulator, and for small matrices.
 _TILES = {
     "sm_80": (108, Tiles(128, 32, STEP, 16, 8, 3), Tiles(128, 64, STEP, 16, 8, 3), Tiles(64, 32, STEP, 16, 4, 3)),
     "sm_90": (132, Tiles(128, 64, STEP, 16, 8, 3), Tiles(128, 128, STEP, 8, 8, 3), Tiles(64, 64, STEP, 16, 4, 3)),
@@ -43,43 +51,43 @@ _TILES = {
 }
 
 
-def pick(lines: int, entries: int, copies: int, symmetric: bool, fused: bool, arch: str) -> Tiles:
-    """Choose tiles for ``copies`` kernels of ``lines`` x ``entries``: the largest without spills that fill the card.
+def pick(rows: int, columns: int, copies: int, symmetric: bool, fused: bool, arch: str) -> Tiles:
+    """Choose tiles for ``copies`` matrices of ``rows`` x ``columns``: the largest without spills that fill the card.
 
     A split product of float32 reads 4 bytes for three multiply-adds on tensor cores, so a small tile waits for the
-    second-level cache (README.md counts the bytes). Two accumulators are twice the registers, and want a smaller tile
-    on sm_80 and sm_90. Where the large tiles are fewer than processors, small ones share the work.
+    second-level cache (README.md counts the bytes). Two accumulators take twice the registers and need a smaller tile
+    on sm_80 and sm_90. If there are fewer large tiles than processors, small tiles share the work.
 
     Args:
-        lines: Lines of the kernel: N1, in mode ``full`` N1 C.
-        entries: Entries of a line: N2, in mode ``full`` N2 C.
-        copies: Kernels made at once: C in mode ``diagonal``, else 1.
-        symmetric: Whether one triangle is enough.
-        fused: Whether both products of a layer are made in one launch, with an accumulator each.
+        rows: Number of rows of a matrix: N1, in mode ``full`` N1 C.
+        columns: Number of columns of a matrix: N2, in mode ``full`` N2 C.
+        copies: Number of matrices computed together: C in mode ``diagonal``, else 1.
+        symmetric: True if only one triangle is computed.
+        fused: True if one launch computes both products of a layer, with an accumulator each.
         arch: Architecture, e.g. ``"sm_90"``.
 
     Returns:
-        The tiles. The lengths of the sums do not matter: a step of 32 is right for any.
+        Sizes of the tiles. They do not depend on the lengths of the sums: a step of 32 is right for any length.
     """
-    processors, two, one, small = _TILES[family_of(arch)]
-    large = two if fused else one
-    return large if copies * large.programs(lines, entries, symmetric) >= processors else small
+    processors, two_accumulators, one_accumulator, small = _TILES[family_of(arch)]
+    large = two_accumulators if fused else one_accumulator
+    return large if copies * large.programs(rows, columns, symmetric) >= processors else small
 
 
 LAYER_PAIR = Tunable(
     "layer_pair",
     Tiles,
-    ("lines", "entries", "copies", "symmetric", "fused"),
+    ("rows", "columns", "copies", "symmetric", "fused"),
     ("local_ntk/triton/kernel.py", "assemble/triton/kernel.py"),
 )
 
 
-def pick_on(target: Target, lines: int, entries: int, copies: int, symmetric: bool, fused: bool) -> Tiles:
-    """Tiles on a device: those measured there, else ``pick``."""
-    key = (lines, entries, copies, symmetric, fused)
+def pick_on(target: Target, rows: int, columns: int, copies: int, symmetric: bool, fused: bool) -> Tiles:
+    """Return the tiles measured on a device, else those of ``pick``."""
+    key = (rows, columns, copies, symmetric, fused)
     return LAYER_PAIR.pick(target, key, lambda: pick(*key, target.arch))
 
 
 def is_fused(num_outputs: int, outputs: str) -> bool:
-    """Whether a layer is one launch: not where products of its inputs would be made again for every output."""
+    """Return True if a layer is one launch; False if that would repeat the products of its inputs for every output."""
     return outputs in ("trace", "mean") or num_outputs == 1

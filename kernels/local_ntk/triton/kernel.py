@@ -1,21 +1,31 @@
-"""Structured NTK on the device: a tile of one layer's term, (W <h, h'> + b) <B, B'>, added to what is there.
+"""Structured NTK on the device: a tile of the term of one layer, (W <h, h'> + b) <B, B'>, added to earlier layers.
 
-A tile is [BI, BJ]: lines of the kernel against entries of a line, a line being an input, or in mode ``full`` an input
-and an output. README.md draws it; launch.py has the loop over layers.
+A tile is [BI, BJ]: rows and columns of the kernel matrix. A row is an input, or in mode ``full`` an input and an
+output, and so is a column. README.md draws it; launch.py has the loop over layers.
 """
 
 import triton
 import triton.language as tl
 
-from nntk.kernels.assemble.triton.kernel import entry_offset, line_offset, store_tile, tile_of
+from nntk.kernels.assemble.triton.kernel import column_offset, row_offset, store_tile, tile_of
 
 
 @triton.jit
-def _products(rows1, rows2, i, j, width, PRECISION: tl.constexpr, BK: tl.constexpr):
-    """Inner products of rows i [BI] with rows j [BJ]; they are as long as their stride, a multiple of BK."""
+def _products(matrix1, matrix2, i, j, width, PRECISION: tl.constexpr, BK: tl.constexpr):
+    """Compute inner products [BI, BJ] of rows i of one matrix with rows j of another.
+
+    Args:
+        matrix1: First matrix, [rows, width], float32, contiguous.
+        matrix2: Second matrix, [rows, width], float32, contiguous.
+        i: Rows of the first matrix, [BI].
+        j: Rows of the second matrix, [BJ].
+        width: Length of the rows, a multiple of BK.
+        PRECISION: Precision of the products.
+        BK: Terms of a step.
+    """
     k = tl.arange(0, BK)
-    left = rows1 + i.to(tl.int64)[:, None] * width + k[None, :]
-    right = rows2 + j.to(tl.int64)[None, :] * width + k[:, None]
+    left = matrix1 + i.to(tl.int64)[:, None] * width + k[None, :]
+    right = matrix2 + j.to(tl.int64)[None, :] * width + k[:, None]
     acc = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
     for _ in range(0, width, BK):
         acc = tl.dot(tl.load(left), tl.load(right), acc, input_precision=PRECISION)
@@ -29,7 +39,25 @@ def _finish(
     term, gram, out, i0, j0, n1, n2, outputs, BIAS: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr,
     SYMMETRIC: tl.constexpr, OUTPUTS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Multiply by the given products, add what is there, store: PART columns at a time, to fit the registers."""
+    """Multiply by the products of the inputs, add earlier layers and store: PART columns at a time, to fit registers.
+
+    Args:
+        term: Products of the derivatives, [BI, BJ]; already multiplied by those of the inputs if ``gram`` is None.
+        gram: Products of the inputs of the layer, [N1, N2], float32, contiguous, or None.
+        out: Kernel matrix, float32, contiguous: [N1, N2]; in mode ``diagonal`` [N1, N2, C] from the output of the tile
+            on; in mode ``full`` [N1, N2, C, C].
+        i0: First row of the tile.
+        j0: First column of the tile.
+        n1: Number N1 of inputs of the rows.
+        n2: Number N2 of inputs of the columns.
+        outputs: Number C of outputs.
+        BIAS: True if the bias is a parameter beside the weight.
+        ADD: True if earlier layers were stored.
+        LAST: True for the last layer.
+        SYMMETRIC: True for a symmetric kernel.
+        OUTPUTS: Mode of output.
+        PART: Columns handled together.
+    """
     BI: tl.constexpr = term.shape[0]
     BJ: tl.constexpr = term.shape[1]
     if BJ > PART:
@@ -38,24 +66,24 @@ def _finish(
         _finish(right, gram, out, i0, j0 + BJ // 2, n1, n2, outputs, BIAS, ADD, LAST, SYMMETRIC, OUTPUTS, PART)
     else:
         i, j = i0 + tl.arange(0, BI), j0 + tl.arange(0, BJ)
-        lines, entries, n, m = n1, n2, i, j
+        rows, columns, n, m = n1, n2, i, j
         if OUTPUTS == "full":
-            lines, entries, n, m = n1 * outputs, n2 * outputs, i // outputs, j // outputs
-        keep = (i < lines)[:, None] & (j < entries)[None, :]
+            rows, columns, n, m = n1 * outputs, n2 * outputs, i // outputs, j // outputs
+        keep = (i < rows)[:, None] & (j < columns)[None, :]
         if SYMMETRIC:
-            # What is above the diagonal is mirrored at the end, and nowhere written before.
+            # Entries above the diagonal are written by the last layer only, as mirror images.
             keep = keep & (i[:, None] >= j[None, :])
         if gram is not None:
             n0 = (i0 // outputs if OUTPUTS == "full" else i0).to(tl.int64)
-            at = ((n - n0.to(tl.int32)) * n2)[:, None] + m[None, :]
-            inputs = tl.load(gram + n0 * n2 + at, mask=keep, other=0.0)
+            offset = ((n - n0.to(tl.int32)) * n2)[:, None] + m[None, :]
+            inputs = tl.load(gram + n0 * n2 + offset, mask=keep, other=0.0)
             term *= inputs + 1.0 if BIAS else inputs
         if ADD:
-            # A tile's own offsets are 32-bit, behind a 64-bit start: half the registers.
-            start = line_offset(i0.to(tl.int64), n2, outputs, OUTPUTS)
-            line = (line_offset(i.to(tl.int64), n2, outputs, OUTPUTS) - start).to(tl.int32)
-            entry = entry_offset(j, outputs, OUTPUTS)
-            term += tl.load(out + start + (line[:, None] + entry[None, :]), mask=keep, other=0.0)
+            # Offsets within the tile are 32-bit, from a 64-bit start: that takes half the registers.
+            start = row_offset(i0.to(tl.int64), n2, outputs, OUTPUTS)
+            row = (row_offset(i.to(tl.int64), n2, outputs, OUTPUTS) - start).to(tl.int32)
+            column = column_offset(j, outputs, OUTPUTS)
+            term += tl.load(out + start + (row[:, None] + column[None, :]), mask=keep, other=0.0)
         if OUTPUTS == "mean" and LAST:
             term /= outputs
         store_tile(out, term, i0, j0, n1, n2, outputs, SYMMETRIC and LAST, OUTPUTS)
@@ -67,42 +95,43 @@ def layer_pair(
     BIAS: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr, SYMMETRIC: tl.constexpr, OUTPUTS: tl.constexpr,
     PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """One layer's term of the kernel, stored to ``out`` or, where ADD, added to it; all numbers are float32.
+    """Compute the term of one layer and store it to ``out``, or add it where ADD; all tensors are float32, contiguous.
 
     Args:
-        h1: The layer's inputs at the rows' inputs, [N1, k], or None: their products are then in ``gram``, or count as
-            one (a bias alone) or not at all (where the products of ``b1`` and ``b2`` are all that is asked).
-        h2: The same at the columns' inputs, [N2, k].
-        gram: Products of the layer's inputs, [N1, N2], or None.
-        b1: Derivatives, [N1, width] with all outputs in a row, ``diagonal`` [C N1, width], ``full`` [N1 C, width].
-        b2: The same at the columns' inputs.
-        out: The kernel, [N1, N2], [N1, N2, C] or [N1, N2, C, C].
-        k: Length and stride of rows of h, a multiple of BK: padded by zeros, as those of b.
-        width: Length and stride of rows of b.
-        n1: N1.
-        n2: N2.
-        outputs: C.
-        BIAS: Whether the bias moves too, beside the weight whose inputs are ``h1`` or in ``gram``.
-        ADD: Whether a layer was there before.
-        LAST: Whether this is the last layer, at which one triangle is mirrored and the mean taken.
-        SYMMETRIC: Whether rows and columns are the same: only tiles on and below the diagonal are made.
-        OUTPUTS: ``trace``, ``mean``, ``diagonal`` or ``full``.
-        PRECISION: Of the products.
-        BI: Lines of a tile, and of the squares that one triangle is counted in.
-        BJ: Entries of a tile, a divisor of BI.
-        BK: Step of the products' sums.
-        PART: Entries that the epilogue takes at once.
+        h1: Inputs of the layer at the rows, [N1, k], or None: then their products are in ``gram``, or count as one (a
+            bias alone), or are not used (where only the products of ``b1`` and ``b2`` are required).
+        h2: Inputs of the layer at the columns, [N2, k], or None.
+        gram: Products of the inputs of the layer, [N1, N2], or None.
+        b1: Derivatives at the rows, [N1, width] with all outputs side by side, in mode ``diagonal`` [C N1, width], in
+            mode ``full`` [N1 C, width].
+        b2: Derivatives at the columns, in the same layout.
+        out: Kernel matrix, [N1, N2], in mode ``diagonal`` [N1, N2, C], in mode ``full`` [N1, N2, C, C].
+        k: Length and stride of rows of h, a multiple of BK, padded by zeros.
+        width: Length and stride of rows of b, a multiple of BK, padded by zeros.
+        n1: Number N1 of inputs of the rows.
+        n2: Number N2 of inputs of the columns.
+        outputs: Number C of outputs.
+        BIAS: True if the bias is a parameter beside the weight whose inputs are ``h1`` or in ``gram``.
+        ADD: True if earlier layers were stored.
+        LAST: True for the last layer, which mirrors one triangle and takes the mean.
+        SYMMETRIC: True if rows and columns are the same: only tiles on and below the diagonal are computed.
+        OUTPUTS: Mode of output, ``trace``, ``mean``, ``diagonal`` or ``full``.
+        PRECISION: Precision of the products.
+        BI: Rows of a tile, and size of the squares that a triangle is counted in.
+        BJ: Columns of a tile, a divisor of BI.
+        BK: Terms of a step of the products.
+        PART: Columns that the epilogue handles together.
     """
-    program, lines, entries, output = tl.program_id(0), n1, n2, 0
+    program, rows, columns, output = tl.program_id(0), n1, n2, 0
     if OUTPUTS == "full":
-        lines, entries = n1 * outputs, n2 * outputs
+        rows, columns = n1 * outputs, n2 * outputs
     elif OUTPUTS == "diagonal":
-        # Outputs are neighbours in memory: their tiles follow each other, while the second-level cache has the lines.
+        # Outputs are neighbours in memory: their tiles follow each other while the cache lines are in the second level.
         program, output = program // outputs, program % outputs
-    tile_i, tile_j = tile_of(program // (BI // BJ), tl.cdiv(entries, BI), SYMMETRIC)
+    tile_i, tile_j = tile_of(program // (BI // BJ), tl.cdiv(columns, BI), SYMMETRIC)
     i0, j0 = tile_i * BI, tile_j * BI + program % (BI // BJ) * BJ
-    # Lines beyond the last read the last instead of a mask, and are not stored.
-    row, column = tl.minimum(i0 + tl.arange(0, BI), lines - 1), tl.minimum(j0 + tl.arange(0, BJ), entries - 1)
+    # Rows and columns beyond the last read the last one, which needs no mask. They are not stored.
+    row, column = tl.minimum(i0 + tl.arange(0, BI), rows - 1), tl.minimum(j0 + tl.arange(0, BJ), columns - 1)
     if h1 is not None:
         inputs = _products(h1, h2, row, column, k, PRECISION, BK)
     term = _products(b1, b2, output * n1 + row, output * n2 + column, width, PRECISION, BK)

@@ -1,7 +1,7 @@
-"""Structured NTK on a GPU: both passes by torch's own products, then one launch a layer, or two.
+"""Launcher of the structured NTK on a GPU: both passes by products of torch, then one or two launches for each layer.
 
-In modes ``diagonal`` and ``full`` the products of a layer's inputs, [N1, N2], are the same for all outputs: a launch of
-their own makes them once.
+In modes ``diagonal`` and ``full`` the products of the inputs of a layer, [N1, N2], are the same for all outputs: a
+separate launch computes them once.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,21 @@ _ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "diagonal": lambda b: b.transpose(0, 1).flatten(0, 1),
     "full": lambda b: b.flatten(0, 1),
 }
-"""Derivatives [N, C, H] as rows whose products a mode sums: N, C N and N C of them."""
+"""Functions from derivatives [N, C, H] to the matrix whose row products a mode sums, with N, C N or N C rows."""
 
 
 @dataclass(frozen=True)
-class _Call:
-    """What all launches of one call share."""
+class _KernelMatrix:
+    """Shape and mode of a kernel matrix, shared by all launches of a matrix.
+
+    Attributes:
+        n1: Number of inputs of the rows.
+        n2: Number of inputs of the columns.
+        num_outputs: Number C of outputs.
+        outputs: Mode of output.
+        symmetric: True if rows and columns are the same.
+        target: Device.
+    """
 
     n1: int
     n2: int
@@ -45,27 +54,28 @@ class _Call:
         first: bool,
         last: bool,
     ) -> None:
-        """Add products of the rows of ``derivatives`` times those of ``inputs``, or times ``gram``, to ``out``."""
-        apart, copies = self.num_outputs if self.outputs == "full" else 1, 1
+        """Add products of the rows of ``derivatives``, times those of ``inputs`` or times ``gram``, to ``out``."""
+        rows_per_input, copies = self.num_outputs if self.outputs == "full" else 1, 1
         if self.outputs == "diagonal":
             copies = self.num_outputs
-        size = self.n1 * apart, self.n2 * apart
-        cut = config.pick_on(self.target, *size, copies, self.symmetric, inputs is not None)
+        shape = self.n1 * rows_per_input, self.n2 * rows_per_input
+        tiles = config.pick_on(self.target, *shape, copies, self.symmetric, inputs is not None)
         h1, h2 = inputs or (None, None)
         b1, b2 = derivatives
-        kernel.layer_pair[(cut.programs(*size, self.symmetric) * copies,)](
+        kernel.layer_pair[(tiles.programs(*shape, self.symmetric) * copies,)](
             h1, h2, gram, b1, b2, out, 0 if h1 is None else h1.shape[1], b1.shape[1],
             self.n1, self.n2, self.num_outputs,
             bias, not first, last, self.symmetric, self.outputs, input_precision("fp32", self.target.arch),
-            cut.block_i, cut.block_j, cut.block_k, cut.part, num_warps=cut.num_warps, num_stages=cut.num_stages,
+            tiles.block_i, tiles.block_j, tiles.block_k, tiles.part,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
     def gram(self, h1: Tensor, h2: Tensor) -> Tensor:
-        """Products of rows, [N1, N2]; of a symmetric one what is above the diagonal is not written."""
-        made = h1.new_empty(self.n1, self.n2)
-        plain = _Call(self.n1, self.n2, 1, "trace", self.symmetric, self.target)
-        plain.add(made, None, None, (h1, h2), bias=False, first=True, last=False)
-        return made
+        """Compute products of rows, [N1, N2]; entries above the diagonal of a symmetric one are not written."""
+        products = h1.new_empty(self.n1, self.n2)
+        matrix = _KernelMatrix(self.n1, self.n2, 1, "trace", self.symmetric, self.target)
+        matrix.add(products, None, None, (h1, h2), bias=False, first=True, last=False)
+        return products
 
 
 def structured_ntk(
@@ -79,40 +89,40 @@ def structured_ntk(
     bias_ordinals: list[int],
     outputs: str,
 ) -> Tensor:
-    """The op ``nntk::structured_ntk`` for CUDA tensors; float64 goes to the reference."""
+    """Compute the kernel layer by layer: the op ``nntk::structured_ntk`` for CUDA tensors of float32."""
     network = (weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals)
     if x1.dtype != torch.float32:
         return reference.structured_ntk(x1, x2, *network, outputs)
     out = reference.new_kernel(x1, x2, weights, outputs)
     if not out.numel():
         return out
-    terms = reference.terms(reference.decoded(*network), x1, x2)
-    call = _Call(out.shape[0], out.shape[1], len(weights[-1]), outputs, x2 is None, target_of(x1.device))
-    for number, term in enumerate(terms):
+    terms = reference.terms(reference.decode_layers(*network), x1, x2)
+    matrix = _KernelMatrix(out.shape[0], out.shape[1], len(weights[-1]), outputs, x2 is None, target_of(x1.device))
+    for index, term in enumerate(terms):
         inputs = _pair(term.h1, term.h2) if term.weight else None
         gram = None
-        if inputs is not None and not config.is_fused(call.num_outputs, outputs):
-            gram = call.gram(*inputs)
+        if inputs is not None and not config.is_fused(matrix.num_outputs, outputs):
+            gram = matrix.gram(*inputs)
             inputs = None
         derivatives = _pair(term.b1, term.b2, _ROWS[outputs])
-        call.add(out, inputs, gram, derivatives, term.bias, number == 0, number + 1 == len(terms))
+        matrix.add(out, inputs, gram, derivatives, term.bias, index == 0, index + 1 == len(terms))
     return out
 
 
 def _pair(
-    one: Tensor, other: Tensor, rows: Callable[[Tensor], Tensor] = lambda matrix: matrix
+    first: Tensor, second: Tensor, to_rows: Callable[[Tensor], Tensor] = lambda matrix: matrix
 ) -> tuple[Tensor, Tensor]:
-    """Rows of two matrices as the kernel reads them; made once where both are one."""
-    made = _padded(rows(one))
-    return made, made if other is one else _padded(rows(other))
+    """Return two matrices in the layout of the kernel; one tensor if both are the same."""
+    rows1 = _padded(to_rows(first))
+    return rows1, rows1 if second is first else _padded(to_rows(second))
 
 
 def _padded(matrix: Tensor) -> Tensor:
-    """Rows padded by zeros to whole steps; the matrix itself where it has such already."""
-    lines, width = matrix.shape
+    """Return the matrix with rows padded by zeros to whole steps, or itself if no padding is needed."""
+    rows, width = matrix.shape
     length = -(-width // config.STEP) * config.STEP
     if length == width:
         return matrix.contiguous()
-    out = matrix.new_zeros(lines, length)
+    out = matrix.new_zeros(rows, length)
     out[:, :width] = matrix
     return out

@@ -21,7 +21,7 @@ from nntk.kernels.perturb.triton.operands import (
     activation_parameters,
     tensor_descriptor,
 )
-from nntk.kernels.philox.reference import BASE, DISPLACEMENT
+from nntk.kernels.philox.integers import BASE, DISPLACEMENT
 from nntk.kernels.philox.triton import launch as philox
 
 

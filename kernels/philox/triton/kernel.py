@@ -1,19 +1,21 @@
-"""The random stream on the device: Philox, noise in the order of a tensor core's operand, kernels that write it.
+"""Random stream on the device: Philox, noise in the register order of a tensor core's operand, kernels that write it.
 
-The integers are those of reference.py, bit for bit. The jitted functions without a launcher are inlined by the kernels
-of other ops. ``PTX`` chooses NVIDIA's approximate special functions; without it the same mapping runs anywhere.
+The integers are those of integers.py, bit for bit. Kernels of other ops inline the jitted functions that have no
+launcher. ``PTX`` chooses NVIDIA's approximate special functions; without it the same mapping runs on any device.
+In all functions, ``ordinal`` is the position of the parameter in registration order, ``sample_id`` the stream number m,
+``key0`` and ``key1`` the low and high 32 bits of the seed as int32, and ``PURPOSE`` the purpose of the words.
 """
 
 import triton
 import triton.language as tl
 
-from nntk.kernels.philox import reference
+from nntk.kernels.philox import integers
 
-VERSION: tl.constexpr = tl.constexpr(reference.STREAM_VERSION)
-DISPLACEMENT: tl.constexpr = tl.constexpr(reference.DISPLACEMENT)
+VERSION: tl.constexpr = tl.constexpr(integers.STREAM_VERSION)
+DISPLACEMENT: tl.constexpr = tl.constexpr(integers.DISPLACEMENT)
 
-# One Box-Muller pair: two words to two bfloat16 in one register, the cosine low. u rounds to 1 at most; there
-# lg2.approx may err to either side of zero, so its magnitude is taken, which is free, and the radius is never NaN.
+# One Box-Muller pair: two words become two bfloat16 in one register, the cosine in the low half. u rounds to 1 at most,
+# where lg2.approx may err to either side of zero. Its magnitude costs nothing and keeps the radius from being NaN.
 _PAIR_PTX: tl.constexpr = tl.constexpr("""{
     .reg .f32 u, t, r, c, s;
     cvt.rn.f32.u32 u, $1;
@@ -34,7 +36,7 @@ _PAIR_PTX: tl.constexpr = tl.constexpr("""{
 
 @triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
-    """Philox-4x32-10 of uint32 counters and key: two wide multiplications and two three-way XORs a round."""
+    """Apply Philox-4x32-10 to uint32 counters and key: two wide multiplications and two three-way XORs a round."""
     for i in tl.static_range(10):
         p0 = c0.to(tl.uint64) * 0xD2511F53
         p1 = c2.to(tl.uint64) * 0xCD9E8D57
@@ -49,17 +51,20 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def words(block, ordinal, row, key0, key1, PURPOSE: tl.constexpr):
-    """The four words of blocks: int32 where the tensor has fewer than 2**32, else int64."""
+def words(block, ordinal, sample_id, key0, key1, PURPOSE: tl.constexpr):
+    """Return the four uint32 words of blocks; ``block`` is int32 where the tensor has fewer than 2**32, else int64."""
     c3 = tl.full((), (VERSION << 24) | (PURPOSE << 16), tl.uint32)
     if block.dtype.primitive_bitwidth == 64:
         c3 = c3 | (block >> 32).to(tl.uint32)
-    return philox(block.to(tl.uint32), ordinal.to(tl.uint32), row.to(tl.uint32), c3, key0, key1)
+    return philox(block.to(tl.uint32), ordinal.to(tl.uint32), sample_id.to(tl.uint32), c3, key0, key1)
 
 
 @triton.jit
 def sine_cosine(turns):
-    """Sin and cos of 2 pi ``turns`` to 1e-7, the sine relatively so near zero, without the library's slow path."""
+    """Return sine and cosine of 2 pi ``turns`` to 1e-7, without the slow path of the library.
+
+    Near zero the relative error of the sine is 1e-7 too.
+    """
     quarter = tl.floor(turns * 4.0 + 0.5)
     x = turns - quarter * 0.25
     y = x * x
@@ -72,14 +77,14 @@ def sine_cosine(turns):
 
 @triton.jit
 def _bfloat16_bits(x):
-    """The nearest bfloat16, ties to even, in the high half: in integers, since not every backend converts."""
+    """Round to the nearest bfloat16, ties to even, in the high half; in integers, since not every backend converts."""
     bits = x.to(tl.uint32, bitcast=True)
     return (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
 
 
 @triton.jit
 def normal_pair(word, angle, PTX: tl.constexpr):
-    """Two unit normals from the words of radius and angle: packed bfloat16, cosine low, uint32."""
+    """Return two unit normals from the words of radius and angle: packed bfloat16 in uint32, the cosine low."""
     if PTX:
         return tl.inline_asm_elementwise(_PAIR_PTX, "=r,r,r", [word, angle], dtype=tl.uint32, is_pure=True, pack=1)
     u = word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
@@ -90,7 +95,7 @@ def normal_pair(word, angle, PTX: tl.constexpr):
 
 @triton.jit
 def unpack_pairs(pair, DTYPE: tl.constexpr):
-    """Packed pairs of bfloat16 [BH, BK / 2] as [BH, BK]; the registers of a 16-bit operand, as they are."""
+    """Unpack pairs of bfloat16 [BH, BK / 2] to [BH, BK]; for a 16-bit operand the registers stay as they are."""
     if DTYPE == tl.bfloat16:
         low = (pair & 0xFFFF).to(tl.int16).to(tl.bfloat16, bitcast=True)
         high = (pair >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
@@ -102,44 +107,47 @@ def unpack_pairs(pair, DTYPE: tl.constexpr):
 
 @triton.jit
 def gaussian_tile(
-    h, k, width, ordinal, row, key0, key1, BK: tl.constexpr, PURPOSE: tl.constexpr, DTYPE: tl.constexpr,
+    h, k, width, ordinal, sample_id, key0, key1, BK: tl.constexpr, PURPOSE: tl.constexpr, DTYPE: tl.constexpr,
     PTX: tl.constexpr,
 ):  # fmt: skip
-    """Normals of rows ``h`` [BH], int32 or int64, and columns [k, k + BK), k a multiple of 16: [BH, BK].
+    """Generate normals of rows ``h`` [BH], int32 or int64, and columns [k, k + BK), k a multiple of 16: [BH, BK].
 
-    A block's four numbers are columns 2 b + {0, 1, 8, 9} of a group of 16: what one thread holds of a 16-bit operand.
-    So join, permute and reshape name registers, and nothing moves.
+    The four normals of a block are columns 2 b + {0, 1, 8, 9} of a group of 16, which is what one thread holds of a
+    16-bit operand. So join, permute and reshape only rename registers.
     """
     BH: tl.constexpr = h.shape[0]
-    blocks_a_row = (width + 15) // 16 * 4
-    block = h[:, None] * blocks_a_row + (k // 4 + tl.arange(0, BK // 4))[None, :]
-    w0, w1, w2, w3 = words(block, ordinal, row, key0, key1, PURPOSE)
+    blocks_per_row = (width + 15) // 16 * 4
+    block = h[:, None] * blocks_per_row + (k // 4 + tl.arange(0, BK // 4))[None, :]
+    w0, w1, w2, w3 = words(block, ordinal, sample_id, key0, key1, PURPOSE)
     pair = tl.join(normal_pair(w0, w1, PTX), normal_pair(w2, w3, PTX))
     pair = tl.permute(tl.reshape(pair, (BH, BK // 16, 4, 2)), (0, 1, 3, 2))
     return unpack_pairs(tl.reshape(pair, (BH, BK // 2)), DTYPE)
 
 
 @triton.jit
-def sign_words(h, k, width, ordinal, row, key0, key1, BH: tl.constexpr, BW: tl.constexpr, PURPOSE: tl.constexpr):
-    """Packed signs of rows [h, h + BH), h a multiple of 4, and 32 BW columns from k, a multiple of 32: [BH, BW]."""
+def sign_words(h, k, width, ordinal, sample_id, key0, key1, BH: tl.constexpr, BW: tl.constexpr, PURPOSE: tl.constexpr):
+    """Generate packed signs of rows [h, h + BH) and columns [k, k + 32 BW): [BH, BW], uint32.
+
+    ``h`` is a multiple of 4 and ``k`` a multiple of 32.
+    """
     quads = h // 4 + tl.arange(0, BH // 4)
     block = quads[:, None] * ((width + 31) // 32) + (k // 32 + tl.arange(0, BW))[None, :]
-    w0, w1, w2, w3 = words(block, ordinal, row, key0, key1, PURPOSE)
+    w0, w1, w2, w3 = words(block, ordinal, sample_id, key0, key1, PURPOSE)
     packed = tl.join(tl.join(w0, w2), tl.join(w1, w3))
     return tl.reshape(tl.permute(packed, (0, 2, 3, 1)), (BH, BW))
 
 
 @triton.jit
 def unpack_signs(packed, DTYPE: tl.constexpr):
-    """Packed signs [BH, BW], uint32, to numbers [BH, 32 BW]; a set bit is -1.
+    """Unpack signs [BH, BW], uint32, to values [BH, 32 BW]; a set bit is -1.
 
-    Two adjacent bits go to the sign bits of two packed bfloat16 ones by one multiplication: under the masks below its
-    partial products never meet there. A thread shifts by its own 2 b once, then by constants: 1.5 instructions a sign.
+    One multiplication sends two adjacent bits to the sign bits of two packed bfloat16 ones; under the masks below its
+    partial products never meet there. A thread shifts by its 2 b once, then by constants: 1.5 instructions a sign.
     """
     BH: tl.constexpr = packed.shape[0]
     BW: tl.constexpr = packed.shape[1]
-    own = packed[:, :, None] >> (2 * tl.arange(0, 4)).to(tl.uint32)[None, None, :]
-    low, high = own & 0x0303, (own >> 16) & 0x0303
+    shifted = packed[:, :, None] >> (2 * tl.arange(0, 4)).to(tl.uint32)[None, None, :]
+    low, high = shifted & 0x0303, (shifted >> 16) & 0x0303
     first = tl.join((low * 0x40008000) & 0x80008000, (high * 0x40008000) & 0x80008000)
     second = tl.join((low * 0x00400080) & 0x80008000, (high * 0x00400080) & 0x80008000)
     # Axes: row, word, b, group of 16, column + {0, 8}.
@@ -148,109 +156,176 @@ def unpack_signs(packed, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def gaussian_vector(i, ordinal, row, key0, key1, PTX: tl.constexpr):
-    """Normals at entries ``i`` of a flat tensor, float32. Every entry makes its block: for short vectors only."""
-    w0, w1, w2, w3 = words(i // 4, ordinal, row, key0, key1, DISPLACEMENT)
+def gaussian_vector(i, ordinal, sample_id, key0, key1, PTX: tl.constexpr):
+    """Generate normals at positions ``i`` of a flat tensor, float32.
+
+    Every position generates its whole block, so this is for short vectors only.
+    """
+    w0, w1, w2, w3 = words(i // 4, ordinal, sample_id, key0, key1, DISPLACEMENT)
     first = i % 4 < 2
     pair = normal_pair(tl.where(first, w0, w2), tl.where(first, w1, w3), PTX)
     return tl.where(i % 2 == 0, pair << 16, pair & 0xFFFF0000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def sign_vector(i, ordinal, row, key0, key1, PURPOSE: tl.constexpr):
-    """Signs at entries ``i`` of a flat tensor, float32. Every entry makes its block: for short vectors only."""
-    w0, w1, w2, w3 = words(i // 128, ordinal, row, key0, key1, PURPOSE)
-    place = i // 32 % 4
-    word = tl.where(place < 2, tl.where(place == 0, w0, w1), tl.where(place == 2, w2, w3))
+def sign_vector(i, ordinal, sample_id, key0, key1, PURPOSE: tl.constexpr):
+    """Generate signs at positions ``i`` of a flat tensor, float32.
+
+    Every position generates its whole block, so this is for short vectors only.
+    """
+    w0, w1, w2, w3 = words(i // 128, ordinal, sample_id, key0, key1, PURPOSE)
+    index = i // 32 % 4
+    word = tl.where(index < 2, tl.where(index == 0, w0, w1), tl.where(index == 2, w2, w3))
     bit = (word >> (i % 32).to(tl.uint32)) << 31
     return (bit | 0x3F800000).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["rows"])
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["sample_ids"])
 def write_noise(
-    out, stride_m, stride_h, columns, rows, key0, key1, ordinal, start, height, width,
+    out, stride_out_m, stride_out_h, columns, sample_ids, key0, key1, ordinal, start, height, width,
     SIGNS: tl.constexpr, PURPOSE: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr,
     BH: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Unit displacements of rows [start, start + height) of a matrix: ``out`` [M, height, columns], a tile a program.
+    """Write unit displacements of rows [start, start + height) of a matrix, one tile [BH, BK] a program.
 
-    Columns beyond the width get noise that is nobody's: where rows are padded, stores stay wide. A row of -1 is left
-    as it is.
+    Columns beyond the width receive noise that is never read, so that stores to padded rows stay wide.
+
+    Args:
+        out: Noise, [M, height, columns], of type DTYPE; columns lie next to each other.
+        stride_out_m: Elements between samples of ``out``.
+        stride_out_h: Elements between rows of ``out``.
+        columns: Columns to write, at least ``width``.
+        sample_ids: Stream numbers m, [M], int64; nothing is written for a sample of -1.
+        key0: Low 32 bits of the seed.
+        key1: High 32 bits of the seed.
+        ordinal: Position of the parameter in registration order.
+        start: First row of the matrix to write, a multiple of 4.
+        height: Rows to write.
+        width: Columns K of the matrix.
+        SIGNS: True for random signs, False for normals.
+        PURPOSE: Purpose of the words in the stream.
+        DTYPE: Triton type of the noise.
+        PTX: True to use NVIDIA's approximate special functions.
+        WIDE: True if block numbers need 64 bits.
+        BH: Rows of a tile.
+        BK: Columns of a tile.
     """
     tiles_h, tiles_k = tl.cdiv(height, BH), tl.cdiv(columns, BK)
     tile, m = tl.program_id(0) % (tiles_h * tiles_k), tl.program_id(0) // (tiles_h * tiles_k)
     h0, k0 = tile // tiles_k * BH, tile % tiles_k * BK
-    row = tl.load(rows + m)
-    if row >= 0:
+    sample_id = tl.load(sample_ids + m)
+    if sample_id >= 0:
         h = h0 + tl.arange(0, BH)
         first = start + h0
         if WIDE:
             first = first.to(tl.int64)
         k = k0 + tl.arange(0, BK)
         if SIGNS:
-            packed = sign_words(first, k0, width, ordinal, row, key0, key1, BH, BK // 32, PURPOSE)
+            packed = sign_words(first, k0, width, ordinal, sample_id, key0, key1, BH, BK // 32, PURPOSE)
             noise = unpack_signs(packed, DTYPE)
         else:
-            lines = first + tl.arange(0, BH)
-            noise = gaussian_tile(lines, k0, width, ordinal, row, key0, key1, BK, PURPOSE, DTYPE, PTX)
-        at = out + m.to(tl.int64) * stride_m + h.to(tl.int64)[:, None] * stride_h + k[None, :]
-        tl.store(at, noise, mask=(h < height)[:, None] & (k < columns)[None, :])
+            rows = first + tl.arange(0, BH)
+            noise = gaussian_tile(rows, k0, width, ordinal, sample_id, key0, key1, BK, PURPOSE, DTYPE, PTX)
+        pointers = out + m.to(tl.int64) * stride_out_m + h.to(tl.int64)[:, None] * stride_out_h + k[None, :]
+        tl.store(pointers, noise, mask=(h < height)[:, None] & (k < columns)[None, :])
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["rows"])
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["sample_ids"])
 def write_vector(
-    out, stride_m, rows, key0, key1, ordinal, length, SIGNS: tl.constexpr, PURPOSE: tl.constexpr, PTX: tl.constexpr,
-    BLOCK: tl.constexpr,
+    out, stride_out_m, sample_ids, key0, key1, ordinal, length,
+    SIGNS: tl.constexpr, PURPOSE: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Unit displacements of a vector: ``out`` [M, length], rows of stride ``stride_m``, BLOCK entries a program."""
+    """Write unit displacements of a vector, BLOCK positions a program.
+
+    Args:
+        out: Noise, [M, length], a floating type.
+        stride_out_m: Elements between samples of ``out``.
+        sample_ids: Stream numbers m, [M], int64.
+        key0: Low 32 bits of the seed.
+        key1: High 32 bits of the seed.
+        ordinal: Position of the parameter in registration order.
+        length: Length of the vector.
+        SIGNS: True for random signs, False for normals.
+        PURPOSE: Purpose of the words of signs.
+        PTX: True to use NVIDIA's approximate special functions.
+        BLOCK: Positions of a program.
+    """
     tiles = tl.cdiv(length, BLOCK)
     m, i = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(rows + m)
+    sample_id = tl.load(sample_ids + m)
     if SIGNS:
-        noise = sign_vector(i, ordinal, row, key0, key1, PURPOSE)
+        noise = sign_vector(i, ordinal, sample_id, key0, key1, PURPOSE)
     else:
-        noise = gaussian_vector(i, ordinal, row, key0, key1, PTX)
-    tl.store(out + m.to(tl.int64) * stride_m + i, noise.to(out.dtype.element_ty), mask=i < length)
+        noise = gaussian_vector(i, ordinal, sample_id, key0, key1, PTX)
+    tl.store(out + m.to(tl.int64) * stride_out_m + i, noise.to(out.dtype.element_ty), mask=i < length)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["rows"])
-def write_words(out, rows, key0, key1, ordinal, blocks, PURPOSE: tl.constexpr, BLOCK: tl.constexpr):
-    """The words of the stream themselves: ``out`` [M, blocks, 4], int32, BLOCK blocks a program."""
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["sample_ids"])
+def write_words(out, sample_ids, key0, key1, ordinal, blocks, PURPOSE: tl.constexpr, BLOCK: tl.constexpr):
+    """Write the words of the stream themselves, BLOCK blocks a program.
+
+    Args:
+        out: Words, [M, blocks, 4], int32, contiguous.
+        sample_ids: Stream numbers m, [M], int64.
+        key0: Low 32 bits of the seed.
+        key1: High 32 bits of the seed.
+        ordinal: Position of the parameter in registration order.
+        blocks: Number of blocks.
+        PURPOSE: Purpose of the words.
+        BLOCK: Blocks of a program.
+    """
     tiles = tl.cdiv(blocks, BLOCK)
     m, b = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
-    w0, w1, w2, w3 = words(b, ordinal, tl.load(rows + m), key0, key1, PURPOSE)
+    w0, w1, w2, w3 = words(b, ordinal, tl.load(sample_ids + m), key0, key1, PURPOSE)
     packed = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BLOCK, 4)).to(tl.int32, bitcast=True)
-    at = out + (m.to(tl.int64) * blocks + b)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    tl.store(at, packed, mask=(b < blocks)[:, None])
+    pointers = out + (m.to(tl.int64) * blocks + b)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    tl.store(pointers, packed, mask=(b < blocks)[:, None])
 
 
 @triton.jit
 def _squares(pair, column, width, valid, PADDED: tl.constexpr):
-    """Squares of a packed pair at columns ``column`` and the next, less those of padding."""
+    """Return the sum of the squares of a packed pair at columns ``column`` and the next, without those of padding."""
     even, odd = (pair << 16).to(tl.float32, bitcast=True), (pair & 0xFFFF0000).to(tl.float32, bitcast=True)
     if PADDED:
         even, odd = tl.where(column < width, even, 0.0), tl.where(column + 1 < width, odd, 0.0)
     return tl.where(valid, even * even + odd * odd, 0.0)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["rows"])
+@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["sample_ids"])
 def sum_squares(
-    out, rows, key0, key1, ordinal, blocks, blocks_a_row, width, splits, VECTOR: tl.constexpr, PADDED: tl.constexpr,
-    PTX: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    out, sample_ids, key0, key1, ordinal, blocks, blocks_per_row, width, splits,
+    VECTOR: tl.constexpr, PADDED: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Partial squared norms of normals: ``out`` [M, splits], float32; a program sums every splits-th tile of blocks."""
+    """Sum the squares of normals; a program sums every splits-th tile of BLOCK blocks of one sample.
+
+    Args:
+        out: Partial squared norms, [M, splits], float32, contiguous.
+        sample_ids: Stream numbers m, [M], int64.
+        key0: Low 32 bits of the seed.
+        key1: High 32 bits of the seed.
+        ordinal: Position of the parameter in registration order.
+        blocks: Number of blocks of the parameter.
+        blocks_per_row: Blocks of a row of a matrix; 1 for a vector.
+        width: Columns K of the matrix, or length of the vector.
+        splits: Programs that share a sample.
+        VECTOR: True for a vector.
+        PADDED: True if blocks hold normals of padding, which are not counted.
+        PTX: True to use NVIDIA's approximate special functions.
+        WIDE: True if the loop needs 64-bit block numbers.
+        BLOCK: Blocks of a tile.
+    """
     split, m = tl.program_id(0) % splits, tl.program_id(0) // splits
-    row = tl.load(rows + m)
+    sample_id = tl.load(sample_ids + m)
     total = tl.zeros((BLOCK,), tl.float32)
     start, stride = split * BLOCK, splits * BLOCK
     if WIDE:
         start, stride = split.to(tl.int64) * BLOCK, splits.to(tl.int64) * BLOCK
     for first in range(start, blocks, stride):
         block = first + tl.arange(0, BLOCK)
-        w0, w1, w2, w3 = words(block, ordinal, row, key0, key1, DISPLACEMENT)
+        w0, w1, w2, w3 = words(block, ordinal, sample_id, key0, key1, DISPLACEMENT)
         column, step = block * 4, 2
         if PADDED and not VECTOR:
-            column, step = block % blocks_a_row // 4 * 16 + block % 4 * 2, 8
+            column, step = block % blocks_per_row // 4 * 16 + block % 4 * 2, 8
         total += _squares(normal_pair(w0, w1, PTX), column, width, block < blocks, PADDED)
         total += _squares(normal_pair(w2, w3, PTX), column + step, width, block < blocks, PADDED)
     tl.store(out + m.to(tl.int64) * splits + split, tl.sum(total))

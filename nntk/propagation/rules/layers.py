@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nntk.kernels.perturb import displacement_products
 from nntk.kernels.philox import split_seed
-from nntk.kernels.philox.reference import Slab, alignment, unit_slabs
+from nntk.kernels.philox.reference import unit_slabs
+from nntk.kernels.philox.slabs import Slab, alignment
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import DisplacedTensor, is_displaced, primal, rounded_primal, with_tangent
 from nntk.propagation.registry import NoRule, rule
