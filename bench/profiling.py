@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from nntk.bench.measure import environment, roofline
 from nntk.bench.results import tables
 from nntk.bench.results.files import write_json
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
 from nntk.bench.suites import ops
 from nntk.kernels.cost import Cost

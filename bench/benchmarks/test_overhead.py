@@ -4,10 +4,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from nntk.bench.suites.calls import calls
+from nntk.bench.suites.op_arguments import small_calls
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ONE_FORM = dict(calls(DEVICE))
+ONE_FORM = dict(small_calls(DEVICE))
 
 
 @pytest.mark.benchmark(group="host overhead")

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nntk.bench.results import ranks
-from nntk.bench.results import store as results
 from nntk.bench.results.files import write_json
-from nntk.bench.results.store import ResultsError, Row, Run
+from nntk.bench.results.schema import ResultsError, Row, differences
+from nntk.bench.results.store import Run
 from nntk.bench.results.tables import UNITS
 
 LEVEL = 0.05
@@ -233,7 +233,7 @@ def _has_time_only(row: Row) -> bool:
 
 def _circumstances(a: Run, b: Run) -> list[str]:
     """What else differs than the figures."""
-    remarks = [f"{name}: {one} in A, {other} in B" for name, one, other in results.differences(a.facts, b.facts)]
+    remarks = [f"{name}: {one} in A, {other} in B" for name, one, other in differences(a.facts, b.facts)]
     for name, run in (("A", a), ("B", b)):
         if open_sections := [section["name"] for section in run.sections if not section["finished"]]:
             remarks.append(f"{name} is {run.status}; not finished: {', '.join(open_sections)}")

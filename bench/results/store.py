@@ -5,69 +5,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-SCHEMA = 2
-"""Version of the layout that results/README.md documents."""
-
-STATUSES = ("running", "complete", "interrupted", "failed")
-
-SETTINGS = (
-    "network",
-    "directions",
-    "propagation",
-    "precision",
-    "estimator",
-    "method",
-    "gamma",
-    "samples",
-    "inputs",
-    "outputs",
-    "parameters",
-    "seed",
-    "seeds",
-    "training",
-    "held_out",
-    "ridge",
-)
-"""What a row may say about *what* was measured; it is part of the row's key. Another list is another SCHEMA."""
-
-FACTS = ("device", "versions", "commit", "uncommitted_changes", "stream_version", "seed")
-"""What all figures of a run depend on."""
-
-Row = dict[str, Any]
-
-
-class ResultsError(ValueError):
-    """A file of results that cannot be used: which, where in it, what is there, what may be."""
-
-
-def key(section: str, row: Mapping[str, Any]) -> str:
-    """The name of a row, the same in every run: ``section / case / gamma=0.1, samples=32``."""
-    settings = ", ".join(f"{name}={row[name]}" for name in SETTINGS if row.get(name) is not None)
-    return " / ".join(part for part in (section, row["case"], settings) if part)
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Where two sets of facts differ.
-
-    Args:
-        before: Facts of one run, nested or not.
-        after: Those of another.
-
-    Yields:
-        A fact's dotted name, and its value in each; None where there is none.
-    """
-    for name in [*before, *(name for name in after if name not in before)]:
-        one, other = before.get(name), after.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from ((f"{name}.{inner}", *values) for inner, *values in differences(one, other))
-        elif one != other:
-            yield name, one, other
+from nntk.bench.results import schema
+from nntk.bench.results.schema import FACTS, SCHEMA, ResultsError, Row, differences, key, shown
 
 
 @dataclass(frozen=True)
@@ -105,136 +50,12 @@ def read(path: Path) -> Run:
     Raises:
         ResultsError: If it cannot be read, is no such file, or holds what the schema does not allow.
     """
-    content = _load(path)
-    schema = content.get("schema")
-    if schema not in (1, SCHEMA):
-        _reject(path, "schema", content, f"1 or {SCHEMA}, the layouts this version knows")
-    _check(path, "", content, _RUN if schema == 1 else _RUN | _RUN_2)
-    for number, row in enumerate(content["rows"]):
-        _check(path, f"rows[{number}].", row, _ROW if schema == 1 else _ROW | _ROW_2)
-        if schema == 1:
-            row["key"] = key(row["section"], row)
-    if schema == 1:
-        names = dict.fromkeys(row["section"] for row in content["rows"])
-        content["sections"] = [{"name": name, "finished": content["status"] == "complete"} for name in names]
-    for number, section in enumerate(content["sections"]):
-        _check(path, f"sections[{number}].", section, _SECTION)
-    _check_names(path, content)
+    content = schema.load(path)
+    schema.check(path, content)
     facts = {name: content[name] for name in FACTS}
-    return Run(path, schema, content["suite"], content["status"], facts, content["sections"], content["rows"])
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
-    except OSError as wrong:
-        raise ResultsError(f"{path}: {wrong.strerror}") from None
-    except (ValueError, RecursionError) as wrong:
-        raise ResultsError(f"{path}: not JSON: {wrong}") from None
-    if not isinstance(content, dict):
-        raise ResultsError(f"{path}: must hold one object, the record of a run; got {_shown(content)}")
-    return content
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not finite")
-    return value
-
-
-_Layout = dict[str, tuple[Callable[[Any], bool], str]]
-"""By dotted key: what a value must satisfy, and that in words."""
-
-
-def _name(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _whole(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _durations(value: Any) -> bool:
-    return value is _MISSING or (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(one, int | float) and 1e-12 <= one <= 1e9 for one in value)
+    return Run(
+        path, content["schema"], content["suite"], content["status"], facts, content["sections"], content["rows"]
     )
-
-
-_MISSING = object()
-_NAME = (_name, "text")
-_POSITIVE = (_whole(1), "an integer from 1")
-_RUN: _Layout = {
-    "suite": _NAME,
-    "started": _NAME,
-    "status": (lambda value: value in STATUSES, f"one of {', '.join(STATUSES)}"),
-    "seed": (_whole(0), "an integer from 0"),
-    "stream_version": _POSITIVE,
-    "device": (lambda value: isinstance(value, dict), "an object"),
-    "device.kind": _NAME,
-    "device.name": _NAME,
-    "device.threads": _POSITIVE,
-    "device.processors": _POSITIVE,
-    "versions": (lambda value: isinstance(value, dict), "an object of versions by package"),
-    "commit": (lambda value: value is None or _name(value), "text or null"),
-    "uncommitted_changes": (lambda value: value is None or isinstance(value, bool), "true, false or null"),
-    "rows": (lambda value: isinstance(value, list), "a list of rows"),
-}
-_RUN_2: _Layout = {
-    "device.selected": _NAME,
-    "resumed": (lambda value: isinstance(value, list), "a list of times"),
-    "sections": (lambda value: isinstance(value, list), "a list of sections"),
-}
-_ROW: _Layout = {
-    "section": _NAME,
-    "case": _NAME,
-    "samples_s": (_durations, "a list of seconds, from 1e-12 to 1e9"),
-    "failure": (lambda value: value is _MISSING or _name(value), "text"),
-}
-_ROW_2: _Layout = {
-    "key": _NAME,
-    "attempt": _POSITIVE,
-    "elapsed_s": (lambda value: isinstance(value, int | float), "seconds"),
-}
-_SECTION: _Layout = {"name": _NAME, "finished": (lambda value: isinstance(value, bool), "true or false")}
-
-
-def _check(path: Path, where: str, content: object, layout: _Layout) -> None:
-    if not isinstance(content, dict):
-        raise ResultsError(f"{path}: {where.rstrip('.')}: must be an object, got {_shown(content)}")
-    for name, (allows, allowed) in layout.items():
-        if not allows(_value(content, name)):
-            _reject(path, where + name, content, allowed)
-
-
-def _check_names(path: Path, content: Mapping[str, Any]) -> None:
-    """Keys are unique, and every row's section is there."""
-    sections, keys = {section["name"] for section in content["sections"]}, set()
-    for number, row in enumerate(content["rows"]):
-        if row["key"] in keys:
-            raise ResultsError(f"{path}: rows[{number}].key: must be unique, got {row['key']!r} again")
-        keys.add(row["key"])
-        if row["section"] not in sections:
-            _reject(path, f"rows[{number}].section", row, f"one of {', '.join(sorted(sections))}")
-
-
-def _value(content: object, name: str) -> Any:
-    for part in name.split("."):
-        content = content.get(part, _MISSING) if isinstance(content, dict) else _MISSING
-    return content
-
-
-def _reject(path: Path, where: str, content: object, allowed: str) -> NoReturn:
-    found = _value(content, where.rpartition("].")[2])
-    state = "is missing, must be" if found is _MISSING else f"got {_shown(found)}, must be"
-    raise ResultsError(f"{path}: {where}: {state} {allowed}")
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class Record:
@@ -309,13 +130,13 @@ class Record:
         try:
             if not (_locked(lock) and os.path.samestat(os.fstat(lock), path.stat())):
                 raise ResultsError(f"{path}: still running: another process writes it")
-            run, content = read(path), _load(path)
+            run, content = read(path), schema.load(path)
             if all(section["finished"] for section in run.sections):
                 raise ResultsError(f"{path}: nothing to resume: all {len(run.sections)} sections are finished")
             planned = {one["name"]: {**one, "finished": None} for one in run.sections}
             now = {one["name"]: {**one, "finished": None} for one in sections}
             changed = [
-                f"{name} was {_shown(before)}, is {_shown(after)}"
+                f"{name} was {shown(before)}, is {shown(after)}"
                 for name, before, after in differences({**run.facts, "sections": planned}, {**facts, "sections": now})
             ]
             if changed:

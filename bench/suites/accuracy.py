@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import nntk
 from nntk.bench.measure import data, reference
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _WIDTHS = (64, 256, 256, 1)
 _GAMMAS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)

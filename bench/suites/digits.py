@@ -7,9 +7,9 @@ from torch import nn
 
 import nntk
 from nntk.bench.measure import data
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _WIDTHS = (64, 256, 256, 1)
 _NETWORKS = (("sign", nntk.activations.Sign, 0.1), ("relu", nn.ReLU, 0.01))

@@ -10,9 +10,9 @@ import nntk
 from nntk.bench.measure import baselines, reference, roofline
 from nntk.bench.measure.timing import every_round, side_by_side
 from nntk.bench.measure.work import work_of
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _BASELINE, _RULES = "torch.func.vmap, float32", "nntk, propagated by rules"
 _GAMMA, _SAMPLES, _INPUTS, _ROUNDS = 1e-2, 16, 32, 5

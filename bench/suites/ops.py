@@ -13,10 +13,10 @@ from torch import Tensor
 
 from nntk.bench.measure import reference, roofline
 from nntk.bench.measure.timing import Timing, captured, repeat, seconds
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
-from nntk.bench.suites.arguments import Arguments
+from nntk.bench.suites.op_arguments import ArgumentMakers
+from nntk.bench.suites.section import Section, Setting
 from nntk.kernels.dispatch import REGISTERED, cost_of
 
 _FLOAT64 = {"inner_product", "inner_product_of_gradients", "nonlocal_gradients", "multiply_displacements"}
@@ -58,7 +58,7 @@ def cases(device: torch.device) -> list[OpCase]:
     """What the suite measures: larger shapes on a GPU, so that one call fills it."""
     large = device.type == "cuda"
     m, n = (4096, 4096) if large else (512, 512)
-    made = Arguments(device)
+    made = ArgumentMakers(device)
     precisions = ("bf16", "tf32", "fp32") if large else ("fp32",)
     families = ("gaussian", "rademacher", "flipout(8)", "lowrank(1)")
     widths = (784, 1024, 1024, 10) if large else (64, 256, 256, 1)

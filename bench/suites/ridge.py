@@ -8,9 +8,9 @@ from torch import nn
 
 import nntk
 from nntk.bench.measure import data, memory
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 SIZES = (50_000, 200_000)
 SAMPLES = 512

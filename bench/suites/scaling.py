@@ -11,9 +11,9 @@ import nntk
 from nntk.bench.measure import data, memory, roofline
 from nntk.bench.measure.timing import every_round, side_by_side
 from nntk.bench.measure.work import work_of
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _ROUNDS = 9
 """Of all values of an axis in turn: a machine that becomes slower does so for each."""

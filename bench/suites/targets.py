@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import nntk
 from nntk.bench.measure import baselines, data, memory, reference, timing
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting, ops
-from nntk.bench.suites.arguments import Arguments
+from nntk.bench.suites import ops
+from nntk.bench.suites.op_arguments import ArgumentMakers
+from nntk.bench.suites.section import Section, Setting
 
 _FAMILIES = {"lowrank(1)": 1.0, "rademacher": 0.60, "flipout(8)": 0.55, "gaussian": 0.45}
 """Families of displacements, and the target of each against as many unperturbed forwards."""
@@ -114,7 +115,7 @@ def _kernels(setting: Setting) -> Iterator[Row | str]:
 def _ops(setting: Setting) -> Iterator[Row | str]:
     large = setting.device.type == "cuda"
     rows, inputs = (4096, 4096) if large else (128, 128)
-    made = Arguments(setting.device)
+    made = ArgumentMakers(setting.device)
     for case in (
         ops.OpCase("radial_weights", f"gaussian from cauchy M={rows * inputs}", made.radial(rows * inputs)),
         ops.OpCase("attention_statistics", f"dot pairs M={rows} N={inputs}", made.softmax(rows, inputs)),
@@ -130,7 +131,7 @@ def _ops(setting: Setting) -> Iterator[Row | str]:
         yield from _assembly(made, rows // 4, inputs, outputs, setting)
 
 
-def _assembly(made: Arguments, rows: int, inputs: int, outputs: int, setting: Setting) -> Iterator[Row | str]:
+def _assembly(made: ArgumentMakers, rows: int, inputs: int, outputs: int, setting: Setting) -> Iterator[Row | str]:
     yield f"energy, C = {outputs}"
     arguments = [made.energy(rows, inputs, outputs, "trace")(seed) for seed in (1, 2)]
     matrices = [one[0].movedim(1, -1).reshape(-1, inputs).contiguous() for one in arguments]

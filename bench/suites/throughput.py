@@ -12,9 +12,9 @@ import nntk
 from nntk.bench.measure import baselines, data, reference, roofline
 from nntk.bench.measure.timing import Case, Timing, side_by_side
 from nntk.bench.measure.work import work_of
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _WIDTHS = (64, 256, 256, 1)
 _GAMMA = 1e-2

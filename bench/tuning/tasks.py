@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nntk.bench.suites.arguments import Arguments
+from nntk.bench.suites.op_arguments import ArgumentMakers
 from nntk.bench.suites.ops import OpCase
 from nntk.kernels.perturb.activations import Relu
 from nntk.kernels.perturb.triton import config as tiles
@@ -59,7 +59,7 @@ def tasks(device: torch.device) -> list[Task]:
     Returns:
         The tasks; paths of layers come behind the steps that they choose from.
     """
-    made = Arguments(device)
+    made = ArgumentMakers(device)
     return [*_steps(made), *_paths(made), *_rank_updates(made), *_pairs(made)]
 
 
@@ -93,7 +93,7 @@ def _shapes() -> Iterator[tuple[int, int]]:
     yield from sorted(pairs, key=lambda pair: WIDTHS.index(pair[0]) + INPUTS.index(pair[1]))
 
 
-def _network(made: Arguments, source: str, precision: str, width: int, inputs: int) -> OpCase:
+def _network(made: ArgumentMakers, source: str, precision: str, width: int, inputs: int) -> OpCase:
     """Two layers of equal width: the second has all of a hidden layer's products, the first half of them."""
     # Two products of two halves behind the first layer, one before.
     each = 5.0 * width * width * inputs
@@ -104,7 +104,7 @@ def _network(made: Arguments, source: str, precision: str, width: int, inputs: i
     )
 
 
-def _steps(made: Arguments) -> Iterator[Task]:
+def _steps(made: ArgumentMakers) -> Iterator[Task]:
     step, path = (tunables()[name] for name in ("layer_step", "layer_path"))
     for precision in ("bf16", "tf32", "fp32"):
         for width, inputs in _shapes():
@@ -118,7 +118,7 @@ def _steps(made: Arguments) -> Iterator[Task]:
                 yield Task(step, rounded(key), _network(made, source, precision, width, inputs), in_registers)
 
 
-def _paths(made: Arguments) -> Iterator[Task]:
+def _paths(made: ArgumentMakers) -> Iterator[Task]:
     path = tunables()["layer_path"]
     for width, inputs in _shapes():
         for source in tiles.GENERATED:
@@ -131,14 +131,14 @@ def _forced(tunable: Tunable[Any], key: Key, config: Any) -> Forced:
     return lambda: tunable.forced(key, config)
 
 
-def _rank_updates(made: Arguments) -> Iterator[Task]:
+def _rank_updates(made: ArgumentMakers) -> Iterator[Task]:
     tunable = tunables()["rank_update"]
     for lines in LINES:
         case = OpCase("energy", f"trace M=8192 N={lines} C=1", made.energy(8192, lines, 1, "trace"))
         yield Task(tunable, (lines, lines, True, "rows", 1), case)
 
 
-def _pairs(made: Arguments) -> Iterator[Task]:
+def _pairs(made: ArgumentMakers) -> Iterator[Task]:
     tunable = tunables()["layer_pair"]
     for lines in LINES:
         case = OpCase("structured_ntk", f"trace N={lines} 1024-1024-1024-1", made.local((1024, 1024, 1024, 1), lines))

@@ -10,7 +10,7 @@ import torch
 
 import nntk
 from nntk.bench import suites
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.measure import baselines, clocks, data, environment, timing
 from nntk.bench.results.tables import Column, cell
 from nntk.bench.suites import Section
@@ -82,26 +82,23 @@ def test_an_interrupted_run_keeps_the_rows_it_finished(suite, tmp_path, stop, wo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["run", "--suite", "fast"], "argument --suite: invalid choice: 'fast' (choose from quick, digits, ops"),
+        (["run", "--suite", "fast"], "argument --suite: must be one of quick, digits, ops"),
         (["run", "--seed", "-1"], "--seed: must be an integer in [0, 2**32), got '-1'"),
         (["run", "--seed", "x"], "--seed: must be an integer in [0, 2**32), got 'x'"),
         (["run", "--threads", "0"], "--threads: must be an integer from 1 to"),
         (["run", "--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),
         (["run", "--device", "cpu:1"], "--device: must be cpu, cuda or cuda:N, got 'cpu:1'"),
         (["run", "--device", "cuda:99"], "--device: 'cuda:99' is not there: PyTorch sees"),
-        (["measure"], "argument COMMAND: invalid choice: measure (choose from run, compare, "),
-        ([], "the following arguments are required: COMMAND"),
-        (["run", "--fast"], "unrecognized arguments: --fast"),
+        (["measure"], "No such command 'measure'; the commands are run, compare, "),
+        ([], "Missing command; the commands are run, compare, "),
+        (["run", "--fast"], "No such option: --fast"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(options, message, capsys):
     """No traceback, no usage text; what is wrong and where to read on."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(options)
+    assert cli.main(options) == 2
     printed = capsys.readouterr()
-    assert stopped.value.code == 2 and printed.out == ""
-    # Versions of Python quote what there is to choose from, or do not.
-    assert printed.err.count("\n") == 1 and message.replace("'", "") in printed.err.replace("'", "")
+    assert printed.out == "" and printed.err.count("\n") == 1 and message in printed.err
 
 
 @pytest.mark.parametrize("folder", ["/proc/version/x", "x" * 300])
@@ -115,10 +112,9 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_2(folder, capsys):
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"]])
 def test_help_has_examples_and_lists_the_suites(command, capsys):
     """The help is the manual."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(command)
+    assert cli.main(command) == 0
     printed = capsys.readouterr().out
-    assert stopped.value.code == 0 and "nntk-bench run --suite digits" in printed and "Exit status" in printed
+    assert "nntk-bench run --suite digits" in printed and "Exit status" in printed
 
 
 def test_the_module_is_the_command():

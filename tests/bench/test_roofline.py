@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.measure import roofline
 
 CPU = torch.device("cpu")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nntk.bench import suites
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.measure import roofline
-from nntk.bench.suites import arguments, models, ops, ridge, scaling
+from nntk.bench.suites import models, op_arguments, ops, ridge, scaling
 from nntk.kernels.cost import Cost
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def known_roofs(monkeypatch):
 
 def energy(run=None):
     """A small rank update, or what pretends to be one."""
-    made = arguments.Arguments(CPU)
+    made = op_arguments.ArgumentMakers(CPU)
     return ops.OpCase("energy", "small", made.energy(8, 6, 1, "trace"), run=run)
 
 
@@ -105,11 +105,11 @@ def test_float32_may_be_three_products_of_tf32():
 
 def test_every_op_is_measured():
     """At one shape at least; cases have names of their own."""
-    from nntk.bench.suites.calls import calls
+    from nntk.bench.suites.op_arguments import small_calls
 
     cases = ops.cases(CPU)
     without = {"multiply_displacements", "inner_product_of_gradients"}
-    assert {case.op for case in cases} == {name for name, _ in calls()} - without
+    assert {case.op for case in cases} == {name for name, _ in small_calls()} - without
     assert len({(case.op, case.shape) for case in cases}) == len(cases)
 
 

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from triton_device import without_kernels
 
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.measure import environment
 from nntk.bench.measure.timing import Timing
 from nntk.bench.suites.ops import OpCase
@@ -80,7 +80,7 @@ def test_a_path_that_cannot_hold_the_noise_is_not_taken(table):
     [
         ("{", "cannot be read"),
         ('{"schema": 9}', "schema must be 1"),
-        ('{"schema": 1, "kernels": {"x": {}}}', "kernels must be of layer_step, .*got 'x'"),
+        ('{"schema": 1, "kernels": {"x": {}}}', "kernels must be of layer_pair, .*got 'x'"),
         ('{"schema": 1, "kernels": {"layer_step": {"entries": [{"key": {"source": 1}}]}}}', r"entries\[0\].key: must"),
     ],
 )
@@ -259,7 +259,7 @@ def test_the_plan_needs_no_card(tmp_path, capsys):
     planned = json.loads((tmp_path / "plan.json").read_text())["choices"]
     assert [row["candidates"] for row in planned] == [13, 13, 13]
     for options, message in (
-        (["energy", "--dry-run"], "CHOICE must be one of layer_step, layer_path, rank_update, layer_pair"),
+        (["energy", "--dry-run"], "CHOICE must be one of layer_pair, layer_path, layer_step, rank_update"),
         (["--shape", "x", "--dry-run"], "--shape must be part of a name such as"),
     ):
         assert cli.main(["tune", *options]) == 2 and message in capsys.readouterr().err
