@@ -158,8 +158,8 @@ class _Layout(BaseModel):
 class Entry(_Layout):
     """Fastest configuration of one choice at one key."""
 
-    key: dict[str, str | bool | int]
-    config: dict[str, Any]
+    key: dict[str, str | bool | int] = {}
+    config: dict[str, Any] = {}
 
 
 class KernelEntries(_Layout):
@@ -199,8 +199,8 @@ def read(path: Path) -> dict[str, Any]:
         table = Table.model_validate(content)
     except ValidationError as invalid:
         problem = invalid.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise TableError(f"{path}: {place}: {problem['msg']}, got {problem['input']!r}") from None
+        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in problem["loc"]).lstrip(".")
+        raise TableError(f"{path}: {place}: {problem['msg']}; got {problem['input']!r}") from None
     known = tunables()
     for name, kernel in table.kernels.items():
         if name not in known:

@@ -8,6 +8,7 @@ import typer
 from nntk.bench.cli.options import JsonPath, number_in, one_line_errors, one_of
 from nntk.bench.results import compare as comparisons
 from nntk.bench.results import store, tables
+from nntk.bench.results.schema import ResultsError
 
 SUMMARY = "say what became faster, slower or less accurate"
 HELP = """\
@@ -59,7 +60,7 @@ def command(
     json: JsonPath = None,
 ) -> int:
     """Compare two runs; return 1 if ``fail_on`` requires it, else 0."""
-    with one_line_errors(store.ResultsError, OSError):
+    with one_line_errors(ResultsError, OSError):
         runs = store.read(a), store.read(b)
         comparison = comparisons.compare(*runs, threshold)
         if json:

@@ -16,7 +16,7 @@ from nntk.bench.results.schema import Row
 
 @dataclass(frozen=True)
 class Column:
-    """Column of a table: its header, the key of the row's value, and its format (a specification or a name in UNITS)."""
+    """Column of a table: its header, the key of its values, and their format (a specification or a name in UNITS)."""
 
     header: str
     key: str

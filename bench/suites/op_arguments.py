@@ -225,7 +225,7 @@ class ArgumentMakers:
         return lambda seed: (self._normal(seed, m, n, c), self._normal(seed + 1, n, c), "dot")
 
     def softmax(self, m: int, n: int, statistics: bool = False) -> Maker:
-        """Return a maker for ``attention_statistics``; with ``statistics``, for ``attention_weights``, which uses them."""
+        """Return a maker for ``attention_statistics``, or for ``attention_weights``, which also uses ``statistics``."""
 
         def make(seed: int) -> tuple[Any, ...]:
             values, keys = self._normal(seed, 2, m, n, 1), self._normal(seed + 1, n, 1)
