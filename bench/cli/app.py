@@ -87,7 +87,7 @@ def _usage_message(error: typer.TyperException, command: str) -> str:
     """Name the argument and what is wrong with it; without a command, name the commands."""
     parameter = getattr(error, "param", None)
     if parameter is not None:
-        name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.make_metavar()
+        name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.metavar
         return f"argument {name}: {error.message or 'is required'}"
     message = error.format_message().rstrip(".")
     return message if command else f"{message}; the commands are {', '.join(COMMANDS)}"

@@ -40,13 +40,23 @@ def manual(text: str) -> str:
     r"""Mark the paragraphs of a help text that are lists, so that their line breaks stay.
 
     Args:
-        text: Paragraphs, separated by empty lines. A paragraph with an indented line is a list.
+        text: Paragraphs, separated by empty lines. A list begins with its first indented line, or with the one line
+            above it; longer text above it becomes a paragraph of its own.
 
     Returns:
         The text with the mark ``\b`` in front of each list.
     """
-    paragraphs = text.strip("\n").split("\n\n")
-    return "\n\n".join(f"\b\n{part}" if "\n  " in part else part for part in paragraphs)
+    spaced = re.sub("\n+Exit status", "\n\nExit status", text.strip("\n"))
+    return "\n\n".join(_marked(part.split("\n")) for part in spaced.split("\n\n"))
+
+
+def _marked(lines: list[str]) -> str:
+    indented = [index for index, line in enumerate(lines) if line.startswith("  ")]
+    if not indented:
+        return "\n".join(lines)
+    start = indented[0] if indented[0] > 1 else 0
+    listed = "\n".join(["\b", *lines[start:]])
+    return "\n".join([*lines[:start], "", listed]) if start else listed
 
 
 def one_of(names: Iterable[str]) -> Callable[[Any], str]:
@@ -106,7 +116,10 @@ Device = Annotated[
     torch.device,
     typer.Option(parser=parse_device, metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)", show_default=False),
 ]
-Seed = Annotated[int, typer.Option(parser=parse_seed, metavar="N", help="seed of the first replicate (default: 0)")]
+Seed = Annotated[
+    int,
+    typer.Option(parser=parse_seed, metavar="N", help="seed of the first replicate (default: 0)", show_default=False),
+]
 Threads = Annotated[
     int | None,
     typer.Option(parser=parse_threads, metavar="N", help="CPU threads of PyTorch (default: PyTorch's choice)"),

@@ -15,7 +15,7 @@ EPILOG = report.EPILOG
 
 
 def command(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="JSON of a run")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="JSON of a run")],
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the report (default: report)")] = None,
 ) -> int:
     """Write the report of the runs."""

@@ -58,20 +58,23 @@ def require_triton() -> None:
         raise resources.CatalogueError("Triton is not installed (pip install triton; it is made for Linux)")
 
 
-def _parse_architectures(value: Any) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(str(value).split(",")))
+def _parse_architectures(value: Any) -> str:
+    names = list(dict.fromkeys(str(value).split(",")))
     if unknown := [name for name in names if name not in MACHINES]:
         raise typer.BadParameter(f"must be of {','.join(MACHINES)}, got {unknown[0]!r}")
-    return names
+    return ",".join(names)
 
 
 def command(
     arch: Annotated[
-        tuple[str, ...] | None,
+        str,
         typer.Option(
-            parser=_parse_architectures, metavar="LIST", help=f"comma-separated, of {','.join(MACHINES)} (default: all)"
+            parser=_parse_architectures,
+            metavar="LIST",
+            help=f"comma-separated, of {','.join(MACHINES)} (default: all)",
+            show_default=False,
         ),
-    ] = None,
+    ] = ",".join(MACHINES),
     kernel: Annotated[str, typer.Option(metavar="TEXT", help="only kernels with this in their name")] = "",
     module: Annotated[
         list[str] | None,
@@ -85,7 +88,7 @@ def command(
     """Compile and judge the kernels, or list them."""
     with one_line_errors(resources.CatalogueError, OSError):
         require_triton()
-        tasks = resources.catalogue(module or MODULES, arch or tuple(MACHINES))
+        tasks = resources.catalogue(module or MODULES, arch.split(","))
         selected = [task for task in tasks if kernel in task.case]
         if not selected:
             raise resources.CatalogueError(f"none of {len(tasks)} kernels has {kernel!r} in its name; see --list")

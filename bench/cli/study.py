@@ -38,7 +38,7 @@ Exit status: 0 no claim contradicted, 1 one was, 2 wrong usage, 130 interrupted;
 def command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help=f"of {', '.join(studies.STUDIES)}; or all", show_default=False),
+        typer.Argument(metavar="NAME", help=f"of {', '.join(studies.STUDIES)}; or all", show_default=False),
     ] = None,
     list_only: Annotated[bool, typer.Option("--list", help="print the names of the studies")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="few seeds and small sizes")] = False,

@@ -43,7 +43,7 @@ Exit status: 0 all measured, 1 a choice could not be, 2 wrong usage, 3 the budge
 def command(
     choices: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CHOICE...]", help=f"of {', '.join(TUNABLES)} (default: all of them)"),
+        typer.Argument(metavar="CHOICE", help=f"of {', '.join(TUNABLES)} (default: all of them)"),
     ] = None,
     shape: Annotated[str, typer.Option(metavar="TEXT", help="only choices with this in their name")] = "",
     device: Annotated[

@@ -285,7 +285,7 @@ def test_workers_end_with_who_started_them(tmp_path):
     [
         (["--arch", "sm_75"], "argument --arch: must be of sm_80,sm_90,sm_100,gfx942, got 'sm_75'"),
         (["--arch", ""], "argument --arch: must be of sm_80,sm_90,sm_100,gfx942, got ''"),
-        (["--json"], "--json"),
+        (["--json"], "Option '--json' requires an argument"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(options, message, capsys):
