@@ -1,4 +1,4 @@
-"""The real data of the suites: scikit-learn's bundled 8x8 digits, and ridge classification of them by a kernel."""
+"""Real data of the suites: scikit-learn's bundled 8x8 digits, and their ridge classification by a kernel."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ RIDGE = 0.1
 
 @dataclass(frozen=True)
 class Digits:
-    """The 1797 digits in a shuffled order; the first ``TRAINING`` are for training."""
+    """Digits, 1797 in a shuffled order; the first ``TRAINING`` are for training."""
 
     images: Tensor
     """[1797, 64], float32, in [0, 1]."""
@@ -20,8 +20,8 @@ class Digits:
 
 
 def load(seed: int, device: torch.device) -> Digits:
-    """The digits, shuffled by ``seed``."""
-    from sklearn.datasets import load_digits  # imported late: it takes a second that --help need not wait for
+    """Load the digits, shuffled by ``seed``."""
+    from sklearn.datasets import load_digits  # a slow import, which --help does not need
 
     data, target = load_digits(return_X_y=True)
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
@@ -32,14 +32,14 @@ def load(seed: int, device: torch.device) -> Digits:
 def he_network(
     widths: tuple[int, ...], activation: type[nn.Module], seed: int, device: torch.device, biases: float = 0.0
 ) -> nn.Sequential:
-    """An untrained MLP: normal weights of variance 2 / fan-in, no activation at the end.
+    """Make an untrained MLP: normal weights of variance 2 / fan-in, no activation at the end.
 
     Args:
-        widths: Of inputs, hidden layers and outputs.
+        widths: Widths of inputs, hidden layers and outputs.
         activation: Class of the hidden units.
-        seed: Of the weights.
-        device: Where they are.
-        biases: Standard deviation of the biases, normal too.
+        seed: Seed of the weights.
+        device: Device of the network.
+        biases: Standard deviation of the biases, which are normal too.
 
     Returns:
         The network, in float32 and evaluation mode.
@@ -58,7 +58,7 @@ def he_network(
 
 
 def held_out_accuracy(kernel: Tensor, labels: Tensor, ridge: float = RIDGE, training: int = TRAINING) -> float:
-    """Fraction of held-out labels that kernel ridge regression on one-hot targets gets right.
+    """Return the accuracy of kernel ridge regression on one-hot targets at held-out inputs.
 
     Args:
         kernel: Kernel of all inputs, training inputs first, [N, N].
@@ -67,12 +67,12 @@ def held_out_accuracy(kernel: Tensor, labels: Tensor, ridge: float = RIDGE, trai
         training: Number of training inputs.
 
     Returns:
-        The accuracy, in [0, 1].
+        The fraction of right labels, in [0, 1].
     """
     kernel = kernel.double()
     fit = kernel[:training, :training].clone()
     fit.diagonal().add_(ridge * fit.diagonal().mean())
     targets = nn.functional.one_hot(labels[:training]).double()
-    # LU, not Cholesky: an estimated kernel may be singular to rounding.
+    # LU instead of Cholesky: an estimated kernel may be singular within rounding.
     predictions = (kernel[training:, :training] @ torch.linalg.solve(fit, targets)).argmax(1)
     return float((predictions == labels[training:]).double().mean())

@@ -17,15 +17,15 @@ from nntk.bench.results.schema import FACTS, SCHEMA, ResultsError, Row, differen
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its file tells it.
+    """Run as its file describes it.
 
     Attributes:
-        path: The file.
-        schema: Version of its layout; a run of schema 1 is given the keys and sections it would have today.
-        suite: What was run.
-        status: One of ``STATUSES``.
-        facts: What the figures depend on, by the names in ``FACTS``.
-        sections: Sections in order: name, whether finished and, since schema 2, title, caption and columns.
+        path: File of the run.
+        schema: Version of the layout. A run of schema 1 has been given the keys and sections of schema 2.
+        suite: Name of the suite.
+        status: One of ``schema.STATUSES``.
+        facts: Facts that the figures depend on, by the names in ``FACTS``.
+        sections: Sections in order: ``name``, ``finished`` and, since schema 2, title, caption and columns.
         rows: Finished rows, each with its ``key``.
     """
 
@@ -42,13 +42,13 @@ def read(path: Path) -> Run:
     """Read and check the file of a run.
 
     Args:
-        path: A JSON that ``nntk-bench run`` wrote, by any schema so far.
+        path: JSON file of ``nntk-bench run``, of schema 1 or 2.
 
     Returns:
         The run.
 
     Raises:
-        ResultsError: If it cannot be read, is no such file, or holds what the schema does not allow.
+        ResultsError: If the file cannot be read, or holds content that the schema does not allow.
     """
     content = schema.load(path)
     schema.check(path, content)
@@ -59,9 +59,9 @@ def read(path: Path) -> Run:
 
 
 class Record:
-    """The results of one run, as they grow; made by ``start`` or ``resume``.
+    """Results of one run while it measures; made by ``start`` or ``resume``.
 
-    While the record is open its file is locked, so that no second process writes it.
+    The file is locked while the record is open, so that no second process writes it.
     """
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
@@ -81,8 +81,8 @@ class Record:
         Args:
             folder: Folder of the device's results; made if missing.
             suite: Name of the suite.
-            facts: What the figures depend on, see ``FACTS``.
-            sections: What is going to be measured: name, title, caption and columns of each.
+            facts: Facts that the figures depend on, see ``FACTS``.
+            sections: Sections to measure: name, title, caption and columns of each.
 
         Returns:
             A record without rows, on disk.
@@ -106,21 +106,21 @@ class Record:
 
     @classmethod
     def resume(cls, path: Path, facts: Mapping[str, Any], sections: Sequence[Mapping[str, Any]]) -> "Record":
-        """Go on with a run that was interrupted, killed, or broken by an error.
+        """Continue a run that was interrupted, killed, or broken by an error.
 
         Sections that finished are kept. The rows of the others stay until ``add`` replaces them.
 
         Args:
-            path: The file of the run.
-            facts: What the figures depend on now.
-            sections: The sections of the suite now.
+            path: File of the run.
+            facts: Present facts that the figures depend on.
+            sections: Present sections of the suite.
 
         Returns:
             The record, marked as running.
 
         Raises:
-            ResultsError: If the file cannot be used, another process writes it, nothing is left to do, or the figures
-                would not belong together.
+            ResultsError: If the file cannot be used, another process writes it, all sections are finished, or the
+                facts or the sections have changed.
             OSError: If the file cannot be written.
         """
         run = read(path)
@@ -133,11 +133,13 @@ class Record:
             run, content = read(path), schema.load(path)
             if all(section["finished"] for section in run.sections):
                 raise ResultsError(f"{path}: nothing to resume: all {len(run.sections)} sections are finished")
-            planned = {one["name"]: {**one, "finished": None} for one in run.sections}
-            now = {one["name"]: {**one, "finished": None} for one in sections}
+            before_sections = {part["name"]: {**part, "finished": None} for part in run.sections}
+            present_sections = {part["name"]: {**part, "finished": None} for part in sections}
             changed = [
                 f"{name} was {shown(before)}, is {shown(after)}"
-                for name, before, after in differences({**run.facts, "sections": planned}, {**facts, "sections": now})
+                for name, before, after in differences(
+                    {**run.facts, "sections": before_sections}, {**facts, "sections": present_sections}
+                )
             ]
             if changed:
                 raise ResultsError(f"{path}: its figures would not belong together: {'; '.join(changed)}")
@@ -157,21 +159,21 @@ class Record:
 
     @property
     def rows(self) -> list[Row]:
-        """The finished rows."""
+        """Finished rows."""
         rows: list[Row] = self._content["rows"]
         return rows
 
     def finished(self, section: str) -> bool:
-        """Whether all rows of a section are there."""
+        """Return True if all rows of a section are measured."""
         return bool(self._section(section)["finished"])
 
     def add(self, section: str, row: Row) -> None:
-        """Append a finished row to a section, and write; figures that are not finite are written as null.
+        """Append a finished row to a section, and write the file; figures that are not finite are written as null.
 
         Args:
             section: Name of the section.
-            row: Its ``case``, what of ``SETTINGS`` sets it apart, and its figures. It replaces the row that an earlier
-                attempt at the run left.
+            row: ``case``, the settings (see ``schema.SETTINGS``) that distinguish the row, and figures. It replaces the
+                row of an earlier attempt at the run.
 
         Raises:
             ValueError: If the section has such a row already.
@@ -187,35 +189,35 @@ class Record:
                 for name, value in row.items()
             },
         }
-        place = next((place for place, old in enumerate(self.rows) if old["key"] == kept["key"]), len(self.rows))
-        if place < len(self.rows) and self.rows[place]["attempt"] == self._attempt:
+        index = next((index for index, old in enumerate(self.rows) if old["key"] == kept["key"]), len(self.rows))
+        if index < len(self.rows) and self.rows[index]["attempt"] == self._attempt:
             raise ValueError(f"two rows are {kept['key']!r}; another case, or one of SETTINGS, must set them apart")
-        self.rows[place : place + 1] = [kept]
+        self.rows[index : index + 1] = [kept]
         self._write()
 
     def finish(self, section: str) -> None:
-        """Mark a section as finished, and write; rows of it that an earlier attempt left are dropped."""
+        """Mark a section as finished, drop its rows of earlier attempts, and write the file."""
         if not self.finished(section):
             self.rows[:] = [row for row in self.rows if row["section"] != section or row["attempt"] == self._attempt]
             self._section(section)["finished"] = True
             self._write()
 
     def close(self, status: str) -> None:
-        """Write how the run ended: ``complete``, ``interrupted`` or ``failed``."""
+        """Write the end of the run: ``complete``, ``interrupted`` or ``failed``."""
         self._content["status"] = status
         self._content["elapsed_s"] = self._elapsed()
         self._write()
         self._unlock()
 
     def _section(self, name: str) -> dict[str, Any]:
-        section: dict[str, Any] = next(one for one in self._content["sections"] if one["name"] == name)
+        section: dict[str, Any] = next(part for part in self._content["sections"] if part["name"] == name)
         return section
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._began, 3)
 
     def _write(self) -> None:
-        """Replace the file by a new one, which is whole, on disk and locked before it has the name."""
+        """Replace the file by a new one, which is complete, on disk and locked before it gets the name."""
         text = json.dumps(self._content, indent=1, allow_nan=False) + "\n"
         partial = self.path.with_suffix(f".{os.getpid()}.tmp")
         lock = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -239,11 +241,12 @@ class Record:
 
 
 def _locked(descriptor: int) -> bool:
-    """Lock a file until the descriptor is closed; whether no other process has. Not every file system has locks."""
+    """Lock a file until the descriptor is closed; return False if another process holds the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
+        # The file system has no locks.
         return True
     return True

@@ -1,4 +1,4 @@
-"""Suites: each is a list of sections, and a section yields its rows as they are measured."""
+"""Suites: lists of sections, which yield their rows as they are measured."""
 
 from collections.abc import Sequence
 

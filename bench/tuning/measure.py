@@ -101,7 +101,7 @@ def _check_and_time(
             error = max(reference.relative_error(result, reference_result) for result, reference_result in pairs)
             if not error <= ROUNDING[task.case.precision]:
                 return f"differs from the rule's own by {error:.1e}"
-            return repeat(lambda number: task.case(*rotated[number % 2]), device, most=20, duration=0.2)
+            return repeat(lambda number: task.case(*rotated[number % 2]), device, max_runs=20, duration=0.2)
     except UnusedChoiceError:
         raise
     except Exception as failure:

@@ -146,14 +146,14 @@ def test_samples_of_a_throttling_card_are_left_out_and_counted(monkeypatch):
     """One by one, or a round for all; a card that never recovers is measured all the same."""
     cpu = torch.device("cpu")
     throttling(monkeypatch, {0, 3})
-    done = timing.repeat(lambda number: None, cpu, most=6, duration=99.0)
+    done = timing.repeat(lambda number: None, cpu, max_runs=6, duration=99.0)
     assert len(done.samples) == 6 and done.discarded == 2 and not any(one.throttled for one in done.states)
     assert done.row()["throttled_samples"] == 2 and done.row()["sm_mhz"] == [1980] * 6
     throttling(monkeypatch, {2, 3, 5})
     both = timing.side_by_side({"a": lambda number: None, "b": lambda number: None}, 4, cpu)
     assert all(len(one.samples) == 4 and one.discarded == 2 for one in both.values())
     throttling(monkeypatch, range(1000))
-    assert len(timing.repeat(lambda number: None, cpu, most=6).samples) == 5
+    assert len(timing.repeat(lambda number: None, cpu, max_runs=6).samples) == 5
     always = timing.side_by_side({"a": lambda number: None}, 4, cpu)["a"]
     assert len(always.samples) == 4 and always.discarded == 8
 

@@ -63,7 +63,7 @@ def test_a_roof_is_the_best_of_all_measurements(small, monkeypatch):
     faster = roofline.Roof("fp32", "flops", 8e12, (1.0,), "2026-01-02 00:00")
     slower = roofline.Roof("copy", "bytes", 1e9, (1.0,), "2026-01-02 00:00")
     monkeypatch.setattr(roofline, "measure", lambda device, only: [faster, slower])
-    roofline.raised(CPU, ("fp32",))
+    roofline.remeasure(CPU, ("fp32",))
     assert rates() == {"copy": 16e9, "fp32": 8e12}
 
 

@@ -85,11 +85,11 @@ def test_beyond_the_roof_is_an_error(monkeypatch):
     """It names the op; a roof that has risen since it was measured is none."""
     slow, again = [roofline.Roof(roof.name, roof.unit, 1.0, (1.0,), "") for roof in ROOFS], []
     monkeypatch.setattr(roofline, "roofs", lambda device: slow)
-    monkeypatch.setattr(roofline, "raised", lambda device, only: again.append(only) or slow)
+    monkeypatch.setattr(roofline, "remeasure", lambda device, only: again.append(only) or slow)
     row = ops.measure(energy(), CPU, 0)
     assert "energy: " in row["failure"] and "% of the roof" in row["failure"] and "median_s" not in row
     assert again in ([("copy", "read")], [("fp32", "tf32")])
-    monkeypatch.setattr(roofline, "raised", lambda device, only: ROOFS)
+    monkeypatch.setattr(roofline, "remeasure", lambda device, only: ROOFS)
     assert "failure" not in ops.measure(energy(), CPU, 0)
 
 
