@@ -116,7 +116,7 @@ def compare(a: Run, b: Run, threshold: float) -> Comparison:
         Verdicts and remarks.
 
     Raises:
-        ResultsError: If the runs are of different suites, or no row of one can be compared with one of the other.
+        ResultsError: If the runs are of different suites, or no row of one can be compared with a row of the other.
     """
     if a.suite != b.suite:
         raise ResultsError(f"{a.path} is a run of suite {a.suite}, {b.path} of {b.suite}: nothing to compare")
@@ -124,20 +124,20 @@ def compare(a: Run, b: Run, threshold: float) -> Comparison:
     remarks = [*_circumstances(a, b), *_unmatched(before, after)]
     timed, worse, errors = {}, [], 0
     for name in (name for name in before if name in after):
-        one, other = before[name], after[name]
-        if "failure" in one:
-            remarks.append(f"{name}: failed in {'A and B' if 'failure' in other else 'A'}: {one['failure']}")
-        elif "failure" in other:
+        old, new = before[name], after[name]
+        if "failure" in old:
+            remarks.append(f"{name}: failed in {'A and B' if 'failure' in new else 'A'}: {old['failure']}")
+        elif "failure" in new:
             errors += 1
-            worse.append(Worse(name, "failure", None, other["failure"]))
+            worse.append(Worse(name, "failure", None, new["failure"]))
         else:
-            shared = [figure for figure in _ERRORS if _comparable(figure, one, other)]
+            shared = [figure for figure in _ERRORS if _comparable(figure, old, new)]
             errors += len(shared)
-            worse += [Worse(name, figure, one[figure], other[figure]) for figure in shared if _grew(figure, one, other)]
-            if "samples_s" in one and "samples_s" in other:
-                timed[name] = (one["samples_s"], other["samples_s"])
-            elif lacking := [run for run, row in (("A", one), ("B", other)) if _has_time_only(row)]:
-                remarks.append(f"{name}: times without samples in {' and '.join(lacking)}, not compared")
+            worse += [Worse(name, figure, old[figure], new[figure]) for figure in shared if _grew(figure, old, new)]
+            if "samples_s" in old and "samples_s" in new:
+                timed[name] = (old["samples_s"], new["samples_s"])
+            elif runs_without_samples := [run for run, row in (("A", old), ("B", new)) if _has_time_only(row)]:
+                remarks.append(f"{name}: times without samples in {' and '.join(runs_without_samples)}, not compared")
     if not timed and not errors:
         raise ResultsError(f"{a.path} and {b.path} have no row that can be compared; {'; '.join(remarks) or 'no rows'}")
     return Comparison(judge(timed, threshold), worse, errors, remarks)
@@ -223,8 +223,8 @@ def _grew(figure: str, before: Row, after: Row) -> bool:
     """Return True if an error grew by more than ``WORSE_FACTOR``."""
     if after[figure] is None:
         return True
-    one, other = (1 - row[figure] if figure.endswith("_accuracy") else row[figure] for row in (before, after))
-    return bool(other > WORSE_FACTOR * max(one, _ERRORS[figure]))
+    old, new = (1 - row[figure] if figure.endswith("_accuracy") else row[figure] for row in (before, after))
+    return bool(new > WORSE_FACTOR * max(old, _ERRORS[figure]))
 
 
 def _has_time_only(row: Row) -> bool:
@@ -233,7 +233,7 @@ def _has_time_only(row: Row) -> bool:
 
 def _circumstances(a: Run, b: Run) -> list[str]:
     """Describe the differences between the runs besides their figures."""
-    remarks = [f"{name}: {one} in A, {other} in B" for name, one, other in differences(a.facts, b.facts)]
+    remarks = [f"{name}: {old} in A, {new} in B" for name, old, new in differences(a.facts, b.facts)]
     for name, run in (("A", a), ("B", b)):
         if open_sections := [section["name"] for section in run.sections if not section["finished"]]:
             remarks.append(f"{name} is {run.status}; not finished: {', '.join(open_sections)}")
@@ -241,7 +241,7 @@ def _circumstances(a: Run, b: Run) -> list[str]:
 
 
 def _unmatched(before: Mapping[str, Row], after: Mapping[str, Row]) -> list[str]:
-    """Name the rows of one run only."""
+    """Name the rows that only one run has."""
     return [
         f"only in {name}: {key}"
         for name, rows, others in (("A", before, after), ("B", after, before))

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
@@ -202,8 +202,6 @@ def _reject(path: Path, layout: type[BaseModel], content: Any, location: Sequenc
     place, allowed = "", "an object"
     for step in location:
         if isinstance(step, int):
-            if not isinstance(content, list) or layout is None:
-                break
             place, content, allowed = f"{place}[{step}]", content[step], "an object"
             continue
         field = layout.model_fields[step]
@@ -223,7 +221,7 @@ def _reject(path: Path, layout: type[BaseModel], content: Any, location: Sequenc
 def _nested_layout(annotation: Any) -> type[BaseModel] | None:
     """Return the layout of a field that holds an object or a list of objects."""
     for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+        if get_origin(candidate) is None and isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
 
@@ -242,11 +240,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
         after: Facts of another run.
 
     Yields:
-        A fact's dotted name, and its value in each; None where there is none.
+        Dotted name of a fact, and its value in each run; None for a missing one.
     """
     for name in [*before, *(name for name in after if name not in before)]:
-        one, other = before.get(name), after.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from ((f"{name}.{inner}", *values) for inner, *values in differences(one, other))
-        elif one != other:
-            yield name, one, other
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from ((f"{name}.{inner}", *values) for inner, *values in differences(old, new))
+        elif old != new:
+            yield name, old, new

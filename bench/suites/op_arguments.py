@@ -29,7 +29,7 @@ def small_calls(device: torch.device | str = "cpu", size: int = 1) -> list[Call]
     Returns:
         Names and arguments, sorted by name.
     """
-    small = _Small(size)
+    small = _SmallArguments(size)
     calls = [*small.stream(), *small.weights(), *small.evaluation(), *small.assembly(), *small.local()]
     placed = ((name, _on_device(arguments, torch.device(device))) for name, arguments in calls)
     return sorted(placed, key=lambda call: call[0])
@@ -45,7 +45,7 @@ def _random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
 
 
-class _Small:
+class _SmallArguments:
     """Arguments with short axes, times a size: samples M, inputs N, outputs C, features K."""
 
     def __init__(self, size: int) -> None:

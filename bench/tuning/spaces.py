@@ -40,11 +40,22 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class _Program:
-    """Cost of one program: clocks of a turn of its loop on each resource, and its memory."""
+    """Cost of one program.
+
+    Attributes:
+        warps: Number of warps.
+        values: Accumulators and noise values of a thread.
+        shared: Bytes of shared memory.
+        stages: Depth of the pipeline.
+        turns: Turns of the loop.
+        issue: Clocks to issue the instructions of a turn.
+        multiply: Clocks of the products of a turn.
+        load: Clocks of the loads of a turn.
+        once: Clocks outside of the loop.
+    """
 
     warps: int
-    numbers: float
-    """Accumulators and noise values of a thread."""
+    values: float
     shared: int
     stages: int
     turns: float
@@ -132,7 +143,7 @@ def _covers(block: int, length: int, least: int) -> bool:
 def _clocks(programs: int, program: _Program, target: Target) -> float | None:
     """Return the clocks of all programs, in waves that fill the multiprocessors; programs of a wave share the pipes."""
     machine = MACHINES[tiles.family_of(target.arch)]
-    registers = program.numbers + _OTHER_REGISTERS
+    registers = program.values + _OTHER_REGISTERS
     # Registers must not spill: at most 255 a thread, and 65,536 in all threads of a multiprocessor.
     if registers > 255 or program.shared > machine.shared or program.warps * 32 * registers > 65_536:
         return None
@@ -168,7 +179,7 @@ def _step_clocks(
     read = size * sizes.block_k * (sizes.block_h + 2 * sizes.block_n + (0 if generated else sizes.block_h))
     program = _Program(
         warps=sizes.num_warps,
-        numbers=(area + (noise if generated else 0) * size / 4) / threads,
+        values=(area + (noise if generated else 0) * size / 4) / threads,
         shared=sizes.num_stages * size * sizes.block_k * (sizes.block_h + sizes.block_n),
         stages=sizes.num_stages,
         turns=math.ceil(width / sizes.block_k),
@@ -205,7 +216,7 @@ def _path_clocks(
     noise, size = sizes.block_h * sizes.block_k, 2 if precision == "bf16" else 4
     program = _Program(
         warps=sizes.num_warps,
-        numbers=(sizes.block_h * sizes.block_n + noise * size / 4) / threads,
+        values=(sizes.block_h * sizes.block_n + noise * size / 4) / threads,
         shared=sizes.num_stages * size * sizes.block_k * (sizes.block_h + 2 * sizes.block_n),
         stages=sizes.num_stages,
         turns=math.ceil(columns / sizes.block_n),
@@ -231,7 +242,7 @@ def _rank_update_clocks(
     weighting_cost = {"rows": 8.0, "weights": 24.0}.get(weighting, 40.0) * members
     program = _Program(
         warps=sizes.num_warps,
-        numbers=(block * block + loaded * members) / threads,
+        values=(block * block + loaded * members) / threads,
         shared=sizes.num_stages * 4 * loaded,
         stages=sizes.num_stages,
         turns=16 * _ROWS / sizes.block_k,
@@ -258,7 +269,7 @@ def _pair_clocks(
     loaded = sizes.block_k * (sizes.block_i + sizes.block_j)
     program = _Program(
         warps=sizes.num_warps,
-        numbers=products * area / threads,
+        values=products * area / threads,
         shared=sizes.num_stages * 4 * loaded,
         stages=sizes.num_stages,
         turns=products * 4 * _ROWS / sizes.block_k,

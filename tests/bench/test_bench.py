@@ -92,6 +92,9 @@ def test_an_interrupted_run_keeps_the_rows_it_finished(suite, tmp_path, stop, wo
         (["measure"], "No such command 'measure'; the commands are run, compare, "),
         ([], "Missing command; the commands are run, compare, "),
         (["run", "--fast"], "No such option: --fast"),
+        (["compare", "a.json"], "argument B: is required"),
+        (["tune", "--arch", "sm_75"], "argument --arch: must be one of sm_80, sm_90, sm_100, gfx942; got 'sm_75'"),
+        (["tune", "--budget", "0"], "argument --budget: must be a number of minutes above 0, got '0'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(options, message, capsys):
@@ -115,6 +118,16 @@ def test_help_has_examples_and_lists_the_suites(command, capsys):
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert "nntk-bench run --suite digits" in printed and "Exit status" in printed
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_a_manual(command, capsys, monkeypatch):
+    """Examples and the meaning of options, within 120 columns."""
+    monkeypatch.setenv("COLUMNS", "120")
+    assert cli.main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "examples:" in printed and f"nntk-bench {command} " in printed
+    assert max(map(len, printed.splitlines())) <= 120
 
 
 def test_the_module_is_the_command():

@@ -54,7 +54,7 @@ def test_roofs_are_kept(small, tmp_path):
 
 def test_a_roof_is_the_best_of_all_measurements(small, monkeypatch):
     """Each process measures once; what it finds, or finds when asked again, only raises what is kept."""
-    monkeypatch.setattr(roofline, "_OF_PROCESS", set())
+    monkeypatch.setattr(roofline, "_MEASURED_DEVICES", set())
 
     def rates():
         return {roof.name: roof.per_second for roof in roofline.roofs(CPU)}

@@ -80,6 +80,8 @@ def test_a_path_that_cannot_hold_the_noise_is_not_taken(table):
     [
         ("{", "cannot be read"),
         ('{"schema": 9}', "schema must be 1"),
+        ('{"schema": 1, "kernels": {"layer_step": {"entries": 5}}}', r"kernels.layer_step.entries: .*list; got 5"),
+        ('{"schema": 1}', "kernels: Field required"),
         ('{"schema": 1, "kernels": {"x": {}}}', "kernels must be of layer_pair, .*got 'x'"),
         ('{"schema": 1, "kernels": {"layer_step": {"entries": [{"key": {"source": 1}}]}}}', r"entries\[0\].key: must"),
     ],
