@@ -1,1 +1,1 @@
-"""The bench harness: throughput and accuracy of nonlocal kernels, side by side with the strongest baselines."""
+"""Bench: throughput and accuracy of nonlocal kernels, side by side with the strongest baselines."""

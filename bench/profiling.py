@@ -1,4 +1,4 @@
-"""Where the time of one op goes: PyTorch's profiler and Triton's, beside the least work of a call and its roof."""
+"""Profiles of one op by PyTorch's profiler and Triton's, beside the least work of a call and its roof."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from nntk.bench.measure import environment, roofline
 from nntk.bench.results import tables
 from nntk.bench.results.files import write_json
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
 from nntk.bench.suites import ops
 from nntk.kernels.cost import Cost
@@ -20,8 +20,9 @@ from nntk.kernels.dispatch import cost_of
 from nntk.kernels.target import slug
 
 CALLS = 5
-_LONGEST = 12
-"""Operators that the table shows."""
+"""Number of profiled calls."""
+_TABLE_ROWS = 12
+"""Number of operators that the table shows."""
 
 COLUMNS = (
     Column("operator", "case"),
@@ -32,40 +33,40 @@ COLUMNS = (
 
 
 def cases(op: str, shape: str, device: torch.device) -> list[ops.OpCase]:
-    """The suite's cases of one op.
+    """Return the cases of one op in the suite ops.
 
     Args:
         op: Name of the op.
         shape: Text that the shape must contain; empty for any.
-        device: Where it runs.
+        device: Device of the op.
 
     Returns:
         The cases, in the suite's order.
 
     Raises:
-        ValueError: If there is no such op or shape; the message lists what there is.
+        ValueError: If there is no such op or shape; the message lists the known ones.
     """
-    every = ops.cases(device)
-    found = [case for case in every if case.op == op]
-    if not found:
-        raise ValueError(f"OP must be one of {', '.join(sorted({case.op for case in every}))}; got {op!r}")
-    wanted = [case for case in found if shape in case.shape]
-    if not wanted:
-        raise ValueError(f"--shape must be part of one of {'; '.join(case.shape for case in found)}; got {shape!r}")
-    return wanted
+    suite = ops.cases(device)
+    of_op = [case for case in suite if case.op == op]
+    if not of_op:
+        raise ValueError(f"OP must be one of {', '.join(sorted({case.op for case in suite}))}; got {op!r}")
+    selected = [case for case in of_op if shape in case.shape]
+    if not selected:
+        raise ValueError(f"--shape must be part of one of {'; '.join(case.shape for case in of_op)}; got {shape!r}")
+    return selected
 
 
 def run(
-    wanted: Sequence[ops.OpCase], device: torch.device, output: Path, console: Console, table: Path | None = None
+    selected: Sequence[ops.OpCase], device: torch.device, output: Path, console: Console, table: Path | None = None
 ) -> int:
-    """Profile cases, draw a table each, and write their traces.
+    """Profile cases, draw a table for each, and write their traces.
 
     Args:
-        wanted: What to profile.
-        device: Where it runs.
+        selected: Cases to profile.
+        device: Device of the cases.
         output: Folder of the traces, which chrome://tracing and ui.perfetto.dev open.
-        console: Where the tables go.
-        table: Where the tables go as JSON, if anywhere.
+        console: Console that shows the tables.
+        table: Path of a JSON file with the tables; None for no file.
 
     Returns:
         The exit status, 0.
@@ -74,8 +75,8 @@ def run(
         OSError: If a trace cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    roofs, found = roofline.roofs(device), []
-    for case in wanted:
+    roofs, profiles = roofline.roofs(device), []
+    for case in selected:
         arguments = case.arguments(1)
         cost = cost_of(case.op, arguments)
         least, roof = roofline.least_seconds(cost, ops.precision_of(case), roofs)
@@ -87,18 +88,18 @@ def run(
         profiled.export_chrome_trace(str(path))
         about = f"least time by the roof {roof}: {least * 1e3:.3g} ms"
         rows = _draw(case, profiled.key_averages(), about, device, console)
-        found.append({"op": case.op, "shape": case.shape, "roof": roof, "least_s": least, "trace": str(path)})
-        found[-1] |= {"flops": cost.flops, "bytes": cost.bytes, "operators": rows}
+        profiles.append({"op": case.op, "shape": case.shape, "roof": roof, "least_s": least, "trace": str(path)})
+        profiles[-1] |= {"flops": cost.flops, "bytes": cost.bytes, "operators": rows}
         console.print(f"trace in {path}", highlight=False, soft_wrap=True)
     if table:
-        write_json(table, {**environment.describe(device), "profiles": found})
+        write_json(table, {**environment.describe(device), "profiles": profiles})
     return 0
 
 
 def _by_proton(
     case: ops.OpCase, arguments: tuple[Any, ...], cost: Cost, path: Path, device: torch.device, console: Console
 ) -> None:
-    """A profile by Triton's own profiler, which knows the kernels by name and the least work of the call."""
+    """Write a profile by Triton's profiler, which has the kernels' names and the least work of the call."""
     try:
         from triton import profiler
 
@@ -109,14 +110,14 @@ def _by_proton(
                 case(*arguments)
         torch.cuda.synchronize(device)
         profiler.finalize(session)
-    except Exception as wrong:  # It may be missing, or the counters another profiler's: the other profile needs it not.
-        console.print(f"no profile by proton: {wrong}", highlight=False, soft_wrap=True)
+    except Exception as error:  # Proton may be missing, or another profiler may use the counters.
+        console.print(f"no profile by proton: {error}", highlight=False, soft_wrap=True)
     else:
         console.print(f"proton-viewer -m time/ms,flop/s {path}.hatchet", highlight=False, soft_wrap=True)
 
 
 def _profile(case: ops.OpCase, arguments: tuple[Any, ...], device: torch.device) -> profile:
-    """Calls after one that is not counted, each a range that external profilers see too."""
+    """Profile calls after one warm-up call; each call is a range that external profilers show too."""
     case(*arguments)
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -144,7 +145,7 @@ def _draw(
     rows: list[Row] = []
     caption = f"{CALLS} calls, {1e3 * total / CALLS:.3g} ms each on the {kind}; {about}."
     with tables.growing(console, f"{case.op} {case.shape}", caption, COLUMNS) as show:
-        for name in sorted(spent, key=lambda key: -spent[key])[:_LONGEST]:
+        for name in sorted(spent, key=lambda key: -spent[key])[:_TABLE_ROWS]:
             share = spent[name] / total if total else 0.0
             rows.append({"case": name, "self_s": spent[name] / CALLS, "share": share, "calls": counts[name] / CALLS})
             show(rows[-1], "")

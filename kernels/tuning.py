@@ -1,18 +1,21 @@
-"""Configurations measured on a device, before the rule of its architecture.
+"""Tables of configurations that were measured on a device; they take precedence over the rule of its architecture.
 
-``nntk-bench tune`` measures them and writes ``tuned/<device>.json``; here they are only read. No device is asked and
-nothing is measured, so that the same call takes the same configuration in every process.
+``nntk-bench tune`` measures the configurations and writes ``tuned/<device>.json``; this module only reads the tables.
+It queries no device and measures nothing, so that the same call uses the same configuration in every process.
 """
 
 import hashlib
+import importlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nntk.kernels.target import Target
 
@@ -22,32 +25,33 @@ SCHEMA = 1
 """Version of the layout that tuned/README.md documents."""
 
 LONGEST = 4096
-"""Longest length that a key tells from others."""
+"""Longest length that a key distinguishes; all longer lengths share its configuration."""
 
 Key = tuple[str | int, ...]
-"""What a configuration depends on: names as they are, truth, and lengths."""
+"""Values that a configuration depends on: names, truth values and lengths."""
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
 class _Forced:
     config: Any
-    taken: list[Key]
+    keys: list[Key]
 
 
 _forced: dict[tuple[str, Key], _Forced] = {}
+_registered: "dict[str, Tunable[Any]]" = {}
 
 
 class TableError(ValueError):
-    """A table of tuned configurations that cannot be used: which, where in it, what is there, what may be."""
+    """Error of a table that cannot be used: the file, the place in it, its content there, what is allowed."""
 
 
 @dataclass(frozen=True)
 class Tunable(Generic[Config]):
-    """A choice that can be measured.
+    """Choice that can be measured. It registers itself under its name when it is made.
 
     Attributes:
-        name: Its name in tables: that of the kernel, or what is chosen.
+        name: Name in tables: the kernel, or the object of the choice.
         config: Dataclass of the configurations.
         axes: Names of the key's parts.
         sources: Files under kernels/ that the speed of a configuration depends on.
@@ -58,13 +62,16 @@ class Tunable(Generic[Config]):
     axes: tuple[str, ...]
     sources: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        _registered[self.name] = self
+
     def pick(self, target: Target, key: Key, rule: Callable[[], Config]) -> Config:
-        """Choose: what is forced for the key, else what was measured on this very device, else by the rule.
+        """Choose the configuration that is forced for the key, else the measured one of this device, else the rule's.
 
         Args:
             target: The device.
-            key: What the choice depends on, in the order of ``axes``.
-            rule: The choice of the architecture.
+            key: Values that the choice depends on, in the order of ``axes``.
+            rule: Function that returns the choice of the architecture.
 
         Returns:
             The configuration.
@@ -74,7 +81,7 @@ class Tunable(Generic[Config]):
         """
         place = (self.name, rounded(key))
         if place in _forced:
-            _forced[place].taken.append(key)
+            _forced[place].keys.append(key)
             config: Config = _forced[place].config
             return config
         measured = _configs(target.device).get(place) if target.device else None
@@ -82,41 +89,42 @@ class Tunable(Generic[Config]):
 
     @contextmanager
     def forced(self, key: Key, config: Config) -> Iterator[list[Key]]:
-        """Take a configuration for a key, whatever was measured: to measure it. For one thread.
+        """Use a configuration for a key, whatever the table says, in order to measure it. For one thread.
 
         Args:
-            key: What the choice depends on.
-            config: What is taken.
+            key: Values that the choice depends on.
+            config: The configuration.
 
         Yields:
-            The keys that it was taken for, as they come.
+            The keys that the configuration was used for so far.
         """
         place = (self.name, rounded(key))
-        before = _forced.get(place)
+        outer = _forced.get(place)
         _forced[place] = forced = _Forced(config, [])
         try:
-            yield forced.taken
+            yield forced.keys
         finally:
             del _forced[place]
-            if before:
-                _forced[place] = before
+            if outer:
+                _forced[place] = outer
 
     def digest(self) -> str:
-        """Hash of the sources: a table of another one is stale."""
-        found = hashlib.sha256()
+        """Return the hash of the sources; a table with another hash is stale."""
+        digest = hashlib.sha256()
         for name in self.sources:
-            found.update((Path(__file__).resolve().parent / name).read_bytes())
-        return found.hexdigest()
+            digest.update((Path(__file__).resolve().parent / name).read_bytes())
+        return digest.hexdigest()
 
 
 def rounded(key: Key) -> Key:
-    """Round the lengths of a key up to powers of two, as tiles are: a measurement serves those in between.
+    """Round the lengths of a key up to powers of two, as tiles are; one measurement serves the lengths in between.
 
     Args:
         key: The key.
 
     Returns:
-        The same for all that share a configuration. Beyond ``LONGEST`` a length is many tiles, and all are one.
+        The rounded key, equal for all keys that share a configuration. Lengths beyond ``LONGEST`` are many tiles, and
+        share one configuration.
 
     Example:
         >>> rounded(("gaussian", 784, 10**6, True))
@@ -130,17 +138,41 @@ def _power_of_two(length: int) -> int:
 
 
 def tunables() -> dict[str, Tunable[Any]]:
-    """Every choice that can be measured, by name."""
-    from nntk.kernels.assemble.triton.config import RANK_UPDATE
-    from nntk.kernels.local_ntk.triton.config import LAYER_PAIR
-    from nntk.kernels.perturb.triton.config import LAYER_PATH, LAYER_STEP
-
-    return {one.name: one for one in (LAYER_STEP, LAYER_PATH, RANK_UPDATE, LAYER_PAIR)}
+    """Return every choice that can be measured, sorted by name; each registers itself when its module is imported."""
+    for path in Path(__file__).resolve().parent.glob("*/triton/config.py"):
+        importlib.import_module(f"{__package__}.{path.parts[-3]}.triton.config")
+    return dict(sorted(_registered.items()))
 
 
 def path_of(device: str) -> Path:
-    """The table of a device, whether it is there or not."""
+    """Return the path of a device's table, which need not exist."""
     return TUNED / f"{device}.json"
+
+
+class _Layout(BaseModel):
+    """Part of a table. Fields that only readers of the measurements need stand beside these."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Entry(_Layout):
+    """Fastest configuration of one choice at one key."""
+
+    key: dict[str, str | bool | int] = {}
+    config: dict[str, Any] = {}
+
+
+class KernelEntries(_Layout):
+    """Entries of one choice, and the hash of the sources that they were measured with."""
+
+    sources: str | None = None
+    entries: list[Entry] = []
+
+
+class Table(_Layout):
+    """Layout of a device's table, see tuned/README.md."""
+
+    kernels: dict[str, KernelEntries]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -159,42 +191,41 @@ def read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"schema": SCHEMA, "kernels": {}}
-    except (OSError, ValueError) as wrong:
-        raise TableError(f"{path}: cannot be read: {wrong}") from None
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise TableError(f"{path}: schema must be {SCHEMA}; nntk-bench tune --again makes a new one")
+    try:
+        table = Table.model_validate(content)
+    except ValidationError as invalid:
+        problem = invalid.errors()[0]
+        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in problem["loc"]).lstrip(".")
+        raise TableError(f"{path}: {place}: {problem['msg']}; got {problem['input']!r}") from None
     known = tunables()
-    for name, kernel in _mapping(path, "kernels", content.get("kernels")).items():
+    for name, kernel in table.kernels.items():
         if name not in known:
             raise TableError(f"{path}: kernels must be of {', '.join(known)}; got {name!r}")
-        for number, entry in enumerate(_mapping(path, name, kernel).get("entries", ())):
-            where = f"{name}.entries[{number}]"
-            _named(path, f"{where}.key", entry.get("key"), known[name].axes)
-            _named(path, f"{where}.config", entry.get("config"), [field.name for field in fields(known[name].config)])
+        for index, entry in enumerate(kernel.entries):
+            place = f"{path}: {name}.entries[{index}]"
+            _check_names(f"{place}.key", entry.key, known[name].axes)
+            _check_names(f"{place}.config", entry.config, [field.name for field in fields(known[name].config)])
     return content
 
 
-def _mapping(path: Path, where: str, value: object) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise TableError(f"{path}: {where}: must be an object, got {value!r}")
-    return value
-
-
-def _named(path: Path, where: str, value: object, names: Any) -> None:
-    found = _mapping(path, where, value)
-    if sorted(found) != sorted(names):
-        raise TableError(f"{path}: {where}: must have {', '.join(names)}; got {', '.join(found)}")
+def _check_names(place: str, value: Mapping[str, Any], names: Sequence[str]) -> None:
+    if sorted(value) != sorted(names):
+        raise TableError(f"{place}: must have {', '.join(names)}; got {', '.join(value)}")
 
 
 def stale(content: Mapping[str, Any]) -> list[str]:
-    """Which kernels of a table were measured with other sources than these."""
+    """Return the kernels of a table that were measured with other sources than these."""
     known = tunables()
     return [name for name, kernel in content["kernels"].items() if kernel.get("sources") != known[name].digest()]
 
 
 @lru_cache(maxsize=8)
 def _configs(device: str) -> dict[tuple[str, Key], dict[str, Any]]:
-    """What was measured on a device, by name and key; nothing of kernels that have changed since."""
+    """Return the measured configurations of a device by name and key, without kernels that have changed since."""
     path = path_of(device)
     content = read(path)
     old = stale(content)
@@ -204,7 +235,7 @@ def _configs(device: str) -> dict[tuple[str, Key], dict[str, Any]]:
             f"`nntk-bench tune {' '.join(old)}` measures again.",
             stacklevel=2,
         )
-    axes = {name: one.axes for name, one in tunables().items()}
+    axes = {name: tunable.axes for name, tunable in tunables().items()}
     return {
         (name, tuple(entry["key"][axis] for axis in axes[name])): entry["config"]
         for name, kernel in content["kernels"].items()
@@ -214,5 +245,5 @@ def _configs(device: str) -> dict[tuple[str, Key], dict[str, Any]]:
 
 
 def forget() -> None:
-    """Read tables again: for a process that wrote one."""
+    """Forget the tables that were read, for a process that wrote one."""
     _configs.cache_clear()

@@ -27,7 +27,7 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.benchmark(group="kernels", min_rounds=3, warmup=True, warmup_iterations=1)
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel(name: str, benchmark: BenchmarkFixture) -> None:
-    """The kernel of all inputs, waited for."""
+    """Time the kernel of all inputs, until the device is finished."""
 
     def compute() -> Tensor:
         kernel = KERNELS[name](X)

@@ -2,6 +2,6 @@
 
 import sys
 
-from nntk.bench.cli.main import main
+from nntk.bench.cli.app import main
 
 sys.exit(main(["resources", *sys.argv[1:]]))

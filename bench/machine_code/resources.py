@@ -19,7 +19,7 @@ from nntk.bench.machine_code.catalogue import Report, Task, report, tasks
 from nntk.bench.machine_code.machines import MACHINES
 from nntk.bench.results import tables
 from nntk.bench.results.files import write_json
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
 
 T = TypeVar("T")

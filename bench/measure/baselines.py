@@ -1,4 +1,4 @@
-"""What a careful user writes without nntk: torch.func over stacked copies of the parameters, and plain inference."""
+"""Baselines without nntk: torch.func over stacked copies of the parameters, and plain inference."""
 
 import math
 
@@ -13,14 +13,14 @@ from nntk.kernels.assemble import assemble
 def stacked_differences(
     model: nn.Module, x: Tensor, gamma: float, samples: int, seed: int, stacked: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """Antithetic differences by ``torch.func.vmap`` over stacked displaced parameters, noise included.
+    """Compute antithetic differences by ``torch.func.vmap`` over stacked displaced parameters, noise included.
 
     Args:
         model: The module; its parameters are displaced.
         x: Inputs, [N, ...].
         gamma: Length scale; a coordinate's standard deviation is gamma / sqrt(2).
         samples: Number M of antithetic pairs.
-        seed: Seed of torch's generator, which makes the noise.
+        seed: Seed of torch's generator, which draws the noise.
         stacked: Pairs whose parameters are held at once; a larger stack leaves a CPU's caches.
 
     Returns:
@@ -50,7 +50,7 @@ def stacked_differences(
 
 
 def stacked_kernel(model: nn.Module, x: Tensor, gamma: float, samples: int, seed: int) -> Tensor:
-    """The energy kernel from :func:`stacked_differences`, [N, N]."""
+    """Return the energy kernel from :func:`stacked_differences`, [N, N]."""
     differences, norms = stacked_differences(model, x, gamma, samples, seed)
     num_params = sum(parameter.numel() for parameter in model.parameters())
     weights = torch.full((samples,), 1 / samples, dtype=torch.float64, device=x.device)
@@ -59,6 +59,6 @@ def stacked_kernel(model: nn.Module, x: Tensor, gamma: float, samples: int, seed
 
 @torch.no_grad()
 def plain_forwards(model: nn.Module, x: Tensor, count: int) -> None:
-    """As many unperturbed forward passes: what any evaluation of the model costs at least."""
+    """Run ``count`` unperturbed forward passes, the least cost of ``count`` evaluations of the model."""
     for _ in range(count):
         model(x)

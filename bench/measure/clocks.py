@@ -1,4 +1,4 @@
-"""Clock and temperature of a GPU beside the samples, and whether it slowed itself down while one was taken."""
+"""Clock and temperature of a GPU beside the samples, and the reasons for which it slowed down."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,21 +6,21 @@ from typing import Any
 
 import torch
 
-_LEAST_CLOCK = 0.75
-"""Share of the highest clock below which a sample does not count: the card was not what its roofs were measured on."""
+_MINIMUM_CLOCK = 0.75
+"""Share of the highest clock below which a sample is discarded: the roofs were measured at a higher clock."""
 _SLOWDOWNS = {"hardware": 0x08, "hot": 0x20, "hot, hardware": 0x40, "power brake": 0x80}
-"""Reasons of NVML for a lower clock that say nothing of the work. A power cap does: it belongs to the card."""
+"""Reasons of NVML for a lower clock that do not depend on the work. A power cap is none: it belongs to the card."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What a GPU tells of itself.
+    """State that a GPU reports.
 
     Attributes:
-        sm_mhz: Clock of its multiprocessors.
-        highest_mhz: The highest they can have.
-        celsius: Its temperature.
-        slowdowns: Why it runs slower than it could, if for reasons of its own.
+        sm_mhz: Clock of the multiprocessors.
+        highest_mhz: Highest clock of the multiprocessors.
+        celsius: Temperature.
+        slowdowns: Reasons for a lower clock that do not depend on the work.
     """
 
     sm_mhz: int
@@ -30,18 +30,18 @@ class State:
 
     @property
     def throttled(self) -> bool:
-        """Whether a sample taken now counts for nothing."""
-        return bool(self.slowdowns) or self.sm_mhz < _LEAST_CLOCK * self.highest_mhz
+        """True if a sample taken now must be discarded."""
+        return bool(self.slowdowns) or self.sm_mhz < _MINIMUM_CLOCK * self.highest_mhz
 
 
 def state(device: torch.device) -> State | None:
-    """Ask a GPU.
+    """Return the state of a GPU.
 
     Args:
         device: The device.
 
     Returns:
-        Its state; None on a CPU, on an AMD card, and where nvidia-ml-py is not installed or may not ask.
+        The state; None on a CPU, on an AMD card, and where nvidia-ml-py is not installed or not permitted.
     """
     if device.type != "cuda":
         return None
@@ -54,13 +54,13 @@ def state(device: torch.device) -> State | None:
             nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
             tuple(name for name, bit in _SLOWDOWNS.items() if reasons & bit),
         )
-    except Exception:  # No package, no library, no right to ask, a part of a card: a measurement needs none of them.
+    except Exception:  # No package, no library, no permission, a part of a card: measurements work without a state.
         return None
 
 
 @lru_cache
 def _handle(uuid: str) -> tuple[Any, Any]:
-    """NVML and its handle of a card. By identity: its numbers may be others than PyTorch's."""
+    """Return NVML and its handle of a card, by identity: its indices may differ from PyTorch's."""
     import pynvml
 
     pynvml.nvmlInit()

@@ -1,4 +1,4 @@
-"""What a measurement was made with: device, versions, commit."""
+"""Environment of a measurement: device, versions, commit."""
 
 import os
 import platform
@@ -15,11 +15,11 @@ from nntk.kernels.philox import STREAM_VERSION
 
 _PACKAGES = ("nntk", "torch", "triton", "numpy", "scipy", "scikit-learn", "matplotlib")
 _SOURCES = tuple(f":(top){name}" for name in ("nntk", "kernels", "bench", "pyproject.toml"))
-"""What figures depend on: a file of results, or of notes, makes no sources uncommitted."""
+"""Paths of the sources that figures depend on; changed results or notes do not count as uncommitted sources."""
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Everything about the machine and the software that a figure depends on."""
+    """Describe the machine and the software that a figure depends on."""
     commit = _git("rev-parse", "HEAD")
     return {
         "device": {
@@ -37,7 +37,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as its maker calls it."""
+    """Return the maker's name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -48,22 +48,22 @@ def device_name(device: torch.device) -> str:
 
 
 def driver(device: torch.device) -> str | None:
-    """Version of the kernel driver of an NVIDIA GPU; None for other devices, and where the system does not tell."""
+    """Return the version of the kernel driver of an NVIDIA GPU; None for other devices, and where it is unknown."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text() if device.type == "cuda" else ""
     except OSError:
         text = ""
-    found = re.search(r"Kernel Module.*?\s([0-9]+(?:\.[0-9]+)+)", text)
-    return found[1] if found else None
+    match = re.search(r"Kernel Module.*?\s([0-9]+(?:\.[0-9]+)+)", text)
+    return match[1] if match else None
 
 
 def slug(device: torch.device) -> str:
-    """The name of the device's folder under results/, e.g. ``nvidia-h200`` or ``cpu-amd-epyc``."""
+    """Return the name of the device's folder under results/, e.g. ``nvidia-h200`` or ``cpu-amd-epyc``."""
     return target.slug(device_name(device) if device.type == "cuda" else f"cpu {device_name(device)}")
 
 
 def package_version(package: str) -> str | None:
-    """Version of an installed package; None where it is not there."""
+    """Return the version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -71,11 +71,11 @@ def package_version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command on the sources, None where they are no checkout."""
+    """Return the output of a git command on the sources; None outside of a checkout."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", "-C", str(Path(__file__).resolve().parent), *arguments], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return completed.stdout.strip()

@@ -1,4 +1,4 @@
-"""Peak memory of a call, measured where nothing else was: in a fresh process on a CPU, by the allocator on a GPU."""
+"""Peak memory of a call: in a fresh process on a CPU, by the allocator on a GPU."""
 
 import contextlib
 import multiprocessing
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 def peak(make: Callable[..., Callable[[], Tensor]], *arguments: object, device: torch.device) -> int:
-    """Bytes that a call takes at most, beyond its result and what was there before.
+    """Measure the peak memory of a call, beyond its result and the memory in use before.
 
     Args:
-        make: A function of a module (it is sent to another process by name) that prepares a call and returns it.
-        *arguments: Its arguments.
-        device: Where the call works.
+        make: Function of a module (its name is sent to another process) that prepares a call and returns it.
+        *arguments: Arguments of ``make``.
+        device: Device of the call.
 
     Returns:
-        The bytes. On a CPU they are the process's resident memory, in pages that were touched.
+        The bytes. On a CPU they are the resident memory of the process.
     """
     if device.type == "cuda":
         call = make(*arguments)
@@ -35,33 +35,35 @@ def peak(make: Callable[..., Callable[[], Tensor]], *arguments: object, device: 
 
 @contextlib.contextmanager
 def watched(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Peak memory of what runs inside, beyond what was there before; asked for afterwards."""
+    """Watch the peak memory of a block, beyond the memory in use before; the yielded function returns it afterwards."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         yield lambda: torch.cuda.max_memory_allocated(device) - before
     else:
-        start = _begin()
-        found: list[int] = []
-        yield lambda: found[0]
-        found.append(max(0, _status("VmHWM") - start))
+        start = _reset_peak()
+        peaks: list[int] = []
+        yield lambda: peaks[0]
+        peaks.append(max(0, _status("VmHWM") - start))
 
 
 def _peak_of_process(make: Callable[..., Callable[[], Tensor]], arguments: tuple[object, ...]) -> int:
     call = make(*arguments)
-    before = _begin()
+    before = _reset_peak()
     result = call()
     return max(0, _status("VmHWM") - before - result.nbytes)
 
 
-def _begin() -> int:
-    """Reset the peak of this process, and give what it has now."""
-    # Of this process alone: getrusage would count the memory of the parent that forked it. The 5 resets the peak.
+def _reset_peak() -> int:
+    """Reset the peak of this process, and return its resident memory."""
+    # Neither psutil nor getrusage will do: one has no peak, the other counts the parent that forked this process.
+    # Writing 5 resets the peak.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def _status(key: str) -> int:
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return 1024 * int(found[1]) if found else 0
+    """Return one entry of the kernel's status of this process, in bytes."""
+    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(match[1]) if match else 0

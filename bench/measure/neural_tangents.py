@@ -1,4 +1,4 @@
-"""The NTK by the library neural-tangents, where it and a version of JAX that it runs on are installed."""
+"""NTK by the library neural-tangents, where the library and a suitable version of JAX are installed."""
 
 import importlib
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from torch.utils.dlpack import from_dlpack
 
 
 def installed() -> bool:
-    """Whether neural-tangents can be imported; its last release fails on newer versions of JAX."""
+    """Return True if neural-tangents can be imported; its last release fails on newer versions of JAX."""
     try:
         importlib.import_module("neural_tangents")
-    except Exception:  # Whatever goes wrong in there.
+    except Exception:  # The import may fail inside of JAX in any way.
         return False
     return True
 
@@ -25,7 +25,7 @@ def ntk(model: nn.Sequential, x: Tensor) -> Callable[[], Tensor]:
         x: Inputs, [N, K].
 
     Returns:
-        A call that gives the kernel, [N, N]. It is compiled already.
+        A function that returns the kernel, [N, N]. It is compiled already.
     """
     import jax
     import jax.numpy as jnp
@@ -39,8 +39,8 @@ def ntk(model: nn.Sequential, x: Tensor) -> Callable[[], Tensor]:
     inputs = jnp.asarray(x.cpu().numpy())
 
     def apply(layers: Any, h: Any) -> Any:
-        for number, (weight, bias) in enumerate(layers):
-            h = (jnp.tanh(h) if number else h) @ weight.T + bias
+        for index, (weight, bias) in enumerate(layers):
+            h = (jnp.tanh(h) if index else h) @ weight.T + bias
         return h
 
     kernel = jax.jit(
@@ -51,8 +51,8 @@ def ntk(model: nn.Sequential, x: Tensor) -> Callable[[], Tensor]:
 
     def call() -> Tensor:
         # The library divides a trace by the number of outputs.
-        made = kernel(inputs, None, parameters) * parameters[-1][1].shape[0]
-        return from_dlpack(made.block_until_ready())
+        matrix = kernel(inputs, None, parameters) * parameters[-1][1].shape[0]
+        return from_dlpack(matrix.block_until_ready())
 
     call()
     return call

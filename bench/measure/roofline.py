@@ -1,6 +1,6 @@
-"""Measured roofs of a device: copies and dense products, which bound what any op on it can do.
+"""Measured roofs of a device: rates of copies and dense products, which limit the speed of every op.
 
-A roof is the fastest of many runs, in this process or before: what is faster than the roof was not measured right.
+A roof is the fastest of many runs, in this process or before. A speed above its roof is an error of measurement.
 """
 
 import json
@@ -29,7 +29,7 @@ PRODUCTS = {
     "cpu": {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16},
     "cuda": {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16},
 }
-"""Precisions of products by kind of device, and what they are made of; a GPU's fp32 goes by its ordinary pipes."""
+"""Precisions of products and their dtypes by kind of device; fp32 on a GPU uses no tensor cores."""
 
 COLUMNS = (
     Column("roof", "case"),
@@ -46,14 +46,14 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Roof:
-    """A measured ceiling.
+    """Highest rate that was measured.
 
     Attributes:
         name: ``"copy"``, ``"read"``, or the precision of a product.
-        unit: What is counted: ``"bytes"``, read and written, or ``"flops"``, two for a multiply-add.
-        work: How many of them one run takes.
+        unit: ``"bytes"``, read and written, or ``"flops"``, two for a multiply-add.
+        work: Number of units in one run.
         samples_s: Durations of the runs, in seconds.
-        measured: When, in UTC.
+        measured: Time of the measurement, in UTC.
     """
 
     name: str
@@ -64,11 +64,11 @@ class Roof:
 
     @property
     def per_second(self) -> float:
-        """The roof: what the fastest run did in a second."""
+        """Rate of the fastest run."""
         return self.work / min(self.samples_s)
 
     def summary(self) -> dict[str, Any]:
-        """Name, unit and rate, for the results of a run."""
+        """Return name, unit and rate, for the results of a run."""
         return {"name": self.name, "unit": self.unit, "per_second": self.per_second}
 
 
@@ -79,12 +79,12 @@ def measure(
 
     Args:
         device: The device, a CPU or a CUDA GPU.
-        duration: Seconds that the runs of one roof take together, at least; there are five or more.
-        scale: How many times shorter than a roof's the sides of products are, and buffers: for a rehearsal.
-        only: Names of the roofs wanted; None for all.
+        duration: Least total time of the runs of one roof, in seconds; there are at least five runs.
+        scale: Divisor of the sides of products and of the lengths of buffers, for a rehearsal.
+        only: Names of the roofs; None for all.
 
     Yields:
-        The roofs, those of memory first.
+        Roofs, those of memory first.
     """
     on_gpu = device.type == "cuda"
     if only is None or {"copy", "read"} & set(only):
@@ -129,7 +129,7 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 
 def cache_path(device: torch.device) -> Path:
-    """Where the roofs of a device are kept: one file for each device, its driver, PyTorch and number of threads."""
+    """Return the file with the roofs of a device, its driver, version of PyTorch and number of threads."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if device.type == "cuda":
         software = f"driver-{environment.driver(device)}"
@@ -139,37 +139,37 @@ def cache_path(device: torch.device) -> Path:
 
 
 def cached(device: torch.device) -> list[Roof] | None:
-    """The roofs that were measured before on this device with this software, if they were."""
+    """Return the roofs that were measured before on this device with this software; None if there are none."""
     try:
         content = json.loads(cache_path(device).read_text())
         if content["schema"] != SCHEMA:
             return None
         return [Roof(**{**roof, "samples_s": tuple(roof["samples_s"])}) for roof in content["roofs"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # Measured again, which mends it.
+        return None  # The roofs are measured again, which replaces the broken file.
 
 
 def roofs(device: torch.device) -> list[Roof]:
-    """Find the roofs of a device: each the best of this process's, measured at the first call, and of earlier ones'.
+    """Return the roofs of a device: the best of earlier processes and of this one, which measures at its first call.
 
     Args:
         device: The device.
 
     Returns:
-        The roofs. What else ran when they were measured made them lower, never higher.
+        The roofs. Other work during their measurement made them lower, never higher.
     """
-    if device not in _OF_PROCESS:
-        _OF_PROCESS.add(device)
-        return raised(device)
-    return cached(device) or raised(device)
+    if device not in _MEASURED_DEVICES:
+        _MEASURED_DEVICES.add(device)
+        return remeasure(device)
+    return cached(device) or remeasure(device)
 
 
-_OF_PROCESS: set[torch.device] = set()
+_MEASURED_DEVICES: set[torch.device] = set()
 """Devices whose roofs this process has measured."""
 
 
-def raised(device: torch.device, only: Sequence[str] | None = None) -> list[Roof]:
-    """The roofs of a device after another measurement of some of them, by name, or of all."""
+def remeasure(device: torch.device, only: Sequence[str] | None = None) -> list[Roof]:
+    """Measure the roofs of a device once more, all or those named in ``only``, and return the best so far."""
     kept = {roof.name: roof for roof in cached(device) or ()}
     for roof in measure(device, only=only if kept else None):
         if roof.name not in kept or roof.per_second > kept[roof.name].per_second:
@@ -179,23 +179,24 @@ def raised(device: torch.device, only: Sequence[str] | None = None) -> list[Roof
 
 
 def beside(name: str, cost: Cost, precision: str, timing: Timing, device: torch.device) -> dict[str, Any]:
-    """What a row says of a speed and its roof.
+    """Return the entries of a row for a speed and its roof.
 
-    A machine may have become faster since its roofs were measured: what seems to be above is compared with them again.
+    A machine may have become faster since its roofs were measured. A speed above its roof is compared once more with
+    roofs that are measured now.
 
     Args:
-        name: Of what was timed.
-        cost: Its least work.
-        precision: Of its products.
-        timing: How long it took.
-        device: Where.
+        name: Name of the timed call.
+        cost: Least work of the call.
+        precision: Precision of the products.
+        timing: Durations of the call.
+        device: Device of the call.
 
     Returns:
-        ``roof``, ``roof_share`` and the durations, or a ``failure`` in their place where it is above its roof.
+        ``roof``, ``roof_share`` and the durations; a ``failure`` in place of the durations for a speed above its roof.
     """
     least, roof = least_seconds(cost, precision, roofs(device))
     if least > timing.median:
-        least, roof = least_seconds(cost, precision, raised(device, _ROOFS_OF.get(roof, (roof,))))
+        least, roof = least_seconds(cost, precision, remeasure(device, _ROOFS_OF.get(roof, (roof,))))
     share = least / timing.median
     row = {"roof": roof, "roof_share": share}
     if share > 1:
@@ -204,28 +205,28 @@ def beside(name: str, cost: Cost, precision: str, timing: Timing, device: torch.
 
 
 _ROOFS_OF = {"memory": ("copy", "read"), "fp32": ("fp32", "tf32")}
-"""The roofs behind one that ``least_seconds`` names."""
+"""Names of the measured roofs behind each roof that ``least_seconds`` names."""
 
 
-def least_seconds(cost: Cost, precision: str, found: Sequence[Roof]) -> tuple[float, str]:
-    """The least time that the work of a call takes on a device, and the roof that sets it.
+def least_seconds(cost: Cost, precision: str, measured: Sequence[Roof]) -> tuple[float, str]:
+    """Return the least time of the work of a call on a device, and the roof that limits it.
 
     Args:
-        cost: The work; its random numbers have no roof.
-        precision: Of its products. Float32 may be three products of TF32 on tensor cores.
-        found: The roofs of the device.
+        cost: Work of the call; its random numbers have no roof.
+        precision: Precision of the products. Float32 may be three products of TF32 on tensor cores.
+        measured: Roofs of the device.
 
     Returns:
         Seconds, and ``"memory"`` or the precision.
     """
-    rates = {roof.name: roof.per_second for roof in found}
+    rates = {roof.name: roof.per_second for roof in measured}
     products = max(rates[precision], rates.get("tf32", 0.0) / 3) if precision == "fp32" else rates[precision]
     by_memory, by_products = cost.bytes / max(rates["copy"], rates["read"]), cost.flops / products
     return max((by_memory, "memory"), (by_products, precision))
 
 
-def _content(device: torch.device, found: Sequence[Roof]) -> dict[str, Any]:
-    return {"schema": SCHEMA, **environment.describe(device), "roofs": [asdict(roof) for roof in found]}
+def _content(device: torch.device, measured: Sequence[Roof]) -> dict[str, Any]:
+    return {"schema": SCHEMA, **environment.describe(device), "roofs": [asdict(roof) for roof in measured]}
 
 
 def run(device: torch.device, again: bool, path: Path | None, console: Console) -> int:
@@ -233,9 +234,9 @@ def run(device: torch.device, again: bool, path: Path | None, console: Console) 
 
     Args:
         device: The device.
-        again: Measure even if they are cached.
-        path: Where a JSON goes, if anywhere.
-        console: Where the table goes.
+        again: True to measure even if roofs are stored.
+        path: Path of a JSON file; None for no file.
+        console: Console that shows the table.
 
     Returns:
         The exit status, 0.
@@ -243,14 +244,14 @@ def run(device: torch.device, again: bool, path: Path | None, console: Console) 
     Raises:
         OSError: If the JSON cannot be written.
     """
-    found = None if again else cached(device)
+    stored = None if again else cached(device)
     shown: list[Roof] = []
     with tables.growing(console, f"Roofs of {environment.device_name(device)}", CAPTION, COLUMNS) as show:
-        for roof in measure(device) if found is None else found:
+        for roof in measure(device) if stored is None else stored:
             shown.append(roof)
-            show(_cells(roof), "measuring" if found is None else "")
+            show(_cells(roof), "measuring" if stored is None else "")
     content = _content(device, shown)
-    if found is None:
+    if stored is None:
         write_json(cache_path(device), content)
         console.print(f"kept in {cache_path(device)}", highlight=False, soft_wrap=True)
     else:

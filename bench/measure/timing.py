@@ -1,4 +1,4 @@
-"""Timing: fresh inputs every time, cold caches, raw samples; on a GPU by its events, and never while it throttles."""
+"""Timing: other inputs every time, cold caches, raw samples; on a GPU by its events, and never while it throttles."""
 
 import statistics
 import time
@@ -12,20 +12,20 @@ import torch
 from nntk.bench.measure.clocks import State, state
 
 Case = Callable[[int], object]
-"""Something to time. It is given the number of the round, to work on other inputs and displacements each time."""
+"""Function to time. It receives the number of the round, and uses other inputs and displacements each time."""
 
-_PATIENCE = 3
-"""Times as many samples are taken, at most, as are wanted, where a throttling card makes some worthless."""
+_ATTEMPTS = 3
+"""Largest ratio of taken samples to kept samples, where samples of a throttling card are discarded."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Durations of one case, in seconds, a round each.
+    """Durations of one case in seconds, one for each round.
 
     Attributes:
-        samples: The durations.
-        states: What the GPU told of itself after each; empty where it tells nothing.
-        discarded: Samples that were taken while it throttled, and left out.
+        samples: Durations.
+        states: State of the GPU after each sample; empty where it reports none.
+        discarded: Number of samples that were discarded, since the GPU throttled.
     """
 
     samples: tuple[float, ...]
@@ -44,27 +44,27 @@ class Timing:
         return low, high
 
     def row(self) -> dict[str, Any]:
-        """Median, quartiles, every sample and the GPU's states, by the names that a row of results has for them."""
+        """Return median, quartiles, every sample and the GPU's states, by the keys of a row of results."""
         low, high = self.quartiles
         row = {"median_s": self.median, "low_s": low, "high_s": high, "samples_s": list(self.samples)}
         if self.states:
-            row |= {"sm_mhz": [one.sm_mhz for one in self.states], "celsius": [one.celsius for one in self.states]}
+            row |= {"sm_mhz": [s.sm_mhz for s in self.states], "celsius": [s.celsius for s in self.states]}
             row["throttled_samples"] = self.discarded
         return row
 
     def ratio_to(self, other: "Timing") -> float:
-        """Median over rounds of how many times faster this is than ``other`` in the same round."""
-        return statistics.median(theirs / ours for ours, theirs in zip(self.samples, other.samples, strict=True))
+        """Return the median over rounds of the speed-up of this case over ``other`` in the same round."""
+        return statistics.median(b / a for a, b in zip(self.samples, other.samples, strict=True))
 
 
 def side_by_side(cases: Mapping[str, Case], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Time the cases in turn, so that a drift of the machine's speed meets them all, after a warm-up of each.
+    """Time the cases in turn after a warm-up of each, so that a drift of the machine's speed affects all of them.
 
     Args:
-        cases: What to time, by name.
-        rounds: Number of counted rounds, >= 2. One in which a GPU throttled is taken again, for as long as that is of
-            use.
-        device: Where the cases run; CUDA work is waited for.
+        cases: Cases by name.
+        rounds: Number of counted rounds, >= 2. A round in which a GPU throttled is repeated, a limited number of
+            times.
+        device: Device of the cases; CUDA work is waited for.
 
     Returns:
         The durations by name.
@@ -73,33 +73,35 @@ def side_by_side(cases: Mapping[str, Case], rounds: int, device: torch.device) -
         case(0)
     kept: dict[str, list[_Sample]] = {name: [] for name in cases}
     discarded = 0
-    for number in range(1, _PATIENCE * rounds + 1):
-        one = {name: _sample(case, number, device) for name, case in cases.items()}
-        left = _PATIENCE * rounds - number
-        if any(sample.throttled for sample in one.values()) and left >= rounds - len(next(iter(kept.values()), [])):
+    for number in range(1, _ATTEMPTS * rounds + 1):
+        samples = {name: _sample(case, number, device) for name, case in cases.items()}
+        remaining = _ATTEMPTS * rounds - number
+        if any(sample.throttled for sample in samples.values()) and remaining >= rounds - len(
+            next(iter(kept.values()), [])
+        ):
             discarded += 1
             continue
-        for name, sample in one.items():
+        for name, sample in samples.items():
             kept[name].append(sample)
         if number - discarded == rounds:
             break
-    return {name: _timing(samples, discarded) for name, samples in kept.items()}
+    return {name: _timing(counted, discarded) for name, counted in kept.items()}
 
 
 def every_round(call: Callable[[], object]) -> Case:
-    """A case that does the same in every round."""
+    """Return a case that makes the same call in every round."""
     return lambda number: call()
 
 
-def repeat(case: Case, device: torch.device, most: int = 30, duration: float = 2.0, spread: float = 0.02) -> Timing:
-    """Time one case until it is known well enough.
+def repeat(case: Case, device: torch.device, max_runs: int = 30, duration: float = 2.0, spread: float = 0.02) -> Timing:
+    """Time one case until its median is precise enough.
 
     Args:
-        case: What to time, after one run that is not counted.
-        device: Where it runs. On a GPU what the last run left in the second-level cache is overwritten before each.
-        most: Most runs.
-        duration: Seconds that the runs may take together; there are five at least.
-        spread: Quartiles that lie no further apart than so much of the median end it, from ten runs on.
+        case: The case, which runs once before it is timed.
+        device: Device of the case. On a GPU the second-level cache is overwritten before each run.
+        max_runs: Largest number of runs.
+        duration: Seconds of all runs together, after which timing ends; there are at least five runs.
+        spread: Distance of the quartiles relative to the median at which timing ends, from ten runs on.
 
     Returns:
         The durations.
@@ -107,29 +109,29 @@ def repeat(case: Case, device: torch.device, most: int = 30, duration: float = 2
     case(0)
     kept: list[_Sample] = []
     spent, discarded = 0.0, 0
-    for number in range(_PATIENCE * most):
+    for number in range(_ATTEMPTS * max_runs):
         _overwrite_cache(device)
         sample = _sample(case, number, device)
         spent += sample.seconds
-        if sample.throttled and _PATIENCE * most - number > 5:
+        if sample.throttled and _ATTEMPTS * max_runs - number > 5:
             discarded += 1
             continue
         kept.append(sample)
-        if len(kept) >= most or (len(kept) >= 5 and spent >= duration) or _settled(kept, spread):
+        if len(kept) >= max_runs or (len(kept) >= 5 and spent >= duration) or _settled(kept, spread):
             break
     return _timing(kept, discarded)
 
 
 def captured(case: Case, count: int, device: torch.device) -> Case | None:
-    """Record what a case submits to a GPU, so that the host has no part in its time.
+    """Record the work that a case submits to a GPU, so that the time of the host does not count.
 
     Args:
-        case: What to time.
-        count: How many rounds differ; they are recorded one by one.
+        case: The case.
+        count: Number of different rounds; they are recorded one by one.
         device: A GPU.
 
     Returns:
-        A case that replays the recordings in turn; None where it cannot be recorded, since the host waits in it.
+        A case that replays the recordings in turn; None if the case waits for the GPU, so that it cannot be recorded.
     """
     graphs = []
     try:
@@ -180,12 +182,12 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     """Time one run.
 
     Args:
-        run: What to time.
-        device: Where it works. On a GPU the time is that between two events of its stream, around all that was
-            submitted; on a CPU that of the monotonic clock.
+        run: Function to time.
+        device: Device of the run. On a GPU the time is that between two events of its stream, around all submitted
+            work; on a CPU it is that of the monotonic clock.
 
     Returns:
-        Its duration in seconds.
+        Duration in seconds.
     """
     if device.type != "cuda":
         begin = time.perf_counter()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nntk.bench.results import store as results
-from nntk.bench.results.store import ResultsError, Row, Run
+from nntk.bench.results.schema import SETTINGS, ResultsError, Row
+from nntk.bench.results.store import Run
 from nntk.bench.results.tables import UNITS, Column
 
 SPEEDS = frozenset({"median_s", "low_s", "high_s", "speed_up", "evaluations_per_s", "roof_share", "peak_bytes"})
@@ -238,11 +239,11 @@ def _columns(section: Mapping[str, Any], rows: Sequence[Row]) -> tuple[list[Colu
     shared = {
         key: rows[0][key]
         for key in keys
-        if key in results.SETTINGS and len(rows) > 1 and len({str(row.get(key)) for row in rows}) == 1
+        if key in SETTINGS and len(rows) > 1 and len({str(row.get(key)) for row in rows}) == 1
     }
     names = [key for key in _COLUMNS if key in keys] + [key for key in keys if key not in _COLUMNS]
     columns = [_COLUMNS.get(key) or Column(key.replace("_", " "), key, "") for key in names if key not in shared]
-    settings = [column for column in columns if column.key in results.SETTINGS]
+    settings = [column for column in columns if column.key in SETTINGS]
     others = [column for column in columns if column not in settings]
     shown = [*others[:1], *settings, *others[1:]]
     return shown, ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nntk.bench.report.content import Measurement, positive, rate, significant
-from nntk.bench.results.store import SETTINGS, Row
+from nntk.bench.results.schema import SETTINGS, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

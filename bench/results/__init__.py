@@ -1,1 +1,1 @@
-"""Results: the layout of a run's file, where it is kept, and how two runs compare."""
+"""Results: the layout of a run's file, its writing and reading, and the comparison of two runs."""

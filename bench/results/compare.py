@@ -1,4 +1,4 @@
-"""Comparison of two runs, row by row: what the raw samples show, and what they cannot."""
+"""Comparison of two runs, row by row, by their raw samples."""
 
 import math
 import statistics
@@ -13,22 +13,22 @@ from rich.table import Table
 from rich.text import Text
 
 from nntk.bench.results import ranks
-from nntk.bench.results import store as results
 from nntk.bench.results.files import write_json
-from nntk.bench.results.store import ResultsError, Row, Run
+from nntk.bench.results.schema import ResultsError, Row, differences
+from nntk.bench.results.store import Run
 from nntk.bench.results.tables import UNITS
 
 LEVEL = 0.05
-"""Probability of a wrong FASTER or SLOWER anywhere in a comparison, and of an interval that misses its ratio."""
+"""Probability of any wrong FASTER or SLOWER in a comparison, and of an interval that misses its ratio."""
 
 SCHEMA = 1
 """Version of the layout of the verdicts' JSON, which results/README.md documents."""
 
 WORSE_FACTOR = 2.0
-"""An error that grows by no more is not worse."""
+"""Largest growth of an error that does not count as WORSE."""
 
 _ERRORS = {"error": 0.0, "difference": 0.0, "nonlocal_accuracy": 0.01, "local_accuracy": 0.01}
-"""Figures of accuracy, and what their error is at least taken for; of ``*_accuracy`` the error is what lacks to 1."""
+"""Figures of accuracy, and the smallest error that counts; the error of ``*_accuracy`` is 1 minus the figure."""
 
 _STYLES = {"SAME": "dim", "FASTER": "green", "SLOWER": "bold red", "UNCLEAR": "yellow"}
 
@@ -38,13 +38,13 @@ class Timed:
     """Verdict on the times of a row.
 
     Attributes:
-        key: The row.
+        key: Key of the row.
         verdict: SAME, FASTER, SLOWER or UNCLEAR.
-        why: What makes it UNCLEAR.
+        why: Reason of UNCLEAR.
         medians: Median times in A and B, in seconds.
         samples: Numbers of samples in A and B.
         ratio: Time in B over time in A: the median over all pairs of samples.
-        interval: What covers that ratio with probability 1 - ``LEVEL``; None with too few samples.
+        interval: Interval that covers the ratio with probability 1 - ``LEVEL``; None with too few samples.
         p: p value of a change beyond the margin, adjusted for the number of rows.
     """
 
@@ -60,13 +60,13 @@ class Timed:
 
 @dataclass(frozen=True)
 class Worse:
-    """An error that grew by more than ``WORSE_FACTOR``, or a row that fails only in B.
+    """Error that grew by more than ``WORSE_FACTOR``, or row that fails only in B.
 
     Attributes:
-        key: The row.
+        key: Key of the row.
         figure: Name of the figure.
-        before: Its value in A.
-        after: Its value in B, or what is wrong.
+        before: Value in A.
+        after: Value in B, or the failure.
     """
 
     key: str
@@ -77,13 +77,13 @@ class Worse:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that two runs show.
+    """Result of a comparison.
 
     Attributes:
-        timed: Verdicts on the rows with samples in both.
-        worse: What got less accurate.
+        timed: Verdicts on the rows with samples in both runs.
+        worse: Figures that became less accurate.
         errors: Number of errors that were compared.
-        remarks: In words: other circumstances, rows that were not compared.
+        remarks: Remarks in words: different circumstances, rows that were not compared.
     """
 
     timed: Sequence[Timed]
@@ -93,12 +93,12 @@ class Comparison:
 
     @property
     def slower(self) -> bool:
-        """Whether anything is SLOWER or WORSE."""
+        """True if any row is SLOWER or WORSE."""
         return bool(self.worse) or any(row.verdict == "SLOWER" for row in self.timed)
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """Counts of the verdicts, in one line."""
         number = Counter(row.verdict for row in self.timed)
         verdicts = ", ".join(f"{number[verdict]} {verdict}" for verdict in _STYLES)
         return f"{len(self.timed)} timed rows: {verdicts}; {self.errors} errors: {len(self.worse)} WORSE"
@@ -108,43 +108,43 @@ def compare(a: Run, b: Run, threshold: float) -> Comparison:
     """Compare two runs of a suite.
 
     Args:
-        a: The run to compare with.
-        b: The run to judge.
+        a: Run to compare with.
+        b: Run to judge.
         threshold: Relative change of a time that matters, above 0.
 
     Returns:
         Verdicts and remarks.
 
     Raises:
-        ResultsError: If the runs are of different suites, or no row of one can be compared with one of the other.
+        ResultsError: If the runs are of different suites, or no row of one can be compared with a row of the other.
     """
     if a.suite != b.suite:
         raise ResultsError(f"{a.path} is a run of suite {a.suite}, {b.path} of {b.suite}: nothing to compare")
     before, after = ({row["key"]: row for row in run.rows} for run in (a, b))
-    remarks = [*_circumstances(a, b), *_lone(before, after)]
+    remarks = [*_circumstances(a, b), *_unmatched(before, after)]
     timed, worse, errors = {}, [], 0
     for name in (name for name in before if name in after):
-        one, other = before[name], after[name]
-        if "failure" in one:
-            remarks.append(f"{name}: failed in {'A and B' if 'failure' in other else 'A'}: {one['failure']}")
-        elif "failure" in other:
+        old, new = before[name], after[name]
+        if "failure" in old:
+            remarks.append(f"{name}: failed in {'A and B' if 'failure' in new else 'A'}: {old['failure']}")
+        elif "failure" in new:
             errors += 1
-            worse.append(Worse(name, "failure", None, other["failure"]))
+            worse.append(Worse(name, "failure", None, new["failure"]))
         else:
-            shared = [figure for figure in _ERRORS if _comparable(figure, one, other)]
+            shared = [figure for figure in _ERRORS if _comparable(figure, old, new)]
             errors += len(shared)
-            worse += [Worse(name, figure, one[figure], other[figure]) for figure in shared if _grew(figure, one, other)]
-            if "samples_s" in one and "samples_s" in other:
-                timed[name] = (one["samples_s"], other["samples_s"])
-            elif lacking := [run for run, row in (("A", one), ("B", other)) if _has_time_only(row)]:
-                remarks.append(f"{name}: times without samples in {' and '.join(lacking)}, not compared")
+            worse += [Worse(name, figure, old[figure], new[figure]) for figure in shared if _grew(figure, old, new)]
+            if "samples_s" in old and "samples_s" in new:
+                timed[name] = (old["samples_s"], new["samples_s"])
+            elif runs_without_samples := [run for run, row in (("A", old), ("B", new)) if _has_time_only(row)]:
+                remarks.append(f"{name}: times without samples in {' and '.join(runs_without_samples)}, not compared")
     if not timed and not errors:
         raise ResultsError(f"{a.path} and {b.path} have no row that can be compared; {'; '.join(remarks) or 'no rows'}")
     return Comparison(judge(timed, threshold), worse, errors, remarks)
 
 
 def judge(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], threshold: float) -> list[Timed]:
-    """Judge all rows together.
+    """Give the verdicts of all rows together.
 
     With r the time in B over that in A: SAME if the interval of r is within the threshold, else FASTER or SLOWER if
     the samples reject, at a level for all rows together, that r is within half the threshold, and r exceeds the drift
@@ -155,7 +155,7 @@ def judge(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], threshol
         threshold: Relative change that matters, above 0.
 
     Returns:
-        A verdict a row.
+        One verdict for each row.
     """
     logs = {name: ([math.log(s) for s in a], [math.log(s) for s in b]) for name, (a, b) in pairs.items()}
     margin = math.log1p(threshold / 2)
@@ -167,7 +167,7 @@ def judge(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], threshol
 
 
 def _beyond(a: Sequence[float], b: Sequence[float], margin: float) -> float:
-    """The p value of a shift by more than the margin, either way."""
+    """Return the p value of a shift by more than the margin in either direction."""
     slower = ranks.mann_whitney([value + margin for value in a], b).no_lower
     faster = ranks.mann_whitney([value - margin for value in a], b).no_higher
     return min(1.0, 2 * min(slower, faster))
@@ -209,22 +209,22 @@ def _verdict(
 
 
 def _drift(values: Sequence[float]) -> float:
-    """By how much samples change from the first to the last: twice the shift from the first half to the second."""
+    """Estimate the change from the first sample to the last: twice the shift from the first half to the second."""
     half = len(values) // 2
     return 2 * abs(ranks.median_shift(values[:half], values[-half:])) if half else 0.0
 
 
 def _comparable(figure: str, before: Row, after: Row) -> bool:
-    """Whether both rows have an error; that in A must be finite, for null stands for one that is not."""
+    """Return True if both rows have the figure; in A it must be finite (null stands for a value that is not)."""
     return isinstance(before.get(figure), int | float) and isinstance(after.get(figure, ""), int | float | None)
 
 
 def _grew(figure: str, before: Row, after: Row) -> bool:
-    """Whether an error is worse."""
+    """Return True if an error grew by more than ``WORSE_FACTOR``."""
     if after[figure] is None:
         return True
-    one, other = (1 - row[figure] if figure.endswith("_accuracy") else row[figure] for row in (before, after))
-    return bool(other > WORSE_FACTOR * max(one, _ERRORS[figure]))
+    old, new = (1 - row[figure] if figure.endswith("_accuracy") else row[figure] for row in (before, after))
+    return bool(new > WORSE_FACTOR * max(old, _ERRORS[figure]))
 
 
 def _has_time_only(row: Row) -> bool:
@@ -232,16 +232,16 @@ def _has_time_only(row: Row) -> bool:
 
 
 def _circumstances(a: Run, b: Run) -> list[str]:
-    """What else differs than the figures."""
-    remarks = [f"{name}: {one} in A, {other} in B" for name, one, other in results.differences(a.facts, b.facts)]
+    """Describe the differences between the runs besides their figures."""
+    remarks = [f"{name}: {old} in A, {new} in B" for name, old, new in differences(a.facts, b.facts)]
     for name, run in (("A", a), ("B", b)):
         if open_sections := [section["name"] for section in run.sections if not section["finished"]]:
             remarks.append(f"{name} is {run.status}; not finished: {', '.join(open_sections)}")
     return remarks
 
 
-def _lone(before: Mapping[str, Row], after: Mapping[str, Row]) -> list[str]:
-    """Rows in one run only."""
+def _unmatched(before: Mapping[str, Row], after: Mapping[str, Row]) -> list[str]:
+    """Name the rows that only one run has."""
     return [
         f"only in {name}: {key}"
         for name, rows, others in (("A", before, after), ("B", after, before))
@@ -282,10 +282,10 @@ def write(comparison: Comparison, a: Run, b: Run, threshold: float, path: Path) 
 
     Args:
         comparison: The verdicts.
-        a: The run that was compared with.
-        b: The run that was judged.
-        threshold: That of the comparison.
-        path: Where to.
+        a: Run that was compared with.
+        b: Run that was judged.
+        threshold: Threshold of the comparison.
+        path: Path of the file.
 
     Raises:
         OSError: If the file cannot be written.

@@ -8,27 +8,28 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 EXACT = 80
-"""Up to this many values in all, the distribution of ranks is counted out; beyond, it is taken for normal."""
+"""Largest number of values for which the distribution of ranks is exact; beyond, it is approximated as normal."""
 
 Samples = Sequence[float]
 
 
 class Tails(NamedTuple):
-    """Probabilities, if both samples are alike, of ranks of the second no higher, and no lower, than seen."""
+    """Probabilities, if both samples have one distribution, of second ranks no higher, and no lower, than observed."""
 
     no_higher: float
     no_lower: float
 
     @property
     def two_sided(self) -> float:
-        """The p value of a difference either way."""
+        """Two-sided p value of a difference."""
         return min(1.0, 2 * min(self))
 
 
 class Shift(NamedTuple):
-    """By how much the second sample is larger: the Hodges-Lehmann estimate and an interval that covers it."""
+    """Shift from the first sample to the second: the Hodges-Lehmann estimate and an interval that covers it."""
 
     estimate: float
     low: float
@@ -36,7 +37,7 @@ class Shift(NamedTuple):
 
 
 def mann_whitney(first: Samples, second: Samples) -> Tails:
-    """Test whether the values of two samples are alike, by their ranks.
+    """Test by their ranks whether two samples have the same distribution.
 
     Args:
         first: At least one value.
@@ -47,26 +48,24 @@ def mann_whitney(first: Samples, second: Samples) -> Tails:
         corrections for ties and continuity.
     """
     values = np.concatenate([first, second])
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    # Twice the mean rank of tied values, so that it is whole.
-    ranks = (2 * np.cumsum(counts) - counts + 1)[inverse]
-    seen = int(ranks[len(first) :].sum())
-    if len(values) <= EXACT:
-        sums = _rank_sums(tuple(sorted(ranks.tolist())), len(second))
-        return Tails(float(sums[: seen + 1].sum()), float(sums[seen:].sum()))
-    total = len(values)
-    # The mean of `seen` is len(second) (total + 1), its variance four times that of the rank sum.
-    ties = float((counts.astype(float) ** 3 - counts).sum()) / (total * (total - 1))
-    deviation = math.sqrt(len(first) * len(second) * (total + 1 - ties) / 3)
-    if deviation == 0:
-        return Tails(1.0, 1.0)
-    offset, normal = seen - len(second) * (total + 1), NormalDist()
-    return Tails(normal.cdf((offset + 1) / deviation), normal.cdf((1 - offset) / deviation))
+    if len(values) > EXACT:
+        if np.ptp(values) == 0:
+            return Tails(1.0, 1.0)
+        less, greater = (
+            float(stats.mannwhitneyu(second, first, alternative=side, method="asymptotic").pvalue)
+            for side in ("less", "greater")
+        )
+        return Tails(less, greater)
+    # SciPy has no exact distribution for tied values. Twice the mean rank of tied values is an integer.
+    ranks = np.rint(2 * stats.rankdata(values)).astype(int)
+    rank_sum = int(ranks[len(first) :].sum())
+    sums = _rank_sums(tuple(sorted(ranks.tolist())), len(second))
+    return Tails(float(sums[: rank_sum + 1].sum()), float(sums[rank_sum:].sum()))
 
 
 @lru_cache(maxsize=64)
 def _rank_sums(ranks: tuple[int, ...], chosen: int) -> NDArray[np.float64]:
-    """Probability of every sum of ``chosen`` of the ranks, all choices being equally likely."""
+    """Return the probability of every sum of ``chosen`` of the ranks, where all choices are equally likely."""
     ways = np.zeros((chosen + 1, sum(ranks) + 1))
     ways[0, 0] = 1
     for rank in ranks:
@@ -75,7 +74,7 @@ def _rank_sums(ranks: tuple[int, ...], chosen: int) -> NDArray[np.float64]:
 
 
 def shift(first: Samples, second: Samples, level: float) -> Shift | None:
-    """How much larger the second sample is: the median of all pairs' differences, and those that the test allows.
+    """Estimate the shift from the first sample to the second: the median difference of all pairs, with an interval.
 
     Args:
         first: At least one value.
@@ -93,17 +92,17 @@ def shift(first: Samples, second: Samples, level: float) -> Shift | None:
 
 
 def median_shift(first: Samples, second: Samples) -> float:
-    """How much larger the second sample is, by the Hodges-Lehmann estimate alone."""
+    """Return the Hodges-Lehmann estimate of the shift from the first sample to the second."""
     return float(np.median(_pairs(first, second)))
 
 
 def _pairs(first: Samples, second: Samples) -> NDArray[np.float64]:
-    """Differences of all pairs, sorted."""
+    """Return the differences of all pairs, sorted."""
     return np.sort(np.subtract.outer(np.asarray(second, float), np.asarray(first, float)).ravel())
 
 
 def _critical(first: int, second: int, tail: float) -> int:
-    """The largest U with P(U or less) <= tail; -1 if there is none."""
+    """Return the largest U with P(U or less) <= tail; -1 if there is none."""
     total = first + second
     if total <= EXACT:
         sums = _rank_sums(tuple(range(2, 2 * total + 1, 2)), second)[::2]
@@ -113,12 +112,12 @@ def _critical(first: int, second: int, tail: float) -> int:
 
 
 def smallest_p(first: int, second: int) -> float:
-    """The two-sided p value of samples that do not overlap: none of these sizes has a smaller one."""
+    """Return the two-sided p value of samples that do not overlap, the smallest of samples of these sizes."""
     return min(1.0, 2 / math.comb(first + second, second))
 
 
 def samples_needed(level: float) -> int:
-    """How many values both samples must have for any difference to be seen at a level above 0."""
+    """Return the number of values that both samples need so that a difference can be significant at a level above 0."""
     number = 1
     while smallest_p(number, number) > level:
         number += 1
@@ -126,9 +125,9 @@ def samples_needed(level: float) -> int:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p values: rejecting those <= L errs anywhere among them with a probability of at most L."""
+    """Adjust p values: rejecting those <= L makes any error with a probability of at most L."""
     adjusted, largest = [0.0] * len(p_values), 0.0
-    for done, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - done) * p_values[place]))
-        adjusted[place] = largest
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = largest
     return adjusted

@@ -1,5 +1,6 @@
-"""Tables on the terminal: they grow row by row there, and are printed whole in a log."""
+"""Tables of results: they grow row by row on a terminal, and are printed whole in a log."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its header, the row's key, and how a value is written (a format specification, or one of UNITS)."""
+    """Column of a table: its header, the key of its values, and their format (a specification or a name in UNITS)."""
 
     header: str
     key: str
@@ -38,12 +39,17 @@ UNITS: dict[str, Callable[[float], str]] = {
 }
 
 
+def standard_console() -> Console:
+    """Return the console of the command line: as wide as the terminal, or 200 columns in a log."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
 Show = Callable[[Row | None, str], None]
-"""Adds a finished row, and says what is being worked on next."""
+"""Function that adds a finished row and shows which work is next."""
 
 
 def cell(column: Column, row: Row) -> str:
-    """The text of one cell; empty where the row has no such value."""
+    """Return the text of one cell; it is empty where the row has no such value."""
     value: Any = row.get(column.key)
     if value is None:
         return ""
@@ -52,23 +58,23 @@ def cell(column: Column, row: Row) -> str:
 
 @contextmanager
 def growing(console: Console, title: str, caption: str, columns: Sequence[Column]) -> Iterator[Show]:
-    """A table that grows while its rows are measured.
+    """Draw a table that grows while its rows are measured.
 
     Args:
-        console: Where to draw.
-        title: What the table shows.
-        caption: How to read it.
-        columns: Its columns; the first is text, the others numbers.
+        console: Console that shows the table.
+        title: Heading of the table.
+        caption: Explanation under the heading.
+        columns: Columns; the first is text, the others are numbers.
 
     Yields:
-        A function that adds a row, or names the work in progress.
+        Function that adds a row, or names the work in progress.
     """
     console.print(f"[bold]{title}[/bold]\n[dim]{caption}[/dim]", highlight=False)
     table = Table()
-    for number, column in enumerate(columns):
-        table.add_column(column.header, justify="left" if number == 0 else "right", overflow="fold")
+    for index, column in enumerate(columns):
+        table.add_column(column.header, justify="left" if index == 0 else "right", overflow="fold")
     live = Live(table, console=console, auto_refresh=console.is_terminal)
-    # What interrupts the start finds nothing to stop.
+    # The start is outside of the try block: an interrupt during it leaves nothing to stop.
     live.start()
     try:
 

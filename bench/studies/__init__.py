@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.studies.analysis.claims import Claim
 from nntk.bench.studies.analysis.rows import Rows
 

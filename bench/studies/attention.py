@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 import nntk
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.studies import Drawn, Setting, Study
 from nntk.bench.studies.analysis import drawing
 from nntk.bench.studies.analysis.claims import Claim, interval

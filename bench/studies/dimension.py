@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.studies import Drawn, Setting, Study
 from nntk.bench.studies.analysis import drawing
 from nntk.bench.studies.analysis.claims import Claim

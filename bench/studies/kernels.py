@@ -10,7 +10,7 @@ from sklearn.preprocessing import KernelCenterer
 from torch import Tensor
 
 import nntk
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.studies import Drawn, Setting, Study
 from nntk.bench.studies.analysis import drawing
 from nntk.bench.studies.analysis.claims import Claim, interval

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from nntk.bench.measure import environment
 from nntk.bench.results.files import write_text
-from nntk.bench.results.store import Row, differences
+from nntk.bench.results.schema import Row, differences
 from nntk.bench.studies import Setting, Study
 from nntk.bench.studies.analysis import drawing
 from nntk.bench.studies.analysis.claims import Claim

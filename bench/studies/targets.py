@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.studies import Drawn, Setting, Study
 from nntk.bench.studies.analysis import drawing, ridge
 from nntk.bench.studies.analysis.claims import Claim, interval

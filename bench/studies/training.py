@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import nntk
 from nntk.bench.measure import data
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.studies import Drawn, Setting, Study
 from nntk.bench.studies.analysis import drawing
 from nntk.bench.studies.analysis.claims import Claim

@@ -1,61 +1,32 @@
-"""Suites: each is a list of sections, and a section yields its rows as they are measured."""
+"""Suites: lists of sections, which yield their rows as they are measured."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
+from nntk.bench.suites.section import Section, Setting
 
-from nntk.bench.results.store import Row
-from nntk.bench.results.tables import Column
+__all__ = ["SUITES", "Section", "Setting", "catalogue"]
 
 SUITES = {
     "quick": "throughput, accuracy and classification of digits, under two minutes on two cores",
     "digits": "classification of digits by NTK and NNTK over three seeds",
-    "ops": "every op at shapes that matter: checked against float64, then timed beside the roof of the machine",
+    "ops": "every op at typical shapes: checked against float64, then timed beside the roof of the machine",
     "ntk": "the nonlocal kernel against every local NTK over inputs, parameters and outputs: time, memory, accuracy",
     "models": "differences of a ResNet and a transformer by rules, beside displaced copies and plain inference",
     "ridge": "ridge regression on 200,000 inputs without a matrix: time an evaluation, and peak memory",
     "scaling": "time and memory of differences along M, N and d, with fitted exponents",
     "accuracy": "differences against float64; kernels against the autograd NTK over gamma, samples and families",
-    "targets": "what the design asks of an H200: evaluations, memory, weights and assembly beside their targets",
-    "gpu": "all of these, for a card",
+    "targets": "the targets of the design for an H200: evaluations, memory, weights and assembly",
+    "gpu": "the suites of a GPU together",
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a run was asked for."""
-
-    device: torch.device
-    seed: int
-
-
-@dataclass(frozen=True)
-class Section:
-    """One table of a suite.
-
-    Attributes:
-        name: Its name in the results.
-        title: Its heading.
-        caption: How to read it.
-        columns: Its columns.
-        rows: Measures. A string says what comes next, a row is a finished one; a row with a ``failure`` shows no
-            speed and makes the run fail.
-    """
-
-    name: str
-    title: str
-    caption: str
-    columns: tuple[Column, ...]
-    rows: Callable[[Setting], Iterator[Row | str]]
+"""Descriptions of the suites, by name."""
 
 
 def catalogue(suite: str) -> Sequence[Section]:
-    """The sections of a suite, by its name in ``SUITES``."""
+    """Return the sections of a suite, by its name in ``SUITES``."""
     from nntk.bench.suites import accuracy, digits, models, ntk, ops, ridge, scaling, targets, throughput
 
-    of_accuracy = (accuracy.DIFFERENCES, accuracy.GAMMA, accuracy.SAMPLES, accuracy.FAMILIES)
-    of_throughput = (throughput.DIFFERENCES, throughput.KERNELS)
+    accuracy_sections = (accuracy.DIFFERENCES, accuracy.GAMMA, accuracy.SAMPLES, accuracy.FAMILIES)
+    throughput_sections = (throughput.DIFFERENCES, throughput.KERNELS)
     return {
         "quick": (
             accuracy.DIFFERENCES,
@@ -72,13 +43,13 @@ def catalogue(suite: str) -> Sequence[Section]:
         "models": (models.MODELS,),
         "ridge": (ridge.RIDGE,),
         "scaling": (scaling.SCALING,),
-        "accuracy": of_accuracy,
+        "accuracy": accuracy_sections,
         "targets": (targets.TARGETS,),
         "gpu": (
             targets.TARGETS,
             ops.OPS,
-            *of_throughput,
-            *of_accuracy,
+            *throughput_sections,
+            *accuracy_sections,
             models.MODELS,
             ntk.NTK,
             scaling.SCALING,

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import nntk
 from nntk.bench.measure import data, reference
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _WIDTHS = (64, 256, 256, 1)
 _GAMMAS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -28,20 +28,20 @@ def _differences(setting: Setting) -> Iterator[Row | str]:
                 kernel = nntk.NonlocalNTK(
                     model, gamma=gamma, samples=32, propagation=propagation, precision="fp32", seed=setting.seed
                 )
-                made, expected = kernel.differences(x), reference.float64_differences(kernel, x)
-                row[propagation] = reference.relative_error(made, expected)
+                actual, expected = kernel.differences(x), reference.float64_differences(kernel, x)
+                row[propagation] = reference.relative_error(actual, expected)
                 if propagation == "difference":
-                    row["failure"] = _failure(made, expected, jumps=name == "sign")
+                    row["failure"] = _failure(actual, expected, jumps=name == "sign")
             yield {key: value for key, value in row.items() if value is not None}
 
 
-def _failure(made: Tensor, expected: Tensor, jumps: bool) -> str | None:
-    """What is wrong with propagated differences, if anything; at a jump one activation in 10^6 may flip."""
-    flips = reference.flipped(made, expected) & jumps
+def _failure(actual: Tensor, expected: Tensor, jumps: bool) -> str | None:
+    """Describe an error of propagated differences; at a jump one activation in 10^6 may flip."""
+    flips = reference.flipped(actual, expected) & jumps
     allowed = max(1, 1e-6 * 2 * flips.numel() * sum(_WIDTHS[1:-1]))
     if not int(flips.sum()) <= allowed:
         return f"{int(flips.sum())} of {flips.numel()} entries fell across a jump"
-    error = reference.relative_error(made[~flips], expected[~flips])
+    error = reference.relative_error(actual[~flips], expected[~flips])
     return None if error <= _TOLERANCE else f"error {error:.1e} > {_TOLERANCE:.0e}"
 
 
@@ -60,7 +60,7 @@ DIFFERENCES = Section(
 
 
 def _kernel_row(setting: Setting, gamma: float, samples: int, seeds: int) -> Row:
-    """Error of the NNTK of a tanh network against its NTK: root mean square over seeds, beside the prediction."""
+    """Measure the error of the NNTK of a tanh network against its NTK, root mean square over seeds."""
     x = data.load(setting.seed, setting.device).images[:64]
     model = data.he_network(_WIDTHS, nn.Tanh, setting.seed, setting.device)
     ntk = nntk.local_ntk(model, x).double()
@@ -80,7 +80,7 @@ def _kernel_row(setting: Setting, gamma: float, samples: int, seeds: int) -> Row
         "error": error,
         "predicted": predicted,
     }
-    # At a larger gamma the kernel is another one than the NTK.
+    # At a larger gamma the kernel differs from the NTK.
     if gamma <= 1e-4 and not error <= 4 * predicted:
         row["failure"] = f"error {error:.1e} > four times the predicted {predicted:.1e}"
     return row
@@ -128,8 +128,8 @@ _DIRECTIONS = ("gaussian", "rademacher", "flipout(8)", "lowrank(1)", "lowrank(16
 
 
 def _excess(setting: Setting, directions: str, outputs: int) -> tuple[float, float]:
-    """Mean squared error over that of isotropic displacements, and its standard error: of 256 kernels."""
-    # Many kernels of few displacements: the squared error of one is nearly that of its largest eigenvalue alone.
+    """Return the mean squared error over that of isotropic displacements, and its standard error, of 256 kernels."""
+    # Many kernels of few displacements are used: the largest eigenvalue dominates the squared error of each.
     samples, group, ratios = 1024, 16, []
     x = data.load(setting.seed, setting.device).images[:16]
     model = data.he_network((64, 64, 64, outputs), nn.Tanh, setting.seed, setting.device)
@@ -141,8 +141,8 @@ def _excess(setting: Setting, directions: str, outputs: int) -> tuple[float, flo
         errors = torch.einsum("gmic,gmjc->gij", d, d) - torch.einsum("ijcc->ij", full)
         predicted = nntk.monte_carlo_error(full, group, kernel.num_params, "trace")
         ratios.append(errors.square().sum((1, 2)) / predicted**2)
-    every = torch.cat(ratios)
-    return float(every.mean()), float(every.std()) / math.sqrt(len(every))
+    all_ratios = torch.cat(ratios)
+    return float(all_ratios.mean()), float(all_ratios.std()) / math.sqrt(len(all_ratios))
 
 
 def _over_families(setting: Setting) -> Iterator[Row | str]:

@@ -1,4 +1,4 @@
-"""What the nonlocal kernel is for: ridge classification of held-out digits by untrained relu and sign networks."""
+"""Ridge classification of held-out digits by kernels of untrained relu and sign networks."""
 
 import statistics
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from torch import nn
 
 import nntk
 from nntk.bench.measure import data
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _WIDTHS = (64, 256, 256, 1)
 _NETWORKS = (("sign", nntk.activations.Sign, 0.1), ("relu", nn.ReLU, 0.01))
@@ -17,7 +17,7 @@ SAMPLES = 2048
 
 
 def classify(network: str, seed: int, setting: Setting, samples: int = SAMPLES) -> Row:
-    """Held-out accuracy with the NNTK and with the autograd NTK of one untrained network, one shuffle of the data."""
+    """Measure the held-out accuracy of the NNTK and the autograd NTK of one untrained network, for one data shuffle."""
     activation, gamma = next((activation, gamma) for name, activation, gamma in _NETWORKS if name == network)
     digits = data.load(seed, setting.device)
     model = data.he_network(_WIDTHS, activation, seed, setting.device)

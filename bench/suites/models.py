@@ -1,4 +1,4 @@
-"""Models that are no MLP: differences by rules, beside evaluation at displaced copies and plain inference."""
+"""Models other than MLPs: differences by propagation rules, beside displaced copies and plain inference."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,9 +10,9 @@ import nntk
 from nntk.bench.measure import baselines, reference, roofline
 from nntk.bench.measure.timing import every_round, side_by_side
 from nntk.bench.measure.work import work_of
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _BASELINE, _RULES = "torch.func.vmap, float32", "nntk, propagated by rules"
 _GAMMA, _SAMPLES, _INPUTS, _ROUNDS = 1e-2, 16, 32, 5
@@ -20,7 +20,7 @@ _TOLERANCE = 1e-4
 
 
 class ResNet(nn.Module):
-    """Three residual blocks of 32, 64 and 128 channels, batch norms in evaluation mode, a pooled head."""
+    """ResNet of three residual blocks with 32, 64 and 128 channels, batch norms in evaluation mode, a pooled head."""
 
     def __init__(self, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -35,16 +35,16 @@ class ResNet(nn.Module):
         self.head = nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Ten outputs of images [N, 3, ...]."""
+        """Return ten outputs of images [N, 3, ...]."""
         h: Tensor = self.activation(self.stem(x))
         for first, second, skip in zip(self.first, self.second, self.skips, strict=True):
             h = self.activation(second(self.activation(first(h))) + skip(h))
-        made: Tensor = self.head(h.mean((2, 3)))
-        return made
+        outputs: Tensor = self.head(h.mean((2, 3)))
+        return outputs
 
 
 class Transformer(nn.Module):
-    """A transformer block of width 192 with six heads on 24 embedded tokens, and a head on the last of them."""
+    """Transformer block of width 192 with six heads on 24 embedded tokens, and a head on the last token."""
 
     def __init__(self, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -57,16 +57,16 @@ class Transformer(nn.Module):
         self.wide, self.narrow, self.head = nn.Linear(192, 768), nn.Linear(768, 192), nn.Linear(192, 20)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Twenty outputs of tokens [N, 24]."""
+        """Return twenty outputs of tokens [N, 24]."""
         h = self.embedding(tokens) + self.places
         parts = self.queries(self.norms[0](h)).unflatten(-1, (3, 6, 32)).permute(2, 0, 3, 1, 4)
-        # Written out: vmap has no rule for the fused one, and the baseline would pay for it.
+        # Attention is written out, since vmap has no rule for the fused op, which would slow the baseline.
         scores = (parts[0] @ parts[1].mT / 32**0.5).masked_fill(self.later, -torch.inf)
         attended = torch.softmax(scores, -1) @ parts[2]
         h = h + self.mixed(attended.transpose(1, 2).flatten(2))
         h = h + self.narrow(self.activation(self.wide(self.norms[1](h))))
-        made: Tensor = self.head(self.norms[2](h[:, -1]))
-        return made
+        outputs: Tensor = self.head(self.norms[2](h[:, -1]))
+        return outputs
 
 
 _NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -78,7 +78,7 @@ _NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def network(name: str, setting: Setting) -> tuple[nn.Module, Tensor]:
-    """A network of below a million parameters, seeded, and its inputs."""
+    """Return a seeded network of less than a million parameters, and its inputs."""
     generator = torch.Generator().manual_seed(setting.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.seed)
@@ -98,8 +98,8 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
 
         kernel = partial(_kernel, model, setting.seed)
         yield f"{name}: checking against float64"
-        few = kernel("difference", 4)
-        error = reference.relative_error(few.differences(x[:8]), reference.float64_differences(few, x[:8]))
+        checked = kernel("difference", 4)
+        error = reference.relative_error(checked.differences(x[:8]), reference.float64_differences(checked, x[:8]))
         yield f"{name}: timing, {_ROUNDS} rounds"
         calls: dict[str, Callable[[], object]] = {
             _BASELINE: partial(baselines.stacked_differences, model, x, _GAMMA, _SAMPLES, setting.seed),
@@ -109,7 +109,7 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
         }
         timings = side_by_side({case: every_round(call) for case, call in calls.items()}, _ROUNDS, setting.device)
         for case, call in calls.items():
-            row: Row = {"case": f"{name}: {case}", "network": name, "num_params": few.num_params}
+            row: Row = {"case": f"{name}: {case}", "network": name, "num_params": checked.num_params}
             precision = "fp64" if "float64" in case else "fp32"
             row |= roofline.beside(row["case"], work_of(call), precision, timings[case], setting.device)
             if "failure" not in row:
@@ -123,7 +123,7 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
 
 MODELS = Section(
     name="models",
-    title=f"Models that are no MLP: differences at {_SAMPLES} antithetic displacements, {_INPUTS} inputs",
+    title=f"Models other than MLPs: differences at {_SAMPLES} antithetic displacements, {_INPUTS} inputs",
     caption=f"Median of {_ROUNDS} rounds side by side, noise included; gamma {_GAMMA}, images 3 x 16 x 16, 24 tokens. "
     "The error is that of float32 differences against float64 evaluation at the same displacements.",
     columns=(

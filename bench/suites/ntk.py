@@ -11,14 +11,14 @@ import nntk
 from nntk.bench.measure import data, memory, neural_tangents, reference, roofline
 from nntk.bench.measure.timing import every_round, repeat
 from nntk.bench.measure.work import work_of
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _SAMPLES = 256
 _GAMMA = 1e-3
-_MOST_BYTES = 2**31
-"""Bytes of a whole Jacobian beyond which its method is left out."""
+_MAX_BYTES = 2**31
+"""Largest size of a whole Jacobian; beyond it the method is left out."""
 
 METHODS = (
     "nonlocal gaussian",
@@ -28,14 +28,14 @@ METHODS = (
     "vector-products",
     "neural-tangents",
 )
-"""The last where that library is installed."""
+"""Methods of the suite, the last one only where that library is installed."""
 
 
 def grid(device: torch.device) -> list[tuple[int, int, int]]:
-    """Inputs N, width of the hidden layers, outputs C: one axis at a time from a common corner.
+    """Return shapes (inputs N, width of the hidden layers, outputs C) that enlarge one axis at a time.
 
     Args:
-        device: On a GPU the shapes are larger.
+        device: Device; on a GPU the shapes are larger.
 
     Returns:
         The shapes.
@@ -45,7 +45,7 @@ def grid(device: torch.device) -> list[tuple[int, int, int]]:
 
 
 def prepare(method: str, shape: tuple[int, int, int], device: str, seed: int) -> Callable[[], Tensor]:
-    """A call that gives the kernel of a tanh network by one method."""
+    """Prepare a call that returns the kernel of a tanh network by one method."""
     model, x = _problem(shape, device, seed)
     if method == "neural-tangents":
         return neural_tangents.ntk(model, x)
@@ -64,7 +64,7 @@ def _problem(shape: tuple[int, int, int], device: str, seed: int) -> tuple[nn.Se
 
 @dataclass(frozen=True)
 class _Expected:
-    """What the kernels of one shape are held to: the structured NTK, with every pair of outputs and traced."""
+    """Expected kernels of one shape: the structured NTK, for every pair of outputs and traced."""
 
     full: Tensor
     traced: Tensor
@@ -77,7 +77,7 @@ class _Expected:
         return cls(full, torch.einsum("ijcc->ij", full), sum(parameter.numel() for parameter in model.parameters()))
 
     def monte_carlo(self, samples: int) -> float:
-        """Relative error of the nonlocal kernel of so many displacements."""
+        """Return the expected relative error of the nonlocal kernel with this number of samples."""
         error: float = nntk.monte_carlo_error(self.full, samples, self.parameters, "trace")
         return error / float(self.traced.norm())
 
@@ -87,36 +87,36 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
         n, _, outputs = shape
         expected, medians = _Expected.of(shape, setting), {}
         d = expected.parameters
-        about = {"shape": f"{n}, {d}, {outputs}", "inputs": n, "parameters": d, "outputs": outputs}
+        settings = {"shape": f"{n}, {d}, {outputs}", "inputs": n, "parameters": d, "outputs": outputs}
         for method in METHODS:
             if _runs(method, shape, d):
                 case = f"{method} N={n} d={d} C={outputs}"
                 yield case
-                row = {"case": case, "method": method, **about, **_measured(case, method, shape, expected, setting)}
+                row = {"case": case, "method": method, **settings, **_measured(case, method, shape, expected, setting)}
                 medians[method] = row.get("median_s")
                 yield {**row, **_crossing(method, medians, expected)}
 
 
 def _runs(method: str, shape: tuple[int, int, int], parameters: int) -> bool:
-    """Whether a method is there, and its memory too."""
+    """Return True if a method is installed and has enough memory."""
     n, _, outputs = shape
     if method == "neural-tangents":
         return neural_tangents.installed()
-    return method != "jacobian" or 4 * n * outputs * parameters <= _MOST_BYTES
+    return method != "jacobian" or 4 * n * outputs * parameters <= _MAX_BYTES
 
 
 def _measured(case: str, method: str, shape: tuple[int, int, int], expected: _Expected, setting: Setting) -> Row:
-    """Figures of one method: of error first, and of time and memory where that is within what it may be."""
+    """Measure one method: its error, and, if that is within the tolerance, its time and memory."""
     call = prepare(method, shape, str(setting.device), setting.seed)
     error, local = reference.relative_error(call(), expected.traced), not method.startswith("nonlocal")
-    # Local ones are held to rounding, the others to four times their Monte-Carlo error.
+    # The tolerance of local kernels is rounding, that of nonlocal ones four times their Monte-Carlo error.
     allowed = 1e-4 if local else 4 * expected.monte_carlo(_SAMPLES)
     if not error <= allowed:
         return {"error": error, "failure": f"error {error:.1e} > {allowed:.0e}"}
-    timing = repeat(every_round(call), setting.device, most=11)
+    timing = repeat(every_round(call), setting.device, max_runs=11)
     row: Row = {"error": error}
     if method == "neural-tangents":
-        row |= timing.row()  # XLA does not tell its work.
+        row |= timing.row()  # The work of XLA is unknown.
     else:
         precision = "fp32" if local or setting.device.type == "cpu" else "bf16"
         row |= roofline.beside(case, work_of(call), precision, timing, setting.device)
@@ -125,12 +125,12 @@ def _measured(case: str, method: str, shape: tuple[int, int, int], expected: _Ex
 
 
 def _crossing(method: str, medians: Mapping[str, float | None], expected: _Expected) -> Row:
-    """Where the nonlocal kernel takes as long as a local one."""
-    ours = min((time for name, time in medians.items() if time and name.startswith("nonlocal")), default=None)
+    """Return the number of samples at which the nonlocal kernel needs the time of a local one, and its error there."""
+    nonlocal_time = min((time for name, time in medians.items() if time and name.startswith("nonlocal")), default=None)
     time = medians[method]
-    if method.startswith("nonlocal") or not ours or not time:
+    if method.startswith("nonlocal") or not nonlocal_time or not time:
         return {}
-    samples = max(1, round(_SAMPLES * time / ours))
+    samples = max(1, round(_SAMPLES * time / nonlocal_time))
     return {"equal_samples": samples, "equal_error": expected.monte_carlo(samples)}
 
 

@@ -1,7 +1,7 @@
-"""Every op on shapes that matter: its speed beside the roof of the machine, once its results are right.
+"""Every op at typical shapes: its speed beside the roof of the machine, after its results were checked.
 
-The gate comes first: on two sets of arguments every result is compared with the reference in float64. An op that does
-nothing, or remembers its last result, shows an error and no speed; one that is faster than the roof was measured wrong.
+First, every result is compared with the reference in float64, for two sets of arguments. An op that does nothing, or
+returns its last result, shows an error and no speed. A speed above the roof is an error of measurement.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from nntk.bench.measure import reference, roofline
 from nntk.bench.measure.timing import Timing, captured, repeat, seconds
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
-from nntk.bench.suites.arguments import Arguments
+from nntk.bench.suites.op_arguments import ArgumentMakers
+from nntk.bench.suites.section import Section, Setting
 from nntk.kernels.dispatch import REGISTERED, cost_of
 
 _FLOAT64 = {"inner_product", "inner_product_of_gradients", "nonlocal_gradients", "multiply_displacements"}
-"""Ops whose products are in float64 whatever they are given."""
+"""Ops whose products are in float64 for every input."""
 ROUNDING = {"fp32": 2e-5, "tf32": 4e-3, "bf16": 4e-2}
 """Largest relative error (Frobenius) by precision; random numbers of a GPU may differ from the reference's by more."""
 
 
 _SHORT = 1e-3
-"""Seconds of a GPU below which the host's part in a call is left out: it is a column of its own."""
+"""Seconds of a GPU below which a call is timed without the host; its time with the host is another column."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class OpCase:
     """One op at one shape.
 
     Attributes:
-        op: Its name in ``torch.ops.nntk``.
-        shape: What a reader calls the shape.
-        arguments: Makes its arguments from a number: other values each time, on the setting's device.
-        precision: Of its products.
-        run: What is timed and checked; the op itself by default.
+        op: Name in ``torch.ops.nntk``.
+        shape: Description of the shape for readers.
+        arguments: Function that makes the arguments from a seed, on the device of the setting.
+        precision: Precision of the products.
+        run: Function that is timed and checked; the op itself by default.
         tolerance: Largest relative error; that of the precision by default.
     """
 
@@ -50,49 +50,49 @@ class OpCase:
     tolerance: float | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run it."""
+        """Run the case."""
         return (self.run or getattr(torch.ops.nntk, self.op))(*arguments)
 
 
 def cases(device: torch.device) -> list[OpCase]:
-    """What the suite measures: larger shapes on a GPU, so that one call fills it."""
+    """Return the cases of the suite; shapes are larger on a GPU, so that one call fills it."""
     large = device.type == "cuda"
     m, n = (4096, 4096) if large else (512, 512)
-    made = Arguments(device)
+    make = ArgumentMakers(device)
     precisions = ("bf16", "tf32", "fp32") if large else ("fp32",)
     families = ("gaussian", "rademacher", "flipout(8)", "lowrank(1)")
     widths = (784, 1024, 1024, 10) if large else (64, 256, 256, 1)
     inputs, rows = (1024, 1024) if large else (256, 32)
     return [
         *(
-            OpCase("unit_displacements", f"{name} {rows} x 256 x 256", made.unit(rows, name))
+            OpCase("unit_displacements", f"{name} {rows} x 256 x 256", make.unit(rows, name))
             for name in ("gaussian", "rademacher")
         ),
-        OpCase("squared_norms", f"gaussian {rows} x 256 x 256", made.stream(rows, "gaussian")),
-        OpCase("displacement_gram", f"gaussian {rows} x 256 x 256", made.stream(rows, "gaussian")),
+        OpCase("squared_norms", f"gaussian {rows} x 256 x 256", make.stream(rows, "gaussian")),
+        OpCase("displacement_gram", f"gaussian {rows} x 256 x 256", make.stream(rows, "gaussian")),
         *(
             OpCase(
                 "mlp_differences", f"{name} {precision} M={rows} N={inputs} {'-'.join(map(str, widths))}",
-                made.network(widths, inputs, rows, name, precision), precision,
+                make.network(widths, inputs, rows, name, precision), precision,
             )
             for name in families for precision in precisions
         ),
         OpCase(
             "displacement_products", f"gaussian M={rows} n={8 * inputs} 256-256",
-            made.products(rows, 8 * inputs, 256, 256, "gaussian"),
+            make.products(rows, 8 * inputs, 256, 256, "gaussian"),
         ),
-        OpCase("radii", f"cauchy M={m * n}", made.radii(m * n)),
-        OpCase("radial_weights", f"gaussian from cauchy M={m * n}", made.radial(m * n)),
-        OpCase("attention_scores", f"dot M={m} N={n} C=10", made.scores(m, n, 10)),
-        OpCase("attention_statistics", f"dot pairs M={m} N={n}", made.softmax(m, n)),
-        OpCase("attention_weights", f"dot pairs M={m} N={n}", made.softmax(m, n, True)),
-        OpCase("project_displacements", f"gaussian {rows} x 256 x 256, 16", made.stream(rows, "gaussian", 16)),
-        OpCase("energy", f"trace M={m} N={n} C=1", made.energy(m, n, 1, "trace")),
-        OpCase("energy", f"trace M={m} N={n // 4} C=10", made.energy(m, n // 4, 10, "trace")),
-        OpCase("energy", f"full M={m} N={n // 8} C=10", made.energy(m, n // 8, 10, "full")),
-        OpCase("inner_product", f"trace M={m} N={n // 4}", made.inner(m, n // 4)),
-        OpCase("nonlocal_gradients", f"M={m} N=16 d=16640", made.gradients(m, 16)),
-        OpCase("structured_ntk", f"trace N={n} {'-'.join(map(str, widths))}", made.local(widths, n)),
+        OpCase("radii", f"cauchy M={m * n}", make.radii(m * n)),
+        OpCase("radial_weights", f"gaussian from cauchy M={m * n}", make.radial(m * n)),
+        OpCase("attention_scores", f"dot M={m} N={n} C=10", make.scores(m, n, 10)),
+        OpCase("attention_statistics", f"dot pairs M={m} N={n}", make.softmax(m, n)),
+        OpCase("attention_weights", f"dot pairs M={m} N={n}", make.softmax(m, n, True)),
+        OpCase("project_displacements", f"gaussian {rows} x 256 x 256, 16", make.stream(rows, "gaussian", 16)),
+        OpCase("energy", f"trace M={m} N={n} C=1", make.energy(m, n, 1, "trace")),
+        OpCase("energy", f"trace M={m} N={n // 4} C=10", make.energy(m, n // 4, 10, "trace")),
+        OpCase("energy", f"full M={m} N={n // 8} C=10", make.energy(m, n // 8, 10, "full")),
+        OpCase("inner_product", f"trace M={m} N={n // 4}", make.inner(m, n // 4)),
+        OpCase("nonlocal_gradients", f"M={m} N=16 d=16640", make.gradients(m, 16)),
+        OpCase("structured_ntk", f"trace N={n} {'-'.join(map(str, widths))}", make.local(widths, n)),
     ]  # fmt: skip
 
 
@@ -101,32 +101,32 @@ def measure(case: OpCase, device: torch.device, seed: int) -> Row:
 
     Args:
         case: The op and its shape.
-        device: Where it runs.
-        seed: Of its arguments.
+        device: Device of the op.
+        seed: Seed of the arguments.
 
     Returns:
-        A row, with a ``failure`` and no speed where a result is wrong, or faster than the roof.
+        A row; it has a ``failure`` and no speed if a result is wrong, or if the speed is above the roof.
     """
     rotated = [case.arguments(2 * (seed + number) + 1) for number in range(2)]
     row: Row = {"case": f"{case.op} {case.shape}", "op": case.op, "shape": case.shape, "precision": case.precision}
-    # A first call compiles, and loads what it needs.
+    # The first call compiles and loads kernels.
     row["first_call_s"] = seconds(lambda: case(*rotated[0]), device)
     row["error"] = max(_error(case, arguments) for arguments in rotated)
     allowed = ROUNDING[case.precision] if case.tolerance is None else case.tolerance
     if not row["error"] <= allowed:
         return {**row, "failure": f"error {row['error']:.1e} > {allowed:.0e}"}
     timing = _timed(case, rotated, device, row)
-    # What it remembered from one call to the next would be wrong for the other arguments.
-    again = max(_error(case, arguments) for arguments in rotated)
-    if not again <= allowed:
-        return {**row, "error": again, "failure": f"error {again:.1e} > {allowed:.0e}, after it was timed"}
+    # A result that was remembered from another call would be wrong for these arguments.
+    repeated = max(_error(case, arguments) for arguments in rotated)
+    if not repeated <= allowed:
+        return {**row, "error": repeated, "failure": f"error {repeated:.1e} > {allowed:.0e}, after it was timed"}
     cost = cost_of(case.op, rotated[0])
     work = {"flops": cost.flops, "bytes": cost.bytes, "normals": cost.normals, "signs": cost.signs}
     return {**row, **work, **roofline.beside(case.op, cost, precision_of(case), timing, device)}
 
 
 def _timed(case: OpCase, rotated: Sequence[tuple[Any, ...]], device: torch.device, row: Row) -> Timing:
-    """Time a case; a short one on a GPU by replays of a recording, in which the host has no part."""
+    """Time a case; a short one on a GPU is recorded and replayed, so that the time of the host does not count."""
 
     def run(number: int) -> Any:
         return case(*rotated[number % 2])
@@ -139,16 +139,16 @@ def _timed(case: OpCase, rotated: Sequence[tuple[Any, ...]], device: torch.devic
 
 
 def precision_of(case: OpCase) -> str:
-    """The precision of a case's products, and so their roof."""
+    """Return the precision of a case's products, which names their roof."""
     return "fp64" if case.op in _FLOAT64 else case.precision
 
 
 def _error(case: OpCase, arguments: tuple[Any, ...]) -> float:
-    """Largest relative error of the results against the reference in float64, on the CPU where that is the device."""
-    made = case(*arguments)
+    """Return the largest relative error of the results against the reference in float64."""
+    results = case(*arguments)
     expected = REGISTERED[case.op].reference(*_doubled(arguments))
-    pairs = zip(_listed(made), _listed(expected), strict=True)
-    return max(reference.relative_error(one, other) for one, other in pairs)
+    pairs = zip(_listed(results), _listed(expected), strict=True)
+    return max(reference.relative_error(result, reference_result) for result, reference_result in pairs)
 
 
 def _listed(results: Any) -> list[Tensor]:
@@ -156,7 +156,7 @@ def _listed(results: Any) -> list[Tensor]:
 
 
 def _doubled(argument: Any) -> Any:
-    """Float32 as float64; a precision of products, which float64 has none of, as ``fp32``."""
+    """Convert float32 to float64, and precisions of products, which float64 does not have, to ``fp32``."""
     if isinstance(argument, list | tuple):
         return type(argument)(_doubled(part) for part in argument)
     if isinstance(argument, Tensor):

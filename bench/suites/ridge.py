@@ -1,4 +1,4 @@
-"""Ridge regression on more inputs than any matrix of them would fit: time an evaluation, and peak memory."""
+"""Ridge regression on more inputs than a kernel matrix in memory allows: time of an evaluation, and peak memory."""
 
 import time
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from torch import nn
 
 import nntk
 from nntk.bench.measure import data, memory
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 SIZES = (50_000, 200_000)
 SAMPLES = 512
@@ -19,7 +19,7 @@ _HELD_OUT = 10_000
 
 
 def fit(number: int, setting: Setting, samples: int = SAMPLES) -> Row:
-    """Fit targets of another network at so many inputs, by the normal equations of the features."""
+    """Fit targets of another network at ``number`` inputs, by the normal equations of the features."""
     generator = torch.Generator().manual_seed(setting.seed)
     x = torch.randn(number + _HELD_OUT, _WIDTHS[0], generator=generator).to(setting.device)
     model = data.he_network(_WIDTHS, nn.ReLU, setting.seed, setting.device)
@@ -27,15 +27,15 @@ def fit(number: int, setting: Setting, samples: int = SAMPLES) -> Row:
         y = data.he_network(_WIDTHS, nn.Tanh, setting.seed + 1, setting.device)(x).flatten().double()
     inference = _seconds_of_inference(model, x[:number])
     with memory.watched(setting.device) as peak:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         operator = nntk.NonlocalNTK(model, samples=samples, seed=setting.seed).operator(x[:number])
         gram, projected = operator.gram_and_projection(y[:number])
         ridge = 1e-3 * gram.diagonal().mean()
         weights = torch.linalg.solve(
             gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), projected
         )
-        duration = time.perf_counter() - begun
-    rest = y[number:] - operator.expand(weights, x[number:])
+        duration = time.perf_counter() - start
+    residual = y[number:] - operator.expand(weights, x[number:])
     evaluation = duration / (2 * samples * number)
     return {
         "case": f"N = {number:,}",
@@ -46,19 +46,19 @@ def fit(number: int, setting: Setting, samples: int = SAMPLES) -> Row:
         "inference_s": inference,
         "in_inferences": evaluation / inference,
         "peak_bytes": peak(),
-        "explained": float(1 - rest.square().mean() / y[number:].var()),
+        "explained": float(1 - residual.square().mean() / y[number:].var()),
     }
 
 
 @torch.no_grad()
 def _seconds_of_inference(model: nn.Module, x: torch.Tensor) -> float:
-    """Of one input, in batches of a thousand; the best of three passes."""
+    """Return the time of inference of one input, in batches of a thousand; the best of three passes."""
     passes = []
     for _ in range(3):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for part in x.split(1000):
             model(part)
-        passes.append((time.perf_counter() - begun) / len(x))
+        passes.append((time.perf_counter() - start) / len(x))
     return min(passes)
 
 

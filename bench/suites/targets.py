@@ -1,6 +1,6 @@
-"""What the design asks of an H200, each measured beside its target; on a CPU the same at small shapes.
+"""Targets of the design for an H200, each beside its measurement; on a CPU the same at small shapes.
 
-Evaluations are timed by the public API, noise included. What they are held against is timed side by side with them.
+Evaluations are timed by the public API, noise included, in turn with the baselines of the targets.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 import nntk
 from nntk.bench.measure import baselines, data, memory, reference, timing
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting, ops
-from nntk.bench.suites.arguments import Arguments
+from nntk.bench.suites import ops
+from nntk.bench.suites.op_arguments import ArgumentMakers
+from nntk.bench.suites.section import Section, Setting
 
 _FAMILIES = {"lowrank(1)": 1.0, "rademacher": 0.60, "flipout(8)": 0.55, "gaussian": 0.45}
-"""Families of displacements, and the target of each against as many unperturbed forwards."""
+"""Families of displacements, and the target of each relative to the same number of unperturbed forwards."""
 _AGAINST_VMAP = {"gaussian": 10.0, "rademacher": 15.0}
 _GAMMA = 1e-2
 _TOLERANCE = {"bf16": 2e-2, "fp32": 1e-5}
 _BYTES = 2**28
-"""Memory beside the outputs."""
+"""Bytes of memory beside the outputs."""
 _ROUNDS = 5
 
 
@@ -47,7 +48,7 @@ def _evaluations(setting: Setting) -> Iterator[Row | str]:
     x = torch.randn(inputs, widths[0], device=setting.device, generator=generator)
     dtype = torch.bfloat16 if large else torch.float32
     forwards = data.he_network(widths, nn.ReLU, setting.seed, setting.device, biases=0.1).to(dtype)
-    # As many as there are evaluations, in batches that fill a card.
+    # The number of forwards is that of the evaluations, in batches that fill a card.
     batch = x.to(dtype).repeat(32, 1)
     cases: dict[str, timing.Case] = {
         "forwards": lambda number: baselines.plain_forwards(forwards, batch, 2 * rows // 32),
@@ -56,8 +57,8 @@ def _evaluations(setting: Setting) -> Iterator[Row | str]:
     errors = {}
     for name in _FAMILIES:
         yield f"checking {name} against float64"
-        few = _kernel(model, name, 8, precision, setting.seed)
-        errors[name] = reference.relative_error(few.differences(x), reference.float64_differences(few, x))
+        checked = _kernel(model, name, 8, precision, setting.seed)
+        errors[name] = reference.relative_error(checked.differences(x), reference.float64_differences(checked, x))
         cases[name] = partial(_differences, model, x, name, rows, precision)
     yield "timing evaluations"
     times = timing.side_by_side(cases, _ROUNDS, setting.device)
@@ -77,8 +78,8 @@ def _evaluations(setting: Setting) -> Iterator[Row | str]:
     if large:
         yield "memory"
         for name in _FAMILIES:
-            taken = memory.peak(_prepared, model, x, name, rows, precision, device=setting.device)
-            yield _row(f"{name}: budget of memory, over what is taken", 1.0, _BYTES / taken, times[name].median)
+            peak = memory.peak(_prepared, model, x, name, rows, precision, device=setting.device)
+            yield _row(f"{name}: budget of memory, over what is taken", 1.0, _BYTES / peak, times[name].median)
 
 
 def _differences(model: nn.Module, x: Tensor, directions: str, rows: int, precision: str, seed: int) -> Tensor:
@@ -114,26 +115,26 @@ def _kernels(setting: Setting) -> Iterator[Row | str]:
 def _ops(setting: Setting) -> Iterator[Row | str]:
     large = setting.device.type == "cuda"
     rows, inputs = (4096, 4096) if large else (128, 128)
-    made = Arguments(setting.device)
+    make = ArgumentMakers(setting.device)
     for case in (
-        ops.OpCase("radial_weights", f"gaussian from cauchy M={rows * inputs}", made.radial(rows * inputs)),
-        ops.OpCase("attention_statistics", f"dot pairs M={rows} N={inputs}", made.softmax(rows, inputs)),
-        ops.OpCase("attention_weights", f"dot pairs M={rows} N={inputs}", made.softmax(rows, inputs, True)),
+        ops.OpCase("radial_weights", f"gaussian from cauchy M={rows * inputs}", make.radial(rows * inputs)),
+        ops.OpCase("attention_statistics", f"dot pairs M={rows} N={inputs}", make.softmax(rows, inputs)),
+        ops.OpCase("attention_weights", f"dot pairs M={rows} N={inputs}", make.softmax(rows, inputs, True)),
     ):
         yield case.op
-        found = ops.measure(case, setting.device, setting.seed)
-        if "failure" in found:
-            yield {"case": case.op, "failure": found["failure"]}
+        row = ops.measure(case, setting.device, setting.seed)
+        if "failure" in row:
+            yield {"case": case.op, "failure": row["failure"]}
         else:
-            yield _row(f"{case.op}: of its roof", 0.8, found["roof_share"], found["median_s"], found["error"])
+            yield _row(f"{case.op}: of its roof", 0.8, row["roof_share"], row["median_s"], row["error"])
     for outputs in (1, 10):
-        yield from _assembly(made, rows // 4, inputs, outputs, setting)
+        yield from _assembly(make, rows // 4, inputs, outputs, setting)
 
 
-def _assembly(made: Arguments, rows: int, inputs: int, outputs: int, setting: Setting) -> Iterator[Row | str]:
+def _assembly(make: ArgumentMakers, rows: int, inputs: int, outputs: int, setting: Setting) -> Iterator[Row | str]:
     yield f"energy, C = {outputs}"
-    arguments = [made.energy(rows, inputs, outputs, "trace")(seed) for seed in (1, 2)]
-    matrices = [one[0].movedim(1, -1).reshape(-1, inputs).contiguous() for one in arguments]
+    arguments = [make.energy(rows, inputs, outputs, "trace")(seed) for seed in (1, 2)]
+    matrices = [differences.movedim(1, -1).reshape(-1, inputs).contiguous() for differences, *_ in arguments]
     times = timing.side_by_side(
         {
             "energy": lambda number: torch.ops.nntk.energy(*arguments[number % 2]),
@@ -156,10 +157,10 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
 
 TARGETS = Section(
     name="targets",
-    title="What the design asks of an H200",
+    title="Targets of the design for an H200",
     caption="Evaluations: differences at 1024 antithetic displacements of 1024 inputs, relu 784-1024-1024-10, noise "
-    "included, beside as many dense forwards.\nKernel: 256-832-832-1, 4096 inputs, 1024 displacements. Medians of "
-    "ratios, side by side. On a CPU small shapes in float32.",
+    "included, beside the same number of dense forwards.\nKernel: 256-832-832-1, 4096 inputs, 1024 displacements. "
+    "Medians of ratios, side by side. On a CPU small shapes in float32.",
     columns=(
         Column("what", "case"),
         Column("target", "target", ".2f"),

@@ -12,9 +12,9 @@ import nntk
 from nntk.bench.measure import baselines, data, reference, roofline
 from nntk.bench.measure.timing import Case, Timing, side_by_side
 from nntk.bench.measure.work import work_of
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites import Section, Setting
+from nntk.bench.suites.section import Section, Setting
 
 _WIDTHS = (64, 256, 256, 1)
 _GAMMA = 1e-2
@@ -23,11 +23,11 @@ _BASELINE = "torch.func.vmap"
 
 
 Timed = Callable[[Tensor, int], Any]
-"""A case, of inputs and a seed."""
+"""Function of inputs and a seed that is timed."""
 
 
 def _batches(setting: Setting) -> list[Tensor]:
-    """Disjoint batches of digits: every round works on inputs that the last one did not leave in a cache."""
+    """Return disjoint batches of digits, so that the inputs of a round are not in a cache from the last round."""
     images = data.load(setting.seed, setting.device).images
     return [images[first : first + _INPUTS] for first in range(0, 4 * _INPUTS, _INPUTS)]
 
@@ -43,7 +43,7 @@ def _time(setting: Setting, cases: Mapping[str, Timed], rounds: int) -> dict[str
 
 
 def _timed_row(name: str, case: Timed, timing: Timing, baseline: Timing, precision: str, setting: Setting) -> Row:
-    """A row of one case; of its speed-up nothing where it is above its roof."""
+    """Return the row of one case; without a speed-up if the speed is above the roof."""
     x = _batches(setting)[0]
     cost = work_of(lambda: case(x, setting.seed))
     row = {"case": name, **roofline.beside(name, cost, precision, timing, setting.device)}
@@ -52,7 +52,7 @@ def _timed_row(name: str, case: Timed, timing: Timing, baseline: Timing, precisi
 
 @dataclass(frozen=True)
 class _Form:
-    """One way to the differences, and the error that it may have."""
+    """Method for the differences, and the tolerance of its error."""
 
     name: str
     directions: str
@@ -62,7 +62,7 @@ class _Form:
 
 
 def _forms(device: torch.device) -> list[_Form]:
-    """Both forms where there are no tensor cores; where there are, every family in every precision."""
+    """Return both forms on a CPU; on a GPU, which has tensor cores, every family in every precision."""
     if device.type == "cpu":
         return [
             _Form(f"nntk {directions}, {form}", directions, form, "fp32", tolerance)
@@ -100,9 +100,9 @@ def _differences(setting: Setting) -> Iterator[Row | str]:
     yield "checking against float64"
     errors, forms = {}, {form.name: form for form in _forms(setting.device)}
     for name, form in forms.items():
-        few = kernel(form, 16, setting.seed)
+        checked = kernel(form, 16, setting.seed)
         x = _batches(setting)[0]
-        errors[name] = reference.relative_error(few.differences(x), reference.float64_differences(few, x))
+        errors[name] = reference.relative_error(checked.differences(x), reference.float64_differences(checked, x))
 
     yield "timing differences, seven rounds"
     cases: dict[str, Timed] = {
@@ -128,7 +128,7 @@ def _differences(setting: Setting) -> Iterator[Row | str]:
 DIFFERENCES = Section(
     name="difference throughput",
     title=f"Differences: 128 antithetic displacements, {_INPUTS} digits, relu 64-256-256-1, float32",
-    caption="Median of seven rounds side by side, making the noise included. One evaluation: one input at one "
+    caption="Median of seven rounds side by side, generation of the noise included. One evaluation: one input at one "
     "displaced parameter vector.",
     columns=(
         Column("case", "case"),
@@ -158,7 +158,7 @@ def _kernels(setting: Setting) -> Iterator[Row | str]:
         "nntk gaussian": lambda x, seed: nonlocal_kernel("gaussian", seed)(x),
         "nntk rademacher": lambda x, seed: nonlocal_kernel("rademacher", seed)(x),
         "local NTK, structured": local_kernel("structured"),
-        # Each with the memory it is fastest with here: whole Jacobians, few columns at a time.
+        # Each method has the memory with which it is fastest: whole Jacobians, few columns at a time.
         "local NTK, jacobian": local_kernel("jacobian", 2**30),
         "local NTK, vector-products": local_kernel("vector-products", 2**24),
     }
@@ -173,7 +173,7 @@ def _kernels(setting: Setting) -> Iterator[Row | str]:
             expected = reference.float64_kernel(kernel, x)
         else:
             expected = ntk
-        # torch.func has displacements of its own: it is held to its Monte-Carlo error, the others to rounding.
+        # torch.func draws other displacements: its tolerance is the Monte-Carlo error, that of the others rounding.
         tolerance = 4 * predicted if name == _BASELINE else 1e-4
         error = reference.relative_error(case(x, setting.seed), expected)
         if not error <= tolerance:
@@ -186,7 +186,7 @@ def _kernels(setting: Setting) -> Iterator[Row | str]:
         if name in failures:
             yield {"case": name, "error": errors[name], "failure": failures[name]}
             continue
-        # On a GPU the precision of a nonlocal kernel is its own choice, of which the fastest has the highest roof.
+        # On a GPU the nonlocal kernel chooses its precision; the fastest one has the highest roof.
         precision = "bf16" if name in _NONLOCAL and setting.device.type == "cuda" else "fp32"
         row = _timed_row(name, cases[name], timing, timings[_BASELINE], precision, setting)
         yield {**row, "error": errors[name]}
@@ -200,7 +200,7 @@ KERNELS = Section(
     name="kernel throughput",
     title=f"Kernels: {_INPUTS} digits, relu 64-256-256-1, gamma 0.01, 256 antithetic displacements, float32",
     caption="Median of seven rounds side by side, noise included. The error is that against the NTK: for the "
-    "nonlocal kernels their Monte-Carlo error; against float64 on their own displacements they are held to 1e-4.",
+    "nonlocal kernels their Monte-Carlo error; against float64 at the same displacements the tolerance is 1e-4.",
     columns=(
         Column("case", "case"),
         Column("time", "median_s", "seconds"),

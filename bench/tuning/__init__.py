@@ -1,6 +1,6 @@
-"""Tuning: predict, then measure the configurations of the kernels on a card, and keep the fastest in its table."""
+"""Tuning: predict, then measure the configurations of the kernels on a card, keep the fastest in a table."""
 
 from nntk.bench.tuning.table import plan, run
-from nntk.bench.tuning.tasks import wanted
+from nntk.bench.tuning.tasks import select_tasks
 
-__all__ = ["plan", "run", "wanted"]
+__all__ = ["plan", "run", "select_tasks"]

@@ -1,4 +1,4 @@
-"""Measuring one choice: candidates are checked against the rule's own, then timed, the best of them side by side."""
+"""Measurement of one choice: candidates are checked against the rule's configuration, then timed, the best in turn."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,105 +19,118 @@ from nntk.bench.tuning.tasks import Task
 from nntk.kernels.target import Target
 
 CANDIDATES = 12
-"""Configurations that are measured for one choice, beside the rule's own."""
+"""Largest number of configurations that are measured for one choice, beside the rule's."""
 _FINALISTS = 3
 _ROUNDS = 15
 GAIN = 1.02
-"""A configuration takes the rule's place if it is faster by more than this."""
+"""Speed-up from which a configuration replaces the rule's."""
+
+
+class UnusedChoiceError(RuntimeError):
+    """Error of a task whose timed call does not use the choice: it would measure nothing."""
 
 
 def measure(task: Task, target: Target, device: torch.device, candidates: int = CANDIDATES) -> dict[str, Any]:
     """Measure one choice.
 
     Args:
-        task: What is chosen.
+        task: The choice and the call in which it is timed.
         target: The device, as the rules know it.
-        device: Where it is measured.
-        candidates: How many configurations at most, beside the rule's own.
+        device: The device that measures.
+        candidates: Largest number of configurations, beside the rule's.
 
     Returns:
         An entry of the device's table, as kernels/tuned/README.md describes it.
 
     Raises:
-        RuntimeError: If the rule's own fails, or the timed call does not ask for the choice.
+        RuntimeError: If the rule's configuration fails, or the timed call does not use the choice.
     """
-    own = spaces.rule(task.tunable.name, task.key, target)
-    likely = spaces.likely(spaces.candidates(task.tunable.name, task.key, target), own, candidates)
-    rotated = [task.case.arguments(number) for number in (1, 2)]
-    with _taken(task, own):
+    default = spaces.rule(task.tunable.name, task.key, target)
+    likely = spaces.likely(spaces.candidates(task.tunable.name, task.key, target), default, candidates)
+    rotated = [task.case.arguments(seed) for seed in (1, 2)]
+    with _in_use(task, default):
         expected = _tensors(task.case(*rotated[0]))
     if not all(bool(tensor.isfinite().all()) for tensor in expected):
         raise RuntimeError(f"{task.name}: the rule's own configuration gives numbers that are not finite")
-    first = {config: _first(task, config, rotated, expected, device) for config in dict.fromkeys([own, *likely])}
-    if isinstance(first[own], str):
-        raise RuntimeError(f"{task.name}: the rule's own configuration fails: {first[own]}")
-    timed = {config: timing for config, timing in first.items() if isinstance(timing, Timing)}
-    finalists = [own, *sorted((one for one in timed if one != own), key=lambda one: timed[one].median)[:_FINALISTS]]
+    outcomes = {
+        config: _check_and_time(task, config, rotated, expected, device) for config in dict.fromkeys([default, *likely])
+    }
+    if isinstance(outcomes[default], str):
+        raise RuntimeError(f"{task.name}: the rule's own configuration fails: {outcomes[default]}")
+    timings = {config: outcome for config, outcome in outcomes.items() if isinstance(outcome, Timing)}
+    fastest = sorted((config for config in timings if config != default), key=lambda config: timings[config].median)
+    finalists = [default, *fastest[:_FINALISTS]]
     rounds = _side_by_side(task, finalists, rotated, device)
-    speed_ups = {config: rounds[config].ratio_to(rounds[own]) for config in finalists}
+    speed_ups = {config: rounds[config].ratio_to(rounds[default]) for config in finalists}
     best = max(finalists, key=lambda config: speed_ups[config])
-    chosen = best if speed_ups[best] > GAIN else own
+    chosen = best if speed_ups[best] > GAIN else default
     return {
         "key": dict(zip(task.tunable.axes, task.key, strict=True)),
         "config": asdict(chosen),
-        "rule": asdict(own),
+        "rule": asdict(default),
         "speed_up": speed_ups[chosen],
         "case": f"{task.case.op} {task.case.shape}",
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "triton": package_version("triton"),
-        "timings": [_timing_row(task, config, found, rounds.get(config), target) for config, found in first.items()],
+        "timings": [
+            _timing_row(task, config, outcome, rounds.get(config), target) for config, outcome in outcomes.items()
+        ],
     }
 
 
 @contextmanager
-def _taken(task: Task, config: Any) -> Iterator[None]:
-    """Force a configuration, and see that it is asked for."""
+def _in_use(task: Task, config: Any) -> Iterator[None]:
+    """Force a configuration, and check that the block used it."""
     with ExitStack() as stack:
-        for given in task.given:
-            stack.enter_context(given())
-        taken = stack.enter_context(task.tunable.forced(task.key, config))
+        for force in task.forced:
+            stack.enter_context(force())
+        keys = stack.enter_context(task.tunable.forced(task.key, config))
         yield
-    if not taken:
-        raise RuntimeError(f"{task.name}: no launch of {task.case.op} {task.case.shape} asks for this choice")
+    if not keys:
+        raise UnusedChoiceError(f"{task.name}: no launch of {task.case.op} {task.case.shape} asks for this choice")
 
 
-def _first(
+def _check_and_time(
     task: Task, config: Any, rotated: Sequence[tuple[Any, ...]], expected: Sequence[Tensor], device: torch.device
 ) -> Timing | str:
-    """A first timing, or why there is none: what does not compile, does not fit, or is wrong."""
+    """Return a first timing, or the reason why there is none: it does not compile, does not fit, or is wrong."""
     try:
-        with _taken(task, config):
-            made = _tensors(task.case(*rotated[0]))
-            error = max(reference.relative_error(one, other) for one, other in zip(made, expected, strict=True))
+        with _in_use(task, config):
+            results = _tensors(task.case(*rotated[0]))
+            pairs = zip(results, expected, strict=True)
+            error = max(reference.relative_error(result, reference_result) for result, reference_result in pairs)
             if not error <= ROUNDING[task.case.precision]:
                 return f"differs from the rule's own by {error:.1e}"
-            return repeat(lambda number: task.case(*rotated[number % 2]), device, most=20, duration=0.2)
-    except Exception as wrong:
-        if "asks for this choice" in str(wrong):
-            raise
-        return f"{type(wrong).__name__}: {str(wrong).strip().splitlines()[0] if str(wrong).strip() else ''}"
+            return repeat(lambda number: task.case(*rotated[number % 2]), device, max_runs=20, duration=0.2)
+    except UnusedChoiceError:
+        raise
+    except Exception as failure:
+        message = str(failure).strip()
+        return f"{type(failure).__name__}: {message.splitlines()[0] if message else ''}"
 
 
 def _side_by_side(
     task: Task, configs: Sequence[Any], rotated: Sequence[tuple[Any, ...]], device: torch.device
 ) -> dict[Any, Timing]:
     def run(config: Any, number: int) -> None:
-        with _taken(task, config):
+        with _in_use(task, config):
             task.case(*rotated[number % 2])
 
-    cases = {str(place): partial(run, config) for place, config in enumerate(configs)}
+    cases = {str(index): partial(run, config) for index, config in enumerate(configs)}
     timings = side_by_side(cases, _ROUNDS, device)
-    return {config: timings[str(place)] for place, config in enumerate(configs)}
+    return {config: timings[str(index)] for index, config in enumerate(configs)}
 
 
-def _timing_row(task: Task, config: Any, found: Timing | str, rounds: Timing | None, target: Target) -> dict[str, Any]:
+def _timing_row(
+    task: Task, config: Any, outcome: Timing | str, rounds: Timing | None, target: Target
+) -> dict[str, Any]:
     row = {
         "config": asdict(config),
         "predicted_clocks": spaces.predict(task.tunable.name, task.key, config, target),
     }
-    if isinstance(found, str):
-        return {**row, "failure": found}
-    return {**row, "samples_s": list(found.samples), **({"rounds_s": list(rounds.samples)} if rounds else {})}
+    if isinstance(outcome, str):
+        return {**row, "failure": outcome}
+    return {**row, "samples_s": list(outcome.samples), **({"rounds_s": list(rounds.samples)} if rounds else {})}
 
 
 def _tensors(results: Any) -> list[Tensor]:

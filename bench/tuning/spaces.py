@@ -1,7 +1,7 @@
-"""Configurations worth measuring, and the clocks that each should take: what a kernel issues, multiplies and loads.
+"""Configurations worth measuring, and a model of their clocks: the instructions, products and loads of a kernel.
 
-The model only orders candidates, so that a budget goes to the likely ones first; the card decides. Its constants are
-those of the kernels' READMEs, read from machine code.
+The model only orders candidates, so that a budget is spent on the likely ones first; the card decides. Its constants
+are those of the kernels' READMEs, read from machine code.
 """
 
 import itertools
@@ -18,32 +18,44 @@ from nntk.kernels.target import Target
 from nntk.kernels.tuning import Key
 
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
-"""Architectures of a plan, and multiprocessors of their large cards."""
+"""Architectures of a plan, and numbers of multiprocessors of their large cards."""
 
-_A_NUMBER = {"gaussian": 19.0, "rademacher": 4.4}
-"""Instructions that a number of noise costs where it is used."""
-_AN_OUTPUT = 16.0
-"""Of an epilogue."""
-_A_TURN = 80.0
-"""Of a loop itself, by each warp."""
+_NOISE_INSTRUCTIONS = {"gaussian": 19.0, "rademacher": 4.4}
+"""Instructions for each random number, where it is used."""
+_OUTPUT_INSTRUCTIONS = 16.0
+"""Instructions of an epilogue for each output."""
+_TURN_INSTRUCTIONS = 80.0
+"""Instructions of the loop itself for each turn and warp."""
 _LATENCY = 800.0
-"""Clocks until a load from the second-level cache arrives, about."""
+"""Clocks until a load from the second-level cache arrives, approximately."""
 _BARRIER = 60.0
-"""Clocks that warps wait for each other in a turn, about."""
+"""Clocks that warps wait for each other in a turn, approximately."""
 _CACHE_BYTES = 64.0
-"""Bytes a clock that a multiprocessor gets from there, about."""
+"""Bytes that a multiprocessor loads from the second-level cache in a clock, approximately."""
 _OTHER_REGISTERS = 70
+"""Registers of a thread besides accumulators and noise."""
 _ROWS = 256
-"""Displacements of a launch; a kernel's sums are sixteen times as long, a layer of the local NTK four times as wide."""
+"""Displacements of a launch. Sums of a kernel are 16 times as long; a layer of the local NTK is 4 times as wide."""
 
 
 @dataclass(frozen=True)
 class _Program:
-    """What one program takes: clocks of a turn of its loop on each resource, and its footprint."""
+    """Cost of one program.
+
+    Attributes:
+        warps: Number of warps.
+        values: Accumulators and noise values of a thread.
+        shared: Bytes of shared memory.
+        stages: Depth of the pipeline.
+        turns: Turns of the loop.
+        issue: Clocks to issue the instructions of a turn.
+        multiply: Clocks of the products of a turn.
+        load: Clocks of the loads of a turn.
+        once: Clocks outside of the loop.
+    """
 
     warps: int
-    numbers: float
-    """Of accumulators and noise, a thread."""
+    values: float
     shared: int
     stages: int
     turns: float
@@ -54,40 +66,42 @@ class _Program:
 
 
 def candidates(name: str, key: Key, target: Target) -> list[Any]:
-    """Configurations of a tunable that may be the fastest, the likeliest first.
+    """Return configurations of a tunable that may be the fastest, the likeliest first.
 
     Args:
         name: Name of the tunable.
-        key: What the choice depends on.
+        key: Values that the choice depends on.
         target: The device.
 
     Returns:
-        Those that fit registers and shared memory; the rule's own is among them.
+        Configurations that fit registers and shared memory; the rule's is always among them.
     """
-    found = [(clocks, config) for config in _space(name, key, target) if (clocks := predict(name, key, config, target))]
-    own = rule(name, key, target)
-    if own not in (config for _, config in found):
-        found.append((predict(name, key, own, target) or math.inf, own))
-    # Of equals the deeper pipeline first.
-    return [config for _, config in sorted(found, key=lambda pair: (pair[0], -getattr(pair[1], "num_stages", 0)))]
+    fitting = [
+        (clocks, config) for config in _space(name, key, target) if (clocks := predict(name, key, config, target))
+    ]
+    default = rule(name, key, target)
+    if default not in (config for _, config in fitting):
+        fitting.append((predict(name, key, default, target) or math.inf, default))
+    # Among equals the deeper pipeline comes first.
+    return [config for _, config in sorted(fitting, key=lambda pair: (pair[0], -getattr(pair[1], "num_stages", 0)))]
 
 
 def rule(name: str, key: Key, target: Target) -> Any:
-    """What the rule of the architecture says."""
+    """Return the configuration that the rule of the architecture chooses."""
     return _RULES[name](*key, target)
 
 
 def predict(name: str, key: Key, config: Any, target: Target) -> float | None:
-    """Clocks of one launch of many displacements.
+    """Predict the clocks of one launch of many displacements.
 
     Args:
         name: Name of the tunable.
-        key: What the choice depends on.
+        key: Values that the choice depends on.
         config: A configuration.
         target: The device.
 
     Returns:
-        The clocks, None where the configuration does not fit.
+        The clocks; None where the configuration does not fit.
     """
     return _CLOCKS[name](*key, config, target)
 
@@ -122,27 +136,29 @@ def _space(name: str, key: Key, target: Target) -> Iterator[Any]:
 
 
 def _covers(block: int, length: int, least: int) -> bool:
-    """Whether a block is no longer than it needs to be."""
+    """Return True if a block is no longer than it needs to be."""
     return block <= max(least, 1 << max(0, length - 1).bit_length())
 
 
-def _clocks(programs: int, one: _Program, target: Target) -> float | None:
-    """Clocks of all programs: in waves of as many as the multiprocessors hold, which share each other's pipes."""
+def _clocks(programs: int, program: _Program, target: Target) -> float | None:
+    """Return the clocks of all programs, in waves that fill the multiprocessors; programs of a wave share the pipes."""
     machine = MACHINES[tiles.family_of(target.arch)]
-    registers = one.numbers + _OTHER_REGISTERS
-    # Nothing may spill: 255 registers a thread, and all of them in the file of 65,536.
-    if registers > 255 or one.shared > machine.shared or one.warps * 32 * registers > 65_536:
+    registers = program.values + _OTHER_REGISTERS
+    # Registers must not spill: at most 255 a thread, and 65,536 in all threads of a multiprocessor.
+    if registers > 255 or program.shared > machine.shared or program.warps * 32 * registers > 65_536:
         return None
-    resident = min(64 // one.warps, int(65_536 // (one.warps * 32 * registers)), machine.shared // max(1, one.shared))
-    # One program makes its noise, then multiplies; another one's products may run meanwhile.
-    busy = max(resident * max(one.issue, one.multiply, one.load), one.issue + one.multiply)
-    turn = max(busy + _BARRIER, (_LATENCY + one.load) / one.stages)
+    resident = min(
+        64 // program.warps, int(65_536 // (program.warps * 32 * registers)), machine.shared // max(1, program.shared)
+    )
+    # One program generates its noise, then multiplies; products of another program may run meanwhile.
+    busy = max(resident * max(program.issue, program.multiply, program.load), program.issue + program.multiply)
+    turn = max(busy + _BARRIER, (_LATENCY + program.load) / program.stages)
     waves = math.ceil(programs / (target.processors * resident))
-    return waves * (one.turns * turn + resident * one.once + _LATENCY)
+    return waves * (program.turns * turn + resident * program.once + _LATENCY)
 
 
 def _issued(instructions: float) -> float:
-    """Clocks to issue so many instructions of single threads: four warps of 32 at a time."""
+    """Return the clocks to issue this number of instructions of single threads: four warps of 32 at a time."""
     return instructions / 128
 
 
@@ -154,26 +170,26 @@ def _multiplied(terms: int, precision: str, target: Target) -> float:
 
 
 def _step_clocks(
-    source: str, precision: str, width: int, height: int, columns: int, cut: tiles.Tiles, target: Target
+    source: str, precision: str, width: int, height: int, columns: int, sizes: tiles.Tiles, target: Target
 ) -> float | None:
     generated, size = source in tiles.GENERATED, 2 if precision == "bf16" else 4
-    area, terms = cut.block_h * cut.block_n, cut.block_h * cut.block_n * cut.block_k
-    noise, threads = cut.block_h * cut.block_k, 32 * cut.num_warps
-    # Behind layer 0: the weight by d, and the noise by q.
-    read = size * cut.block_k * (cut.block_h + 2 * cut.block_n + (0 if generated else cut.block_h))
-    one = _Program(
-        warps=cut.num_warps,
-        numbers=(area + (noise if generated else 0) * size / 4) / threads,
-        shared=cut.num_stages * size * cut.block_k * (cut.block_h + cut.block_n),
-        stages=cut.num_stages,
-        turns=math.ceil(width / cut.block_k),
-        issue=_issued(noise * _A_NUMBER.get(source, 0.0) + 2 * _A_TURN * threads),
+    area, terms = sizes.block_h * sizes.block_n, sizes.block_h * sizes.block_n * sizes.block_k
+    noise, threads = sizes.block_h * sizes.block_k, 32 * sizes.num_warps
+    # After layer 0 the weight is multiplied by the difference, and the noise by the values.
+    read = size * sizes.block_k * (sizes.block_h + 2 * sizes.block_n + (0 if generated else sizes.block_h))
+    program = _Program(
+        warps=sizes.num_warps,
+        values=(area + (noise if generated else 0) * size / 4) / threads,
+        shared=sizes.num_stages * size * sizes.block_k * (sizes.block_h + sizes.block_n),
+        stages=sizes.num_stages,
+        turns=math.ceil(width / sizes.block_k),
+        issue=_issued(noise * _NOISE_INSTRUCTIONS.get(source, 0.0) + 2 * _TURN_INSTRUCTIONS * threads),
         multiply=2 * _multiplied(terms, precision, target),
         load=read / _CACHE_BYTES,
-        once=_issued(area * _AN_OUTPUT),
+        once=_issued(area * _OUTPUT_INSTRUCTIONS),
     )
-    programs = math.ceil(height / cut.block_h) * math.ceil(columns / cut.block_n)
-    return _clocks(_ROWS * programs, one, target)
+    programs = math.ceil(height / sizes.block_h) * math.ceil(columns / sizes.block_n)
+    return _clocks(_ROWS * programs, program, target)
 
 
 def _path_clocks(
@@ -191,78 +207,78 @@ def _path_clocks(
         return _step_clocks(source, *problem, tiles.step_tiles(source, *problem, target.arch), target)
     if chosen.path == "staged":
         numbers = _ROWS * width * height
-        written = numbers * (_issued(_A_NUMBER[source]) + 2 / 32) / target.processors
+        written = numbers * (_issued(_NOISE_INSTRUCTIONS[source]) + 2 / 32) / target.processors
         step = _step_clocks("staged", *problem, tiles.step_tiles("staged", *problem, target.arch), target)
         return None if step is None else written + step
-    cut = tiles.stationary_tiles(source, precision, width, target.arch)
-    assert cut is not None, "the path applies"
-    terms, threads = cut.block_h * cut.block_n * cut.block_k, 32 * cut.num_warps
-    noise, size = cut.block_h * cut.block_k, 2 if precision == "bf16" else 4
-    one = _Program(
-        warps=cut.num_warps,
-        numbers=(cut.block_h * cut.block_n + noise * size / 4) / threads,
-        shared=cut.num_stages * size * cut.block_k * (cut.block_h + 2 * cut.block_n),
-        stages=cut.num_stages,
-        turns=math.ceil(columns / cut.block_n),
-        issue=_issued(cut.block_h * cut.block_n * _AN_OUTPUT + 2 * _A_TURN * threads),
+    sizes = tiles.stationary_tiles(source, precision, width, target.arch)
+    assert sizes is not None, "the path applies"
+    terms, threads = sizes.block_h * sizes.block_n * sizes.block_k, 32 * sizes.num_warps
+    noise, size = sizes.block_h * sizes.block_k, 2 if precision == "bf16" else 4
+    program = _Program(
+        warps=sizes.num_warps,
+        values=(sizes.block_h * sizes.block_n + noise * size / 4) / threads,
+        shared=sizes.num_stages * size * sizes.block_k * (sizes.block_h + 2 * sizes.block_n),
+        stages=sizes.num_stages,
+        turns=math.ceil(columns / sizes.block_n),
+        issue=_issued(sizes.block_h * sizes.block_n * _OUTPUT_INSTRUCTIONS + 2 * _TURN_INSTRUCTIONS * threads),
         multiply=(1 if first else 2) * _multiplied(terms, precision, target),
-        load=2 * size * cut.block_n * cut.block_k / _CACHE_BYTES,
-        once=_issued(noise * _A_NUMBER[source]),
+        load=2 * size * sizes.block_n * sizes.block_k / _CACHE_BYTES,
+        once=_issued(noise * _NOISE_INSTRUCTIONS[source]),
     )
-    return _clocks(_ROWS * math.ceil(height / cut.block_h), one, target)
+    return _clocks(_ROWS * math.ceil(height / sizes.block_h), program, target)
 
 
 def _rank_update_clocks(
-    lines1: int,
-    lines2: int,
+    rows: int,
+    columns: int,
     symmetric: bool,
     weighting: str,
-    halves: int,
-    cut: assemble.Tiles,
+    members: int,
+    sizes: assemble.Tiles,
     target: Target,
 ) -> float | None:
-    block, threads = cut.block, 32 * cut.num_warps
-    loaded = 2 * block * cut.block_k
-    made = {"rows": 8.0, "weights": 24.0}.get(weighting, 40.0) * halves
-    one = _Program(
-        warps=cut.num_warps,
-        numbers=(block * block + loaded * halves) / threads,
-        shared=cut.num_stages * 4 * loaded,
-        stages=cut.num_stages,
-        turns=16 * _ROWS / cut.block_k,
-        # Split into three, each operand is loaded, weighted, split and stored.
-        issue=_issued(loaded * (made + 8) + _A_TURN * threads),
-        multiply=_multiplied(block * block * cut.block_k, "fp32", target),
-        load=4 * loaded * halves / _CACHE_BYTES,
+    block, threads = sizes.block, 32 * sizes.num_warps
+    loaded = 2 * block * sizes.block_k
+    weighting_cost = {"rows": 8.0, "weights": 24.0}.get(weighting, 40.0) * members
+    program = _Program(
+        warps=sizes.num_warps,
+        values=(block * block + loaded * members) / threads,
+        shared=sizes.num_stages * 4 * loaded,
+        stages=sizes.num_stages,
+        turns=16 * _ROWS / sizes.block_k,
+        # Each operand is loaded, weighted, split into three parts and stored.
+        issue=_issued(loaded * (weighting_cost + 8) + _TURN_INSTRUCTIONS * threads),
+        multiply=_multiplied(block * block * sizes.block_k, "fp32", target),
+        load=4 * loaded * members / _CACHE_BYTES,
         once=_issued(block * block * 8) * (2 if symmetric else 1),
     )
-    programs = math.ceil(lines1 / block) * math.ceil(lines2 / block)
-    return _clocks((programs + 1) // 2 if symmetric else programs, one, target)
+    programs = math.ceil(rows / block) * math.ceil(columns / block)
+    return _clocks((programs + 1) // 2 if symmetric else programs, program, target)
 
 
 def _pair_clocks(
-    lines: int,
-    entries: int,
+    rows: int,
+    columns: int,
     copies: int,
     symmetric: bool,
     fused: bool,
-    cut: local_ntk.Tiles,
+    sizes: local_ntk.Tiles,
     target: Target,
 ) -> float | None:
-    area, threads, products = cut.block_i * cut.block_j, 32 * cut.num_warps, 2 if fused else 1
-    loaded = cut.block_k * (cut.block_i + cut.block_j)
-    one = _Program(
-        warps=cut.num_warps,
-        numbers=products * area / threads,
-        shared=cut.num_stages * 4 * loaded,
-        stages=cut.num_stages,
-        turns=products * 4 * _ROWS / cut.block_k,
-        issue=_issued(loaded * 8 + _A_TURN * threads),
-        multiply=_multiplied(area * cut.block_k, "fp32", target),
+    area, threads, products = sizes.block_i * sizes.block_j, 32 * sizes.num_warps, 2 if fused else 1
+    loaded = sizes.block_k * (sizes.block_i + sizes.block_j)
+    program = _Program(
+        warps=sizes.num_warps,
+        values=products * area / threads,
+        shared=sizes.num_stages * 4 * loaded,
+        stages=sizes.num_stages,
+        turns=products * 4 * _ROWS / sizes.block_k,
+        issue=_issued(loaded * 8 + _TURN_INSTRUCTIONS * threads),
+        multiply=_multiplied(area * sizes.block_k, "fp32", target),
         load=4 * loaded / _CACHE_BYTES,
         once=_issued(area * 8) * (2 if symmetric else 1),
     )
-    return _clocks(copies * cut.programs(lines, entries, symmetric), one, target)
+    return _clocks(copies * sizes.programs(rows, columns, symmetric), program, target)
 
 
 _RULES: dict[str, Callable[..., Any]] = {
@@ -270,11 +286,11 @@ _RULES: dict[str, Callable[..., Any]] = {
     "layer_path": lambda source, precision, width, height, columns, first, target: tiles.Path(
         tiles.choose_path(source, precision, width, columns, first, target.arch)
     ),
-    "rank_update": lambda lines1, lines2, symmetric, weighting, halves, target: assemble.tiles(
-        lines1, lines2, symmetric, weighting, halves, target.processors, target.arch
+    "rank_update": lambda rows, columns, symmetric, weighting, members, target: assemble.tiles(
+        rows, columns, symmetric, weighting, members, target.processors, target.arch
     ),
-    "layer_pair": lambda lines, entries, copies, symmetric, fused, target: local_ntk.pick(
-        lines, entries, copies, symmetric, fused, target.arch
+    "layer_pair": lambda rows, columns, copies, symmetric, fused, target: local_ntk.pick(
+        rows, columns, copies, symmetric, fused, target.arch
     ),
 }
 _CLOCKS: dict[str, Callable[..., float | None]] = {
@@ -285,38 +301,38 @@ _CLOCKS: dict[str, Callable[..., float | None]] = {
 }
 
 
-def described(config: Any) -> str:
+def describe(config: Any) -> str:
     """Describe a configuration in a few words.
 
     Args:
         config: A configuration.
 
     Returns:
-        Its fields and their values.
+        The fields and their values.
 
     Example:
-        >>> described(tiles.Path("staged")), described(tiles.Tiles(128, 256, 64, 8, 3, 8))
+        >>> describe(tiles.Path("staged")), describe(tiles.Tiles(128, 256, 64, 8, 3, 8))
         ('path staged', 'block_h 128, block_n 256, block_k 64, num_warps 8, num_stages 3, parts 8')
     """
     return ", ".join(f"{name} {value}" for name, value in vars(config).items())
 
 
-def likely(found: Sequence[Any], own: Any, most: int) -> list[Any]:
-    """Choose what to measure of candidates that the model orders but often cannot tell apart.
+def likely(ordered: Sequence[Any], default: Any, count: int) -> list[Any]:
+    """Choose configurations to measure, from candidates that the model orders but often cannot distinguish.
 
     Args:
-        found: Candidates, the likeliest first.
-        own: The rule's own, which is always among them.
-        most: How many at most, beside the rule's own.
+        ordered: Candidates, the likeliest first.
+        default: The rule's configuration, which is always chosen.
+        count: Largest number of configurations, beside the rule's.
 
     Returns:
-        The first ones, two at most that differ in the depth of the pipeline and the pieces of the epilogue alone.
+        The first candidates; at most two differ only in the depth of the pipeline and the parts of the epilogue.
     """
     kept: list[Any] = []
     alike: dict[Any, int] = {}
-    for config in found:
+    for config in ordered:
         tile = tuple((name, value) for name, value in vars(config).items() if name not in ("num_stages", "parts"))
-        if alike.get(tile, 0) < 2 and len(kept) < most:
+        if alike.get(tile, 0) < 2 and len(kept) < count:
             alike[tile] = alike.get(tile, 0) + 1
             kept.append(config)
-    return kept if own in kept else [*kept, own]
+    return kept if default in kept else [*kept, default]

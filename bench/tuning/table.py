@@ -1,4 +1,4 @@
-"""A table of tuned configurations, measured choice by choice: each is on disk before the next begins."""
+"""Tables of tuned configurations, measured choice by choice: each is on disk before the next begins."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -35,14 +35,14 @@ _MEASURED = (
 Measure = Callable[[Task, Target, torch.device], dict[str, Any]]
 
 
-def plan(wanted: Sequence[Task], target: Target, path: Path | None, console: Console) -> int:
-    """Show what would be measured, by the model alone: no card is needed.
+def plan(selected: Sequence[Task], target: Target, path: Path | None, console: Console) -> int:
+    """Show what would be measured, by the model alone. No card is needed.
 
     Args:
-        wanted: The choices.
+        selected: The choices.
         target: The architecture.
-        path: Where a JSON goes, if anywhere.
-        console: Where the table goes.
+        path: Path of a JSON file; None for no file.
+        console: Console that shows the table.
 
     Returns:
         The exit status, 0.
@@ -50,11 +50,11 @@ def plan(wanted: Sequence[Task], target: Target, path: Path | None, console: Con
     Raises:
         OSError: If the JSON cannot be written.
     """
-    title = f"{len(wanted)} choices on {target.arch}, {target.processors} multiprocessors"
+    title = f"{len(selected)} choices on {target.arch}, {target.processors} multiprocessors"
     caption = "Candidates fit registers and shared memory. Clocks are a model's, which orders them: the card decides."
     rows = []
     with tables.growing(console, title, caption, _PLAN) as show:
-        for task in wanted:
+        for task in selected:
             rows.append(_planned(task, target))
             show(rows[-1], task.name)
     if path:
@@ -64,82 +64,83 @@ def plan(wanted: Sequence[Task], target: Target, path: Path | None, console: Con
 
 def _planned(task: Task, target: Target) -> dict[str, Any]:
     name, key = task.tunable.name, task.key
-    found, own = spaces.candidates(name, key, target), spaces.rule(name, key, target)
-    fastest, ours = (spaces.predict(name, key, config, target) for config in (found[0], own))
+    candidates, default = spaces.candidates(name, key, target), spaces.rule(name, key, target)
+    fastest_clocks, default_clocks = (spaces.predict(name, key, config, target) for config in (candidates[0], default))
     return {
         "case": task.name,
-        "candidates": len(spaces.likely(found, own, measure.CANDIDATES)),
-        "rule": spaces.described(own),
-        "predicted": spaces.described(found[0]),
-        "predicted_speed_up": ours / fastest if ours and fastest else None,
+        "candidates": len(spaces.likely(candidates, default, measure.CANDIDATES)),
+        "rule": spaces.describe(default),
+        "predicted": spaces.describe(candidates[0]),
+        "predicted_speed_up": default_clocks / fastest_clocks if default_clocks and fastest_clocks else None,
     }
 
 
 def run(
-    wanted: Sequence[Task],
+    selected: Sequence[Task],
     target: Target,
     device: torch.device,
     budget: float,
     again: bool,
     path: Path,
     console: Console,
-    one: Measure = measure.measure,
+    measure_one: Measure = measure.measure,
 ) -> int:
     """Measure choices until all are measured or the budget is spent, and write each to the device's table.
 
     Args:
-        wanted: The choices; what the table has already, from these sources and this Triton, is left out.
+        selected: The choices. Those that the table has from these sources and this Triton are left out.
         target: The device, as the rules know it.
-        device: Where to measure.
-        budget: Seconds. The choice that is being measured when they are over is finished.
-        again: Measure whatever the table has.
-        path: The table.
-        console: Where the table goes.
-        one: Measures one choice.
+        device: The device that measures.
+        budget: Seconds. A choice that is being measured when they are over is finished.
+        again: True to measure the choices that the table has, too.
+        path: Path of the table.
+        console: Console that shows the progress.
+        measure_one: Function that measures one choice.
 
     Returns:
-        The exit status: 0 when all is measured, 1 where a choice could not be, 3 when the budget was spent before.
+        The exit status: 0 when all are measured, 1 when a choice could not be, 3 when the budget was spent before.
 
     Raises:
-        OSError: If the table cannot be written: found out before anything is measured.
+        OSError: If the table cannot be written. This is found before anything is measured.
         TableError: If the table is broken.
     """
     content = {**tuning.read(path), **environment.describe(device)}
     for name in tuning.stale(content):
-        console.print(f"{name} changed since it was measured: its {len(content['kernels'].pop(name)['entries'])} go.")
+        dropped = content["kernels"].pop(name)["entries"]
+        console.print(f"{name} changed since it was measured: {len(dropped)} entries are dropped.")
     write_json(path, content)
-    left = [task for task in wanted if again or not _measured(content, task)]
+    remaining = [task for task in selected if again or not _is_measured(content, task)]
     console.print(
-        f"{len(wanted) - len(left)} of {len(wanted)} choices were measured before; {budget / 60:.3g} minutes."
+        f"{len(selected) - len(remaining)} of {len(selected)} choices were measured before; {budget / 60:.3g} minutes."
     )
     begin, failed, status = time.monotonic(), 0, 0
     with tables.growing(console, f"Tuning {target.device}", f"Written to {path}.", _MEASURED) as show:
-        for number, task in enumerate(left):
+        for index, task in enumerate(remaining):
             if time.monotonic() - begin > budget:
                 status = 3
                 break
-            show(None, f"{number + 1} of {len(left)}: {task.name}")
+            show(None, f"{index + 1} of {len(remaining)}: {task.name}")
             try:
-                entry = one(task, target, device)
-            except RuntimeError as wrong:
+                entry = measure_one(task, target, device)
+            except RuntimeError as error:
                 failed += 1
-                show({"case": task.name, "failure": str(wrong), "config": str(wrong)}, "")
+                show({"case": task.name, "failure": str(error), "config": str(error)}, "")
                 continue
             _keep(content, task, entry)
             write_json(path, content)
             tuning.forget()
             show(_row(task, entry), "")
         else:
-            number = len(left)
+            index = len(remaining)
     if status:
         console.print(
-            f"The budget is spent: {len(left) - number} choices are left; the same command goes on with them."
+            f"The budget is spent: {len(remaining) - index} choices are left; the same command continues with them."
         )
     return status or int(failed > 0)
 
 
-def _measured(content: dict[str, Any], task: Task) -> bool:
-    """Whether the table has a choice, by the Triton of today."""
+def _is_measured(content: dict[str, Any], task: Task) -> bool:
+    """Return True if the table has a choice that the installed Triton measured."""
     entries = content["kernels"].get(task.tunable.name, {}).get("entries", ())
     key, triton = _key(task), environment.package_version("triton")
     return any(entry["key"] == key and entry.get("triton") == triton for entry in entries)

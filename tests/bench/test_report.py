@@ -17,7 +17,7 @@ from rich.console import Console
 
 from nntk.bench import report
 from nntk.bench.report import content, markdown, plots
-from nntk.bench.results.store import ResultsError
+from nntk.bench.results.schema import ResultsError
 
 MEASURED = Path(__file__).parents[2] / "results" / "cpu-amd-epyc"
 QUICK = MEASURED / "quick-20261124-000917-434510.json"

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from nntk.bench import suites
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.measure import environment
 from nntk.bench.results import store as results
-from nntk.bench.results.store import Record, ResultsError
+from nntk.bench.results.schema import ResultsError, key
+from nntk.bench.results.store import Record
 from nntk.bench.results.tables import Column
 from nntk.bench.suites import Section
 
@@ -86,9 +87,7 @@ def test_figures_that_are_not_finite_become_null(record):
 
 def test_keys_tell_what_was_measured_and_not_what_came_out(record):
     """Settings are in, figures are not; the same row twice is an error of the suite."""
-    assert results.key("s", {"case": "relu", "samples": 32, "gamma": 0.1, "error": 3.0}) == (
-        "s / relu / gamma=0.1, samples=32"
-    )
+    assert key("s", {"case": "relu", "samples": 32, "gamma": 0.1, "error": 3.0}) == ("s / relu / gamma=0.1, samples=32")
     with pytest.raises(ValueError, match="two rows are 's / a'"):
         record.add("s", {"case": "a"})
 
@@ -332,7 +331,7 @@ def test_a_run_killed_at_any_moment_is_valid_and_can_be_resumed(monkeypatch, tmp
     """
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["pytest", "nntk.bench.cli.main"])
+    processes.set_forkserver_preload(["pytest", "nntk.bench.cli.app"])
     moments, stages = random.Random(5), set()
     for attempt in range(20):
         folder, (received, marks) = tmp_path / str(attempt), processes.Pipe(duplex=False)

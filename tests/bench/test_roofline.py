@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.measure import roofline
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_roofs_are_kept(small, tmp_path):
 
 def test_a_roof_is_the_best_of_all_measurements(small, monkeypatch):
     """Each process measures once; what it finds, or finds when asked again, only raises what is kept."""
-    monkeypatch.setattr(roofline, "_OF_PROCESS", set())
+    monkeypatch.setattr(roofline, "_MEASURED_DEVICES", set())
 
     def rates():
         return {roof.name: roof.per_second for roof in roofline.roofs(CPU)}
@@ -63,7 +63,7 @@ def test_a_roof_is_the_best_of_all_measurements(small, monkeypatch):
     faster = roofline.Roof("fp32", "flops", 8e12, (1.0,), "2026-01-02 00:00")
     slower = roofline.Roof("copy", "bytes", 1e9, (1.0,), "2026-01-02 00:00")
     monkeypatch.setattr(roofline, "measure", lambda device, only: [faster, slower])
-    roofline.raised(CPU, ("fp32",))
+    roofline.remeasure(CPU, ("fp32",))
     assert rates() == {"copy": 16e9, "fp32": 8e12}
 
 

@@ -13,8 +13,9 @@ import torch
 from sklearn.linear_model import Ridge
 
 from nntk.bench import studies
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.measure import environment
+from nntk.bench.results import tables
 from nntk.bench.studies import Drawn, Setting, Study
 from nntk.bench.studies import run as study_runs
 from nntk.bench.studies.analysis import drawing, ridge
@@ -284,7 +285,7 @@ def test_what_was_stopped_goes_on(study, tmp_path, monkeypatch, capsys):
 
     def run(quick=False, seed=0):
         made.clear()
-        return study_runs.run(study, quick, CPU, seed, tmp_path, cli._console()), list(made)
+        return study_runs.run(study, quick, CPU, seed, tmp_path, tables.standard_console()), list(made)
 
     def stopped(wrong=KeyboardInterrupt):
         stop[2] = wrong()
@@ -316,9 +317,9 @@ def test_what_cannot_be_drawn_keeps_its_rows(study, tmp_path, capsys):
     study, *_ = study
     broken = replace(study, claims=lambda rows: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        study_runs.run(broken, True, CPU, 0, tmp_path, cli._console())
+        study_runs.run(broken, True, CPU, 0, tmp_path, tables.standard_console())
     assert "--redraw" in capsys.readouterr().out
-    assert study_runs.redraw(study, tmp_path, cli._console()) == 0
+    assert study_runs.redraw(study, tmp_path, tables.standard_console()) == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, [1.0, math.inf]])
@@ -333,27 +334,27 @@ def test_a_claim_has_a_value_for_each_seed(study, tmp_path):
     study, *_ = study
     short = replace(study, claims=lambda rows: [Claim("short", "{}", [1.0, 2.0, 3.0])])
     with pytest.raises(ValueError, match="claims must have 2 values, one a seed; 'short' have not"):
-        study_runs.run(short, True, CPU, 0, tmp_path, cli._console())
+        study_runs.run(short, True, CPU, 0, tmp_path, tables.standard_console())
 
 
 def test_what_a_study_writes(study, tmp_path):
     """Rows as JSON and CSV, the page, and figures whose bytes are the same when drawn again."""
     study, made, _ = study
-    assert study_runs.run(study, True, CPU, 5, tmp_path, cli._console()) == 0 and made == [5, 6]
+    assert study_runs.run(study, True, CPU, 5, tmp_path, tables.standard_console()) == 0 and made == [5, 6]
     folder = tmp_path / "seeds"
     assert (folder / "numbers.csv").read_text() == "seed,place,y\n5,here,5.0\n6,here,6.0\n"
     assert content(folder)["rows"][0]["curve"] == [0.333333]
     page = (folder / "README.md").read_text()
     assert "`nntk-bench study seeds --quick --seed 5`" in page and "![Numbers of seeds](numbers.svg)" in page
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert study_runs.redraw(study, tmp_path, cli._console()) == 0 and made == [5, 6]
+    assert study_runs.redraw(study, tmp_path, tables.standard_console()) == 0 and made == [5, 6]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_contradicted_claim_is_an_exit_status(study, tmp_path):
     """And the page says so."""
     study, *_ = study
-    assert study_runs.run(study, True, CPU, 100, tmp_path, cli._console()) == 1
+    assert study_runs.run(study, True, CPU, 100, tmp_path, tables.standard_console()) == 1
     assert "(This run contradicts it.)" in (tmp_path / "seeds" / "README.md").read_text()
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nntk.bench import suites
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.measure import roofline
-from nntk.bench.suites import arguments, models, ops, ridge, scaling
+from nntk.bench.suites import models, op_arguments, ops, ridge, scaling
 from nntk.kernels.cost import Cost
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def known_roofs(monkeypatch):
 
 def energy(run=None):
     """A small rank update, or what pretends to be one."""
-    made = arguments.Arguments(CPU)
+    made = op_arguments.ArgumentMakers(CPU)
     return ops.OpCase("energy", "small", made.energy(8, 6, 1, "trace"), run=run)
 
 
@@ -85,11 +85,11 @@ def test_beyond_the_roof_is_an_error(monkeypatch):
     """It names the op; a roof that has risen since it was measured is none."""
     slow, again = [roofline.Roof(roof.name, roof.unit, 1.0, (1.0,), "") for roof in ROOFS], []
     monkeypatch.setattr(roofline, "roofs", lambda device: slow)
-    monkeypatch.setattr(roofline, "raised", lambda device, only: again.append(only) or slow)
+    monkeypatch.setattr(roofline, "remeasure", lambda device, only: again.append(only) or slow)
     row = ops.measure(energy(), CPU, 0)
     assert "energy: " in row["failure"] and "% of the roof" in row["failure"] and "median_s" not in row
     assert again in ([("copy", "read")], [("fp32", "tf32")])
-    monkeypatch.setattr(roofline, "raised", lambda device, only: ROOFS)
+    monkeypatch.setattr(roofline, "remeasure", lambda device, only: ROOFS)
     assert "failure" not in ops.measure(energy(), CPU, 0)
 
 
@@ -105,11 +105,11 @@ def test_float32_may_be_three_products_of_tf32():
 
 def test_every_op_is_measured():
     """At one shape at least; cases have names of their own."""
-    from nntk.bench.suites.calls import calls
+    from nntk.bench.suites.op_arguments import small_calls
 
     cases = ops.cases(CPU)
     without = {"multiply_displacements", "inner_product_of_gradients"}
-    assert {case.op for case in cases} == {name for name, _ in calls()} - without
+    assert {case.op for case in cases} == {name for name, _ in small_calls()} - without
     assert len({(case.op, case.shape) for case in cases}) == len(cases)
 
 

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from triton_device import without_kernels
 
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.measure import environment
 from nntk.bench.measure.timing import Timing
 from nntk.bench.suites.ops import OpCase
@@ -80,7 +80,9 @@ def test_a_path_that_cannot_hold_the_noise_is_not_taken(table):
     [
         ("{", "cannot be read"),
         ('{"schema": 9}', "schema must be 1"),
-        ('{"schema": 1, "kernels": {"x": {}}}', "kernels must be of layer_step, .*got 'x'"),
+        ('{"schema": 1, "kernels": {"layer_step": {"entries": 5}}}', r"kernels.layer_step.entries: .*list; got 5"),
+        ('{"schema": 1}', "kernels: Field required"),
+        ('{"schema": 1, "kernels": {"x": {}}}', "kernels must be of layer_pair, .*got 'x'"),
         ('{"schema": 1, "kernels": {"layer_step": {"entries": [{"key": {"source": 1}}]}}}', r"entries\[0\].key: must"),
     ],
 )
@@ -127,12 +129,14 @@ def test_the_timed_calls_ask_for_their_choices(table, monkeypatch):
     """Without kernels, with the shapes that a card would see: every task of small networks reaches its own launch."""
     without_kernels(monkeypatch)
     monkeypatch.setattr(tasks, "_MULTIPLY_ADDS", 1.0)
-    small = [task for task in tasks.wanted(["layer_step", "layer_path"], "width 64", CPU) if "N=64" in task.case.shape]
+    small = [
+        task for task in tasks.select_tasks(["layer_step", "layer_path"], "width 64", CPU) if "N=64" in task.case.shape
+    ]
     assert len(small) == 10
     for task in small:
         call = OpCase(task.case.op, task.case.shape, task.case.arguments, run=launch.mlp_differences)
-        placed = tasks.Task(task.tunable, task.key, call, task.given)
-        with measure._taken(placed, spaces.rule(task.tunable.name, task.key, Target("sm_90"))):
+        placed = tasks.Task(task.tunable, task.key, call, task.forced)
+        with measure._in_use(placed, spaces.rule(task.tunable.name, task.key, Target("sm_90"))):
             call(*call.arguments(1))
 
 
@@ -204,7 +208,7 @@ def tune(path, count=4, budget=60.0, again=False, one=None):
         measured.append(task.key)
         return entry(key=task.key) if one is None else one(task)
 
-    wanted = tasks.wanted(["layer_step"], "", CPU)[:count]
+    wanted = tasks.select_tasks(["layer_step"], "", CPU)[:count]
     status = run_tuning(wanted, CARD, CPU, budget, again, path, console, note)
     return measured, status, console.file.getvalue()
 
@@ -224,16 +228,16 @@ def test_a_run_goes_on_where_it_stopped(table):
     measured, status, printed = tune(table)
     assert len(measured) == 2 and status == 0 and "2 of 4 choices were measured before" in printed
     assert tune(table)[0] == [] and len(tune(table, again=True)[0]) == 4
-    key = tasks.wanted(["layer_step"], "", CPU)[0].key
+    key = tasks.select_tasks(["layer_step"], "", CPU)[0].key
     assert tiles.step_tiles_on(CARD, *key) == SMALL
 
 
 def test_stale_entries_and_those_of_another_triton_are_measured_again(table):
     """The first go, the others are replaced."""
-    key = tasks.wanted(["layer_step"], "", CPU)[0].key
+    key = tasks.select_tasks(["layer_step"], "", CPU)[0].key
     write(table, entry(key=key), sources="other")
     measured, _, printed = tune(table, count=1)
-    assert measured == [key] and "layer_step changed since it was measured: its 1 go." in printed
+    assert measured == [key] and "layer_step changed since it was measured: 1 entries are dropped." in printed
     write(table, {**entry(key=key), "triton": "0.0.0"})
     assert tune(table, count=1)[0] == [key]
     assert len(json.loads(table.read_text())["kernels"]["layer_step"]["entries"]) == 1
@@ -259,7 +263,7 @@ def test_the_plan_needs_no_card(tmp_path, capsys):
     planned = json.loads((tmp_path / "plan.json").read_text())["choices"]
     assert [row["candidates"] for row in planned] == [13, 13, 13]
     for options, message in (
-        (["energy", "--dry-run"], "CHOICE must be one of layer_step, layer_path, rank_update, layer_pair"),
+        (["energy", "--dry-run"], "CHOICE must be one of layer_pair, layer_path, layer_step, rank_update"),
         (["--shape", "x", "--dry-run"], "--shape must be part of a name such as"),
     ):
         assert cli.main(["tune", *options]) == 2 and message in capsys.readouterr().err

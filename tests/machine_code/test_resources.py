@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nntk.bench.cli import main as cli
+from nntk.bench.cli import app as cli
 from nntk.bench.machine_code import checks, machines
 from nntk.bench.machine_code.flow import Flow
 from nntk.bench.machine_code.listing import sass
@@ -285,15 +285,14 @@ def test_workers_end_with_who_started_them(tmp_path):
     [
         (["--arch", "sm_75"], "argument --arch: must be of sm_80,sm_90,sm_100,gfx942, got 'sm_75'"),
         (["--arch", ""], "argument --arch: must be of sm_80,sm_90,sm_100,gfx942, got ''"),
-        (["--json"], "argument --json: expected one argument"),
+        (["--json"], "Option '--json' requires an argument"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(options, message, capsys):
     """Before anything is compiled."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["resources", *options])
+    assert cli.main(["resources", *options]) == 2
     printed = capsys.readouterr()
-    assert stopped.value.code == 2 and message in printed.err and printed.err.count("\n") == 1
+    assert message in printed.err and printed.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from nntk.bench.suites.calls import calls
+from nntk.bench.suites.op_arguments import small_calls
 from nntk.kernels.assemble import reference as assembly
 from nntk.kernels.attention import reference as attention
 from nntk.kernels.dispatch import REGISTERED, cost_of
@@ -18,7 +18,7 @@ from nntk.kernels.philox import reference as stream
 SIZES = (1, 2, 3)
 # PyTorch's counter knows the product that adds, and not its form in place.
 IN_PLACE = {torch.ops.aten.baddbmm_: lambda onto, a, b, out_shape, **_: 2 * math.prod(a) * b[2]}
-CALLS = [(size, number, name) for size in SIZES for number, (name, _) in enumerate(calls(size=size))]
+CALLS = [(size, number, name) for size in SIZES for number, (name, _) in enumerate(small_calls(size=size))]
 each = pytest.mark.parametrize(("size", "number", "name"), CALLS, ids=[f"{n}-{size}" for size, _, n in CALLS])
 
 
@@ -54,7 +54,7 @@ def single_lines(monkeypatch):
 @each
 def test_products(size, number, name):
     """Two operations for each multiply-add of the reference."""
-    name, arguments = calls(size=size)[number]
+    name, arguments = small_calls(size=size)[number]
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counted:
         REGISTERED[name].reference(*arguments)
     declared = cost_of(name, arguments).flops
@@ -69,7 +69,7 @@ def test_products(size, number, name):
 @each
 def test_memory(size, number, name):
     """Every argument that is read, once, and every result."""
-    name, arguments = calls(size=size)[number]
+    name, arguments = small_calls(size=size)[number]
     tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     with Touched(tensors) as touched:
         made = REGISTERED[name].reference(*arguments)
@@ -80,7 +80,7 @@ def test_memory(size, number, name):
 @each
 def test_random_numbers(size, number, name, monkeypatch):
     """Every number that the stream makes, each once."""
-    name, arguments = calls(size=size)[number]
+    name, arguments = small_calls(size=size)[number]
     made = {"normals": 0, "signs": 0}
     for kind in made:
         whole = getattr(stream, kind)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from nntk.bench.suites.calls import calls
+from nntk.bench.suites.op_arguments import small_calls
 
-CALLS = calls()
+CALLS = small_calls()
 NAMES = sorted({name for name, _ in CALLS})
 
 

@@ -15,7 +15,7 @@ from nntk.bench.machine_code.resources import reports
 from nntk.bench.report.markdown import lines
 from nntk.bench.results import tables
 from nntk.bench.results.files import write_json
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import UNITS, Column
 
 SCHEMA = 2

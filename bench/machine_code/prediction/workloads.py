@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nntk.bench.machine_code.cases import assemble, attention, fixed_weights, perturb, philox
 from nntk.bench.machine_code.measure import Measured
 from nntk.bench.machine_code.prediction.model import PROCESSORS, Card, Launch, Time, time_of
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.kernels.ahead_of_time import Case
 from nntk.kernels.attention.triton import config as attention_config
 from nntk.kernels.fixed_weights.triton import config as weights_config

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nntk.bench.results.store import Row
+from nntk.bench.results.schema import Row
 from nntk.bench.studies.analysis.claims import interval
 
 

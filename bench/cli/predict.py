@@ -1,0 +1,56 @@
+"""``nntk-bench predict``: estimated speed of the kernels on a card, without the card."""
+
+from typing import Annotated
+
+import torch
+import typer
+
+from nntk.bench.cli.options import JsonPath, one_line_errors, one_of
+from nntk.bench.cli.resources import require_triton
+from nntk.bench.machine_code import resources
+from nntk.bench.machine_code.prediction.model import CARDS
+from nntk.bench.measure import environment
+from nntk.bench.results import tables
+
+SUMMARY = "estimate the speed of the kernels on a card, without the card"
+HELP = """\
+Compile the kernels that the design's workloads use on an H200 and a B200, and predict their speed from the machine
+code: the turns of the main loops and the instructions outside of them, each as long as its busiest pipe, and the bytes.
+Where a multiprocessor holds several programs at a time, one fills the gaps of another. Nothing runs and no GPU is
+needed. Latency, bank conflicts, the second-level cache and launches are not seen, so predictions are optimistic (an
+H200 needed 1.5 times as long; for assembly, three times). They show what to improve first; they are no measurement.
+
+how to read it:
+  of roof   time of the work at the card's rate of products or of copies, over the predicted time
+  products  time of the matrix pipe in main loops
+  issue     time that other pipes add in these: noise, splitting of operands, addresses
+  once      time outside of the loops: epilogues
+  memory    time that bytes add to all of that
+"""
+EPILOG = """\
+examples:
+  nntk-bench predict                             the tables
+  nntk-bench predict --card h200                 of one card
+  nntk-bench predict --json prediction.json      with seconds by part, the card's rates, versions and commit
+
+Exit status: 0 predicted, 1 a kernel did not compile, 2 wrong usage, 130 interrupted.
+"""
+
+
+def command(
+    card: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=one_of(CARDS), metavar="NAME", help=f"one of {', '.join(CARDS)}; may be repeated (default: all)"
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the tables in Markdown too")] = False,
+    json: JsonPath = None,
+) -> int:
+    """Predict the speed of the design's workloads."""
+    with one_line_errors(resources.CatalogueError, OSError):
+        require_triton()
+        from nntk.bench.machine_code.prediction import run  # its kernels need Triton
+
+        facts = environment.describe(torch.device("cpu"))
+        return run.run(json, facts, tables.standard_console(), card or [], markdown)

@@ -1,0 +1,99 @@
+"""``nntk-bench resources``: machine code of every kernel, without a GPU."""
+
+import importlib.util
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from nntk.bench.cli.options import JsonPath, one_line_errors
+from nntk.bench.machine_code import resources
+from nntk.bench.machine_code.catalogue import MODULES
+from nntk.bench.machine_code.machines import MACHINES
+from nntk.bench.measure import environment
+from nntk.bench.results import tables
+
+SUMMARY = "compile every kernel without a GPU, judge its machine code"
+HELP = """\
+Compile every kernel at every shipped configuration and read the machine code: registers, stack, shared and tensor
+memory, matrix instructions, and the instructions of the main loops by pipe. No GPU is used, and the architectures need
+not be present. Each row is judged; a failed check is named in the last column and explained below the table.
+
+checks:
+  stack, spills         none
+  shared_memory         at most what a program may have: sm_80 166,912 bytes, sm_90 and sm_100 232,448, gfx942 65,536
+  tensor_memory, trap   at most 512 columns on sm_100, where Triton otherwise compiles to a trap
+  main_loops            the loops that the case states are in the code
+  matrix_instructions   they do the whole of every product that is meant for tensor cores
+  wgmma                 on sm_90 every such product uses it
+  normal_budget, sign_budget, register_budget
+                        on sm_90 at most what the case states: instructions a random number (products included),
+                        registers a thread
+  tensor_bound          on sm_90, where stated, the main loops issue for no longer than their products take
+"""
+EPILOG = """\
+examples:
+  nntk-bench resources                                    everything, on all four architectures
+  nntk-bench resources --arch sm_90 --kernel "hidden"     the kernels with hidden in their name, for one architecture
+  nntk-bench resources --json resources.json              all counts, by pipe and loop, with versions and commit
+  nntk-bench resources --module my_package.my_kernels     other kernels: a module with cases(arch) -> list[Case]
+  nntk-bench resources --list                             the kernels' names, without compiling them
+
+How to read it: instr./normal and instr./sign are instructions of one thread for each random number over the main loops,
+products and addresses included. Cycles are those of a multiprocessor for one turn of all main loops of one program, to
+issue and on the matrix pipe. The limit is the pipe that is busy longest. Each side of a condition counts half, waits
+succeed at once, and bank conflicts and latencies are not seen: these are lower bounds of the time.
+
+Exit status: 0 all good, 1 a check failed or a kernel did not compile, 2 wrong usage, 130 interrupted.
+"""
+
+
+def require_triton() -> None:
+    """Refuse a command that compiles kernels where Triton is not installed.
+
+    Raises:
+        CatalogueError: If there is no Triton.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise resources.CatalogueError("Triton is not installed (pip install triton; it is made for Linux)")
+
+
+def _parse_architectures(value: Any) -> str:
+    names = list(dict.fromkeys(str(value).split(",")))
+    if unknown := [name for name in names if name not in MACHINES]:
+        raise typer.BadParameter(f"must be of {','.join(MACHINES)}, got {unknown[0]!r}")
+    return ",".join(names)
+
+
+def command(
+    arch: Annotated[
+        str,
+        typer.Option(
+            parser=_parse_architectures,
+            metavar="LIST",
+            help=f"comma-separated, of {','.join(MACHINES)} (default: all)",
+            show_default=False,
+        ),
+    ] = ",".join(MACHINES),
+    kernel: Annotated[str, typer.Option(metavar="TEXT", help="only kernels with this in their name")] = "",
+    module: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="module with kernels, instead of the shipped ones; may be repeated"),
+    ] = None,
+    json: JsonPath = None,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="print architecture, module and name of every kernel")
+    ] = False,
+) -> int:
+    """Compile and judge the kernels, or list them."""
+    with one_line_errors(resources.CatalogueError, OSError):
+        require_triton()
+        tasks = resources.catalogue(module or MODULES, arch.split(","))
+        selected = [task for task in tasks if kernel in task.case]
+        if not selected:
+            raise resources.CatalogueError(f"none of {len(tasks)} kernels has {kernel!r} in its name; see --list")
+        if list_only:
+            typer.echo("\n".join(f"{task.arch:7} {task.module}  {task.case}" for task in selected))
+            return 0
+        facts = environment.describe(torch.device("cpu"))
+        return resources.run(selected, json, facts, tables.standard_console())
