@@ -4,16 +4,18 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
+import networkx as nx
+
 from nntk.bench.machine_code.listing import Instruction, Listing
 
 
 @dataclass(frozen=True)
 class Block:
-    """Instructions that run in one go.
+    """Basic block: instructions that run without a jump in or out between them.
 
     Attributes:
-        instructions: What runs.
-        successors: Which block follows how likely.
+        instructions: Instructions in their order.
+        successors: Probability of each block that may follow.
     """
 
     instructions: tuple[Instruction, ...]
@@ -22,11 +24,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Loop:
-    """A natural loop: everything that reaches a back edge to its header without passing the header.
+    """Natural loop: the blocks that reach a back edge to its header without passing the header.
 
     Attributes:
-        header: The block through which it is entered.
-        members: Its blocks, those of inner loops included.
+        header: Block through which the loop is entered.
+        members: Blocks of the loop, those of inner loops included.
     """
 
     header: int
@@ -34,114 +36,96 @@ class Loop:
 
 
 class Flow:
-    """The control-flow graph of what is reachable from the first instruction.
+    """Control-flow graph of the blocks that the first instruction reaches.
 
     Args:
-        listing: The kernel.
+        listing: Instructions and labels of the kernel.
     """
 
     def __init__(self, listing: Listing) -> None:
         self.blocks = _blocks(listing)
-        self.order = self._reverse_postorder()
-        self.predecessors: defaultdict[int, list[int]] = defaultdict(list)
-        for block in self.order:
-            for other in self.blocks[block].successors:
-                self.predecessors[other].append(block)
-
-    def _reverse_postorder(self) -> list[int]:
-        done: list[int] = []
-        seen = {0}
-        path = [(0, iter(self.blocks[0].successors))] if self.blocks else []
-        while path:
-            block, ahead = path[-1]
-            following = next((other for other in ahead if other not in seen), None)
-            if following is None:
-                done.append(block)
-                path.pop()
-            else:
-                seen.add(following)
-                path.append((following, iter(self.blocks[following].successors)))
-        return done[::-1]
+        graph = nx.DiGraph()
+        if self.blocks:
+            graph.add_node(0)
+        # Edges keep the order of the successors, and so does the depth-first search.
+        for number, block in enumerate(self.blocks):
+            graph.add_edges_from((number, successor) for successor in block.successors)
+        self.order: list[int] = list(nx.dfs_postorder_nodes(graph, 0))[::-1] if self.blocks else []
+        self.graph = graph.subgraph(self.order)
 
     @cached_property
     def dominators(self) -> dict[int, set[int]]:
-        """The blocks that every way from the entry to a block passes, itself included."""
-        found = {block: set(self.order) for block in self.order}
-        changed = True
-        while changed:
-            changed = False
-            for block in self.order:
-                ways = [found[other] for other in self.predecessors[block]]
-                above = {block} | (set.intersection(*ways) if ways and block != 0 else set())
-                changed |= above != found[block]
-                found[block] = above
-        return found
+        """Dominators by block: the blocks that every path from the entry to the block passes, itself included."""
+        immediate = nx.immediate_dominators(self.graph, 0) if self.blocks else {}
+        dominators: dict[int, set[int]] = {}
+        # In reverse postorder a block comes after its immediate dominator. The entry has none but itself.
+        for block in self.order:
+            dominators[block] = {block} | (dominators[immediate[block]] if block != 0 else set())
+        return dominators
 
     @cached_property
     def loops(self) -> list[Loop]:
-        """The natural loops by the address of their headers; back edges to one header make one loop."""
+        """Natural loops in the order of their headers; back edges to one header make one loop."""
         members: dict[int, set[int]] = {}
-        for latch in self.order:
-            for header in self.blocks[latch].successors:
-                if header in self.dominators[latch]:
-                    body = members.setdefault(header, {header})
-                    ahead = [latch]
-                    while ahead:
-                        block = ahead.pop()
-                        if block not in body:
-                            body.add(block)
-                            ahead += self.predecessors[block]
+        for latch, header in self.graph.edges:
+            if header in self.dominators[latch]:
+                body = members.setdefault(header, {header})
+                if latch != header:
+                    inside = self.graph.subgraph(set(self.order) - {header})
+                    body |= {latch} | nx.ancestors(inside, latch)
         return [Loop(header, frozenset(members[header])) for header in sorted(members)]
 
     def turn(self, loop: Loop) -> dict[int, float]:
-        """Say how often each block of a loop runs in one turn.
+        """Return how often each block of a loop runs in one turn.
 
-        Both sides of a condition are equally likely, where the listing does not know better. The turn goes on: a way
-        out of the loop takes nothing from the others.
+        Both sides of a condition are equally likely unless the listing knows better. The turn is one that goes on: an
+        exit from the loop takes no probability from the other paths.
 
         Args:
-            loop: The loop; its inner loops are taken to turn once.
+            loop: Loop of this graph. Each of its inner loops is counted as one turn.
 
         Returns:
-            The runs by block, 1 for the header.
+            Number of runs by block, 1 for the header.
         """
         return self._weights(loop.header, loop.members)
 
     def outside(self, loops: list[Loop]) -> dict[int, float]:
-        """How often each block runs in one pass through the kernel, apart from the blocks of some loops."""
+        """Return how often each block outside the given loops runs in one pass through the kernel."""
         inside = {block for loop in loops for block in loop.members}
         weights = self._weights(0, frozenset(self.order))
         return {block: weight for block, weight in weights.items() if block not in inside}
 
     def _weights(self, header: int, members: frozenset[int]) -> dict[int, float]:
-        """Spread one entry at the header over a region, its inner loops taken as one block each."""
+        """Spread one entry at the header over a region; each inner loop counts as one block."""
         inner = [loop for loop in self.loops if loop.header != header and loop.members <= members]
-        outermost = {loop.header: loop for loop in inner if not any(loop.members < other.members for other in inner)}
-        arriving = defaultdict(float, {header: 1.0})
+        outermost = {loop.header: loop for loop in inner if not any(loop.members < outer.members for outer in inner)}
+        entries = defaultdict(float, {header: 1.0})
         weights: dict[int, float] = {}
         for block in self.order:
             if block not in members or block in weights:
                 continue
             loop = outermost.get(block)
             body = self._weights(block, loop.members) if loop else {block: 1.0}
-            weights |= {member: arriving[block] * weight for member, weight in body.items()}
-            ways = [
-                (other, likely)
+            weights |= {member: entries[block] * weight for member, weight in body.items()}
+            exits = [
+                (successor, probability)
                 for member in body
-                for other, likely in self.blocks[member].successors.items()
-                if other in members and other not in body and other != header
+                for successor, probability in self.blocks[member].successors.items()
+                if successor in members and successor not in body and successor != header
             ]
-            total = sum(likely for _, likely in ways) or 1.0
-            for other, likely in ways:
-                arriving[other] += arriving[block] * likely / total
+            total = sum(probability for _, probability in exits) or 1.0
+            for successor, probability in exits:
+                entries[successor] += entries[block] * probability / total
         return weights
 
 
 def _blocks(listing: Listing) -> list[Block]:
     code, labels = listing.instructions, listing.labels
-    targets = {labels[one.target] for one in code if one.target in labels}
-    after = {number + 1 for number, one in enumerate(code) if one.target is not None or one.ends}
-    starts = sorted(number for number in {0} | targets | after if number < len(code))
+    targets = {labels[instruction.target] for instruction in code if instruction.target in labels}
+    after_jumps = {
+        number + 1 for number, instruction in enumerate(code) if instruction.target is not None or instruction.ends
+    }
+    starts = sorted(number for number in {0} | targets | after_jumps if number < len(code))
     index = {start: number for number, start in enumerate(starts)}
     blocks = []
     for start, stop in zip(starts, [*starts[1:], len(code)], strict=True):
