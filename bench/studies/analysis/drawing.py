@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nntk.bench.report.plots import look_of as look
+from nntk.bench.report.plots.axes import look_of as look
 from nntk.bench.studies.analysis.rows import Band
 
 if TYPE_CHECKING:
