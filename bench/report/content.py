@@ -48,7 +48,7 @@ _COLUMNS = {
         Column("autograd NTK, right", "local_accuracy", "percent"),
     )
 }
-"""How a figure is shown in a section that names no columns of its own, in this order."""
+"""Columns of a section that names none, in this order."""
 
 _SCALES: Mapping[str, Sequence[tuple[float, str]]] = {
     "seconds": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),

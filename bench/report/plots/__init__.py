@@ -12,12 +12,15 @@ from nntk.bench.report.plots.chart import Chart
 from nntk.bench.report.plots.errors import difference_error, kernel_error
 from nntk.bench.report.plots.rooflines import roofline
 from nntk.bench.report.plots.scalings import scaling
-from nntk.bench.report.plots.series import fit as fit
+from nntk.bench.report.plots.series import fit
 from nntk.bench.report.plots.speed_ups import speed_ups
 from nntk.bench.results.store import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+__all__ = ["Plot", "fit", "plots"]
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,7 @@
 
 from dataclasses import replace
 
-import nntk as nntk
-from nntk.bench.results.store import Row as Row
-from nntk.bench.studies import Drawn as Drawn
-from nntk.bench.studies import Setting as Setting
 from nntk.bench.studies import Study
-from nntk.bench.studies.analysis import drawing as drawing
-from nntk.bench.studies.analysis.alignment import alignment as alignment
-from nntk.bench.studies.analysis.claims import Claim as Claim
-from nntk.bench.studies.analysis.claims import interval as interval
-from nntk.bench.studies.analysis.networks import network as network
-from nntk.bench.studies.analysis.rows import Band as Band
-from nntk.bench.studies.analysis.rows import Rows as Rows
 from nntk.bench.studies.attention.claims import assemble_claims
 from nntk.bench.studies.attention.experiment import Size, replicate
 from nntk.bench.studies.attention.figures import draw_figures

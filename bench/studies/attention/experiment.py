@@ -24,7 +24,7 @@ TEMPERATURES = {
     ("parameters", "dot"): (0.03, 0.01, 5e-3, 3e-3, 1e-3, 1e-4),
     ("parameters", "distance"): (0.01, 3e-3, 1e-3, 5e-4, 2e-4, 1e-5),
 }
-"""The four scores, with temperatures from equal weights to collapse at the small gamma."""
+"""Temperatures of the four scores, from equal weights to collapse at the small gamma."""
 FORMS = tuple(TEMPERATURES)
 _AT_WIDTHS = {
     ("outputs", "dot"): 0.1,

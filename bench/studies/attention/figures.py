@@ -58,7 +58,7 @@ def draw_figures(rows: Rows) -> Iterator[Drawn]:
 
 
 def _against_effective(panel: "Axes", rows: Rows, key: str, unit: np.ndarray, number: int) -> None:
-    """A figure over that of equal weights, against the mean share of effective samples, one point a temperature."""
+    """Draw a figure relative to equal weights, against the mean share of effective samples, by temperature."""
     points = []
     for temperature in rows.distinct("temperature"):
         found = interval(rows.values(key, temperature=temperature) / unit, ratio=True)

@@ -25,7 +25,7 @@ PROPOSALS: dict[str, Callable[[float], nntk.FixedKernel | None]] = {
     HEAVY: lambda gamma: nntk.FixedKernel("cauchy", gamma=gamma),
     "the law itself": lambda gamma: None,
 }
-"""What displacements are drawn from, to be weighted as those of a gaussian."""
+"""Proposals: distributions whose displacements are weighted as those of a gaussian."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _flow(setting: Setting, width: int) -> Iterator[Row]:
 
 
 def _kernels(setting: Setting, model: nn.Module, x: Tensor, grid: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """The kernels of the points, and of the grid with the points."""
+    """Return the kernels of the points, and of the grid with the points."""
     size: Size = setting.size
     made = {"NTK": (nntk.local_ntk(model, x), nntk.local_ntk(model, grid, x))}
     for gamma in size.gammas:
@@ -104,7 +104,7 @@ def _outputs(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _marks(steps: int, count: int) -> list[int]:
-    """Where a run is looked at: about as many numbers of steps, evenly on a logarithmic axis."""
+    """Return about ``count`` numbers of steps at which a run is evaluated, evenly spaced on a logarithmic axis."""
     return sorted({round(float(mark)) for mark in np.geomspace(1, steps, count)})
 
 
@@ -130,7 +130,7 @@ class _StraightThrough(nn.Module):
 
 
 def _signs(setting: Setting, method: str) -> Iterator[Row]:
-    """A sign network trained on digits: accuracy on the others, and the training loss, along evaluations."""
+    """Train a sign network on digits: held-out accuracy and training loss along evaluations."""
     size: Size = setting.size
     digits = data.load(setting.seed, setting.device)
     images, labels = digits.images.double(), digits.labels
@@ -155,7 +155,7 @@ def _cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _stepper(method: str, model: nn.Module, setting: Setting) -> tuple[Callable[[_Loss], object], int, int]:
-    """What makes a step of a method from the loss of a batch, its cost in evaluations, and the number of steps."""
+    """Return the function that does a step of a method, the cost of a step in evaluations, and the number of steps."""
     size: Size = setting.size
     if method == NONLOCAL:
         descent = nntk.NonlocalGradientDescent(
@@ -178,7 +178,7 @@ def _follow(adam: torch.optim.Adam, loss: _Loss) -> None:
 
 @torch.no_grad()
 def _evolve(model: nn.Module, adam: torch.optim.Adam, noise: torch.Generator, size: Size, loss: _Loss) -> None:
-    """A step of evolution strategies: antithetic normal displacements, weighted by their losses' ranks."""
+    """Do a step of evolution strategies: antithetic normal displacements, weighted by the ranks of their losses."""
     base = parameters_to_vector(model.parameters())
     deltas = torch.randn(size.pairs, len(base), generator=noise, dtype=base.dtype).to(base.device)
     losses = np.empty((2, size.pairs))
