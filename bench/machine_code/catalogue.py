@@ -1,4 +1,4 @@
-"""Which kernels there are: the modules that list them, and how to compile and judge one of them by its name."""
+"""Catalogue of the kernels: the modules that list them, and functions that compile and check one by its name."""
 
 import contextlib
 import importlib
@@ -30,13 +30,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a task.
+    """Result of a task.
 
     Attributes:
-        task: Which it was.
-        case: What the case states; empty if there was no way to read it.
-        measured: Its resources; None if it did not compile.
-        failures: What is wrong, by check.
+        task: Task that was compiled.
+        case: Statements of the case; empty if they could not be read.
+        measured: Resources of the kernel; None if it did not compile.
+        failures: Messages of the checks that failed, by check.
     """
 
     task: Task
@@ -45,7 +45,7 @@ class Report:
     failures: dict[str, str]
 
     def row(self) -> dict[str, Any]:
-        """Everything, as plain data for JSON."""
+        """Return the whole result as plain data for JSON."""
         row: dict[str, Any] = {**asdict(self.task), "stated": self.case, "failures": self.failures}
         if self.measured:
             warp_size = MACHINES[self.task.arch].warp_size
@@ -85,8 +85,8 @@ def report(task: Task) -> Report:
         # Triton prints the whole of the PTX that ptxas rejects; its message says enough.
         with contextlib.redirect_stdout(io.StringIO()):
             compiled = ahead_of_time.compile(case, task.arch)
-    except Exception as wrong:  # noqa: BLE001 - whatever a compiler throws is a finding, not an end
-        return Report(task, _stated(case), None, {"compiles": f"{type(wrong).__name__}: {wrong}"})
+    except Exception as error:  # noqa: BLE001 - whatever a compiler throws is a finding, not an end
+        return Report(task, _stated(case), None, {"compiles": f"{type(error).__name__}: {error}"})
     measured = measure(case, compiled, task.arch)
     return Report(task, _stated(case), measured, checks.failures(case, task.arch, measured))
 

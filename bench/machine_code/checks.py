@@ -1,4 +1,4 @@
-"""What a kernel must keep; each check is a function that says what is wrong, or nothing."""
+"""Checks of a compiled kernel: each is a function that returns a message if the kernel fails, and None otherwise."""
 
 from collections.abc import Callable
 
@@ -79,7 +79,7 @@ def register_budget(case: Case, arch: str, measured: Measured) -> str | None:
 
 
 def tensor_bound(case: Case, arch: str, measured: Measured) -> str | None:
-    """Where stated, issuing must not take longer than the products, on sm_90."""
+    """Issuing must not take longer than the products on sm_90 if the case states that products are the limit."""
     if arch != "sm_90" or not case.tensor_bound:
         return None
     issue, tensor = measured.cycles["issue"], measured.cycles["tensor"]
@@ -111,6 +111,6 @@ CHECKS: tuple[Check, ...] = (
 
 
 def failures(case: Case, arch: str, measured: Measured) -> dict[str, str]:
-    """What is wrong, by check."""
-    found = {check.__name__: check(case, arch, measured) for check in CHECKS}
-    return {name: message for name, message in found.items() if message}
+    """Return the messages of the checks that fail, by check."""
+    messages = {check.__name__: check(case, arch, measured) for check in CHECKS}
+    return {name: message for name, message in messages.items() if message}

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction of a warp.
+    """Instruction of a warp.
 
     Attributes:
-        opcode: Its mnemonic with all modifiers, e.g. ``IMAD.WIDE.U32`` or ``v_mfma_f32_32x32x8_bf16``.
-        operands: The rest of the line.
-        target: The label that it may branch to.
-        taken: How likely it branches there; the next instruction follows otherwise.
-        ends: Whether the program ends here.
+        opcode: Mnemonic with all modifiers, e.g. ``IMAD.WIDE.U32`` or ``v_mfma_f32_32x32x8_bf16``.
+        operands: Rest of the line.
+        target: Label that it may branch to.
+        taken: Probability of the branch; otherwise the next instruction follows.
+        ends: True if the program ends here.
     """
 
     opcode: str
@@ -25,7 +25,7 @@ class Instruction:
 
 @dataclass
 class Listing:
-    """A kernel's instructions in the order of their addresses, and the indices that labels name."""
+    """Instructions of a kernel in the order of their addresses, and the indices that labels name."""
 
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -45,10 +45,10 @@ def sass(text: str) -> Listing:
     (BRA.DIV).
 
     Args:
-        text: What nvdisasm printed for one cubin.
+        text: Output of nvdisasm for one cubin.
 
     Returns:
-        The instructions; those of functions that the kernel may call follow its own.
+        The instructions; those of called functions follow those of the kernel.
     """
     listing = Listing()
     waits: set[str] = set()
@@ -67,12 +67,12 @@ def sass(text: str) -> Listing:
 def _sass_instruction(
     predicate: str, opcode: str, operands: str, waits: set[str], immediates: dict[str, int]
 ) -> Instruction:
-    """One instruction; ``waits`` are the predicates that say a wait succeeded, ``immediates`` the known registers."""
+    """Read an instruction; ``waits`` are the predicates of successful waits, ``immediates`` the known registers."""
     # A call to a label of the kernel's own is ptxas's long jump; calls of functions come back.
     if (target := re.search(r"`\((.+?)\)", operands)) and (
         opcode.startswith("BRA") or opcode.startswith("CALL") and target[1].startswith(".L")
     ):
-        taken = _likely(opcode, predicate or operands, waits)
+        taken = _branch_probability(opcode, predicate or operands, waits)
         return Instruction(opcode, operands, target[1] if taken else None, taken)
     first, _, rest = operands.partition(", ")
     waits.discard(first)
@@ -91,8 +91,8 @@ def _sass_instruction(
     return Instruction(opcode, operands, ends=not predicate and opcode.startswith(_ENDS))
 
 
-def _likely(opcode: str, condition: str, waits: set[str]) -> float:
-    """How likely a branch is taken whose condition, if any, is the first word."""
+def _branch_probability(opcode: str, condition: str, waits: set[str]) -> float:
+    """Return the probability of a branch whose condition, if any, is the first word."""
     match = re.match(r"(!?)(U?P\d)\b", condition)
     if opcode.startswith("BRA.DIV"):
         return 0.0
@@ -104,7 +104,7 @@ def _likely(opcode: str, condition: str, waits: set[str]) -> float:
 
 
 def _tcgen05_shape(descriptor: int) -> str:
-    """The shape that tcgen05's instruction descriptor holds, written as wgmma writes its own in the opcode."""
+    """Return the shape in the instruction descriptor of tcgen05, written as wgmma writes its shape in the opcode."""
     m, n, tf32 = (descriptor >> 24 & 31) * 16, (descriptor >> 17 & 63) * 8, descriptor >> 7 & 7 == 2
     return f".{m}x{n}x{8 if tf32 else 16}{'.TF32' if tf32 else ''}"
 

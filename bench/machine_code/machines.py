@@ -1,4 +1,4 @@
-"""What the architectures can do in a clock: pipes, rates of products, limits; and which pipe an instruction takes.
+"""Architectures: pipes, rates of products in a clock, limits, and the pipe of each instruction.
 
 Rates of the ordinary pipes are those of the CUDA programming guide's table of arithmetic instructions and of AMD's
 CDNA 3 instruction set guide. Rates of products are the data sheets' dense peaks over multiprocessors and boost clock,
@@ -114,7 +114,7 @@ def classify(opcode: str) -> str:
 
 @dataclass(frozen=True)
 class MatrixShape:
-    """What one matrix instruction multiplies.
+    """Shape of the product of one matrix instruction.
 
     Attributes:
         operand: Key of ``Machine.products``.

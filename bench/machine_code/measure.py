@@ -1,4 +1,4 @@
-"""What one case came to on one architecture: its memory, and its main loops by pipe."""
+"""Resources of one case on one architecture: its memory, and its main loops by pipe."""
 
 import re
 import subprocess
@@ -15,13 +15,13 @@ from nntk.kernels.ahead_of_time import Case, Compiled, Work
 
 @dataclass(frozen=True)
 class Part:
-    """A main loop, or everything outside of them.
+    """Main loop, or everything outside the main loops.
 
     Attributes:
-        work: What the case states for it.
+        work: Work that the case states for it.
         instructions: Instructions that a warp issues in one turn of the loop as compiled, by class.
         matrix: Matrix instructions in it, by opcode.
-        multiply_adds: What these do in all warps together, by operand.
+        multiply_adds: Multiply-adds of these in all warps together, by operand.
         unrolled: Turns of the source's loop in one turn of the compiled one, by its products.
         cycles: Clocks that one turn of the source's loop keeps each pipe of a multiprocessor busy.
     """
@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Measured:
-    """The resources of a compiled case.
+    """Resources of a compiled case.
 
     Attributes:
         registers: Registers a thread.
@@ -50,11 +50,11 @@ class Measured:
         shared: Bytes of shared memory of a program.
         tensor_memory: Columns of tensor memory of a program.
         num_warps: Warps of a program.
-        traps: Whether the program is nothing but a trap.
-        found: How many loops look like main loops.
-        nested: Whether a main loop holds a loop: how often that one turns is not known.
-        loops: The main loops, one for each that the case states, as far as they were found.
-        once: What is outside of them.
+        traps: True if the program is only a trap.
+        found: Number of loops that look like main loops.
+        nested: True if a main loop holds a loop, whose number of turns is not known.
+        loops: Main loops, at most one for each that the case states.
+        once: Everything outside the main loops.
     """
 
     registers: int
@@ -71,7 +71,7 @@ class Measured:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What bounds the kernel: its main loops, or all of a kernel without."""
+        """Parts that bound the kernel: its main loops, or the whole kernel if it has none."""
         return self.loops or (self.once,)
 
     @property
@@ -81,7 +81,7 @@ class Measured:
 
     @property
     def limit(self) -> str:
-        """The pipe that is busy longest: no program turns faster."""
+        """Pipe that is busy longest and therefore bounds the speed."""
         return max(self.cycles, key=lambda pipe: self.cycles[pipe])
 
     def issued_per(self, numbers: str, warp_size: int) -> float | None:
@@ -106,12 +106,12 @@ def measure(case: Case, compiled: Compiled, arch: str) -> Measured:
     """Read the resources of a compiled case from its machine code.
 
     Args:
-        case: What was compiled.
-        compiled: Its machine code.
-        arch: For which architecture.
+        case: Case that was compiled.
+        compiled: Machine code of the case.
+        arch: Architecture of the machine code.
 
     Returns:
-        What it needs and does.
+        Its memory, and its instructions by pipe.
     """
     listing, registers, stack, spills = _amd(compiled) if not compiled.cubin else _nvidia(compiled)
     flow = Flow(listing)
@@ -166,7 +166,7 @@ def _amd(compiled: Compiled) -> tuple[Listing, int, int, int]:
 
 
 def _main_loops(flow: Flow, tensor: bool) -> list[Loop]:
-    """The innermost loops, of those with a matrix instruction if the case has products for these and the code any."""
+    """Return the innermost loops, those with matrix instructions if the case states products and the code has any."""
 
     def multiplies(loop: Loop) -> bool:
         code = (one for block in loop.members for one in flow.blocks[block].instructions)
@@ -177,7 +177,7 @@ def _main_loops(flow: Flow, tensor: bool) -> list[Loop]:
 
 
 def _turns(work: Work, multiply_adds: float, fused: float) -> float:
-    """How many turns of the source's loop the compiled one does, from the multiply-adds of the stated products."""
+    """Return the turns of the source's loop in one of the compiled loop, by the multiply-adds of stated products."""
     stated = sum(product.m * product.n * product.k for product in work.products)
     if not stated:
         return 1.0

@@ -1,5 +1,6 @@
 """``nntk-bench resources``: compile in worker processes, draw the table, write the JSON."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from rich.console import Console
 from nntk.bench.machine_code.catalogue import Report, Task, report, tasks
 from nntk.bench.machine_code.machines import MACHINES
 from nntk.bench.results import tables
-from nntk.bench.results.files import write_json
+from nntk.bench.results.files import write_json, write_text
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
 
@@ -46,16 +47,33 @@ COLUMNS = (
     Column("verdict", "verdict"),
 )
 
+SUMMARY_COLUMNS = (
+    "module",
+    "arch",
+    "case",
+    "registers",
+    "stack",
+    "shared",
+    "tensor_memory",
+    "instructions_per_normal",
+    "instructions_per_sign",
+    "issue_cycles",
+    "tensor_cycles",
+    "limit",
+    "verdict",
+)
+"""Values of a row of the summary, in this order."""
+
 
 @contextmanager
 def workers(number: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes that can compile, also where this one runs Triton's interpreter.
+    """Start fresh processes that can compile, even if this process runs Triton's interpreter.
 
     Args:
-        number: How many.
+        number: Number of processes.
 
     Yields:
-        A pool; whatever ends the block, or this process, ends the processes.
+        A pool. Its processes end with the block, or with this process.
     """
     interpreted = os.environ.pop("TRITON_INTERPRET", None)
     pool = ProcessPoolExecutor(
@@ -78,7 +96,7 @@ def workers(number: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _serve() -> None:
-    """In a worker: deaf to Ctrl-C, and gone when the process is that started it."""
+    """Set up a worker: ignore SIGINT, and exit when the parent process exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker has one"
@@ -92,10 +110,10 @@ def _serve() -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits: processes start deaf to it from their first instruction, and a start is not left half done."""
+    """Delay Ctrl-C: worker processes ignore it from their first instruction, and none is left half started."""
     waiting: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
-    # The mask is for the processes, which inherit it; of this one another thread may get the signal, and main run it.
+    # The worker processes inherit the mask. In this process another thread may still receive the signal.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -106,14 +124,14 @@ def _uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _submitted(pool: ProcessPoolExecutor, function: Callable[..., T], *arguments: Any) -> Future[T]:
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., T], *arguments: Any) -> Future[T]:
     with _uninterrupted():
         return pool.submit(function, *arguments)
 
 
 @contextmanager
 def _stopped() -> Iterator[list[int]]:
-    """Remember Ctrl-C: where it is raised in a callback of the garbage collector, Python goes on as if it were not."""
+    """Record Ctrl-C: Python ignores the exception if it is raised in a callback of the garbage collector."""
     stops: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -128,65 +146,100 @@ def _stopped() -> Iterator[list[int]]:
 
 
 class CatalogueError(Exception):
-    """A module's list of kernels cannot be read."""
+    """Error of a module whose list of kernels cannot be read."""
 
 
 def catalogue(modules: Sequence[str], architectures: Sequence[str]) -> list[Task]:
-    """List every case of some modules.
+    """List every case of modules.
 
     Args:
-        modules: Their dotted names.
-        architectures: For which architectures.
+        modules: Dotted names of the modules.
+        architectures: Architectures to compile for.
 
     Returns:
-        One task a case and architecture.
+        One task for each case and architecture.
 
     Raises:
         CatalogueError: If a module cannot be imported or its ``cases`` fails.
     """
-    found: list[Task] = []
+    listed: list[Task] = []
     with workers(1) as pool:
         for module in modules:
             for arch in architectures:
                 try:
-                    found += _submitted(pool, tasks, module, arch).result()
-                except Exception as wrong:
-                    raise CatalogueError(f"{module} lists no kernels: {type(wrong).__name__}: {wrong}") from wrong
-    return found
+                    listed += _submit(pool, tasks, module, arch).result()
+                except Exception as error:
+                    raise CatalogueError(f"{module} lists no kernels: {type(error).__name__}: {error}") from error
+    return listed
 
 
 def reports(wanted: Sequence[Task]) -> Iterator[Report]:
-    """Compile tasks on every core, in their order; one that brings the compiler down is a failure of that one only."""
-    left = list(wanted)
-    while left:
-        with workers(min(len(os.sched_getaffinity(0)), len(left))) as pool:
+    """Compile tasks on every core, in their order; a task that crashes the compiler is a failure of that task only."""
+    remaining = list(wanted)
+    while remaining:
+        with workers(min(len(os.sched_getaffinity(0)), len(remaining))) as pool:
             try:
-                for future in [_submitted(pool, report, task) for task in left]:
-                    done = future.result()
-                    left.pop(0)
-                    yield done
+                for future in [_submit(pool, report, task) for task in remaining]:
+                    result = future.result()
+                    remaining.pop(0)
+                    yield result
             except BrokenProcessPool:
                 pass
-        if left:  # It or one of the next few crashed: judge it alone, and go on with the others.
-            yield _alone(left.pop(0))
+        if remaining:  # This task or one of the next few crashed: compile it alone, then continue with the others.
+            yield _alone(remaining.pop(0))
 
 
 def _alone(task: Task) -> Report:
     with workers(1) as pool:
         try:
-            return _submitted(pool, report, task).result()
+            return _submit(pool, report, task).result()
         except BrokenProcessPool:
             return Report(task, {}, None, {"compiles": "the compiler crashed; its last words are on the error stream"})
 
 
-def run(wanted: Sequence[Task], path: Path | None, facts: Mapping[str, Any], console: Console) -> int:
-    """Compile, measure and judge tasks; table on the console, JSON to a file.
+def summarize(record: Mapping[str, Any]) -> str:
+    """Return a full record of compiled kernels as a short JSON: one line for each kernel and architecture.
 
     Args:
-        wanted: What to compile.
-        path: Where the JSON goes, if anywhere.
-        facts: What the figures depend on: versions, commit.
-        console: Where the table goes.
+        record: Content of the JSON that ``nntk-bench resources --json`` writes.
+
+    Returns:
+        JSON text with what the figures depend on, and with a list of values for each row in the order of ``columns``.
+    """
+    head = {key: value for key, value in record.items() if key not in {"limits", "rows"}}
+    head["columns"] = list(SUMMARY_COLUMNS)
+    rows = []
+    for row in record["rows"]:
+        cycles = row.get("cycles", {})
+        values = row | {
+            "verdict": ", ".join(row["failures"]) or "good",
+            "issue_cycles": cycles.get("issue"),
+            "tensor_cycles": cycles.get("tensor"),
+        }
+        rows.append(json.dumps([_rounded(values.get(column)) for column in SUMMARY_COLUMNS]))
+    return f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
+
+
+def _rounded(value: Any) -> Any:
+    """Round a fraction to six significant digits, and leave other values as they are."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def run(
+    wanted: Sequence[Task],
+    path: Path | None,
+    facts: Mapping[str, Any],
+    console: Console,
+    summary: Path | None = None,
+) -> int:
+    """Compile, measure and check tasks; write a table to the console and JSON to files.
+
+    Args:
+        wanted: Tasks to compile.
+        path: File of the full record; none is written if None.
+        facts: Facts that the figures depend on: versions, commit.
+        console: Console of the table.
+        summary: File of the summary, see ``summarize``; none is written if None.
 
     Returns:
         The exit status: 0 all good, 1 a check failed, 130 interrupted.
@@ -211,38 +264,40 @@ def run(wanted: Sequence[Task], path: Path | None, facts: Mapping[str, Any], con
         except KeyboardInterrupt:
             status = "interrupted"
         except Exception:
-            # What an interrupt left half done may fail in a way of its own.
+            # After an interrupt, work that is half done may raise other errors.
             if not stops:
                 raise
         finally:
             content["status"] = status = "interrupted" if stops else status
             if path:
                 write_json(path, content)
+            if summary:
+                write_text(summary, summarize(content))
     console.print(f"{status}: {len(content['rows'])} of {len(wanted)} judged" + (f", in {path}" if path else ""))
     return {"good": 0, "failed": 1, "interrupted": 130}[status]
 
 
 def _draw(wanted: Sequence[Task], rows: list[Row], console: Console) -> bool:
-    """Fill the table and the rows; whether no check failed."""
-    wrong = []
+    """Fill the table and the rows; return True if no check failed."""
+    failures = []
     with tables.growing(console, "Resources", CAPTION, COLUMNS) as show:
         show(None, f"compiling 1 of {len(wanted)}")
-        for number, found in enumerate(reports(wanted), 2):
-            rows.append(found.row())
-            wrong += [(found.task, check, message) for check, message in found.failures.items()]
-            show(_cells(found), f"compiling {number} of {len(wanted)}" if number <= len(wanted) else "")
-    for task, check, message in wrong:
+        for number, result in enumerate(reports(wanted), 2):
+            rows.append(result.row())
+            failures += [(result.task, check, message) for check, message in result.failures.items()]
+            show(_cells(result), f"compiling {number} of {len(wanted)}" if number <= len(wanted) else "")
+    for task, check, message in failures:
         console.print(f"{task.case} on {task.arch}: {check}: {message}", style="red", highlight=False, markup=False)
-    return not wrong
+    return not failures
 
 
-def _cells(found: Report) -> Row:
-    row: Row = {"case": found.task.case, "arch": found.task.arch, "verdict": ", ".join(found.failures) or "good"}
-    if found.failures:
+def _cells(result: Report) -> Row:
+    row: Row = {"case": result.task.case, "arch": result.task.arch, "verdict": ", ".join(result.failures) or "good"}
+    if result.failures:
         row["failure"] = row["verdict"]
-    if found.measured:
-        parts, cycles = found.measured.parts, found.measured.cycles
-        row = found.row() | row
+    if result.measured:
+        parts, cycles = result.measured.parts, result.measured.cycles
+        row = result.row() | row
         row["matrix"] = sum(count for part in parts for count in part.matrix.values())
         row["cycles"] = f"{cycles['issue']:,.0f} / {cycles['tensor']:,.0f}"
     return row

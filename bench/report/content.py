@@ -1,4 +1,4 @@
-"""What a report says of a run, before it is Markdown or HTML: its facts, and a table of text for each section."""
+"""Content of a report before it is Markdown or HTML: facts of a run, and a table of text for each section."""
 
 import json
 import math
@@ -17,7 +17,7 @@ SPEEDS = frozenset({"median_s", "low_s", "high_s", "speed_up", "evaluations_per_
 """Figures that a failed row does not show."""
 
 FAILURE = "failure"
-"""Header of the column with what is wrong with rows; there only if something is."""
+"""Header of the column that says why rows failed; a table has it only if a row failed."""
 
 _BOOKKEEPING = frozenset({"section", "key", "attempt", "elapsed_s", "failure"})
 
@@ -49,7 +49,7 @@ _COLUMNS = {
         Column("autograd NTK, right", "local_accuracy", "percent"),
     )
 }
-"""How a figure is shown in a section that names no columns of its own, in this order."""
+"""Columns of a section that names none, in this order."""
 
 _SCALES: Mapping[str, Sequence[tuple[float, str]]] = {
     "seconds": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),
@@ -64,7 +64,7 @@ _SCALES: Mapping[str, Sequence[tuple[float, str]]] = {
 
 @dataclass(frozen=True)
 class Roof:
-    """A ceiling that was measured in the run: ``unit`` is ``"bytes"`` or ``"flops"``."""
+    """Upper bound of a rate, measured in the run; ``unit`` is ``"bytes"`` or ``"flops"``."""
 
     name: str
     unit: str
@@ -73,7 +73,7 @@ class Roof:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A run with what only reports want to know of it: when it started, and the roofs of its device."""
+    """Run with what only reports use: when it started, and the roofs of its device."""
 
     run: Run
     started: str
@@ -87,15 +87,15 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Table:
-    """A section as text.
+    """Table of a section as text.
 
     Attributes:
-        title: What it shows.
-        caption: How to read it, what all rows share, and what is missing; may be empty.
+        title: Title.
+        caption: Sentences that say how to read it, what all rows share and what is missing; may be empty.
         headers: Headers, units included.
-        rows: Cells.
-        numeric: Whether a column holds numbers.
-        failed: Whether a row failed.
+        rows: Cells of each row.
+        numeric: For each column, True if it holds numbers.
+        failed: For each row, True if it failed.
     """
 
     title: str
@@ -113,7 +113,7 @@ def read(path: Path) -> Measurement:
         path: A JSON that ``nntk-bench run`` wrote.
 
     Returns:
-        The run, and what its file holds beside it.
+        The run with its start time and roofs.
 
     Raises:
         ResultsError: If the file cannot be used.
@@ -124,13 +124,13 @@ def read(path: Path) -> Measurement:
     if not isinstance(roofs, list):
         raise ResultsError(f"{path}: roofs: must be a list, got {json.dumps(roofs)[:60]}")
     for number, roof in enumerate(roofs):
-        fair = (
+        valid = (
             isinstance(roof, dict)
             and isinstance(roof.get("name"), str)
             and roof.get("unit") in {"bytes", "flops"}
             and positive(roof.get("per_second"))
         )
-        if not fair:
+        if not valid:
             raise ResultsError(
                 f"{path}: roofs[{number}]: must have a name, a unit (bytes or flops) and per_second above 0, "
                 f"got {json.dumps(roof)[:80]}"
@@ -141,12 +141,12 @@ def read(path: Path) -> Measurement:
 
 
 def positive(value: object) -> bool:
-    """Whether this is a number that a logarithmic axis can show."""
+    """Return True for a number that a logarithmic axis can show."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def facts(measurement: Measurement) -> list[tuple[str, str]]:
-    """What the figures of a run depend on, named, in words."""
+    """Return names and values of what the figures of a run depend on."""
     run = measurement.run
     device, versions = run.facts["device"], run.facts["versions"]
     commit = (run.facts["commit"] or "unknown")[:10]
@@ -171,24 +171,24 @@ def facts(measurement: Measurement) -> list[tuple[str, str]]:
 
 
 def warnings(run: Run) -> list[str]:
-    """What a reader must know before any figure."""
-    said = []
+    """Return the sentences that a reader must know before any figure."""
+    sentences = []
     if run.status != "complete":
-        said.append(f"This run is {run.status}: not every row is there and good.")
+        sentences.append(f"This run is {run.status}: not every row is there and good.")
     if run.facts["uncommitted_changes"]:
-        said.append("The sources had uncommitted changes: the commit alone does not reproduce these figures.")
-    return said
+        sentences.append("The sources had uncommitted changes: the commit alone does not reproduce these figures.")
+    return sentences
 
 
 def table(run: Run, name: str) -> Table:
-    """The table of one section.
+    """Return the table of one section.
 
     Args:
-        run: The run.
-        name: The section's name.
+        run: Run that holds the section.
+        name: Name of the section.
 
     Returns:
-        Its table, without rows if none finished.
+        The table, without rows if none is finished.
 
     Raises:
         ValueError: If the run has no such section.
@@ -227,9 +227,9 @@ def table(run: Run, name: str) -> Table:
 
 
 def _columns(section: Mapping[str, Any], rows: Sequence[Row]) -> tuple[list[Column], str]:
-    """A section's columns, and in words the settings that all its rows share and that are therefore none."""
-    if isinstance(given := section.get("columns"), list) and given:
-        return [Column(str(one["header"]), str(one["key"]), str(one.get("form", ""))) for one in given], ""
+    """Return the columns of a section, and in words the settings that all rows share, which need no column."""
+    if isinstance(stored := section.get("columns"), list) and stored:
+        return [Column(str(column["header"]), str(column["key"]), str(column.get("form", ""))) for column in stored], ""
     keys = dict.fromkeys(
         key
         for row in rows
@@ -250,7 +250,7 @@ def _columns(section: Mapping[str, Any], rows: Sequence[Row]) -> tuple[list[Colu
 
 
 def _unit(form: str, columns: Sequence[Column], rows: Sequence[Row]) -> tuple[float, str]:
-    """The unit in which the values of a form have their middle one at 1 or above."""
+    """Return the largest unit in which the median of the values of a form is 1 or more."""
     keys = [column.key for column in columns if column.form == form]
     values = [abs(row[key]) for row in rows for key in keys if positive(row.get(key)) and _shows(key, row)]
     middle = statistics.median(values) if values else 1.0
@@ -281,7 +281,7 @@ def _cell(column: Column, row: Row, units: Mapping[str, tuple[float, str]]) -> s
 
 
 def significant(value: float) -> str:
-    """Three significant digits, never with an exponent unless tiny; whole numbers with separators."""
+    """Return a number with three significant digits; only a tiny one has an exponent, and thousands are separated."""
     if value == 0 or not math.isfinite(value) or abs(value) < 1e-3:
         return f"{value:.3g}"
     digits = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
@@ -289,7 +289,7 @@ def significant(value: float) -> str:
 
 
 def rate(per_second: float, unit: str) -> str:
-    """A rate in its unit with a prefix, such as 3.9 TB/s."""
+    """Return a rate in its unit with a prefix, such as 3.9 TB/s."""
     scale, prefix = next(
         ((scale, prefix) for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if per_second >= scale), (1.0, "")
     )

@@ -1,4 +1,4 @@
-"""A report as Markdown, to be read as it is or pasted into a README."""
+"""Report as Markdown, to be read as it is or pasted into a README."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,45 +6,33 @@ from collections.abc import Mapping, Sequence
 from nntk.bench.report import content
 from nntk.bench.report.content import Measurement
 from nntk.bench.report.plots import Plot
+from nntk.bench.report.templating import environment, run_views
 from nntk.bench.results.store import Run
 
 
 def page(measurements: Sequence[Measurement], plots: Sequence[Sequence[Plot]], addresses: Mapping[str, str]) -> str:
-    """The whole file.
+    """Return the text of the whole file.
 
     Args:
-        measurements: The runs.
-        plots: Their plots.
-        addresses: Where a plot lies, by its name, as seen from the file.
+        measurements: Runs.
+        plots: Plots of each run.
+        addresses: Path of each plot by its name, relative to the file.
 
     Returns:
-        Its text.
+        The file, the same bytes for the same runs and plots.
     """
-    parts = ["# nntk: results"]
-    for measurement, drawn in zip(measurements, plots, strict=True):
-        run = measurement.run
-        parts.append(f"## {_escaped(measurement.title)}")
-        parts.extend(f"**{_escaped(warning)}**" for warning in content.warnings(run))
-        parts.append(lines(("fact", "value"), content.facts(measurement), (False, False)))
-        for section in run.sections:
-            made = content.table(run, section["name"])
-            parts.append(f"### {_escaped(made.title)}")
-            if made.caption:
-                parts.append(_escaped(made.caption))
-            parts.append(table(run, section["name"]) or "No row is finished.")
-            for plot in drawn:
-                if plot.section == section["name"]:
-                    parts.append(f"![{_escaped(plot.title)}]({addresses[plot.name]})")
-                    parts.append(_escaped(plot.caption))
-    return "\n\n".join(parts) + "\n"
+    template_environment = environment()
+    template_environment.filters["markdown"] = _escape
+    template = template_environment.get_template("report.md")
+    return template.render(runs=run_views(measurements, plots), addresses=addresses, lines=lines)
 
 
 def table(run: Run, section: str) -> str:
-    """The table of one section, for example for a README.
+    """Return the table of one section, for example for a README.
 
     Args:
-        run: The run.
-        section: The section's name.
+        run: Run that holds the section.
+        section: Name of the section.
 
     Returns:
         The table as Markdown, without a newline at its end; empty if no row is finished.
@@ -52,18 +40,27 @@ def table(run: Run, section: str) -> str:
     Raises:
         ValueError: If the run has no such section.
     """
-    made = content.table(run, section)
-    return lines(made.headers, made.rows, made.numeric) if made.rows else ""
+    shown = content.table(run, section)
+    return lines(shown.headers, shown.rows, shown.numeric) if shown.rows else ""
 
 
 def lines(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
-    """A table; columns of numbers are aligned on the right."""
+    """Return a table as Markdown. Columns of numbers are aligned on the right.
+
+    Args:
+        headers: Header of each column.
+        rows: Cells of each row.
+        numeric: For each column, True if it holds numbers.
+
+    Returns:
+        The table, without a newline at its end.
+    """
     marks = ["---:" if number else "---" for number in numeric]
     return "\n".join(
-        f"| {' | '.join(line)} |" for line in (map(_escaped, headers), marks, *(map(_escaped, row) for row in rows))
+        f"| {' | '.join(line)} |" for line in (map(_escape, headers), marks, *(map(_escape, row) for row in rows))
     )
 
 
-def _escaped(text: str) -> str:
-    """Text that means itself, on one line."""
+def _escape(text: str) -> str:
+    """Return the text on one line, with every character that Markdown would interpret escaped."""
     return re.sub(r"([\\`*_\[\]<|])", r"\\\1", " ".join(text.split()))

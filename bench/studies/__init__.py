@@ -23,18 +23,18 @@ STUDIES = {
     "training": "gradient flow by the NNTK against training; a sign network trained by four methods",
     "real_data": "digits and diabetes: accuracy and likelihood of NTK, NNTK and RBF, against M and time",
 }
-"""The studies by name, a line each; a module of this package has the name of each."""
+"""Studies: a sentence for each name. The module of this package with that name holds the study."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a replicate is made with.
+    """Settings of a replicate.
 
     Attributes:
         size: Numbers of the study: its ``full`` or its ``quick``.
-        device: Where to compute.
-        seed: Of the replicate: its data, networks and displacements.
-        first: Whether it is the study's first one, of which curves and matrices are kept to be drawn.
+        device: Device of the computation.
+        seed: Seed of the data, networks and displacements of the replicate.
+        first: True for the first replicate of the study, whose curves and matrices are kept for the figures.
     """
 
     size: Any
@@ -45,12 +45,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of a study.
+    """Figure of a study.
 
     Attributes:
-        name: Its files' name, without the ending.
-        caption: What it shows, and how to read it.
-        figure: The figure.
+        name: Name of its files, without the ending.
+        caption: Sentences that say what it shows and how to read it.
+        figure: Figure of matplotlib.
     """
 
     name: str
@@ -60,19 +60,19 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Study:
-    """A study: replicates by seed, and what follows from their rows alone.
+    """Study: replicates by seed, and claims and figures that follow from their rows alone.
 
     Attributes:
-        name: Its name.
-        title: What it asks.
-        about: The setting, in full: whoever reads it could do the same.
-        full: Its numbers, a dataclass with ``seeds`` and whatever else.
-        quick: Those of ``--quick``, which must not contradict the full ones.
-        replicate: The rows of one seed; a string says what comes next. Each row has ``table`` and the settings that
-            set it apart. Keys that end in ``_s`` are seconds, those that end in ``_rounding`` errors of rounding:
-            everything else depends on the seed alone.
-        claims: What the rows show.
-        figures: The rows, drawn.
+        name: Name of the study.
+        title: Question of the study.
+        about: Full description of the setting, from which a reader could repeat the study.
+        full: Numbers of the study, a dataclass with ``seeds`` and others.
+        quick: Numbers of ``--quick``, whose results must not contradict the full ones.
+        replicate: Function that yields the rows of one seed; a string says which part comes next. Each row has
+            ``table`` and the settings that distinguish it. Keys that end in ``_s`` are seconds, and keys that end in
+            ``_rounding`` are errors of rounding. Everything else depends on the seed alone.
+        claims: Function that returns the claims about the rows.
+        figures: Function that draws the rows.
     """
 
     name: str
@@ -86,6 +86,6 @@ class Study:
 
 
 def load(name: str) -> Study:
-    """The study of a name in ``STUDIES``: its module's ``STUDY``."""
+    """Return the study of a name in ``STUDIES``."""
     study: Study = importlib.import_module(f"{__name__}.{name}").STUDY
     return study

@@ -68,7 +68,7 @@ def _nonlocal(model: torch.nn.Module, x: Tensor, gamma: float, samples: int, set
 
 
 def _figures_of(kernel: Tensor, x: Tensor, smooth: Tensor) -> Row:
-    """What is looked at in a kernel at inputs [N], beside the NTK of the smooth network."""
+    """Return the figures of a kernel at inputs [N], beside the NTK of the smooth network."""
     centred, jump, sine = _centred(kernel), torch.where(x >= 0, 1.0, -1.0).double(), torch.sin(torch.pi * x)
     spectrum = torch.linalg.eigvalsh(centred).flip(0).cpu()
     spectrum = (spectrum / spectrum[0]).clamp(min=_ROUNDING)
@@ -92,7 +92,7 @@ def _effective_rank(kernel: Tensor) -> float:
 
 
 def _cosines(kernel: Tensor) -> list[float]:
-    """A kernel [N, N] over the roots of its diagonal, line after line."""
+    """Return a kernel [N, N] divided by the roots of its diagonal, row after row."""
     roots = kernel.diagonal().sqrt()
     return [round(entry, 3) for entry in (kernel / torch.outer(roots, roots)).flatten().tolist()]
 
@@ -195,7 +195,10 @@ def _over_predicted(rows: Rows) -> np.ndarray:
 
 
 def _predicted(rows: Rows, samples: float, most: int) -> np.ndarray:
-    """The squared norm of a mean of M is that of the limit and an M-th of the squared trace."""
+    """Return the predicted effective rank.
+
+    The squared norm of a mean of M kernels is the squared norm of the limit plus 1 / M of the squared trace.
+    """
     return np.asarray(1 / (1 / rows.values("effective_rank", samples=most) - 1 / most + 1 / samples))
 
 

@@ -1,4 +1,4 @@
-"""The limit: the nonlocal kernel tends to the NTK as gamma falls and M grows, on predicted lines."""
+"""Limit: the nonlocal kernel tends to the NTK as gamma falls and M grows, on predicted lines."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -76,7 +76,7 @@ def _error(kernel: Tensor, reference: Tensor) -> float:
 
 
 def _linear(model: nn.Module, x: Tensor, samples: int, seed: int) -> Tensor:
-    """The energy form of differences to first order, J delta by autograd, at the same displacements."""
+    """Return the energy form of first-order differences, J delta by autograd, at the same displacements."""
     kernel = nntk.NonlocalNTK(model, samples=samples, seed=seed)
     named = {name: parameter.detach() for name, parameter in model.named_parameters()}
     jacobians = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (x,))[:, 0])(named)

@@ -104,7 +104,7 @@ def _judge_values(task: _Task, features: np.ndarray, fitted: Fit) -> Row:
 
 
 def _features(task: _Task, kernel: Tensor) -> np.ndarray:
-    """Of a mean square of one at the training inputs."""
+    """Return features with a mean square of one at the training inputs."""
     return root(kernel / kernel.diagonal()[: task.training].mean())
 
 
@@ -114,7 +114,7 @@ def _loo(task: _Task, kernel: Tensor) -> float:
 
 
 def _row(task: _Task, make: Callable[[], Tensor], **settings: str | float) -> Row:
-    """What the kernel of all inputs that is made does, and in what time it is made."""
+    """Return the row of a kernel of all inputs: its scores, and the time to compute it."""
     begun = time.perf_counter()
     kernel = make().cpu()
     seconds = time.perf_counter() - begun
@@ -158,7 +158,7 @@ def _rivals(task: _Task, setting: Setting) -> Iterator[Row]:
 
 
 def _network(units: str, task: _Task, hidden: tuple[int, ...], setting: Setting) -> tuple[nn.Sequential, Tensor]:
-    """A network with these hidden layers, and the inputs it is given."""
+    """Return a network with these hidden layers, and its inputs."""
     widths = (task.x.shape[1], *hidden, 1)
     return network(units, widths, setting.seed, setting.device), torch.from_numpy(task.x).to(setting.device)
 

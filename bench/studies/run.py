@@ -39,15 +39,15 @@ _FACTS = (
     "quick",
     "settings",
 )
-"""What all rows of a study depend on."""
+"""Facts that all rows of a study depend on."""
 
 
 _PLAIN: Any = {"highlight": False, "markup": False, "soft_wrap": True}
-"""How lines with paths or numbers are printed."""
+"""Options for printing lines with paths or numbers."""
 
 
 class StudyError(ValueError):
-    """A study's file that cannot be used: which, and why."""
+    """Error of a file of a study that cannot be used; the message names the file and the reason."""
 
 
 def run(study: Study, quick: bool, device: torch.device, seed: int, folder: Path, console: Console) -> int:
@@ -108,7 +108,7 @@ def redraw(study: Study, folder: Path, console: Console) -> int:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A study's file.
+    """Read the file of a study.
 
     Args:
         path: The file.
@@ -123,8 +123,8 @@ def read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudyError(f"{path}: there is no such file") from None
-    except ValueError as wrong:
-        raise StudyError(f"{path}: no JSON: {wrong}") from None
+    except ValueError as error:
+        raise StudyError(f"{path}: no JSON: {error}") from None
     name = path.name.partition(".")[0]
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or content.get("study") != name:
         raise StudyError(f"{path}: no study {name!r} of schema {SCHEMA}")
@@ -132,7 +132,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def finish(study: Study, path: Path, content: dict[str, Any], console: Console) -> int:
-    """Write what follows from the rows, and say what is seen."""
+    """Write claims, tables, figures and the page, and print the claims."""
     rows = Rows(content["rows"])
     claims = study.claims(rows)
     seeds = content["settings"]["seeds"]
@@ -158,7 +158,7 @@ def finish(study: Study, path: Path, content: dict[str, Any], console: Console) 
 
 
 def page(study: Study, content: Mapping[str, Any], claims: Sequence[Claim], figures: Sequence[tuple[str, str]]) -> str:
-    """The page of a study, in Markdown."""
+    """Return the page of a study, in Markdown."""
     quick = " --quick" if content["quick"] else ""
     seed = f" --seed {content['seed']}" if content["seed"] else ""
     settings = ", ".join(f"{name.replace('_', ' ')} {_written(value)}" for name, value in content["settings"].items())
@@ -205,7 +205,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _csv(rows: Rows) -> str:
-    """The numbers and names of rows; without lists, which JSON alone has."""
+    """Return the numbers and names of rows as CSV, without lists, which only the JSON holds."""
     flat = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row if name != "table"))
     text = io.StringIO()
@@ -234,7 +234,7 @@ def _facts(study: Study, quick: bool, device: torch.device, seed: int) -> dict[s
 
 
 def _begun(partial: Path, facts: dict[str, Any], console: Console) -> dict[str, Any]:
-    """A new study, or one that was stopped, if it has the same facts."""
+    """Return the content of a new study, or of one that was stopped, if it has the same facts."""
     new = {
         **facts,
         "status": "running",
@@ -285,11 +285,11 @@ def _replicate(
 
 
 def kept(row: Row, seed: int) -> Row:
-    """A row as it is written: curves with six digits, which is what a drawing has.
+    """Return a row as it is written: curves have six digits, enough for a figure.
 
     Args:
-        row: The row, with its table.
-        seed: Its seed.
+        row: Row with its table.
+        seed: Seed of the row.
 
     Returns:
         Table, seed, settings and figures.

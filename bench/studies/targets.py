@@ -101,7 +101,7 @@ def _rbf(x: Tensor, scale: float) -> Tensor:
 
 
 def _kernels(model: nn.Module, x: Tensor, setting: Setting) -> dict[str, Callable[[], _Candidates]]:
-    """What makes the candidates of every kernel of a network."""
+    """Return functions that make the candidates of every kernel of a network."""
     size: Size = setting.size
     kernel_of = partial(nntk.NonlocalNTK, model, samples=size.samples, seed=setting.seed)
 

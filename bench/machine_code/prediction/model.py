@@ -1,4 +1,4 @@
-"""What launches take on a card, from the machine code of their kernels. Nothing here is measured.
+"""Predicted time of launches on a card, from the machine code of their kernels. Nothing here is measured.
 
 A program keeps each pipe of its multiprocessor busy for the turns of its main loops and for what is outside of them.
 Where a multiprocessor holds several programs, one fills the gaps of another, and the busiest pipe of all decides; a
@@ -14,7 +14,7 @@ from nntk.bench.machine_code.machines import MACHINES
 from nntk.bench.machine_code.measure import Measured
 
 _REGISTERS, _WARPS = 65_536, 64
-"""Of a multiprocessor."""
+"""Registers and warps of a multiprocessor."""
 _RESERVED = 1024
 """Bytes of shared memory that the system takes of each program, and that are there beyond what one may have."""
 
@@ -104,12 +104,12 @@ class Time:
 
     @property
     def parts(self) -> dict[str, float]:
-        """What it goes to."""
+        """Time of each resource in seconds, by resource."""
         return {name: getattr(self, name) for name in ("products", "issue", "once", "memory")}
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Total time in seconds."""
         return sum(self.parts.values())
 
     def __add__(self, other: "Time") -> "Time":

@@ -20,8 +20,8 @@ from nntk.kernels.philox.triton.launch import NORMALS_TILE
 _FAMILIES = {"lowrank(1)": 1.0, "rademacher": 0.60, "flipout(8)": 0.55, "gaussian": 0.45}
 """Families of displacements, and the target of each against unperturbed forwards."""
 _WIDTHS, _INPUTS, _ROWS = (784, 1024, 1024, 10), 1024, 1024
-_KERNEL_WIDTHS, _LINES = (256, 832, 832, 1), 4096
-"""Of the kernel against Jacobian contraction: 0.9 million parameters."""
+_KERNEL_WIDTHS, _KERNEL_INPUTS = (256, 832, 832, 1), 4096
+"""Widths (0.9 million parameters) and inputs of the kernel that is compared with Jacobian contraction."""
 _LAW = "gaussian from gaussian"
 _WEIGHTS = 2**24
 """Fixed weights of one call."""
@@ -44,27 +44,27 @@ class _Layer:
 
     @property
     def halves(self) -> int:
-        """Of the columns: at layer 0 both halves of a pair share them."""
+        """Number of column blocks: at layer 0 the plus and minus members of a pair share one."""
         return 1 if self.first else 2
 
     @property
     def columns(self) -> int:
-        """Of one displacement."""
+        """Number of columns of one displacement."""
         return self.inputs * self.halves
 
     @property
     def activation(self) -> str:
-        """Behind it."""
+        """Activation behind the layer."""
         return "identity" if self.last else "relu"
 
     @property
     def moved(self) -> bool:
-        """Whether displacements multiply moved inputs, of all columns, or the inputs, of one half."""
+        """True if displacements multiply displaced inputs (all columns), False if they multiply the inputs once."""
         return self.family != "lowrank"
 
     @property
     def flops(self) -> float:
-        """Of the products that are asked for: with the displacement, and behind layer 0 with the weight."""
+        """Operations of the required products: with the displacement, and behind layer 0 also with the weight."""
         if self.family == "lowrank" and self.height > FORMED_UNITS:
             displaced = float(self.columns * (self.width + self.height))
         else:
@@ -91,7 +91,7 @@ class _Layer:
 def cases(arch: str) -> list[Case]:
     """The kernels that the workloads take, for ``nntk-bench resources`` to compile."""
     found = [case for family in _FAMILIES for case, _ in _evaluation(arch, family, _WIDTHS, _INPUTS)]
-    found += [case for case, _ in _evaluation(arch, "gaussian", _KERNEL_WIDTHS, _LINES)]
+    found += [case for case, _ in _evaluation(arch, "gaussian", _KERNEL_WIDTHS, _KERNEL_INPUTS)]
     found += [case for outputs in (1, 10) for case, _ in _rank_update(arch, outputs)]
     found += [case for case, _ in [*_fixed_weights(arch), *_attention(arch)]]
     return list({case.name: case for case in found}.values())
@@ -162,12 +162,12 @@ def _projection(arch: str, layer: _Layer) -> tuple[Case, Launch]:
 
 def _rank_update(arch: str, outputs: int) -> Launches:
     """The energy form: half of all pairs, in three products of TF32."""
-    case = assemble.rank_update(arch, "rows", 1, "trace", True, _LINES, one_output=outputs == 1)
+    case = assemble.rank_update(arch, "rows", 1, "trace", True, _KERNEL_INPUTS, one_output=outputs == 1)
     block, step = case.constants["BI"], case.constants["BK"]
-    blocks = math.ceil(_LINES / block)
+    blocks = math.ceil(_KERNEL_INPUTS / block)
     pairs, turns = blocks * (blocks + 1) // 2, math.ceil(_ROWS * outputs / step)
-    moved = 4.0 * (_ROWS * _LINES * outputs + _LINES**2)
-    flops = 6.0 * _ROWS * outputs * _LINES * (_LINES + 1)
+    moved = 4.0 * (_ROWS * _KERNEL_INPUTS * outputs + _KERNEL_INPUTS**2)
+    flops = 6.0 * _ROWS * outputs * _KERNEL_INPUTS * (_KERNEL_INPUTS + 1)
     yield case, Launch(case.name, pairs, turns, moved, 4.0 * pairs * 2 * block * _ROWS * outputs, flops)
 
 
@@ -183,11 +183,11 @@ def _fixed_weights(arch: str) -> Launches:
 def _attention(arch: str) -> Launches:
     """Both passes over the values of antithetic pairs, with dot scores: 4096 displacements of as many inputs."""
     block_m, block_n = attention_config.TILE
-    cut = attention_config.splits(_LINES, _LINES, PROCESSORS[arch])
-    numbers, columns = 4.0 * _LINES**2, math.ceil(_LINES / block_n)
+    cut = attention_config.splits(_KERNEL_INPUTS, _KERNEL_INPUTS, PROCESSORS[arch])
+    numbers, columns = 4.0 * _KERNEL_INPUTS**2, math.ceil(_KERNEL_INPUTS / block_n)
     for name, programs, turns, matrices in (
         ("statistics dot pairs", cut.count * columns, cut.samples / block_m, 2),
-        ("weights dot pairs", columns * math.ceil(_LINES / block_m), 0, 3),
+        ("weights dot pairs", columns * math.ceil(_KERNEL_INPUTS / block_m), 0, 3),
     ):
         case = next(case for case in attention.cases(arch) if case.name == name)
         yield case, Launch(name, programs, turns, matrices * numbers)
@@ -218,28 +218,28 @@ def rows(of: Mapping[str, Measured], card: Card) -> Iterator[Row]:
         yield _row(f"{family}: against forwards in fp32", target, flops / card.fp32 / found.total, found)
     yield _memory()
     weights = _flops(_KERNEL_WIDTHS) / 2
-    found = spent(_evaluation(arch, "gaussian", _KERNEL_WIDTHS, _LINES)) + spent(_rank_update(arch, 1))
+    found = spent(_evaluation(arch, "gaussian", _KERNEL_WIDTHS, _KERNEL_INPUTS)) + spent(_rank_update(arch, 1))
     for precision, rate in (("fp32", card.fp32), ("tf32", card.bf16 / 2)):
-        contraction = 2 * _LINES**2 * weights / rate
+        contraction = 2 * _KERNEL_INPUTS**2 * weights / rate
         yield _row(f"kernel: against contraction in {precision}", 5.0, contraction / found.total, found)
     for name, launches in (("fixed weights", _fixed_weights(arch)), ("attention", _attention(arch))):
         found = spent(launches)
         yield _row(f"{name}: of copy bandwidth", 0.8, found.roof / found.total, found)
     for outputs in (1, 10):
         found = spent(_rank_update(arch, outputs))
-        gemm = 2 * _ROWS * outputs * _LINES**2
+        gemm = 2 * _ROWS * outputs * _KERNEL_INPUTS**2
         name = f"assembly, C = {outputs}: against GEMM in"
         yield _row(f"{name} fp32", 3.0, gemm / card.fp32 / found.total, found)
         yield _row(f"{name} three of tf32", 1.5, 3 * gemm / (card.bf16 / 2) / found.total, found)
 
 
 def _flops(widths: Sequence[int]) -> float:
-    """Of a forward pass of one input."""
+    """Return the operations of a forward pass of one input."""
     return 2 * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
 
 
 def _memory() -> Row:
-    """What evaluations take beside their outputs: buffers, what is in the making, and the weights as operands."""
+    """Return the memory of evaluations beside their outputs: buffers, temporaries, and the weights as operands."""
     largest = max(chunks.matrix_bytes(height, width, 2) for width, height in zip(_WIDTHS, _WIDTHS[1:], strict=False))
     plans = [
         chunks.plan_chunks(

@@ -1,1 +1,1 @@
-"""What the studies share: networks, fits, intervals, claims and figures."""
+"""Parts that studies share: networks, fits, intervals, claims and figures."""

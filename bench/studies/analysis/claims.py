@@ -12,7 +12,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds, and the bounds that hold the true one with probability ``LEVEL``."""
+    """Mean over seeds, and the bounds that hold the true one with probability ``LEVEL``."""
 
     mean: float
     low: float
@@ -47,7 +47,7 @@ def interval(values: Sequence[float] | np.ndarray, ratio: bool = False) -> Inter
 
 @dataclass(frozen=True)
 class Claim:
-    """That the mean of a number over seeds is in some range.
+    """Claim that the mean of a number over seeds lies in a range.
 
     Attributes:
         name: Short and unique in its study.
@@ -69,7 +69,7 @@ class Claim:
 
     @property
     def interval(self) -> Interval:
-        """The mean and its interval."""
+        """Mean and its interval."""
         return interval(self.values, self.ratio)
 
     @property
@@ -82,7 +82,7 @@ class Claim:
 
     @property
     def sentence(self) -> str:
-        """The text with its number."""
+        """Text of the claim with its number."""
         mean, low, high = (format(value, self.form) for value in vars(self.interval).values())
         return self.text.replace("{}", f"{mean} [{low}, {high}]")
 

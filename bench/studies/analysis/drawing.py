@@ -1,11 +1,11 @@
-"""How figures of studies look: one style, colours that the colour-blind tell apart, and the same bytes each time."""
+"""Style of the figures: colours that colour-blind readers can distinguish, and the same bytes each time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nntk.bench.report.plots import look_of as look
+from nntk.bench.report.plots.axes import look_of as look
 from nntk.bench.studies.analysis.rows import Band
 
 if TYPE_CHECKING:
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAP = "cividis"
-"""The colours of heat maps of one sign."""
+"""Colours of heat maps of one sign."""
 
 SIGNED_MAP = "PuOr"
-"""The colours of heat maps around zero."""
+"""Colours of heat maps around zero."""
 
 __all__ = ["MAP", "SIGNED_MAP", "draw", "entitle", "legend", "look", "panels", "save", "styled"]
 
@@ -55,7 +55,7 @@ def styled(name: str) -> Iterator[None]:
 
 
 def panels(rows: int, columns: int, width: float = 3.2, height: float = 2.7) -> tuple["Figure", list["Axes"]]:
-    """A figure of panels, row by row, each so many inches wide and high."""
+    """Return a figure and its panels, row by row; width and height are inches of a panel."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -70,7 +70,7 @@ def entitle(axes: "Axes", title: str, x: str, y: str) -> None:
 
 
 def draw(axes: "Axes", band: Band, label: str, number: int, **other: Any) -> None:
-    """A curve with its band."""
+    """Draw a curve with its band."""
     axes.plot(band.x, band.mean, label=label, **{**look(number), **other})
     axes.fill_between(band.x, band.low, band.high, color=look(number)["color"], alpha=0.2, linewidth=0)
 

@@ -1,4 +1,4 @@
-"""The networks of the studies: relu, tanh, sign and 4-bit units, at initialisation, in float64."""
+"""Networks of the studies: relu, tanh, sign and 4-bit units, at initialisation, in float64."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ ACTIVATIONS = {
     "sign": nntk.activations.Sign,
     "4 bits": nntk.activations.Quantise,
 }
-"""Of hidden units; the last has 16 levels from -1 to 1."""
+"""Activations of hidden units; the last has 16 levels from -1 to 1."""
 
 
 def network(units: str, widths: tuple[int, ...], seed: int, device: torch.device, biases: float = 0.5) -> nn.Sequential:

@@ -12,7 +12,7 @@ from nntk.bench.studies.analysis.claims import interval
 
 @dataclass(frozen=True)
 class Band:
-    """A curve with its 95 % interval over seeds; without one, where there is a single seed."""
+    """Curve with its 95 % interval over seeds; a single seed has no interval."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -33,15 +33,15 @@ class Rows:
         return len(self.all)
 
     def where(self, **settings: Any) -> "Rows":
-        """The rows with these settings; None stands for rows that lack one."""
+        """Return the rows with these settings; None selects rows without the setting."""
         return Rows([row for row in self.all if all(row.get(key) == value for key, value in settings.items())])
 
     def distinct(self, key: str) -> list[Any]:
-        """The values of a setting, in order of appearance."""
+        """Return the values of a setting, in order of appearance."""
         return list(dict.fromkeys(row[key] for row in self.all if row.get(key) is not None))
 
     def values(self, key: str, **settings: Any) -> np.ndarray:
-        """A figure of the rows with these settings, one a seed.
+        """Return a figure of the rows with these settings, one value for each seed.
 
         Args:
             key: Key of the figure.
@@ -75,7 +75,7 @@ class Rows:
         return np.asarray((ends[1] - ends[0]) / np.log(high / low))
 
     def band(self, x: str, y: str, ratio: bool = False, **settings: Any) -> Band:
-        """A figure against a setting.
+        """Return a figure against a setting.
 
         Args:
             x: Key of the setting.
