@@ -1,4 +1,7 @@
-"""Settings of the documentation site. The source folder is the root of the repository, so that links work everywhere."""
+"""Settings of the documentation site.
+
+The source folder is the root of the repository, so that the links of READMEs work there and on the site.
+"""
 
 import re
 import sys
@@ -21,12 +24,12 @@ include_patterns = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/**",
-    "kernels/*/README.md",
-    "nntk/propagation/README.md",
+    "kernels/*/*.md",
+    "nntk/propagation/*.md",
     "results/*.md",
     "results/studies/README.md",
     "results/studies/*/README.md",
-    "tests/COVERAGE.md",
+    "tests/*.md",
 ]
 # Sphinx follows links: nntk/kernels and nntk/bench are the folders of the same names at the top.
 exclude_patterns = [".*", "docs/_build", "nntk/kernels", "nntk/bench", "bench", "build", "profiles", "report"]
@@ -35,6 +38,9 @@ exclude_patterns += ["results/studies/quick"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "mathml"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+
+# Some pages, such as the history of a kernel, are reached by links of other pages alone.
+suppress_warnings = ["toc.not_included"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -46,11 +52,12 @@ autodoc_default_options = {
 python_maximum_signature_line_length = 100
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 # "Returns:" opens with a phrase such as "The weights, [M], float64:", which is no type to be linked.
 napoleon_use_rtype = False
 
-# The site is built without a network, so that no inventory of another project can be read: its names stay without links.
-# Modules of nntk without public names have no page. Type variables are no objects.
+# The site is built without a network, so that no inventory of another project can be read: names of others have no
+# links. Modules of nntk without public names have no page. Type variables are no objects.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|gpytorch|linear_operator|sklearn|scipy|collections|pathlib|os|typing)\..*"),
     (r"py:.*", r"(int|float|bool|str|bytes|list|tuple|dict|range|object|slice|None|type)"),
@@ -67,6 +74,7 @@ html_math_renderer = "mathml"
 html_static_path = ["static"]
 html_css_files = ["custom.css"]
 html_extra_path = ["redirect"]
+html_show_copyright = False
 html_show_sourcelink = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"

@@ -78,7 +78,10 @@ def test_what_is_predicted_is_what_is_published(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     before, now = (json.loads(path.read_text()) for path in (COMMITTED, made))
-    for name, page in (("h200", ROOT / "results" / "MEASURED.md"), ("b200", ROOT / "kernels" / "perturb" / "README.md")):
+    for name, page in (
+        ("h200", ROOT / "results" / "MEASURED.md"),
+        ("b200", ROOT / "kernels" / "perturb" / "README.md"),
+    ):
         old, new = before["cards"][name], now["cards"][name]
         assert [row["case"] for row in new["rows"]] == [row["case"] for row in old["rows"]]
         # Another version of the compiler makes other machine code.
