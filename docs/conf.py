@@ -62,6 +62,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|gpytorch|linear_operator|sklearn|scipy|collections|pathlib|os|typing)\..*"),
     (r"py:.*", r"(int|float|bool|str|bytes|list|tuple|dict|range|object|slice|None|type)"),
     (r"py:.*", r"nntk\.(displacements|estimators|linalg|models|propagation)(\.\w+)*"),
+    (r"py:.*", r"nntk\.kernels(\.\w+)*\.(activations|laws|distributions|reference)(\.\w+)*"),
     (r"py:.*", r"nntk\..*\.(T|Op)"),
     # Sections "Raises:" name exceptions without their module, which is not that of the page.
     (r"py:exc", r"\w+"),

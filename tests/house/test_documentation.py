@@ -47,6 +47,15 @@ def test_page_examples_and_links(path):
         assert (path.parent / link).exists(), f"{path.name} links to {link}, which is missing"
 
 
+def test_files_that_contributors_are_sent_to_exist():
+    """CONTRIBUTING names files and folders by their paths from the root."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:kernels|nntk|bench|docs|results|tests)/[a-z_./]*)`", text)
+    assert len(paths) > 40
+    for path in paths:
+        assert (ROOT / path).exists(), f"CONTRIBUTING.md names {path}, which is missing"
+
+
 def test_every_public_name_is_in_the_reference():
     """The site has an entry for each name of the package, and for each operation with a README."""
     reference = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.rst"))
