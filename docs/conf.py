@@ -44,6 +44,7 @@ suppress_warnings = ["toc.not_included"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 autodoc_default_options = {
     "members": True,
     # Methods that scikit-learn adds, with references into its own documentation.
@@ -62,7 +63,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|gpytorch|linear_operator|sklearn|scipy|collections|pathlib|os|typing)\..*"),
     (r"py:.*", r"(int|float|bool|str|bytes|list|tuple|dict|range|object|slice|None|type)"),
     (r"py:.*", r"nntk\.(displacements|estimators|linalg|models|propagation)(\.\w+)*"),
-    (r"py:.*", r"nntk\.kernels(\.\w+)*\.(activations|laws|distributions|reference)(\.\w+)*"),
+    (r"py:.*", r"nntk\.kernels(\.\w+)*\.(activations|definition|distributions|laws|reference)(\.\w+)*"),
     (r"py:.*", r"nntk\..*\.(T|Op)"),
     # Sections "Raises:" name exceptions without their module, which is not that of the page.
     (r"py:exc", r"\w+"),
@@ -94,6 +95,12 @@ def _prepare(app: Sphinx, what: str, name: str, value: object, options: object, 
     lines[:] = [re.sub(r"(?<=[\[ ])\*(?=\w+[\],])", r"\\*", line) for line in lines]
 
 
+def _keep_last_underscore(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Escape names such as ``alpha_``, which reStructuredText reads as references."""
+    lines[:] = [re.sub(r"^:ivar (\w+)_:", r":ivar \1\\_:", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the function above, to be called before napoleon's."""
+    """Connect the functions above, one to be called before napoleon's and one after it."""
     app.connect("autodoc-process-docstring", _prepare, priority=400)
+    app.connect("autodoc-process-docstring", _keep_last_underscore, priority=600)
