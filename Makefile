@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDER_TRITON := 3.6.0
 
-.PHONY: bench test lint typecheck tests machine-code launches resources format clean
+.PHONY: bench test lint typecheck tests machine-code launches resources docs format clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed-bench
@@ -33,6 +33,12 @@ $(VENV)/triton-$(OLDER_TRITON): $(VENV)/.installed-test
 resources: $(VENV)/.installed-bench
 	$(BIN)/nntk-bench resources
 
+# Every example is run first. Pages are built without a network; a warning, such as a broken link, is an error.
+docs: $(VENV)/.installed-test $(VENV)/.installed-docs
+	$(BIN)/python -m pytest -q tests/house/test_documentation.py
+	$(BIN)/python -m sphinx -b html -c docs -n -W --keep-going -q . docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +56,4 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks

@@ -1,6 +1,7 @@
 """``nntk-bench resources``: machine code of every kernel, without a GPU."""
 
 import importlib.util
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -36,6 +37,7 @@ examples:
   nntk-bench resources                                    everything, on all four architectures
   nntk-bench resources --arch sm_90 --kernel "hidden"     the kernels with hidden in their name, for one architecture
   nntk-bench resources --json resources.json              all counts, by pipe and loop, with versions and commit
+  nntk-bench resources --summary summary.json             registers, memory and instructions, one row for each kernel
   nntk-bench resources --module my_package.my_kernels     other kernels: a module with cases(arch) -> list[Case]
   nntk-bench resources --list                             the kernels' names, without compiling them
 
@@ -81,6 +83,10 @@ def command(
         typer.Option(metavar="NAME", help="module with kernels, instead of the shipped ones; may be repeated"),
     ] = None,
     json: JsonPath = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="write one row for each kernel and architecture to this JSON file"),
+    ] = None,
     list_only: Annotated[
         bool, typer.Option("--list", help="print architecture, module and name of every kernel")
     ] = False,
@@ -96,4 +102,4 @@ def command(
             typer.echo("\n".join(f"{task.arch:7} {task.module}  {task.case}" for task in selected))
             return 0
         facts = environment.describe(torch.device("cpu"))
-        return resources.run(selected, json, facts, tables.standard_console())
+        return resources.run(selected, json, facts, tables.standard_console(), summary)

@@ -162,14 +162,17 @@ def test_the_published_study_supports_its_claims(name):
 
 def test_the_gallery_shows_what_the_studies_found():
     """Four figures with their commands, one of them where the nonlocal kernel loses; every number is a claim's."""
-    readme = (RESULTS.parent.parent / "README.md").read_text()
-    gallery = readme.partition("## Gallery")[2].partition("\n## ")[0]
-    shown = re.findall(r"`nntk-bench study (\w+)`\n\n!\[[^]]+\]\((results/studies/(\w+)/\w+\.png)\)", gallery)
+    gallery = (RESULTS / "README.md").read_text().partition("## Gallery")[2].partition("\n## ")[0]
+    shown = re.findall(r"`nntk-bench study (\w+)`\n\n!\[[^]]+\]\(((\w+)/\w+\.png)\)", gallery)
     assert len(shown) == 4 and "Where it loses" in gallery
-    assert all(name == folder and (RESULTS.parent.parent / path).exists() for name, path, folder in shown)
+    assert all(name == folder and (RESULTS / path).exists() for name, path, folder in shown)
+    readme = (RESULTS.parent.parent / "README.md").read_text()
+    summary = readme.partition("where does it lose?")[2].partition("\n## ")[0]
+    assert "loses" in summary and "`nntk-bench study targets`)\n\n![" in summary
     found = {number for name in NAMES for claim in content(RESULTS / name)["claims"] for number in mean_of(claim)}
-    numbers = set(re.findall(r"(?<![\w.])\d+\.\d+(?:e-?\d+)?|\d+e-\d+", gallery))
-    assert numbers and numbers <= found, numbers - found
+    for text in (gallery, summary):
+        numbers = set(re.findall(r"(?<![\w.])\d+\.\d+(?:e-?\d+)?|\d+e-\d+", text))
+        assert numbers and numbers <= found, numbers - found
 
 
 def mean_of(claim):

@@ -34,14 +34,31 @@ def test_the_modules_are_found():
     assert {"nntk.kernel", "nntk.kernels.perturb.reference", "nntk.bench.suites.digits"} <= set(MODULES)
 
 
-READMES = sorted((*ROOT.glob("README.md"), *ROOT.glob("[!.]*/**/README.md")))
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("[!.]*/*.md"), *ROOT.glob("[!.]*/**/README.md")})
 
 
-@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_readme_examples_and_links(path):
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_page_examples_and_links(path):
     """Python blocks run from top to bottom, and relative links lead somewhere."""
     text = path.read_text()
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     exec(compile(code, str(path), "exec"), {"__name__": "readme"})
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (path.parent / link).exists(), f"{path.name} links to {link}, which is missing"
+
+
+def test_files_that_contributors_are_sent_to_exist():
+    """CONTRIBUTING names files and folders by their paths from the root."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:kernels|nntk|bench|docs|results|tests)/[a-z_./]*)`", text)
+    assert len(paths) > 40
+    for path in paths:
+        assert (ROOT / path).exists(), f"CONTRIBUTING.md names {path}, which is missing"
+
+
+def test_every_public_name_is_in_the_reference():
+    """The site has an entry for each name of the package, and for each operation with a README."""
+    reference = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.rst"))
+    entries = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", reference, re.MULTILINE))
+    operations = {path.parent.name for path in (ROOT / "kernels").glob("*/__init__.py")}
+    assert entries >= {f"nntk.{name}" for name in nntk.__all__} | {f"nntk.kernels.{name}" for name in operations}

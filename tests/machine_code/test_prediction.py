@@ -68,7 +68,7 @@ def test_the_roof_is_products_or_bytes():
 
 
 def test_what_is_predicted_is_what_is_published(tmp_path):
-    """The command makes the committed rows again, and the READMEs have their tables."""
+    """The command makes the committed rows again, and the pages have their tables."""
     pytest.importorskip("triton")
     from nntk.bench.machine_code.prediction.run import markdown  # its kernels need Triton
 
@@ -78,10 +78,13 @@ def test_what_is_predicted_is_what_is_published(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     before, now = (json.loads(path.read_text()) for path in (COMMITTED, made))
-    for name, readme in (("h200", ROOT / "README.md"), ("b200", ROOT / "kernels" / "perturb" / "HISTORY.md")):
+    for name, page in (
+        ("h200", ROOT / "results" / "MEASURED.md"),
+        ("b200", ROOT / "kernels" / "perturb" / "HISTORY.md"),
+    ):
         old, new = before["cards"][name], now["cards"][name]
         assert [row["case"] for row in new["rows"]] == [row["case"] for row in old["rows"]]
         # Another version of the compiler makes other machine code.
         if now["versions"]["triton"] == before["versions"]["triton"]:
             assert new == old
-        assert markdown(old["rows"]) in readme.read_text()
+        assert markdown(old["rows"]) in page.read_text()
