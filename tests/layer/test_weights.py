@@ -230,7 +230,7 @@ def test_jacobian_of_a_linear_model():
 @pytest.mark.parametrize("estimator", ["plugin", "unbiased"])
 def test_many_displacements_go_by_the_gradients(estimator, monkeypatch):
     """The Gram matrix and the nonlocal gradients give the same, in slabs that cut tensors, in every mode."""
-    import nntk.evaluation as module
+    import nntk.estimators.evaluation as module
     from nntk.kernels.assemble import gradients
 
     monkeypatch.setattr(gradients, "TILE", 40)
