@@ -5,6 +5,8 @@ import os
 # Workers of pytest-xdist share the cores: each computes on one thread, and so does every process that it starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+    # Tests that ask for two threads have them wait without using a core that the other worker needs.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import pytest
 import torch
