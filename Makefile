@@ -1,8 +1,9 @@
-# `make bench` and `make test` do everything on a fresh machine, and only the work itself when repeated.
+# `make bench` and `make test` install what they need on a fresh machine, and do only the work itself when repeated.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDER_TRITON := 3.6.0
+WORKERS ?= 2
 
 .PHONY: bench test lint typecheck tests machine-code launches resources docs format clean
 .DELETE_ON_ERROR:
@@ -10,18 +11,19 @@ OLDER_TRITON := 3.6.0
 bench: $(VENV)/.installed-bench
 	$(BIN)/nntk-bench run --suite quick
 
-# The tests leave a core idle, on which kernels compile meanwhile. Nothing is installed beside them.
-test: lint typecheck $(VENV)/.installed-bench $(VENV)/triton-$(OLDER_TRITON)
-	$(MAKE) --jobs=2 tests machine-code
+test: lint typecheck tests
 
+# Each of the workers computes on one thread; tests that share an expensive fixture run on the same worker.
 tests: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m "not machine_code"
 
-machine-code:
-	$(MAKE) launches
-	$(MAKE) resources
+# Everything that is compiled for a GPU without one: the tests that compile for minutes, launches by an older Triton,
+# and every kernel for four architectures.
+machine-code: $(VENV)/.installed-test launches resources
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m machine_code
 
-# Every launch bound and compiled as if on a card, by an older Triton too than the tests have: its language differs.
+# Every launch bound and compiled as if on a card, by the oldest supported Triton: its language differs. The tests
+# marked `machine_code` do the same by the Triton that is installed.
 launches: $(VENV)/.installed-test $(VENV)/triton-$(OLDER_TRITON)
 	cd tests && PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(OLDER_TRITON) $(CURDIR)/$(BIN)/python launch_on_absent_card.py
 

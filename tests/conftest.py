@@ -2,6 +2,12 @@
 
 import os
 
+# Workers of pytest-xdist share the cores: each computes on one thread, and so does every process that it starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+    # Tests that ask for two threads have them wait without using a core that the other worker needs.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 import pytest
 import torch
 from torch import nn
@@ -59,9 +65,30 @@ def relative_error(actual, expected):
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
+def covering(cases, *positions):
+    """Choose a few cases, in a fixed order, that show every combination of values at each tuple of positions.
+
+    Args:
+        cases: Tuples of hashable values, one for each parameter of a test; combinations that do not exist are absent.
+        positions: Tuples of parameters, each of whose combinations must be tested.
+
+    Returns:
+        The chosen cases, found greedily.
+    """
+
+    def combinations(case):
+        return {(group, tuple(case[position] for position in group)) for group in positions}
+
+    missing, chosen = set().union(*map(combinations, cases)), []
+    while missing:
+        chosen.append(max(cases, key=lambda case: len(combinations(case) & missing)))
+        missing -= combinations(chosen[-1])
+    return chosen
+
+
 @pytest.fixture(autouse=True)
 def same_threads():
-    """What a test asks of PyTorch's threads ends with it."""
+    """Restore PyTorch's number of threads after each test."""
     before = torch.get_num_threads()
     yield
     if torch.get_num_threads() != before:

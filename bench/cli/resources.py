@@ -85,7 +85,7 @@ def command(
     json: JsonPath = None,
     summary: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="write one row for each kernel and architecture to this JSON file"),
+        typer.Option(metavar="PATH", help="write a row for each kernel and architecture to this JSON file"),
     ] = None,
     list_only: Annotated[
         bool, typer.Option("--list", help="print architecture, module and name of every kernel")

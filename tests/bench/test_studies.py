@@ -27,6 +27,12 @@ NAMES = tuple(studies.STUDIES)
 RESULTS = Path(__file__).parents[2] / "results" / "studies"
 
 
+# All tests of a study run on one worker, which runs the study once.
+every_study = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"study {name}")) for name in NAMES]
+)
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """The folder of a quick study, which is run once."""
@@ -46,7 +52,7 @@ def content(folder):
     return json.loads((folder / f"{folder.name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_study
 def test_the_quick_study_contradicts_no_claim(name, quick):
     """Each has an interval over seeds; the page says it, with every figure in both formats."""
     folder = quick(name)
@@ -60,7 +66,7 @@ def test_the_quick_study_contradicts_no_claim(name, quick):
     assert page.count("![") == len(list(folder.glob("*.svg"))) >= 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_study
 def test_the_same_seed_gives_the_same_values(name, quick):
     """To the bit on a second run, and on another number of threads within rounding."""
     before = [row for row in content(quick(name))["rows"] if row["seed"] == 0]
@@ -93,7 +99,7 @@ def disagreements(before, after, tolerance):
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_study
 def test_figures_can_be_read(name, quick):
     """No panel is empty or without labels, and no label lies on another."""
     rows = Rows(content(quick(name))["rows"])
@@ -144,7 +150,7 @@ def texts(figure):
     return [text for text in found if text.get_visible() and text.get_text().strip()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_study
 def test_the_published_study_supports_its_claims(name):
     """Claims and page follow from the rows in its file, and every claim is supported by them."""
     folder, study = RESULTS / name, studies.load(name)

@@ -64,8 +64,8 @@ def placed(call):
 def test_kernel_against_float64(weighting, halves, outputs):
     """Within twice the reference's own error in float32; exactly symmetric; twice the same bits."""
     for shape in SHAPES:
-        if outputs == "full" and shape[0] == 70 and weighting != "rows":
-            continue  # One output: the same as trace.
+        if outputs != "trace" and shape[0] == 70 and weighting != "rows":
+            continue  # With one output, every mode computes the trace: one weighting shows the tiles of the others.
         call = arguments(*shape, weighting, halves)
         for some in (call, symmetric(call)):
             expected = reference.energy(*doubled(some), outputs)

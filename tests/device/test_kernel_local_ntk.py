@@ -15,7 +15,7 @@ from nntk.kernels.local_ntk.triton import config, launch
 from nntk.models.recognise import recognise
 
 EPS = torch.finfo(torch.float32).eps
-# Widths and the numbers of rows and columns; full takes 130 x 10 lines only where it is the point.
+# Widths and the numbers of rows and columns.
 SHAPES = (((5, 7, 10), 3, 17), ((3, 33, 1), 130, 17), ((17, 10), 17, 1), ((1, 1, 1), 1, 3))
 
 
@@ -64,6 +64,8 @@ def check(model, x1, x2, outputs):
 def test_kernel_against_float64(outputs, activation):
     """Symmetric and cross, one output and ten."""
     for widths, n1, n2 in SHAPES:
+        if n1 == 130 and outputs != "trace":
+            continue  # The test below has several tiles in every mode; with one output all modes compute the trace.
         model = mlp(*widths, activation=activation)
         x1, x2 = inputs(n1, widths[0]), inputs(n2, widths[0], seed=2)
         check(model, x1, None, outputs)

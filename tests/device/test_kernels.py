@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from conftest import ACTIVATIONS as MODULES
-from conftest import JUMPS, inputs, mlp, relative_error
+from conftest import JUMPS, covering, inputs, mlp, relative_error
 from triton_device import DEVICE, SEED, Allocated, NoKernel, Operators, kernel_differences, without_kernels
 
 from nntk.bench.machine_code.cases import perturb as cases
@@ -38,6 +38,19 @@ ROUTES = [
     *((family, "step") for family in ("flipout(3)", "lowrank(2)")),
 ]
 MODELS = ("relu", "tanh", "gelu", "sign", "quantise")
+# Every route in each precision, and every activation with each family, path and precision: a third of the product.
+CASES = covering(
+    [
+        (family, path, precision, activation)
+        for activation in MODELS
+        for precision in ("bf16", "fp32")
+        for family, path in reversed(ROUTES)
+    ],
+    (0, 1, 2),
+    (0, 3),
+    (1, 3),
+    (2, 3),
+)
 # Widths, inputs, displacements: ones, odd numbers, more than a tile, one output and ten.
 SHAPES = (((130, 17, 3, 10), 17, 2), ((3, 130, 1), 1, 3), ((1, 3, 17), 130, 1), ((17, 3, 1), 3, 2))
 # Of low rank, layers of few units are formed: here a hidden one is not.
@@ -141,9 +154,7 @@ def check(activation, directions, path, precision):
         assert error <= 2 * max(allowed, torch.finfo(torch.float32).eps), f"{widths}: reference {allowed:.1e}"
 
 
-@pytest.mark.parametrize("activation", MODELS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("directions", "path"), ROUTES)
+@pytest.mark.parametrize(("directions", "path", "precision", "activation"), CASES)
 @pytest.mark.usefixtures("rounded_as_here")
 def test_difference_against_float64(directions, path, precision, activation):
     """Every family, path and kind of activation, at ones, odd numbers and more than a tile."""
@@ -338,7 +349,8 @@ def test_products_with_displacements(shape, height, directions):
     q = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     arguments = (height, 3, rows(5), SEED, 0, directions)
     expected = reference_products(q.double(), *arguments, 2**27)
-    for budget in (2**27, 2**12) if height < 64 else (2**27,):
+    # Chunks of the displacements: with operands for each of them, and with shared ones.
+    for budget in (2**27, 2**12) if shape in ((5, 1, 1), (19, 37)) else (2**27,):
         at = [part.to(DEVICE) if isinstance(part, torch.Tensor) else part for part in arguments]
         made = launch.displacement_products(q.to(DEVICE), *at, budget)
         assert relative_error(made.cpu(), expected) < against_the_reference(directions)

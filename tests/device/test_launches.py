@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.machine_code
 def test_launches_bind_and_compile():
     """Every launcher's arguments, ones and None and tuples among them, pass for sm_90."""
     script = Path(__file__).parents[1] / "launch_on_absent_card.py"

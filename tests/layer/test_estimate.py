@@ -1,8 +1,11 @@
 """Error bars of kernels: they hold the kernel of many displacements as often as they say, and end when they should."""
 
+import functools
+import itertools
+
 import pytest
 import torch
-from conftest import inputs, mlp, relative_error
+from conftest import covering, inputs, mlp, relative_error
 
 from nntk import Attention, EffectiveSampleWarning, FixedKernel, NonlocalNTK
 from nntk.estimators.errors.gram_products import gram_products
@@ -26,11 +29,19 @@ WEIGHTS = {
     "parameters": Attention(on="parameters", temperature=0.3, kernel=PROPOSED),
     "own": Attention(score=by_number),
 }
-every_weight = pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
-jackknifed = pytest.mark.parametrize(
-    ("estimator", "weights"),
-    [(one, weights) for one in ESTIMATORS for weights in WEIGHTS.values() if (one, weights) != ("energy", GAUSSIAN)],
+# Each estimator with every kind of weights, and each of both with every mode of outputs.
+MODES = {"trace": "paper", "mean": "gradient", "diagonal": "gradient", "full": "paper"}
+estimates = pytest.mark.parametrize(
+    ("estimator", "name", "outputs"),
+    covering(list(itertools.product(ESTIMATORS, WEIGHTS, MODES)), (0, 1), (0, 2), (1, 2)),
 )
+jackknifed = pytest.mark.parametrize(
+    ("estimator", "name", "outputs"),
+    covering(
+        [case for case in itertools.product(ESTIMATORS, WEIGHTS, ("trace", "full")) if case[:2] != ("energy", "drawn")],
+        (0, 1), (0, 2), (1, 2),
+    ),
+)  # fmt: skip
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 
 
@@ -45,12 +56,19 @@ def kernel(activation, seed, samples=256, **settings):
     return NonlocalNTK(mlp(3, 8, 1, activation=activation), gamma=0.3, samples=samples, seed=seed, **settings)
 
 
+@functools.cache
+def mean_kernel(activation, samples, **settings):
+    """The kernel of four times as many displacements, of seeds of their own."""
+    x = inputs(3, 3)
+    return sum(kernel(activation, 10**6 + part, samples, **settings)(x).double() for part in range(4)) / 4
+
+
 @pytest.mark.parametrize("rtol", [1e6, 0.1], ids=["sixteen groups", "by tolerance"])
 @pytest.mark.parametrize("activation", ["tanh", "sign"])
 def test_intervals_cover(activation, rtol):
     """95 % intervals, averaged over entries, hold the kernel of 2^18 displacements in 92 to 98 % of 200 runs."""
     x, inside = inputs(3, 3), 0.0
-    truth = sum(kernel(activation, 10**6 + part, 2**16)(x).double() for part in range(4)) / 4
+    truth = mean_kernel(activation, 2**16)
     for seed in range(200):
         low, high = kernel(activation, seed).estimate(x, rtol=rtol).interval()
         inside += float(((low <= truth) & (truth <= high)).double().mean()) / 200
@@ -108,42 +126,35 @@ def test_what_has_no_estimate_is_an_error(settings, arguments, message):
         kernel("tanh", 0, **settings).estimate(inputs(2, 3), **arguments)
 
 
-@every_weight
-@every_estimator
-def test_every_estimate_is_the_kernel_of_its_samples(estimator, weights):
+@estimates
+def test_every_estimate_is_the_kernel_of_its_samples(estimator, name, outputs):
     """Of 16 to 31 groups, some of them joined; exactly symmetric; its effective samples are those of the weights."""
-    x, other = inputs(4, 3), inputs(2, 3, seed=9)
-    for outputs, normalization in (
-        ("trace", "paper"),
-        ("mean", "gradient"),
-        ("diagonal", "gradient"),
-        ("full", "paper"),
-    ):
-        made, whole = (
-            NonlocalNTK(
-                mlp(3, 8, 2), gamma=0.3, samples=samples, estimator=estimator, weights=weights, outputs=outputs,
-                normalization=normalization,
-            )
-            for samples in (32, 68)
-        )  # fmt: skip
-        found, cross = (made.estimate(*pair, rtol=1e-6, max_samples=68) for pair in ((x,), (x, other)))
-        assert found.samples == cross.samples == 68 and not found.converged
-        assert found.groups == (34 if estimator == "energy" and weights is GAUSSIAN else 17)
-        assert relative_error(found.kernel, whole(x)) < 1e-6 and relative_error(cross.kernel, whole(x, other)) < 1e-6
-        swapped = (1, 0, 3, 2) if outputs == "full" else (1, 0, 2)[: found.kernel.dim()]
-        for matrix in (found.kernel, found.standard_error):
-            assert torch.equal(matrix, matrix.permute(swapped)) and matrix.dtype == torch.float32
-        assert found.effective_samples == pytest.approx(float((1 / alpha(whole, x).square().sum(0)).min()), rel=1e-5)
+    x, other, weights = inputs(4, 3), inputs(2, 3, seed=9), WEIGHTS[name]
+    made, whole = (
+        NonlocalNTK(
+            mlp(3, 8, 2), gamma=0.3, samples=samples, estimator=estimator, weights=weights, outputs=outputs,
+            normalization=MODES[outputs],
+        )
+        for samples in (32, 68)
+    )  # fmt: skip
+    found, cross = (made.estimate(*pair, rtol=1e-6, max_samples=68) for pair in ((x,), (x, other)))
+    assert found.samples == cross.samples == 68 and not found.converged
+    assert found.groups == (34 if estimator == "energy" and weights is GAUSSIAN else 17)
+    assert relative_error(found.kernel, whole(x)) < 1e-6 and relative_error(cross.kernel, whole(x, other)) < 1e-6
+    swapped = (1, 0, 3, 2) if outputs == "full" else (1, 0, 2)[: found.kernel.dim()]
+    for matrix in (found.kernel, found.standard_error):
+        assert torch.equal(matrix, matrix.permute(swapped)) and matrix.dtype == torch.float32
+    assert found.effective_samples == pytest.approx(float((1 / alpha(whole, x).square().sum(0)).min()), rel=1e-5)
 
 
-@pytest.mark.parametrize("outputs", ["trace", "full"])
 @jackknifed
-def test_the_jackknife_by_hand(estimator, weights, outputs):
+def test_the_jackknife_by_hand(estimator, name, outputs):
     """Sixteen groups of three left out in turn, by the definitions of the kernels, between two sets of inputs."""
     x = inputs(5, 3, torch.float64)
     made = NonlocalNTK(
-        mlp(3, 4, 2, dtype=torch.float64), gamma=0.3, samples=48, estimator=estimator, weights=weights, outputs=outputs
-    )
+        mlp(3, 4, 2, dtype=torch.float64), gamma=0.3, samples=48, estimator=estimator, weights=WEIGHTS[name],
+        outputs=outputs,
+    )  # fmt: skip
     deltas = torch.stack([torch.cat([e.flatten() for e in made.displacements(m).values()]) for m in range(48)])
     rows = (made.differences(x), deltas, alpha(made, x).expand(48, 5), made.num_params, estimator, outputs)
     without = torch.stack([_by_definition(torch.arange(48) // 3 != group, *rows) for group in range(16)])

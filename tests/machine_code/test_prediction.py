@@ -67,6 +67,7 @@ def test_the_roof_is_products_or_bytes():
     assert model.time_of(replace(launch, bytes=1.0), measured(part(tensor=2.0), part()), CARD).roof == 20.0
 
 
+@pytest.mark.machine_code
 def test_what_is_predicted_is_what_is_published(tmp_path):
     """The command makes the committed rows again, and the pages have their tables."""
     pytest.importorskip("triton")

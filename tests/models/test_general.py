@@ -1,9 +1,11 @@
 """Any model: evaluated at the very displacements that an MLP's fast path propagates."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from conftest import inputs, mlp, relative_error
+from conftest import FAMILIES, covering, inputs, mlp, relative_error
 from torch import nn
 
 import nntk
@@ -83,12 +85,17 @@ def made(name, activation):
     return model(activation).eval(), x()
 
 
-@pytest.mark.parametrize("antithetic", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"estimator": "plugin"}, {"weights": nntk.Attention()}])
-def test_an_mlp_has_one_kernel_by_either_path(directions, settings, antithetic):
+SETTINGS = {"energy": {}, "plugin": {"estimator": "plugin"}, "attention": {"weights": nntk.Attention()}}
+
+
+@pytest.mark.parametrize(
+    ("directions", "name", "antithetic"),
+    covering(list(itertools.product(FAMILIES, SETTINGS, (True, False))), (0, 1), (0, 2), (1, 2)),
+)
+def test_an_mlp_has_one_kernel_by_either_path(directions, name, antithetic):
     """The same displacements, by difference propagation and by plain evaluation in float64."""
     model, x = mlp(5, 16, 3), inputs(7, 5)
-    options = {"gamma": 0.05, "samples": 40, "directions": directions, "antithetic": antithetic, **settings}
+    options = {"gamma": 0.05, "samples": 40, "directions": directions, "antithetic": antithetic, **SETTINGS[name]}
     fast, plain = (NonlocalNTK(one, **options) for one in (model, Wrapped(model)))
     assert relative_error(plain.differences(x), fast.differences(x)) < 2e-5
     assert relative_error(plain(x[:4], x), fast(x[:4], x)) < 2e-5
