@@ -78,3 +78,21 @@ def target_of(device: torch.device) -> Target:
 def serves(device: torch.device) -> bool:
     """Return True if kernels, not references, serve a device; also True in tracing, without a card to query."""
     return _TRITON and device.type == "cuda" and (not torch.cuda.is_available() or target_of(device).supported)
+
+
+def family_of(arch: str) -> str:
+    """Return the architecture whose configurations serve ``arch``: itself, or the nearest of those compiled for."""
+    if arch.startswith("gfx"):
+        return "gfx942"
+    if arch.startswith("sm_"):
+        # Consumer cards (sm_86, sm_89, sm_120) have the products of sm_80, and 99 KB of shared memory instead of 163.
+        # The configurations use 64 KB at most. On sm_120 three of the large tiles spill two to four registers.
+        return {"sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100"}.get(arch, "sm_80")
+    return arch
+
+
+def input_precision(precision: str, arch: str) -> str:
+    """Return Triton's name of the precision of a product; operands of ``"tf32"`` are rounded where they are written."""
+    if precision == "tf32":
+        return "tf32"
+    return "tf32x3" if precision == "fp32" and arch.startswith("sm_") else "ieee"

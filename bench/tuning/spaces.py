@@ -14,7 +14,7 @@ from nntk.bench.machine_code.machines import MACHINES
 from nntk.kernels.assemble.triton import config as assemble
 from nntk.kernels.local_ntk.triton import config as local_ntk
 from nntk.kernels.perturb.triton import config as tiles
-from nntk.kernels.target import Target
+from nntk.kernels.target import Target, family_of
 from nntk.kernels.tuning import Key
 
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
@@ -142,7 +142,7 @@ def _covers(block: int, length: int, least: int) -> bool:
 
 def _clocks(programs: int, program: _Program, target: Target) -> float | None:
     """Return the clocks of all programs, in waves that fill the multiprocessors; programs of a wave share the pipes."""
-    machine = MACHINES[tiles.family_of(target.arch)]
+    machine = MACHINES[family_of(target.arch)]
     registers = program.values + _OTHER_REGISTERS
     # Registers must not spill: at most 255 a thread, and 65,536 in all threads of a multiprocessor.
     if registers > 255 or program.shared > machine.shared or program.warps * 32 * registers > 65_536:
@@ -163,7 +163,7 @@ def _issued(instructions: float) -> float:
 
 
 def _multiplied(terms: int, precision: str, target: Target) -> float:
-    rates = MACHINES[tiles.family_of(target.arch)].products
+    rates = MACHINES[family_of(target.arch)].products
     if precision == "fp32" and "fp32" not in rates:
         return 3 * terms / rates["tf32"]
     return terms / rates[precision]

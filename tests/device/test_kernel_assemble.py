@@ -14,7 +14,7 @@ from nntk.kernels.assemble import OUTPUTS, gradients, reference
 from nntk.kernels.assemble import gram as grams
 from nntk.kernels.assemble.triton import config, launch
 from nntk.kernels.attention import attend
-from nntk.kernels.perturb.triton.config import input_precision
+from nntk.kernels.target import input_precision
 
 # Displacements, inputs of lines and entries, outputs: ones, odd numbers, more than a tile.
 SHAPES = ((1, 1, 1, 1), (5, 17, 3, 10), (70, 130, 66, 1))

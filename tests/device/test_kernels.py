@@ -29,6 +29,7 @@ from nntk.kernels.perturb.triton.activations import difference
 from nntk.kernels.philox import parse
 from nntk.kernels.philox import reference as stream
 from nntk.kernels.philox.triton import launch as philox
+from nntk.kernels.target import input_precision
 from nntk.models.functional import call
 from nntk.models.recognise import recognise
 
@@ -506,8 +507,8 @@ def test_other_cards_take_the_references(arch, monkeypatch):
 
 def test_precisions_of_products():
     """Only TF32 is called so; operands of 16 bits have but one product, and AMD none of three parts."""
-    assert [tiles.input_precision(p, "sm_90") for p in ("bf16", "tf32", "fp32")] == ["ieee", "tf32", "tf32x3"]
-    assert [tiles.input_precision(p, "gfx942") for p in ("bf16", "tf32", "fp32")] == ["ieee", "tf32", "ieee"]
+    assert [input_precision(p, "sm_90") for p in ("bf16", "tf32", "fp32")] == ["ieee", "tf32", "tf32x3"]
+    assert [input_precision(p, "gfx942") for p in ("bf16", "tf32", "fp32")] == ["ieee", "tf32", "ieee"]
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

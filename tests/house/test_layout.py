@@ -40,6 +40,7 @@ ORDER = (
     "nntk.bench.machine_code",
     "nntk.bench.suites",
     "nntk.bench.studies",
+    "nntk.bench.benchmarks",
     "nntk.bench.tuning",
     "nntk.bench.profiling",
     "nntk.bench.cli",

@@ -5,7 +5,7 @@ from typing import Any
 
 from nntk.kernels.ahead_of_time import Case, Product, Signature, Work
 from nntk.kernels.assemble.triton import config, kernel
-from nntk.kernels.perturb.triton.config import input_precision
+from nntk.kernels.target import input_precision
 
 _WEIGHTINGS = (("rows", 1), ("weights", 1), ("dot", 2), ("distance", 1), ("given", 2))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from nntk.kernels.ahead_of_time import Case, Product, Signature, Work
 from nntk.kernels.local_ntk.triton import config, kernel
-from nntk.kernels.perturb.triton.config import input_precision
+from nntk.kernels.target import input_precision
 
 _LARGE, _SMALL = 8192, 64
 """Matrix sizes for the largest tiles and for the small ones."""

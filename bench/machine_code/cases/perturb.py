@@ -20,6 +20,7 @@ import triton.language as tl
 
 from nntk.kernels.ahead_of_time import Case, Product, Signature, Work
 from nntk.kernels.perturb.triton import config, kernel
+from nntk.kernels.target import input_precision
 
 _SHAPE = (1024, 1024, 2048)
 """Numbers of inputs, units and columns of a layer that fills the largest tiles."""
@@ -348,7 +349,7 @@ def _case(
     **settings: object,
 ) -> Case:
     """Describe a case; arguments that ``signature`` does not list are None."""
-    constants = {**constants, "PRECISION": config.input_precision(precision, arch)}
+    constants = {**constants, "PRECISION": input_precision(precision, arch)}
     names: list[str] = function.arg_names  # type: ignore[attr-defined]
     ptx = arch.startswith("sm_")
     constants |= {"PTX": ptx, "DTYPE": tl.bfloat16 if precision == "bf16" else tl.float32}

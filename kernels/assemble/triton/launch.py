@@ -10,10 +10,9 @@ from torch import Tensor
 from nntk.kernels.assemble import gradients, gram, reference
 from nntk.kernels.assemble.triton import config, kernel
 from nntk.kernels.attention.reference import finite, odd, relative_weights
-from nntk.kernels.perturb.triton.config import input_precision
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.triton import launch as philox
-from nntk.kernels.target import target_of
+from nntk.kernels.target import input_precision, target_of
 
 
 def energy(

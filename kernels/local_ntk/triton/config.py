@@ -6,8 +6,7 @@ has the figures.
 
 from dataclasses import dataclass
 
-from nntk.kernels.perturb.triton.config import family_of
-from nntk.kernels.target import Target
+from nntk.kernels.target import Target, family_of
 from nntk.kernels.tuning import Tunable
 
 STEP = 32

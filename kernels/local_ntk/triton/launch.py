@@ -12,8 +12,7 @@ from torch import Tensor
 
 from nntk.kernels.local_ntk import reference
 from nntk.kernels.local_ntk.triton import config, kernel
-from nntk.kernels.perturb.triton.config import input_precision
-from nntk.kernels.target import Target, target_of
+from nntk.kernels.target import Target, input_precision, target_of
 
 _ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "trace": lambda b: b.flatten(1),

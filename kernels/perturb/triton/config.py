@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nntk.kernels.target import Target
+from nntk.kernels.target import Target, family_of
 from nntk.kernels.tuning import Tunable
 
 PATHS = ("step", "stationary", "staged", "fused")
@@ -125,17 +125,6 @@ _FUSED = {
 
 _FOUR_WARP_PRODUCTS = ("sm_90", "sm_100")
 """Architectures on which a product of four warps has at least 64 rows."""
-
-
-def family_of(arch: str) -> str:
-    """Return the architecture whose configurations serve ``arch``: itself, or the nearest of those compiled for."""
-    if arch.startswith("gfx"):
-        return "gfx942"
-    if arch.startswith("sm_"):
-        # Consumer cards (sm_86, sm_89, sm_120) have the products of sm_80, and 99 KB of shared memory instead of 163.
-        # The configurations use 64 KB at most. On sm_120 three of the large tiles spill two to four registers.
-        return {"sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100"}.get(arch, "sm_80")
-    return arch
 
 
 def least_step(source: str, precision: str) -> int:
@@ -266,13 +255,6 @@ def staged_pays(source: str, precision: str, columns: int, first: bool, arch: st
     write = numbers * 2 / 32
     tiles = max(1, columns // 256)
     return multiply + (generate + write) / tiles < generate + multiply
-
-
-def input_precision(precision: str, arch: str) -> str:
-    """Return Triton's name of the precision of a product; operands of ``"tf32"`` are rounded where they are written."""
-    if precision == "tf32":
-        return "tf32"
-    return "tf32x3" if precision == "fp32" and arch.startswith("sm_") else "ieee"
 
 
 def applies(path: str, source: str, precision: str, width: int, arch: str) -> bool:

@@ -18,7 +18,7 @@ from nntk.kernels.perturb.triton import config
 from nntk.kernels.perturb.triton.chunks import TEMPORARY_DIVISOR, slices
 from nntk.kernels.philox.directions import Directions
 from nntk.kernels.philox.triton import launch as philox
-from nntk.kernels.target import Target
+from nntk.kernels.target import Target, input_precision
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class LaunchContext:
     @property
     def input_precision(self) -> str:
         """Precision of products, as Triton names it."""
-        return config.input_precision(self.precision, self.target.arch)
+        return input_precision(self.precision, self.target.arch)
 
     @property
     def widths(self) -> list[int]:
