@@ -2,13 +2,18 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
 import nntk
 from nntk.bench.cli import compare, predict, profile, report, resources, roofline, run, study, tune
 from nntk.bench.cli.options import CommandError, manual
+
+# Newer releases of typer have click's exceptions under names of their own; Python 3.10 has an older one, and click.
+UsageError: type[Exception] = getattr(typer, "TyperException", None) or import_module("click").ClickException
+"""Base class of typer's errors of usage."""
 
 COMMANDS = {
     "run": run,
@@ -72,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program = f"nntk-bench {name}".rstrip()
     try:
         status = typer.main.get_command(app).main(words, prog_name="nntk-bench", standalone_mode=False)
-    except typer.TyperException as error:
+    except UsageError as error:
         print(f"{program}: error: {_usage_message(error, name)} (see {program} --help)", file=sys.stderr)
         return 2
     except CommandError as error:
@@ -83,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(status or 0)
 
 
-def _usage_message(error: typer.TyperException, command: str) -> str:
+def _usage_message(error: Any, command: str) -> str:
     """Name the argument and what is wrong with it; without a command, name the commands."""
     parameter = getattr(error, "param", None)
     if parameter is not None:
