@@ -10,6 +10,7 @@ from scipy.sparse.linalg import aslinearoperator, cg
 from torch import nn
 
 from nntk import Attention, FixedKernel, KernelOperator, NonlocalNTK
+from nntk.estimators.features import features
 
 SETTINGS = {
     "energy": {},
@@ -83,10 +84,10 @@ def test_alignment_with_a_root_is_the_similarity_of_kernels(number):
 def test_features_that_fit_the_budget_are_made_once():
     """Beside those of one input, which tell how many they are."""
     kernel, x, v = make_kernel(), inputs(200, 3), torch.ones(200)
-    with patch.object(NonlocalNTK, "features", autospec=True, side_effect=NonlocalNTK.features) as features:
+    with patch("nntk.kernel.features", side_effect=features) as observed:
         operator = kernel.operator(x)
         assert torch.equal(operator @ v, operator @ v) and operator.effective_rank() > 1
-    assert [len(call.args[1]) for call in features.call_args_list] == [1, 200]
+    assert [len(call.args[1]) for call in observed.call_args_list] == [1, 200]
 
 
 def test_scipy_accepts_the_operator():

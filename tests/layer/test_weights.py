@@ -306,7 +306,7 @@ def good(**changed):
         (
             lambda: NonlocalNTK(**good(weights=Attention(score=lambda x, rows: torch.ones(3))))(inputs(2, 4)),
             ValueError,
-            r"score must return scores of shape \(8, 2\), or \(2, 8, 2\) for both halves of the pairs; got \(3,\)",
+            r"score must return scores of shape \(8, 2\), or \(2, 8, 2\) for both members of the pairs; got \(3,\)",
         ),
         (
             lambda: NonlocalNTK(**good(weights=Attention(score=lambda x, rows: torch.full((8, 2), math.nan))))(

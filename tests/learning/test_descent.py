@@ -12,15 +12,14 @@ import nntk
 from nntk import NonlocalGradientDescent
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["whole", "output frozen"])
-def test_a_sign_network_learns_digits(frozen):
-    """Nine of ten held-out digits are right, also with a frozen output layer, where autograd sees zero gradients."""
+def test_a_sign_network_learns_digits():
+    """Nine of ten held-out digits are right with a frozen output layer, where autograd sees zero gradients."""
     x, y = load_digits(return_X_y=True)
     x, y = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
     torch.manual_seed(0)
     hidden = [nn.Linear(64, 32), nntk.activations.Sign(), nn.Linear(32, 32), nntk.activations.Sign()]
     model, batches = nn.Sequential(*hidden, nn.Linear(32, 10)), torch.Generator().manual_seed(0)
-    model[4].requires_grad_(not frozen)
+    model[4].requires_grad_(False)
     optimizer = NonlocalGradientDescent(model.parameters(), lr=1e-2, gamma=0.1, samples=96)
     for _ in range(600):
         batch = torch.randint(1000, (250,), generator=batches)

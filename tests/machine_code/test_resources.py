@@ -32,6 +32,7 @@ def judged(tmp_path_factory):
     return done, json.loads(path.read_text())
 
 
+@pytest.mark.machine_code
 @pytest.mark.xdist_group("resources")
 @pytest.mark.parametrize(
     ("case", "arch", "caught"),
@@ -71,6 +72,7 @@ def test_each_check_catches_the_kernel_that_breaks_it(case, arch, caught, judged
         assert message in row["failures"][check] and f"{case} on {arch}: {check}: " in done.stdout
 
 
+@pytest.mark.machine_code
 @pytest.mark.xdist_group("resources")
 def test_every_check_is_broken_by_some_kernel(judged):
     """The list above is complete."""
@@ -78,6 +80,7 @@ def test_every_check_is_broken_by_some_kernel(judged):
     assert broken == {check.__name__ for check in checks.CHECKS} | {"compiles"}
 
 
+@pytest.mark.machine_code
 @pytest.mark.xdist_group("resources")
 def test_the_json_says_what_it_was_made_with(judged):
     """Versions, commit, limits, what each case states, and counts by pipe of every loop."""
