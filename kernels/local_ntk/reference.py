@@ -19,6 +19,7 @@ from torch import Tensor
 from nntk.kernels.activations import decode
 from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.mlp import Layer
+from nntk.kernels.slices import slices
 
 _MIN_BLOCK = 512
 """Minimum number of rows of a block of a symmetric kernel, a quarter of the maximum: smaller products are slower."""
@@ -113,18 +114,14 @@ def structured_ntk(
     rows_per_input = len(weights[-1]) if outputs == "full" else 1
     largest = 4 * _MIN_BLOCK // rows_per_input
     size = max(1, largest if x2 is not None else max(_MIN_BLOCK // rows_per_input, min(largest, len(kernel) // 8)))
-    for rows in _slices(len(kernel), size):
-        for columns in _slices(kernel.shape[1] if x2 is not None else rows.stop, size):
+    for rows in slices(len(kernel), size):
+        for columns in slices(kernel.shape[1] if x2 is not None else rows.stop, size):
             block = _block(parts, rows, columns, outputs)
             kernel[rows, columns] = mirror(block) if x2 is None and rows == columns else block
             if x2 is None and columns.stop <= rows.start:
                 swapped = block.transpose(0, 1)
                 kernel[columns, rows] = swapped.transpose(2, 3) if outputs == "full" else swapped
     return kernel
-
-
-def _slices(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _block(parts: Sequence[Term], rows: slice, columns: slice, outputs: str) -> Tensor:

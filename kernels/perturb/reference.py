@@ -11,7 +11,7 @@ No two nearly equal numbers are subtracted, so the relative error does not depen
 antithetic pair has -E and -e. Its sign is given to (h + s d) instead, so that one product serves both members.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from nntk.kernels.mlp import Layer, unperturbed
 from nntk.kernels.perturb.config import plan_reference
 from nntk.kernels.perturb.noise import NOISE, DisplacementGroup, Noise, split_into_groups
 from nntk.kernels.philox.directions import parse
+from nntk.kernels.slices import slices
 
 Rounding = Callable[[Tensor], Tensor]
 """Function that rounds an operand of a product to the precision of the evaluation."""
@@ -210,16 +211,16 @@ def mlp_differences(
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
     norms = torch.empty(len(sample_ids), dtype=torch.float64, device=x.device)
     # Without inputs there is one empty block, since the norms are returned all the same.
-    for block in _slices(0, max(1, len(x)), plan.block_inputs):
+    for block in slices(max(1, len(x)), plan.block_inputs):
         base_pass = _UnperturbedPass.evaluate(layers, x[block])
         for indices in split_into_groups(family, sample_ids, plan.group_samples):
             group = DisplacementGroup(
                 family, sample_ids[indices], layers, (seed_low, seed_high), plan, round_operand, precision
             )
             noise = NOISE[family.name](group)
-            for inputs in _slices(block.start, block.stop, plan.tile_inputs):
+            for inputs in slices(block.stop, plan.tile_inputs, block.start):
                 tile_pass = base_pass.narrow(inputs.start - block.start, inputs.stop - block.start)
-                for samples in _slices(0, len(indices), plan.tile_samples):
+                for samples in slices(len(indices), plan.tile_samples):
                     tile_indices = indices[samples]
                     s = (scales[:1] if one_scale else scales[tile_indices]).to(x.dtype)[:, None, None, None]
                     tile = _EvaluationTile(noise, samples, s, signs, round_operand)
@@ -252,12 +253,8 @@ def displacement_products(
         group = DisplacementGroup(family, sample_ids[indices], [layer], (seed_low, seed_high), plan, ROUNDINGS["fp32"])
         noise = NOISE[family.name](group)
         for units in noise.slabs(layer.weight):
-            for inputs in _slices(0, length, plan.tile_inputs):
-                for samples in _slices(0, len(indices), plan.tile_samples):
+            for inputs in slices(length, plan.tile_inputs):
+                for samples in slices(len(indices), plan.tile_samples):
                     operand = q[inputs] if q.dim() == 2 else q[indices[samples], inputs]
                     out[indices[samples], inputs, units] = noise.product(operand, layer, units, samples)
     return out
-
-
-def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
-    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))

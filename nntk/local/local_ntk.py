@@ -11,6 +11,7 @@ from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.assemble.reference import contract, mirror
 from nntk.kernels.local_ntk import structured_ntk
 from nntk.kernels.perturb.config import default_bytes
+from nntk.kernels.slices import slices
 from nntk.models.checks import check_evaluation_mode, check_inputs, check_parameters
 from nntk.models.functional import call
 from nntk.models.recognise import recognise
@@ -141,9 +142,9 @@ def _jacobian_blocks(
         by_parameter = torch.vmap(jacrev(outputs_of_one), (None, 0))(parameters, x).values()
         return torch.cat([part.flatten(2) for part in by_parameter], dim=2).permute(2, 0, 1)
 
-    for rows in _slices(len(x1), block_size):
+    for rows in slices(len(x1), block_size):
         j1 = jacobian(x1[rows])
-        for columns in _slices(rows.stop if symmetric else len(x2), block_size):
+        for columns in slices(rows.stop if symmetric else len(x2), block_size):
             j2 = j1 if symmetric and columns == rows else jacobian(x2[columns])
             yield rows, columns, contract(j1, j2, outputs)
 
@@ -162,7 +163,7 @@ def _vector_product_blocks(
     if not len(x1):
         return
     eye = torch.eye(forward(parameters, x1[:1]).shape[1], dtype=x1.dtype, device=x1.device)
-    for columns in _slices(len(x2), block_size):
+    for columns in slices(len(x2), block_size):
         products = torch.vmap(torch.vmap(column, (None, 0)), (0, None))(x2[columns], eye)
         yield slice(None), columns, _reduce_outputs(products.permute(2, 0, 3, 1), outputs)
 
@@ -200,7 +201,3 @@ def _is_mlp(model: nn.Module) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nntk.kernels.slices import slices
 from nntk.propagation.batch import DisplacementBatch
 from nntk.propagation.forward import DisplacedForward
-from nntk.propagation.plan import ChunkPlan, make_context, make_group, slices
+from nntk.propagation.plan import ChunkPlan, make_context, make_group
 
 
 def propagate(

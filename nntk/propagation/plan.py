@@ -1,6 +1,5 @@
 """Sizes of the chunks of displacements and of the input blocks, from trial evaluations and a budget."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -114,8 +113,3 @@ def make_context(
     """
     scales = batch.scales[group_start + chunk.start : group_start + chunk.stop]
     return PropagationContext(group, chunk, scales, batch.members, max(_MIN_PRODUCT_BYTES, batch.max_bytes // 4), cache)
-
-
-def slices(length: int, size: int) -> Iterator[slice]:
-    """Yield consecutive slices of a size that cover a length; the last one may be shorter."""
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))

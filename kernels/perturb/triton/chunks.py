@@ -6,7 +6,7 @@ displacements of a chunk go through the layers together. The budget does not cou
 each displacement: its stream number, its scale, and its position in the order of flipout's bases.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nntk.kernels.perturb.noise import FORMED_UNITS
@@ -60,11 +60,6 @@ class _Footprint:
 def padded_rank(rank: int) -> int:
     """Return the number of rows of a factor in memory."""
     return config.power_of_two(rank, MIN_RANK, 64)
-
-
-def slices(length: int, size: int) -> Iterator[slice]:
-    """Yield slices of ``size`` that cover ``length``; the last may be shorter."""
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def plan_chunks(

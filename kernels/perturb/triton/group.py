@@ -12,10 +12,11 @@ from torch import Tensor
 
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.noise import FORMED_UNITS
-from nntk.kernels.perturb.triton.chunks import padded_rank, slices
+from nntk.kernels.perturb.triton.chunks import padded_rank
 from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand
 from nntk.kernels.philox.integers import INPUT_SIGNS, OUTPUT_SIGNS
 from nntk.kernels.philox.triton import launch as philox
+from nntk.kernels.slices import slices
 
 
 @dataclass(frozen=True)

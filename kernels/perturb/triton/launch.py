@@ -12,12 +12,13 @@ from nntk.kernels.activations import decode
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
-from nntk.kernels.perturb.triton.chunks import ChunkPlan, plan_chunks, plan_products, slices
+from nntk.kernels.perturb.triton.chunks import ChunkPlan, plan_chunks, plan_products
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup
 from nntk.kernels.perturb.triton.layers import LayerSteps, choose_paths, staged_bytes
 from nntk.kernels.perturb.triton.operands import LaunchContext, UnperturbedPass, as_operand, pad_rows
 from nntk.kernels.philox.directions import parse
+from nntk.kernels.slices import slices
 from nntk.kernels.target import target_of
 
 

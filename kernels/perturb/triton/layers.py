@@ -23,6 +23,7 @@ from nntk.kernels.perturb.triton.operands import (
 )
 from nntk.kernels.philox.integers import BASE, DISPLACEMENT
 from nntk.kernels.philox.triton import launch as philox
+from nntk.kernels.slices import slices
 
 
 class LayerSteps:
@@ -64,7 +65,7 @@ class LayerSteps:
             len(group.sample_ids), context.members, self._base_pass.num_inputs, philox.padded(context.widths[-1]),
             device=group.sample_ids.device,
         )  # fmt: skip
-        for number, chunk in enumerate(chunks.slices(len(group.sample_ids), self._chunk_samples)):
+        for number, chunk in enumerate(slices(len(group.sample_ids), self._chunk_samples)):
             sample_ids, scales, bases = group.sample_ids[chunk], group.scales[chunk], group.bases
             base_ids, slots = (None, None) if bases is None else (bases.base_ids[number], bases.slots[chunk])
             for step, noise in zip(steps, group.noise, strict=True):

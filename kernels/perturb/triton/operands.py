@@ -15,9 +15,10 @@ from nntk.kernels.activations import encode
 from nntk.kernels.mlp import Layer, unperturbed
 from nntk.kernels.perturb.reference import ROUNDINGS
 from nntk.kernels.perturb.triton import config
-from nntk.kernels.perturb.triton.chunks import TEMPORARY_DIVISOR, slices
+from nntk.kernels.perturb.triton.chunks import TEMPORARY_DIVISOR
 from nntk.kernels.philox.directions import Directions
 from nntk.kernels.philox.triton import launch as philox
+from nntk.kernels.slices import slices
 from nntk.kernels.target import Target, input_precision
 
 
