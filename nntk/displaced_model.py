@@ -101,7 +101,7 @@ class DisplacedModel(SettingsOfKernel):
         x = displacements.model.inputs("x", x)
         queries = query_outputs(displacements, x, None)
         state, _, _ = attend_to_outputs(displacements, x, None, queries, displacements.indices)
-        weights = state.weights().to(self.dtype)
+        weights = state.weights().to(displacements.model.dtype)
         checks.finite("the weights, from scores at displaced parameters,", weights)
         return weights
 

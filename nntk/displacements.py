@@ -40,15 +40,21 @@ class Displacements:
     Attributes:
         settings: Settings of the kernel.
         model: View of the model.
-        sample_ids: Numbers m of the displacements in the random stream, [M].
+        sample_range: Numbers m of the displacements in the random stream, as a range.
         is_group: The displacements are one group of several. Weights are then relative to the group, and no warning is
             given: displacements of little weight in one group may have more in all.
     """
 
     settings: KernelSettings
     model: ModelView
-    sample_ids: Tensor
+    sample_range: range
     is_group: bool = False
+
+    @cached_property
+    def sample_ids(self) -> Tensor:
+        """Numbers m of the displacements in the random stream, [M]."""
+        numbers = self.sample_range
+        return torch.arange(numbers.start, numbers.stop, device=self.model.device)
 
     @property
     def indices(self) -> Tensor:
@@ -199,8 +205,7 @@ def displacements_of(
     numbers = range(settings.samples) if sample_ids is None else sample_ids
     if is_group and isinstance(model, GeneralModel):
         model = model.with_draws(numbers.start)
-    ids = torch.arange(numbers.start, numbers.stop, device=model.device)
-    return Displacements(settings, model, ids, is_group)
+    return Displacements(settings, model, numbers, is_group)
 
 
 def remedy(weights: FixedKernel | Attention) -> str:

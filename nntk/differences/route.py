@@ -74,7 +74,7 @@ def unit_differences(model: ModelView, x: Tensor, request: DifferenceRequest) ->
                     raise
                 raise NotRecognised(f"{error} Use propagation='auto' for what cannot be propagated.") from error
             # The trial at two inputs did not meet what the other inputs need.
-            _remember(model, x, str(error))
+            model.failures[input_kind(x)] = _log_obstacle(str(error))
     return copy_differences(model, x, request), norms
 
 
@@ -131,15 +131,16 @@ def _obstacle(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> str
         return "The model is stochastic."
     if not len(x) or not len(request.sample_ids):
         return "There is nothing to propagate."
-    if input_kind(x) not in model.trials:
-        _remember(model, x, _try_propagation(model, x[:: max(1, len(x) - 1)], request))
-    return model.trials[input_kind(x)]
+    kind = input_kind(x)
+    if kind not in model.trials:
+        model.trials[kind] = _log_obstacle(_try_propagation(model, x[:: max(1, len(x) - 1)], request))
+    return model.failures.get(kind, "") or model.trials[kind]
 
 
-def _remember(model: GeneralModel, x: Tensor, obstacle: str) -> None:
-    model.trials[input_kind(x)] = obstacle
+def _log_obstacle(obstacle: str) -> str:
     if obstacle:
         _log.info("Differences are computed at displaced copies of the parameters: %s", obstacle)
+    return obstacle
 
 
 def _try_propagation(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> str:

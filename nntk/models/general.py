@@ -31,6 +31,8 @@ class GeneralModel:
         is_opaque: Nothing is known of the computation: the model is evaluated at one displacement after another.
         draws: Draws that a stochastic model is averaged over.
         trials: Outcomes of earlier trials of propagation, shared by all views of the model in one kernel.
+        failures: Reasons why propagation failed after a trial had worked, in this view alone: the result of a later
+            call must not depend on the inputs of an earlier one.
     """
 
     evaluate: Callable[..., Tensor]
@@ -40,6 +42,7 @@ class GeneralModel:
     is_opaque: bool = False
     draws: Draws | None = None
     trials: Trials = field(default_factory=dict, repr=False)
+    failures: Trials = field(default_factory=dict, init=False, repr=False)
     _tensors_by_dtype: dict[torch.dtype, Tensors] = field(default_factory=dict, init=False, repr=False)
 
     @property
