@@ -44,7 +44,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StudyFigure:
     """Figure of a study.
 
     Attributes:
@@ -82,7 +82,7 @@ class Study:
     quick: Any
     replicate: Callable[[Setting], Iterator[Row | str]]
     claims: Callable[[Rows], Sequence[Claim]]
-    figures: Callable[[Rows], Iterator[Drawn]]
+    figures: Callable[[Rows], Iterator[StudyFigure]]
 
 
 def load(name: str) -> Study:
