@@ -26,9 +26,9 @@ _PLACES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32, 48)
 """Positions of the eigenvalues that are kept, from 1."""
 _ROUNDING = 1e-12
 """Smallest eigenvalue relative to the largest; smaller ones are rounding errors and count as this value."""
-_SEEN, _SHOWN = ("tanh", "sign"), (None, 0.01, 0.1, 1.0)
+_MAP_UNITS, _MAP_GAMMAS = ("tanh", "sign"), (None, 0.01, 0.1, 1.0)
 """Units and gammas of heat maps and spectra; None is the NTK."""
-_FEW = {"tanh": 0.01, "sign": 0.03}
+_FEW_GAMMAS = {"tanh": 0.01, "sign": 0.03}
 """Gamma of the kernels of few displacements, by units."""
 
 
@@ -53,10 +53,10 @@ def _replicate(setting: Setting) -> Iterator[Row | str]:
             yield f"{units}, {_label(gamma)}"
             kernel = nntk.local_ntk(model, x) if gamma is None else _nonlocal(model, x, gamma, size.samples, setting)
             settings = {"units": units} if gamma is None else {"units": units, "gamma": gamma}
-            yield {"table": "kernels", **settings, **_figures_of(kernel, x[:, 0], smooth)}
-            if setting.first and units in _SEEN and gamma in _SHOWN:
+            yield {"table": "kernels", **settings, **_kernel_figures(kernel, x[:, 0], smooth)}
+            if setting.first and units in _MAP_UNITS and gamma in _MAP_GAMMAS:
                 yield {"table": "heat_maps", **settings, "cosines": _cosines(kernel[::2, ::2])}
-    for units, gamma in _FEW.items():
+    for units, gamma in _FEW_GAMMAS.items():
         for samples in size.few_samples:
             yield f"{units}, M = {samples}"
             rank = _effective_rank(_centred(_nonlocal(models[units], x, gamma, samples, setting)))
@@ -67,7 +67,7 @@ def _nonlocal(model: torch.nn.Module, x: Tensor, gamma: float, samples: int, set
     return nntk.NonlocalNTK(model, gamma=gamma, samples=samples, seed=setting.seed)(x)
 
 
-def _figures_of(kernel: Tensor, x: Tensor, smooth: Tensor) -> Row:
+def _kernel_figures(kernel: Tensor, x: Tensor, smooth: Tensor) -> Row:
     """Return the figures of a kernel at inputs [N], beside the NTK of the smooth network."""
     centred, jump, sine = _centred(kernel), torch.where(x >= 0, 1.0, -1.0).double(), torch.sin(torch.pi * x)
     spectrum = torch.linalg.eigvalsh(centred).flip(0).cpu()
@@ -205,7 +205,7 @@ def _predicted(rows: Rows, samples: float, largest: int) -> np.ndarray:
 def _figures(rows: Rows) -> Iterator[StudyFigure]:
     yield _heat_maps(rows.where(table="heat_maps"))
     figure, axes = drawing.panels(2, 3, width=3.4, height=2.9)
-    for panel, units in zip(axes, _SEEN, strict=False):
+    for panel, units in zip(axes, _MAP_UNITS, strict=False):
         _spectra(panel, rows, units)
     _against_samples(axes[2], rows.where(table="few"))
     figures = (
@@ -235,8 +235,8 @@ def _figures(rows: Rows) -> Iterator[StudyFigure]:
 
 
 def _heat_maps(rows: Rows) -> StudyFigure:
-    figure, axes = drawing.panels(len(_SEEN), len(_SHOWN), width=2.4, height=2.4)
-    settings = [(units, gamma) for units in _SEEN for gamma in _SHOWN]
+    figure, axes = drawing.panels(len(_MAP_UNITS), len(_MAP_GAMMAS), width=2.4, height=2.4)
+    settings = [(units, gamma) for units in _MAP_UNITS for gamma in _MAP_GAMMAS]
     for panel, (units, gamma) in zip(axes, settings, strict=True):
         cosines = rows.values("cosines", units=units, gamma=gamma)[0]
         side = int(len(cosines) ** 0.5)
@@ -258,7 +258,7 @@ def _heat_maps(rows: Rows) -> StudyFigure:
 
 def _spectra(panel: "Axes", rows: Rows, units: str) -> None:
     """Draw the eigenvalues of the NTK in black, and of nonlocal kernels, lighter for larger displacements."""
-    for gamma, colour, marker in zip(_SHOWN, ("0.0", "0.3", "0.5", "0.7"), "osD^", strict=True):
+    for gamma, colour, marker in zip(_MAP_GAMMAS, ("0.0", "0.3", "0.5", "0.7"), "osD^", strict=True):
         spectra = rows.values("spectrum", table="kernels", units=units, gamma=gamma).T
         intervals = [interval(values, ratio=True) for values in spectra]
         places = _PLACES[: len(intervals)]
@@ -273,7 +273,7 @@ def _spectra(panel: "Axes", rows: Rows, units: str) -> None:
 def _against_samples(panel: "Axes", rows: Rows) -> None:
     samples = rows.distinct("samples")
     for number, units in enumerate(ACTIVATIONS):
-        if units in _FEW:
+        if units in _FEW_GAMMAS:
             selected = rows.where(units=units)
             drawing.draw(panel, selected.band("samples", "effective_rank"), f"{units}, measured", number)
             line = [_predicted(selected, m, samples[-1]).mean() for m in samples]

@@ -1,4 +1,4 @@
-"""Limit: the nonlocal kernel tends to the NTK as gamma falls and M grows, on predicted lines."""
+"""Limit: the nonlocal kernel tends to the NTK as gamma falls and M grows, beside predicted errors."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

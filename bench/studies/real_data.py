@@ -142,12 +142,12 @@ def _row(task: _Task, make: Callable[[], Tensor], **settings: str | float) -> Ro
 def _replicate(setting: Setting) -> Iterator[Row | str]:
     for task in _tasks(setting):
         yield f"{task.name}, RBF"
-        yield from _rivals(task, setting)
+        yield from _reference_rows(task, setting)
         for units in _UNITS:
             yield from _networks(task, units, setting)
 
 
-def _rivals(task: _Task, setting: Setting) -> Iterator[Row]:
+def _reference_rows(task: _Task, setting: Setting) -> Iterator[Row]:
     """Yield the rows of the kernels that do not depend on the narrow networks."""
     from scipy.spatial.distance import pdist
     from sklearn.metrics.pairwise import linear_kernel, rbf_kernel

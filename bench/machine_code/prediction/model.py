@@ -152,16 +152,21 @@ def time_of(launch: Launch, measured: Measured, card: Card) -> Time:
     Returns:
         The time, by resource.
     """
-    a_clock = launch.programs / (card.processors * card.clock)
+    seconds_per_clock = launch.programs / (card.processors * card.clock)
     loop = {pipe: launch.turns * clocks for pipe, clocks in measured.cycles.items()} if measured.loops else {}
     once = measured.once.cycles
-    products, turning = loop.get("tensor", 0.0), max(loop.values(), default=0.0)
+    products, loop_clocks = loop.get("tensor", 0.0), max(loop.values(), default=0.0)
     if resident(measured, card.arch) > 1:
         busy = max(loop.get(pipe, 0.0) + clocks for pipe, clocks in once.items())
     else:
-        busy = turning + max(once.values())
-    memory = max(0.0, launch.bytes / card.bandwidth - busy * a_clock)
+        busy = loop_clocks + max(once.values())
+    memory = max(0.0, launch.bytes / card.bandwidth - busy * seconds_per_clock)
     roof = max(launch.flops / card.bf16, launch.bytes / card.bandwidth)
     return Time(
-        products * a_clock, (turning - products) * a_clock, (busy - turning) * a_clock, memory, roof, launch.fetched
+        products * seconds_per_clock,
+        (loop_clocks - products) * seconds_per_clock,
+        (busy - loop_clocks) * seconds_per_clock,
+        memory,
+        roof,
+        launch.fetched,
     )

@@ -89,11 +89,11 @@ def _kernels(setting: Setting, model: nn.Module, x: Tensor, grid: Tensor) -> dic
     for gamma in size.gammas:
         kernel = nntk.NonlocalNTK(model, gamma=gamma, samples=size.flow_samples, seed=setting.seed)
         here, there = kernel.features(torch.cat((x, grid))).split((len(x), len(grid)))
-        kernels[_by(gamma)] = (here @ here.T, there @ here.T)
+        kernels[_flow_name(gamma)] = (here @ here.T, there @ here.T)
     return kernels
 
 
-def _by(gamma: float) -> str:
+def _flow_name(gamma: float) -> str:
     return f"NNTK, gamma = {gamma:g}"
 
 
