@@ -87,7 +87,7 @@ def _in_use(task: Task, config: Any) -> Iterator[None]:
         keys = stack.enter_context(task.tunable.forced(task.key, config))
         yield
     if not keys:
-        raise UnusedChoiceError(f"{task.name}: no launch of {task.case.op} {task.case.shape} uses this choice")
+        raise UnusedChoiceError(f"{task.name}: no launch of {task.case.op} {task.case.shape} asks for this choice")
 
 
 def _check_and_time(

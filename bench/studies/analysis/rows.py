@@ -56,7 +56,7 @@ class Rows:
         selected = self.where(**settings)
         seeds = [row["seed"] for row in selected]
         if not seeds or len(set(seeds)) != len(seeds):
-            raise ValueError(f"settings must select one row for each seed, got {len(seeds)} rows for {settings}.")
+            raise ValueError(f"settings must select one row a seed, got {len(seeds)} rows for {settings}.")
         return np.array([row[key] for row in selected], dtype=float)
 
     def slope(self, x: str, y: str, low: float, high: float) -> np.ndarray:
