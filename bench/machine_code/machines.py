@@ -2,7 +2,7 @@
 
 Rates of the ordinary pipes are those of the CUDA programming guide's table of arithmetic instructions and of AMD's
 CDNA 3 instruction set guide. Rates of products are the data sheets' dense peaks over multiprocessors and boost clock,
-e.g. sm_90: 989.4 TFLOP/s / (2 x 132 x 1.83 GHz) = 2048 multiply-adds a clock and multiprocessor.
+e.g. sm_90: 989.4 TFLOP/s / (2 x 132 x 1.83 GHz) = 2048 multiply-adds per clock and multiprocessor.
 """
 
 import re

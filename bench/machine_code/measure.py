@@ -44,7 +44,7 @@ class Measured:
     """Resources of a compiled case.
 
     Attributes:
-        registers: Registers a thread.
+        registers: Registers of a thread.
         stack: Bytes of stack a thread.
         spills: Loads and stores of spilled registers (NVIDIA), spilled vector registers (AMD).
         shared: Bytes of shared memory of a program.
@@ -89,7 +89,7 @@ class Measured:
 
         Args:
             numbers: ``normals`` or ``signs``.
-            warp_size: Threads a warp.
+            warp_size: Threads of a warp.
 
         Returns:
             The mean over the main loops if they generate the numbers, else over the code outside of them; None if the

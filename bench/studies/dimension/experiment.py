@@ -30,7 +30,7 @@ PROPOSALS: dict[str, Callable[[float], nntk.FixedKernel | None]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of the study; a kernel is estimated ``evaluated / d`` times a seed, at most ``repeats`` times."""
+    """Numbers of the study; a kernel is estimated ``evaluated / d`` times for each seed, at most ``repeats`` times."""
 
     seeds: int = 12
     inputs: int = 8
