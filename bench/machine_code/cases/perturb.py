@@ -2,8 +2,8 @@
 
 Compiling a case takes seconds. So a case is left out where another case needs at least as many resources:
 
-* tiles of the layer step, where another tile of the same family and precision has as many numbers per thread and as much
-  shared memory. The layout of a tile over warps and matrix instructions depends only on whether noise comes from
+* tiles of the layer step, where another tile of the same family and precision has as many numbers per thread and as
+  much shared memory. The layout of a tile over warps and matrix instructions depends only on whether noise comes from
   registers or from memory, so the families gaussian and none are compiled at every tile;
 * layer 0 of families that share its epilogue with another family: low rank, and all families in tf32 and fp32;
 * all ranks but the largest (in bf16 the smallest is compiled too), and narrower weight-stationary steps with their
