@@ -47,12 +47,12 @@ def cases(op: str, shape: str, device: torch.device) -> list[ops.OpCase]:
         ValueError: If there is no such op or shape; the message lists the known ones.
     """
     suite = ops.cases(device)
-    of_op = [case for case in suite if case.op == op]
-    if not of_op:
+    op_cases = [case for case in suite if case.op == op]
+    if not op_cases:
         raise ValueError(f"OP must be one of {', '.join(sorted({case.op for case in suite}))}; got {op!r}")
-    selected = [case for case in of_op if shape in case.shape]
+    selected = [case for case in op_cases if shape in case.shape]
     if not selected:
-        raise ValueError(f"--shape must be part of one of {'; '.join(case.shape for case in of_op)}; got {shape!r}")
+        raise ValueError(f"--shape must be part of one of {'; '.join(case.shape for case in op_cases)}; got {shape!r}")
     return selected
 
 

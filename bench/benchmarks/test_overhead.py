@@ -13,5 +13,5 @@ ONE_FORM = dict(small_calls(DEVICE))
 @pytest.mark.benchmark(group="host overhead")
 @pytest.mark.parametrize("name", ONE_FORM)
 def test_overhead(name: str, benchmark: BenchmarkFixture) -> None:
-    """Submit one call; on a GPU nothing waits for its end."""
+    """Submit one call, without waiting until a GPU has finished it."""
     benchmark(getattr(torch.ops.nntk, name), *ONE_FORM[name])

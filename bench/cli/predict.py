@@ -16,9 +16,10 @@ SUMMARY = "estimate the speed of the kernels on a card, without the card"
 HELP = """\
 Compile the kernels that the design's workloads use on an H200 and a B200, and predict their speed from the machine
 code: the turns of the main loops and the instructions outside of them, each as long as its busiest pipe, and the bytes.
-Where a multiprocessor holds several programs at a time, one fills the gaps of another. Nothing runs and no GPU is
-needed. Latency, bank conflicts, the second-level cache and launches are not seen, so predictions are optimistic (an
-H200 needed 1.5 times as long; for assembly, three times). They show what to improve first; they are no measurement.
+Where a multiprocessor holds several programs at a time, one runs while another waits. No kernel is executed, and no
+GPU is needed. The model ignores latency, bank conflicts, the second-level cache and launches, so predictions are
+optimistic: an H200 needed 1.5 times as long, and three times for assembly. They show what to improve first; they do not
+replace measurements.
 
 how to read it:
   of roof   time of the work at the card's rate of products or of copies, over the predicted time

@@ -25,7 +25,7 @@ checks:
   shared_memory         at most what a program may have: sm_80 166,912 bytes, sm_90 and sm_100 232,448, gfx942 65,536
   tensor_memory, trap   at most 512 columns on sm_100, where Triton otherwise compiles to a trap
   main_loops            the loops that the case states are in the code
-  matrix_instructions   they do the whole of every product that is meant for tensor cores
+  matrix_instructions   they compute every product that is meant for tensor cores completely
   wgmma                 on sm_90 every such product uses it
   normal_budget, sign_budget, register_budget
                         on sm_90 at most what the case states: instructions a random number (products included),
@@ -51,7 +51,7 @@ Exit status: 0 all good, 1 a check failed or a kernel did not compile, 2 wrong u
 
 
 def require_triton() -> None:
-    """Refuse a command that compiles kernels where Triton is not installed.
+    """Raise an error if Triton, which compiles the kernels, is not installed.
 
     Raises:
         CatalogueError: If there is no Triton.

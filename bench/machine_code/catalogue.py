@@ -21,7 +21,7 @@ MODULES = tuple(
 
 @dataclass(frozen=True)
 class Task:
-    """One kernel in one configuration on one architecture, by names: these travel between processes, kernels do not."""
+    """Kernel in one configuration on one architecture, by names, which can be sent to other processes."""
 
     module: str
     arch: str
@@ -62,11 +62,11 @@ def tasks(module: str, arch: str) -> list[Task]:
     """List the cases of a module.
 
     Args:
-        module: Its dotted name.
-        arch: The architecture they are for.
+        module: Dotted name of the module.
+        arch: Architecture of the cases.
 
     Returns:
-        One task a case.
+        One task for each case.
 
     Raises:
         ValueError: If two cases have the same name.
@@ -78,21 +78,21 @@ def tasks(module: str, arch: str) -> list[Task]:
 
 
 def report(task: Task) -> Report:
-    """Compile a task, measure and judge it. Must run in a process without Triton's interpreter."""
+    """Compile, measure and check the kernel of a task, in a process without Triton's interpreter."""
     cases = importlib.import_module(task.module).cases(task.arch)
     case = next(case for case in cases if case.name == task.case)
     try:
-        # Triton prints the whole of the PTX that ptxas rejects; its message says enough.
+        # Triton prints all of the PTX that ptxas rejects; its message is enough.
         with contextlib.redirect_stdout(io.StringIO()):
             compiled = ahead_of_time.compile(case, task.arch)
-    except Exception as error:  # noqa: BLE001 - whatever a compiler throws is a finding, not an end
+    except Exception as error:  # noqa: BLE001 - any error of a compiler is a result of the task
         return Report(task, _stated(case), None, {"compiles": f"{type(error).__name__}: {error}"})
     measured = measure(case, compiled, task.arch)
     return Report(task, _stated(case), measured, checks.failures(case, task.arch, measured))
 
 
 def _stated(case: Case) -> dict[str, Any]:
-    """A case as plain data."""
+    """Return the statements of a case as plain data."""
     return {
         "kernel": case.kernel.__name__,
         "signature": dict(case.signature),

@@ -1,4 +1,4 @@
-"""The control flow of a listing: basic blocks, natural loops, and how often a block runs in one turn of its loop."""
+"""Control flow of a listing: basic blocks, natural loops, and how often a block runs in one turn of its loop."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -78,8 +78,8 @@ class Flow:
     def turn(self, loop: Loop) -> dict[int, float]:
         """Return how often each block of a loop runs in one turn.
 
-        Both sides of a condition are equally likely unless the listing knows better. The turn is one that goes on: an
-        exit from the loop takes no probability from the other paths.
+        Both sides of a condition are equally likely unless the listing gives their probability. The turn does not leave
+        the loop: an exit takes no probability from the other paths.
 
         Args:
             loop: Loop of this graph. Each of its inner loops is counted as one turn.
@@ -96,7 +96,7 @@ class Flow:
         return {block: weight for block, weight in weights.items() if block not in inside}
 
     def _weights(self, header: int, members: frozenset[int]) -> dict[int, float]:
-        """Spread one entry at the header over a region; each inner loop counts as one block."""
+        """Distribute one entry at the header over the blocks of a region; each inner loop counts as one block."""
         inner = [loop for loop in self.loops if loop.header != header and loop.members <= members]
         outermost = {loop.header: loop for loop in inner if not any(loop.members < outer.members for outer in inner)}
         entries = defaultdict(float, {header: 1.0})

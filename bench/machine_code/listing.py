@@ -40,8 +40,8 @@ _ENDS = ("EXIT", "RET.", "s_endpgm", "s_setpc_b64")
 def sass(text: str) -> Listing:
     """Read a disassembly of nvdisasm -c.
 
-    Three branches are read as what they do in a good run, because their slow sides would make false loops: a wait for
-    a barrier (TRYWAIT) and for tensor memory (FIND_AND_SET) succeeds at once, and the threads of a warp do not diverge
+    Three branches are read as if nothing had to wait, because their slow paths would look like loops: a wait for a
+    barrier (TRYWAIT) or for tensor memory (FIND_AND_SET) succeeds at once, and the threads of a warp do not diverge
     (BRA.DIV).
 
     Args:
@@ -68,7 +68,7 @@ def _sass_instruction(
     predicate: str, opcode: str, operands: str, waits: set[str], immediates: dict[str, int]
 ) -> Instruction:
     """Read an instruction; ``waits`` are the predicates of successful waits, ``immediates`` the known registers."""
-    # A call to a label of the kernel's own is ptxas's long jump; calls of functions come back.
+    # A call to a label inside the kernel is a long jump of ptxas; calls of functions return.
     if (target := re.search(r"`\((.+?)\)", operands)) and (
         opcode.startswith("BRA") or opcode.startswith("CALL") and target[1].startswith(".L")
     ):
@@ -78,7 +78,7 @@ def _sass_instruction(
     waits.discard(first)
     if "TRYWAIT" in opcode or "FIND_AND_SET" in opcode:
         waits.add(first)
-    # A register is known that was given a number, or a copy of one that is known, by the last instruction to write it.
+    # The value of a register is known if the last instruction that wrote it set a number or copied a known register.
     known = immediates.get(rest) if opcode == "UMOV" else None
     immediates.pop(first, None)
     if opcode == "UMOV" and rest.startswith("0x"):
@@ -87,7 +87,7 @@ def _sass_instruction(
         immediates[first] = known
     if opcode.startswith("UTC") and (descriptor := re.search(r"idesc\[(\w+)\]", operands)):
         opcode += _tcgen05_shape(immediates.get(descriptor[1], 0))
-    # A predicated EXIT is for programs without work: the others go on.
+    # A predicated EXIT ends programs without work; the others continue.
     return Instruction(opcode, operands, ends=not predicate and opcode.startswith(_ENDS))
 
 
@@ -104,7 +104,7 @@ def _branch_probability(opcode: str, condition: str, waits: set[str]) -> float:
 
 
 def _tcgen05_shape(descriptor: int) -> str:
-    """Return the shape in the instruction descriptor of tcgen05, written as wgmma writes its shape in the opcode."""
+    """Return the shape in the instruction descriptor of tcgen05, in the notation of wgmma's opcodes."""
     m, n, tf32 = (descriptor >> 24 & 31) * 16, (descriptor >> 17 & 63) * 8, descriptor >> 7 & 7 == 2
     return f".{m}x{n}x{8 if tf32 else 16}{'.TF32' if tf32 else ''}"
 
@@ -112,11 +112,11 @@ def _tcgen05_shape(descriptor: int) -> str:
 def amd(text: str) -> Listing:
     """Read the assembly of an AMD kernel.
 
-    A branch over code for which no thread is active (``s_cbranch_execz``) is read as not taken: in the inside of a
-    tensor no mask is empty.
+    A branch over code for which no thread is active (``s_cbranch_execz``) is read as not taken: in the interior of a
+    tensor every mask has active threads.
 
     Args:
-        text: The assembly that Triton keeps as ``amdgcn``.
+        text: Assembly that Triton stores as ``amdgcn``.
 
     Returns:
         The instructions.

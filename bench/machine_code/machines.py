@@ -1,8 +1,8 @@
-"""Architectures: pipes, rates of products in a clock, limits, and the pipe of each instruction.
+"""Architectures: pipes, multiply-adds of products in a clock, limits, and the pipe of each instruction.
 
 Rates of the ordinary pipes are those of the CUDA programming guide's table of arithmetic instructions and of AMD's
 CDNA 3 instruction set guide. Rates of products are the data sheets' dense peaks over multiprocessors and boost clock,
-e.g. sm_90: 989.4 TFLOP/s / (2 x 132 x 1.83 GHz) = 2048 multiply-adds a clock and multiprocessor.
+e.g. sm_90: 989.4 TFLOP/s / (2 x 132 x 1.83 GHz) = 2048 multiply-adds per clock and multiprocessor.
 """
 
 import re
@@ -37,14 +37,14 @@ _AMD_CLASSES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """One multiprocessor (compute unit) of an architecture.
+    """Multiprocessor (compute unit) of an architecture.
 
     Attributes:
-        warp_size: Threads a warp.
+        warp_size: Threads of a warp.
         pipes: Clocks that an instruction of a class keeps a pipe of the multiprocessor busy, by pipe and class; the
-            class ``*`` stands for all that are not named.
-        products: Multiply-adds a clock on the matrix pipe, by operand.
-        shared: Most bytes of shared memory (LDS) a program may have.
+            class ``*`` stands for all classes that are not named.
+        products: Multiply-adds of the matrix pipe in a clock, by operand.
+        shared: Largest number of bytes of shared memory (LDS) that a program may have.
         tensor_memory: Columns of tensor memory.
     """
 
@@ -92,7 +92,7 @@ def classify(opcode: str) -> str:
     """Find the pipe of an instruction.
 
     Args:
-        opcode: Its mnemonic with all modifiers.
+        opcode: Mnemonic of the instruction with all modifiers.
 
     Returns:
         A name of ``CLASSES``, ``uniform`` or ``other``; wide accesses to memory are ``memory64`` and ``memory128``.
@@ -118,8 +118,8 @@ class MatrixShape:
 
     Attributes:
         operand: Key of ``Machine.products``.
-        multiply_adds: How many it does.
-        warps: How many warps issue it together.
+        multiply_adds: Number of multiply-adds.
+        warps: Number of warps that issue the instruction together.
     """
 
     operand: str
@@ -131,11 +131,11 @@ def matrix_shape(opcode: str, num_warps: int) -> MatrixShape:
     """Read a matrix instruction's opcode.
 
     Args:
-        opcode: An opcode of class ``tensor``.
-        num_warps: Warps of the program; one thread of them issues for all in tcgen05.
+        opcode: Opcode of class ``tensor``.
+        num_warps: Warps of the program; with tcgen05 one thread issues the instruction for all of them.
 
     Returns:
-        Its shape, with no multiply-adds where the opcode is not known.
+        The shape; it has no multiply-adds if the opcode is not known.
 
     Example:
         >>> matrix_shape("HGMMA.64x256x16.F32.BF16", 8)

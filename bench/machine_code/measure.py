@@ -18,11 +18,11 @@ class Part:
     """Main loop, or everything outside the main loops.
 
     Attributes:
-        work: Work that the case states for it.
+        work: Work that the case states for this part.
         instructions: Instructions that a warp issues in one turn of the loop as compiled, by class.
         matrix: Matrix instructions in it, by opcode.
-        multiply_adds: Multiply-adds of these in all warps together, by operand.
-        unrolled: Turns of the source's loop in one turn of the compiled one, by its products.
+        multiply_adds: Multiply-adds of the matrix instructions of all warps together, by operand.
+        unrolled: Number of turns of the source's loop in one turn of the compiled loop, derived from the products.
         cycles: Clocks that one turn of the source's loop keeps each pipe of a multiprocessor busy.
     """
 
@@ -44,7 +44,7 @@ class Measured:
     """Resources of a compiled case.
 
     Attributes:
-        registers: Registers a thread.
+        registers: Registers of a thread.
         stack: Bytes of stack a thread.
         spills: Loads and stores of spilled registers (NVIDIA), spilled vector registers (AMD).
         shared: Bytes of shared memory of a program.
@@ -85,20 +85,21 @@ class Measured:
         return max(self.cycles, key=lambda pipe: self.cycles[pipe])
 
     def issued_per(self, numbers: str, warp_size: int) -> float | None:
-        """Instructions that a thread issues for each random number, products included.
+        """Return the instructions that a thread issues for each random number, products included.
 
         Args:
             numbers: ``normals`` or ``signs``.
-            warp_size: Threads a warp.
+            warp_size: Threads of a warp.
 
         Returns:
-            Over the main loops where these generate the numbers, else over all outside of them; None without numbers.
+            The mean over the main loops if they generate the numbers, else over the code outside of them; None if the
+            kernel generates no such numbers.
         """
         for parts in (self.loops, (self.once,)):
-            made: float = sum(part.work.turns * getattr(part.work, numbers) for part in parts)
-            if made:
+            generated: float = sum(part.work.turns * getattr(part.work, numbers) for part in parts)
+            if generated:
                 issued = sum(part.work.turns * part.issued for part in parts)
-                return issued * self.num_warps * warp_size / made
+                return issued * self.num_warps * warp_size / generated
         return None
 
 
@@ -116,12 +117,12 @@ def measure(case: Case, compiled: Compiled, arch: str) -> Measured:
     listing, registers, stack, spills = _amd(compiled) if not compiled.cubin else _nvidia(compiled)
     flow = Flow(listing)
     candidates = _main_loops(flow, any(p.operand != "fp32" for work in case.loops for p in work.products))
-    # An unrolled loop leaves a smaller one behind for the rest of its turns. Without one, more multiply-adds than are
-    # stated are no further turns but padding, or warps that do the same.
+    # The compiler puts the remaining turns of an unrolled loop into a second, smaller loop. If there is no second loop,
+    # multiply-adds beyond the stated ones are not further turns but padding, or warps that repeat the same work.
     unrolled = len(candidates) > len(case.loops)
     largest = sorted(candidates, key=lambda loop: sum(len(flow.blocks[b].instructions) for b in loop.members))
     loops = [loop for loop in candidates if loop in largest[len(largest) - len(case.loops) :]]
-    code = [one for block in flow.order for one in flow.blocks[block].instructions]
+    code = [instruction for block in flow.order for instruction in flow.blocks[block].instructions]
     return Measured(
         registers,
         stack,
@@ -129,7 +130,7 @@ def measure(case: Case, compiled: Compiled, arch: str) -> Measured:
         compiled.shared,
         compiled.tensor_memory,
         compiled.num_warps,
-        traps=len(code) < 64 and any(one.opcode.startswith("BPT.TRAP") for one in code),
+        traps=len(code) < 64 and any(instruction.opcode.startswith("BPT.TRAP") for instruction in code),
         found=len(candidates),
         nested=any(inner.members < loop.members for loop in loops for inner in flow.loops),
         loops=tuple(
@@ -149,7 +150,7 @@ def _nvidia(compiled: Compiled) -> tuple[Listing, int, int, int]:
         usage = _output(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
         listing = sass(_output(knobs.nvidia.nvdisasm.path, "-c", file.name))
     ((registers, stack),) = re.findall(rf"Function {re.escape(compiled.name)}:\s+REG:(\d+) STACK:(\d+)", usage)
-    spills = sum(one.opcode.startswith(("LDL", "STL")) for one in listing.instructions)
+    spills = sum(instruction.opcode.startswith(("LDL", "STL")) for instruction in listing.instructions)
     return listing, int(registers), int(stack), spills
 
 
@@ -158,30 +159,30 @@ def _output(*command: str) -> str:
 
 
 def _amd(compiled: Compiled) -> tuple[Listing, int, int, int]:
-    found = dict(re.findall(r"^\s+\.(\w+):\s+(\d+)$", compiled.text, re.MULTILINE))
+    metadata = dict(re.findall(r"^\s+\.(\w+):\s+(\d+)$", compiled.text, re.MULTILINE))
     registers, stack, spills = (
-        int(found[key]) for key in ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
+        int(metadata[key]) for key in ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
     )
     return amd(compiled.text), registers, stack, spills
 
 
 def _main_loops(flow: Flow, tensor: bool) -> list[Loop]:
-    """Return the innermost loops, those with matrix instructions if the case states products and the code has any."""
+    """Return the innermost loops; only those with matrix instructions if ``tensor`` is True and there are any."""
 
     def multiplies(loop: Loop) -> bool:
-        code = (one for block in loop.members for one in flow.blocks[block].instructions)
-        return any(classify(one.opcode) == "tensor" for one in code)
+        code = (instruction for block in loop.members for instruction in flow.blocks[block].instructions)
+        return any(classify(instruction.opcode) == "tensor" for instruction in code)
 
     loops = [loop for loop in flow.loops if tensor and multiplies(loop)] or flow.loops
     return [loop for loop in loops if not any(other.members < loop.members for other in loops)]
 
 
 def _turns(work: Work, multiply_adds: float, fused: float) -> float:
-    """Return the turns of the source's loop in one of the compiled loop, by the multiply-adds of stated products."""
+    """Return the turns of the source's loop in one turn of the compiled loop, by the stated multiply-adds."""
     stated = sum(product.m * product.n * product.k for product in work.products)
     if not stated:
         return 1.0
-    # Without matrix instructions the products are some of the fused multiply-adds: whole turns are what they come to.
+    # Without matrix instructions the products are a part of the fused multiply-adds, so the quotient is rounded down.
     return max(1.0, multiply_adds / stated if multiply_adds else fused // stated)
 
 
@@ -190,11 +191,12 @@ def _part(flow: Flow, weights: Mapping[int, float], work: Work, num_warps: int, 
     instructions: defaultdict[str, float] = defaultdict(float)
     matrix: Counter[str] = Counter()
     for block, weight in weights.items():
-        for one in flow.blocks[block].instructions:
-            name = classify(one.opcode)
+        for instruction in flow.blocks[block].instructions:
+            name = classify(instruction.opcode)
             instructions[name] += weight
-            if name == "tensor":  # Whole, even where a condition picks the one thread that issues them (tcgen05).
-                matrix[one.opcode] += 1
+            # Counted in full even where a condition selects the one thread that issues them (tcgen05).
+            if name == "tensor":
+                matrix[instruction.opcode] += 1
     multiply_adds: defaultdict[str, float] = defaultdict(float)
     for opcode, count in matrix.items():
         shape = matrix_shape(opcode, num_warps)

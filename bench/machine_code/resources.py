@@ -1,4 +1,4 @@
-"""``nntk-bench resources``: compile in worker processes, draw the table, write the JSON."""
+"""``nntk-bench resources``: compiles kernels in worker processes, draws the table, and writes the JSON."""
 
 import json
 import multiprocessing
@@ -99,7 +99,7 @@ def _serve() -> None:
     """Set up a worker: ignore SIGINT, and exit when the parent process exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has one"
+    assert parent is not None, "a worker has a parent process"
 
     def follow() -> None:
         parent.join()
@@ -110,7 +110,7 @@ def _serve() -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C: worker processes ignore it from their first instruction, and none is left half started."""
+    """Delay Ctrl-C while a worker starts, so that workers ignore it from the beginning and every start is completed."""
     waiting: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
     # The worker processes inherit the mask. In this process another thread may still receive the signal.
@@ -131,7 +131,7 @@ def _submit(pool: ProcessPoolExecutor, function: Callable[..., T], *arguments: A
 
 @contextmanager
 def _stopped() -> Iterator[list[int]]:
-    """Record Ctrl-C: Python ignores the exception if it is raised in a callback of the garbage collector."""
+    """Record every Ctrl-C, since Python drops the exception if it is raised in a callback of the garbage collector."""
     stops: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -173,9 +173,9 @@ def catalogue(modules: Sequence[str], architectures: Sequence[str]) -> list[Task
     return listed
 
 
-def reports(wanted: Sequence[Task]) -> Iterator[Report]:
+def reports(selected: Sequence[Task]) -> Iterator[Report]:
     """Compile tasks on every core, in their order; a task that crashes the compiler is a failure of that task only."""
-    remaining = list(wanted)
+    remaining = list(selected)
     while remaining:
         with workers(min(len(os.sched_getaffinity(0)), len(remaining))) as pool:
             try:
@@ -194,7 +194,9 @@ def _alone(task: Task) -> Report:
         try:
             return _submit(pool, report, task).result()
         except BrokenProcessPool:
-            return Report(task, {}, None, {"compiles": "the compiler crashed; its last words are on the error stream"})
+            return Report(
+                task, {}, None, {"compiles": "the compiler crashed; its last messages are on the error stream"}
+            )
 
 
 def summarize(record: Mapping[str, Any]) -> str:
@@ -204,7 +206,7 @@ def summarize(record: Mapping[str, Any]) -> str:
         record: Content of the JSON that ``nntk-bench resources --json`` writes.
 
     Returns:
-        JSON text with what the figures depend on, and with a list of values for each row in the order of ``columns``.
+        JSON text: the facts that the figures depend on, and for each row a list of values in the order of ``columns``.
     """
     head = {key: value for key, value in record.items() if key not in {"limits", "rows"}}
     head["columns"] = list(SUMMARY_COLUMNS)
@@ -226,7 +228,7 @@ def _rounded(value: Any) -> Any:
 
 
 def run(
-    wanted: Sequence[Task],
+    selected: Sequence[Task],
     path: Path | None,
     facts: Mapping[str, Any],
     console: Console,
@@ -235,17 +237,17 @@ def run(
     """Compile, measure and check tasks; write a table to the console and JSON to files.
 
     Args:
-        wanted: Tasks to compile.
+        selected: Tasks to compile.
         path: File of the full record; none is written if None.
         facts: Facts that the figures depend on: versions, commit.
         console: Console of the table.
         summary: File of the summary, see ``summarize``; none is written if None.
 
     Returns:
-        The exit status: 0 all good, 1 a check failed, 130 interrupted.
+        The exit status: 0 if all checks passed, 1 if a check failed, 130 if interrupted.
 
     Raises:
-        OSError: If the JSON cannot be written; before anything is compiled.
+        OSError: If the JSON cannot be written. This is found before anything is compiled.
     """
     content: dict[str, Any] = {
         "schema": SCHEMA,
@@ -259,12 +261,12 @@ def run(
     status = "failed"
     with _stopped() as stops:
         try:
-            if _draw(wanted, content["rows"], console):
+            if _draw(selected, content["rows"], console):
                 status = "good"
         except KeyboardInterrupt:
             status = "interrupted"
         except Exception:
-            # After an interrupt, work that is half done may raise other errors.
+            # After an interrupt, unfinished work may raise other errors.
             if not stops:
                 raise
         finally:
@@ -273,19 +275,19 @@ def run(
                 write_json(path, content)
             if summary:
                 write_text(summary, summarize(content))
-    console.print(f"{status}: {len(content['rows'])} of {len(wanted)} judged" + (f", in {path}" if path else ""))
+    console.print(f"{status}: {len(content['rows'])} of {len(selected)} judged" + (f", in {path}" if path else ""))
     return {"good": 0, "failed": 1, "interrupted": 130}[status]
 
 
-def _draw(wanted: Sequence[Task], rows: list[Row], console: Console) -> bool:
+def _draw(selected: Sequence[Task], rows: list[Row], console: Console) -> bool:
     """Fill the table and the rows; return True if no check failed."""
     failures = []
     with tables.growing(console, "Resources", CAPTION, COLUMNS) as show:
-        show(None, f"compiling 1 of {len(wanted)}")
-        for number, result in enumerate(reports(wanted), 2):
+        show(None, f"compiling 1 of {len(selected)}")
+        for number, result in enumerate(reports(selected), 2):
             rows.append(result.row())
             failures += [(result.task, check, message) for check, message in result.failures.items()]
-            show(_cells(result), f"compiling {number} of {len(wanted)}" if number <= len(wanted) else "")
+            show(_cells(result), f"compiling {number} of {len(selected)}" if number <= len(selected) else "")
     for task, check, message in failures:
         console.print(f"{task.case} on {task.arch}: {check}: {message}", style="red", highlight=False, markup=False)
     return not failures

@@ -245,8 +245,8 @@ def _columns(section: Mapping[str, Any], rows: Sequence[Row]) -> tuple[list[Colu
     columns = [_COLUMNS.get(key) or Column(key.replace("_", " "), key, "") for key in names if key not in shared]
     settings = [column for column in columns if column.key in SETTINGS]
     others = [column for column in columns if column not in settings]
-    shown = [*others[:1], *settings, *others[1:]]
-    return shown, ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items())
+    ordered = [*others[:1], *settings, *others[1:]]
+    return ordered, ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items())
 
 
 def _unit(form: str, columns: Sequence[Column], rows: Sequence[Row]) -> tuple[float, str]:

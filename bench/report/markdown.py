@@ -40,8 +40,8 @@ def table(run: Run, section: str) -> str:
     Raises:
         ValueError: If the run has no such section.
     """
-    shown = content.table(run, section)
-    return lines(shown.headers, shown.rows, shown.numeric) if shown.rows else ""
+    section_table = content.table(run, section)
+    return lines(section_table.headers, section_table.rows, section_table.numeric) if section_table.rows else ""
 
 
 def lines(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:

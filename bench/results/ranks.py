@@ -66,11 +66,11 @@ def mann_whitney(first: Samples, second: Samples) -> Tails:
 @lru_cache(maxsize=64)
 def _rank_sums(ranks: tuple[int, ...], chosen: int) -> NDArray[np.float64]:
     """Return the probability of every sum of ``chosen`` of the ranks, where all choices are equally likely."""
-    ways = np.zeros((chosen + 1, sum(ranks) + 1))
-    ways[0, 0] = 1
+    counts = np.zeros((chosen + 1, sum(ranks) + 1))
+    counts[0, 0] = 1
     for rank in ranks:
-        ways[1:, rank:] += ways[:-1, :-rank].copy()
-    return np.asarray(ways[-1] / math.comb(len(ranks), chosen))
+        counts[1:, rank:] += counts[:-1, :-rank].copy()
+    return np.asarray(counts[-1] / math.comb(len(ranks), chosen))
 
 
 def shift(first: Samples, second: Samples, level: float) -> Shift | None:
@@ -125,7 +125,7 @@ def samples_needed(level: float) -> int:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p values: rejecting those <= L makes any error with a probability of at most L."""
+    """Adjust p values by Holm's correction: rejecting all <= L makes any error with a probability of at most L."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - position) * p_values[index]))

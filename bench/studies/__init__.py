@@ -1,4 +1,4 @@
-"""Numerical studies: what the nonlocal kernel sees that the NTK does not, as rows, claims and figures."""
+"""Numerical studies of the nonlocal kernel beside the NTK, as rows, claims and figures."""
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 STUDIES = {
     "targets": "regression of jumps, kinks and rough functions by NTK, NNTK and an RBF kernel, on four networks",
-    "limit": "the NNTK tends to the NTK: along gamma and M, on the predicted lines, and what float32 makes of it",
+    "limit": "convergence of the NNTK to the NTK along gamma and M, beside predictions, and rounding in float32",
     "kernels": "heat maps, eigenvalues, effective rank and alignment of NTK and NNTK, against gamma",
-    "attention": "what softmax weights look like, what they do to bias and variance, and when they collapse",
+    "attention": "softmax weights, their effect on bias and variance, and when they collapse",
     "dimension": "importance weights, estimators and families of displacements from 10 to a million parameters",
     "training": "gradient flow by the NNTK against training; a sign network trained by four methods",
     "real_data": "digits and diabetes: accuracy and likelihood of NTK, NNTK and RBF, against M and time",
 }
-"""Studies: a sentence for each name. The module of this package with that name holds the study."""
+"""Descriptions of the studies, by name. The module of this package with that name holds the study."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Setting:
     """Settings of a replicate.
 
     Attributes:
-        size: Numbers of the study: its ``full`` or its ``quick``.
+        size: Numbers of the study: its ``full`` or its ``quick`` ones.
         device: Device of the computation.
         seed: Seed of the data, networks and displacements of the replicate.
         first: True for the first replicate of the study, whose curves and matrices are kept for the figures.
@@ -44,7 +44,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StudyFigure:
     """Figure of a study.
 
     Attributes:
@@ -82,7 +82,7 @@ class Study:
     quick: Any
     replicate: Callable[[Setting], Iterator[Row | str]]
     claims: Callable[[Rows], Sequence[Claim]]
-    figures: Callable[[Rows], Iterator[Drawn]]
+    figures: Callable[[Rows], Iterator[StudyFigure]]
 
 
 def load(name: str) -> Study:

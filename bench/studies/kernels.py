@@ -1,4 +1,4 @@
-"""Kernels seen: heat maps, eigenvalues, effective rank and alignment of NTK and NNTK, against gamma."""
+"""Appearance of kernels: heat maps, eigenvalues, effective rank and alignment of NTK and NNTK, against gamma."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch import Tensor
 
 import nntk
 from nntk.bench.results.schema import Row
-from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies import Setting, Study, StudyFigure
 from nntk.bench.studies.analysis import drawing
 from nntk.bench.studies.analysis.claims import Claim, interval
 from nntk.bench.studies.analysis.networks import ACTIVATIONS, network
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 _WIDTHS = (1, 64, 64, 1)
 _PLACES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32, 48)
-"""Numbers of the eigenvalues that are kept."""
+"""Positions of the eigenvalues that are kept, from 1."""
 _ROUNDING = 1e-12
-"""Eigenvalues below, over the largest, are rounding: they count as this."""
-_SEEN, _SHOWN = ("tanh", "sign"), (None, 0.01, 0.1, 1.0)
+"""Smallest eigenvalue relative to the largest; smaller ones are rounding errors and count as this value."""
+_MAP_UNITS, _MAP_GAMMAS = ("tanh", "sign"), (None, 0.01, 0.1, 1.0)
 """Units and gammas of heat maps and spectra; None is the NTK."""
-_FEW = {"tanh": 0.01, "sign": 0.03}
-"""Units and gammas of the kernels of few displacements."""
+_FEW_GAMMAS = {"tanh": 0.01, "sign": 0.03}
+"""Gamma of the kernels of few displacements, by units."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def _replicate(setting: Setting) -> Iterator[Row | str]:
             yield f"{units}, {_label(gamma)}"
             kernel = nntk.local_ntk(model, x) if gamma is None else _nonlocal(model, x, gamma, size.samples, setting)
             settings = {"units": units} if gamma is None else {"units": units, "gamma": gamma}
-            yield {"table": "kernels", **settings, **_figures_of(kernel, x[:, 0], smooth)}
-            if setting.first and units in _SEEN and gamma in _SHOWN:
+            yield {"table": "kernels", **settings, **_kernel_figures(kernel, x[:, 0], smooth)}
+            if setting.first and units in _MAP_UNITS and gamma in _MAP_GAMMAS:
                 yield {"table": "heat_maps", **settings, "cosines": _cosines(kernel[::2, ::2])}
-    for units, gamma in _FEW.items():
+    for units, gamma in _FEW_GAMMAS.items():
         for samples in size.few_samples:
             yield f"{units}, M = {samples}"
             rank = _effective_rank(_centred(_nonlocal(models[units], x, gamma, samples, setting)))
@@ -67,7 +67,7 @@ def _nonlocal(model: torch.nn.Module, x: Tensor, gamma: float, samples: int, set
     return nntk.NonlocalNTK(model, gamma=gamma, samples=samples, seed=setting.seed)(x)
 
 
-def _figures_of(kernel: Tensor, x: Tensor, smooth: Tensor) -> Row:
+def _kernel_figures(kernel: Tensor, x: Tensor, smooth: Tensor) -> Row:
     """Return the figures of a kernel at inputs [N], beside the NTK of the smooth network."""
     centred, jump, sine = _centred(kernel), torch.where(x >= 0, 1.0, -1.0).double(), torch.sin(torch.pi * x)
     spectrum = torch.linalg.eigvalsh(centred).flip(0).cpu()
@@ -102,24 +102,24 @@ def _label(gamma: float | None) -> str:
 
 
 def _slope(rows: Rows, **settings: object) -> np.ndarray:
-    """Slopes of the eigenvalues from the second to the twelfth in log-log, one a seed."""
-    some = slice(_PLACES.index(2), _PLACES.index(12) + 1)
-    spectra = rows.values("spectrum", table="kernels", **settings)[:, some]
-    return np.asarray(np.polyfit(np.log(_PLACES[some]), np.log(spectra).T, 1)[0])
+    """Return the log-log slopes of the eigenvalues from the second to the twelfth, one for each seed."""
+    fitted = slice(_PLACES.index(2), _PLACES.index(12) + 1)
+    spectra = rows.values("spectrum", table="kernels", **settings)[:, fitted]
+    return np.asarray(np.polyfit(np.log(_PLACES[fitted]), np.log(spectra).T, 1)[0])
 
 
 def _claims(rows: Rows) -> Sequence[Claim]:
     table = rows.where(table="kernels")
     tanh, sign, bits = (table.where(units=units) for units in ("tanh", "sign", "4 bits"))
     first = slice(_PLACES.index(12) + 1)
-    found, exact = (tanh.values("spectrum", gamma=gamma)[:, first] for gamma in (0.01, None))
-    own, best = (sign.values("alignment_jump", gamma=gamma) for gamma in (None, 0.3))
+    estimate, exact = (tanh.values("spectrum", gamma=gamma)[:, first] for gamma in (0.01, None))
+    local, best = (sign.values("alignment_jump", gamma=gamma) for gamma in (None, 0.3))
     return [
         Claim(
             "tanh: eigenvalues",
             "At gamma = 0.01 eigenvalues of the tanh network's kernel, over the first of them and down to the twelfth, "
             "differ from the NTK's by {} of each on average,",
-            np.abs(found / exact - 1).mean(1), 0.01, 0.1, ".3f",
+            np.abs(estimate / exact - 1).mean(1), 0.01, 0.1, ".3f",
         ),
         Claim(
             "tanh: the twelfth eigenvalue",
@@ -160,7 +160,7 @@ def _claims(rows: Rows) -> Sequence[Claim]:
         Claim(
             "sign: alignment gained",
             "With a jump as target it is aligned best at gamma = 0.3: by {} better than the same network's NTK,",
-            best - own, 0, 0.1, ".3f",
+            best - local, 0, 0.1, ".3f",
         ),
         Claim(
             "sign: alignment beside tanh",
@@ -170,7 +170,7 @@ def _claims(rows: Rows) -> Sequence[Claim]:
         Claim(
             "sign: alignment lost",
             "At 0.01 it has lost {} against its NTK, which is then the better kernel.",
-            own - sign.values("alignment_jump", gamma=0.01), 0.3, 0.6, ".2f",
+            local - sign.values("alignment_jump", gamma=0.01), 0.3, 0.6, ".2f",
         ),
         Claim(
             "4 bits: similarity",
@@ -188,24 +188,24 @@ def _claims(rows: Rows) -> Sequence[Claim]:
 
 
 def _over_predicted(rows: Rows) -> np.ndarray:
-    """Effective ranks of few displacements over what follows from those of most, on average, one a seed."""
-    *few, most = rows.distinct("samples")
-    ratios = [rows.values("effective_rank", samples=m) / _predicted(rows, m, most) for m in few]
+    """Return the mean ratio of effective ranks to those predicted from the most displacements, one for each seed."""
+    *smaller, largest = rows.distinct("samples")
+    ratios = [rows.values("effective_rank", samples=m) / _predicted(rows, m, largest) for m in smaller]
     return np.asarray(np.mean(ratios, axis=0))
 
 
-def _predicted(rows: Rows, samples: float, most: int) -> np.ndarray:
+def _predicted(rows: Rows, samples: float, largest: int) -> np.ndarray:
     """Return the predicted effective rank.
 
     The squared norm of a mean of M kernels is the squared norm of the limit plus 1 / M of the squared trace.
     """
-    return np.asarray(1 / (1 / rows.values("effective_rank", samples=most) - 1 / most + 1 / samples))
+    return np.asarray(1 / (1 / rows.values("effective_rank", samples=largest) - 1 / largest + 1 / samples))
 
 
-def _figures(rows: Rows) -> Iterator[Drawn]:
+def _figures(rows: Rows) -> Iterator[StudyFigure]:
     yield _heat_maps(rows.where(table="heat_maps"))
     figure, axes = drawing.panels(2, 3, width=3.4, height=2.9)
-    for panel, units in zip(axes, _SEEN, strict=False):
+    for panel, units in zip(axes, _MAP_UNITS, strict=False):
         _spectra(panel, rows, units)
     _against_samples(axes[2], rows.where(table="few"))
     figures = (
@@ -215,16 +215,16 @@ def _figures(rows: Rows) -> Iterator[Drawn]:
     )
     for panel, (key, title, label) in zip(axes[3:], figures, strict=True):
         for number, units in enumerate(ACTIVATIONS):
-            found = rows.where(table="kernels", units=units)
-            drawing.draw(panel, found.band("gamma", key), units, number)
-            panel.axhline(found.values(key, gamma=None).mean(), color=drawing.look(number)["color"], linestyle=":")
+            selected = rows.where(table="kernels", units=units)
+            drawing.draw(panel, selected.band("gamma", key), units, number)
+            panel.axhline(selected.values(key, gamma=None).mean(), color=drawing.look(number)["color"], linestyle=":")
         drawing.entitle(panel, title, "gamma (parameter units)", label)
         panel.set(xscale="log")
     axes[3].set(yscale="log")
     axes[3].set_yticks((1, 2, 5, 10, 20), labels=("1", "2", "5", "10", "20"))
     axes[3].minorticks_off()
     drawing.legend(figure, 4, axes[3])
-    yield Drawn(
+    yield StudyFigure(
         "curves",
         "Top: eigenvalues of the centred kernels of the tanh and the sign network, and the effective rank of kernels "
         "of few displacements (tanh at gamma = 0.01, sign at 0.03) beside what is predicted from many. Below: "
@@ -234,10 +234,10 @@ def _figures(rows: Rows) -> Iterator[Drawn]:
     )
 
 
-def _heat_maps(rows: Rows) -> Drawn:
-    figure, axes = drawing.panels(len(_SEEN), len(_SHOWN), width=2.4, height=2.4)
-    shown = [(units, gamma) for units in _SEEN for gamma in _SHOWN]
-    for panel, (units, gamma) in zip(axes, shown, strict=True):
+def _heat_maps(rows: Rows) -> StudyFigure:
+    figure, axes = drawing.panels(len(_MAP_UNITS), len(_MAP_GAMMAS), width=2.4, height=2.4)
+    settings = [(units, gamma) for units in _MAP_UNITS for gamma in _MAP_GAMMAS]
+    for panel, (units, gamma) in zip(axes, settings, strict=True):
         cosines = rows.values("cosines", units=units, gamma=gamma)[0]
         side = int(len(cosines) ** 0.5)
         image = panel.imshow(
@@ -247,7 +247,7 @@ def _heat_maps(rows: Rows) -> Drawn:
         panel.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1))
         panel.grid(False)
     figure.colorbar(image, ax=axes, label="K(x, x') / sqrt(K(x, x) K(x', x'))", shrink=0.7, aspect=30)
-    return Drawn(
+    return StudyFigure(
         "heat_maps",
         "The NTK and the nonlocal kernel of one network (first seed), with tanh and with sign units, over the roots of "
         "the diagonal. The NTK of the sign network is that of its last layer, made of blocks between jumps. With small "
@@ -257,13 +257,13 @@ def _heat_maps(rows: Rows) -> Drawn:
 
 
 def _spectra(panel: "Axes", rows: Rows, units: str) -> None:
-    """Eigenvalues of the NTK, black, and of nonlocal kernels, the lighter the larger their displacements."""
-    for gamma, colour, marker in zip(_SHOWN, ("0.0", "0.3", "0.5", "0.7"), "osD^", strict=True):
+    """Draw the eigenvalues of the NTK in black, and of nonlocal kernels, lighter for larger displacements."""
+    for gamma, colour, marker in zip(_MAP_GAMMAS, ("0.0", "0.3", "0.5", "0.7"), "osD^", strict=True):
         spectra = rows.values("spectrum", table="kernels", units=units, gamma=gamma).T
-        found = [interval(values, ratio=True) for values in spectra]
-        places = _PLACES[: len(found)]
-        panel.plot(places, [one.mean for one in found], color=colour, marker=marker, label=_label(gamma))
-        ends = [one.low for one in found], [one.high for one in found]
+        intervals = [interval(values, ratio=True) for values in spectra]
+        places = _PLACES[: len(intervals)]
+        panel.plot(places, [bounds.mean for bounds in intervals], color=colour, marker=marker, label=_label(gamma))
+        ends = [bounds.low for bounds in intervals], [bounds.high for bounds in intervals]
         panel.fill_between(places, *ends, color=colour, alpha=0.2, linewidth=0)
     drawing.entitle(panel, f"Eigenvalues, {units}", "number of the eigenvalue", "eigenvalue (over the largest)")
     panel.set(xscale="log", yscale="log", ylim=(1e-11, 2))
@@ -273,10 +273,10 @@ def _spectra(panel: "Axes", rows: Rows, units: str) -> None:
 def _against_samples(panel: "Axes", rows: Rows) -> None:
     samples = rows.distinct("samples")
     for number, units in enumerate(ACTIVATIONS):
-        if units in _FEW:
-            found = rows.where(units=units)
-            drawing.draw(panel, found.band("samples", "effective_rank"), f"{units}, measured", number)
-            line = [_predicted(found, m, samples[-1]).mean() for m in samples]
+        if units in _FEW_GAMMAS:
+            selected = rows.where(units=units)
+            drawing.draw(panel, selected.band("samples", "effective_rank"), f"{units}, measured", number)
+            line = [_predicted(selected, m, samples[-1]).mean() for m in samples]
             panel.plot(samples, line, color="0.3", linestyle="--", label="predicted" if units == "sign" else None)
     panel.plot(samples, samples, color="0.6", linestyle=":", label="M")
     drawing.entitle(panel, "Few displacements", "displacements M (number)", "effective rank (number)")

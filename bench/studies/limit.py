@@ -1,4 +1,4 @@
-"""Limit: the nonlocal kernel tends to the NTK as gamma falls and M grows, on predicted lines."""
+"""Limit: the nonlocal kernel tends to the NTK as gamma falls and M grows, beside predicted errors."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 import nntk
 from nntk.bench.results.schema import Row
-from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies import Setting, Study, StudyFigure
 from nntk.bench.studies.analysis import drawing
 from nntk.bench.studies.analysis.claims import Claim
 from nntk.bench.studies.analysis.networks import network
 from nntk.bench.studies.analysis.rows import Rows
 
 _UNITS = ("tanh", "relu")
-_WAYS = {
+_EVALUATIONS = {
     "subtracted, float32": ("direct", "fp32"),
     "propagated, bfloat16": ("difference", "bf16"),
     "propagated, float32": ("difference", "fp32"),
 }
-"""Forms of the evaluation and operands of its products; bfloat16 cannot be subtracted, and is refused."""
+"""Forms of evaluation: propagation and precision. Subtraction in bfloat16 is missing because the library rejects it."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def _replicate(setting: Setting) -> Iterator[Row | str]:
                 "error": _error(exact, limit),
                 "monte_carlo": monte_carlo,
             }
-            for way, (propagation, precision) in _WAYS.items():
+            for evaluation, (propagation, precision) in _EVALUATIONS.items():
                 rounded = kernel_of(single, propagation=propagation, precision=precision)(x.float())
                 error = _error(rounded, exact)
-                yield {"table": "rounding", "units": units, "gamma": gamma, "way": way, "error_rounding": error}
+                yield {"table": "rounding", "units": units, "gamma": gamma, "way": evaluation, "error_rounding": error}
 
 
 def _error(kernel: Tensor, reference: Tensor) -> float:
@@ -76,26 +76,26 @@ def _error(kernel: Tensor, reference: Tensor) -> float:
 
 
 def _linear(model: nn.Module, x: Tensor, samples: int, seed: int) -> Tensor:
-    """Return the energy form of first-order differences, J delta by autograd, at the same displacements."""
+    """Return the energy form of the first-order differences J delta, with J by autograd, at the same displacements."""
     kernel = nntk.NonlocalNTK(model, samples=samples, seed=seed)
-    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    jacobians = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (x,))[:, 0])(named)
-    jacobian = torch.cat([jacobians[name].flatten(1) for name in named], 1)
-    moved = [kernel.displacements(m) for m in range(samples)]
-    delta = torch.stack([torch.cat([one[name].flatten() for name in named]) for one in moved])
-    # Of any length: the form does not depend on it.
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    jacobians = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (x,))[:, 0])(parameters)
+    jacobian = torch.cat([jacobians[name].flatten(1) for name in parameters], 1)
+    displacements = [kernel.displacements(m) for m in range(samples)]
+    delta = torch.stack([torch.cat([parts[name].flatten() for name in parameters]) for parts in displacements])
+    # The energy form does not depend on the lengths of the displacements.
     features: Tensor = jacobian @ (delta / delta.norm(dim=1, keepdim=True)).T
     return features @ features.T * (kernel.num_params / samples)
 
 
 def _claims(rows: Rows) -> Sequence[Claim]:
-    made = []
+    claims = []
     for units in _UNITS:
         along = rows.where(table="samples", units=units)
         sizes = along.distinct("samples")
         # Squares, since it is the mean square that is predicted.
         squares = [(along.values("error", samples=m) / along.values("predicted", samples=m)) ** 2 for m in sizes]
-        made += [
+        claims += [
             Claim(
                 f"{units}: size of the Monte-Carlo error",
                 f"With {units} units the mean squared error at a small gamma is {{}} of the predicted one",
@@ -108,11 +108,11 @@ def _claims(rows: Rows) -> Sequence[Claim]:
             ),
         ]  # fmt: skip
     tanh, relu = (rows.where(table="gamma", units=units) for units in _UNITS)
-    lines = {way: rows.where(table="rounding", units="tanh", way=way) for way in _WAYS}
+    lines = {evaluation: rows.where(table="rounding", units="tanh", way=evaluation) for evaluation in _EVALUATIONS}
     subtracted = lines["subtracted, float32"]
     least = min(tanh.distinct("gamma"))
     return [
-        *made,
+        *claims,
         Claim(
             "tanh: slope along gamma",
             "At the same displacements the kernel of the tanh network is off its limit by gamma to the power of {}: "
@@ -149,7 +149,7 @@ def _claims(rows: Rows) -> Sequence[Claim]:
     ]  # fmt: skip
 
 
-def _figures(rows: Rows) -> Iterator[Drawn]:
+def _figures(rows: Rows) -> Iterator[StudyFigure]:
     figure, axes = drawing.panels(1, 3, width=3.4, height=3.6)
     for number, units in enumerate(_UNITS):
         along = rows.where(table="samples", units=units)
@@ -161,16 +161,16 @@ def _figures(rows: Rows) -> Iterator[Drawn]:
     floor = rows.where(table="gamma", units="tanh").band("gamma", "monte_carlo", True)
     for panel in axes[1:]:
         panel.plot(floor.x, floor.mean, color="0.4", linestyle="--", label="Monte-Carlo error, M = 256 (tanh)")
-    for number, way in enumerate(_WAYS):
-        band = rows.where(table="rounding", units="tanh", way=way).band("gamma", "error_rounding", True)
-        drawing.draw(axes[2], band, way, number + 2)
+    for number, evaluation in enumerate(_EVALUATIONS):
+        band = rows.where(table="rounding", units="tanh", way=evaluation).band("gamma", "error_rounding", True)
+        drawing.draw(axes[2], band, evaluation, number + 2)
     drawing.entitle(axes[0], "More displacements", "displacements M (number)", "error of K (relative to the NTK)")
     drawing.entitle(axes[1], "Smaller ones", "gamma (parameter units)", "what gamma changes in K (relative)")
     drawing.entitle(axes[2], "In few bits", "gamma (parameter units)", "rounding in K (relative)")
     for panel in axes:
         panel.set(xscale="log", yscale="log")
     drawing.legend(figure, 3, *axes)
-    yield Drawn(
+    yield StudyFigure(
         "limit",
         "The nonlocal kernel becomes the NTK. Left: error at gamma = 1e-4 against the number of displacements, beside "
         "the predicted line. Middle: what is left at a finite gamma, at the displacements of M = 256, against their "

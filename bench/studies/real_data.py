@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import nntk
 from nntk.bench.measure import data
 from nntk.bench.results.schema import Row
-from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies import Setting, Study, StudyFigure
 from nntk.bench.studies.analysis import drawing
 from nntk.bench.studies.analysis.claims import Claim
 from nntk.bench.studies.analysis.networks import network
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 _UNITS = ("relu", "sign", "4 bits")
 _LINES = {"RBF": ("0.0", ":"), "linear": ("0.5", "-."), "wide NTK": ("#E69F00", "--")}
-"""Colours and dashes of the kernels beside those of the narrow networks."""
+"""Colours and dashes of the kernels that do not depend on the narrow networks."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of the study; of the inputs of a task some are for training and some held out."""
+    """Numbers of the study; of a task's inputs, the first number is for training and the second is held out."""
 
     seeds: int = 5
     digits: tuple[int, int] = (400, 400)
@@ -45,16 +45,16 @@ class Size:
 
 @dataclass(frozen=True)
 class _Task:
-    """Inputs [N, K] and targets [N, T], those for training first, and how predictions of the others are judged."""
+    """Inputs [N, K] and targets [N, T], training inputs first, and the function that scores held-out predictions."""
 
     name: str
     x: np.ndarray
     targets: np.ndarray
     training: int
-    judge: Callable[["_Task", np.ndarray, Fit], Row]
+    score: Callable[["_Task", np.ndarray, Fit], Row]
 
     @property
-    def known(self) -> np.ndarray:
+    def training_targets(self) -> np.ndarray:
         return self.targets[: self.training]
 
     @property
@@ -69,33 +69,41 @@ def _tasks(setting: Setting) -> Iterator[_Task]:
     size: Size = setting.size
     digits = data.load(setting.seed, torch.device("cpu"))
     images, labels = (part[: sum(size.digits)].numpy() for part in (digits.images, digits.labels))
-    yield _Task("digits", images.astype(float), np.eye(10)[labels], size.digits[0], _judge_classes)
+    yield _Task("digits", images.astype(float), np.eye(10)[labels], size.digits[0], _score_classes)
     x, y = load_diabetes(return_X_y=True)
     order = np.random.default_rng(setting.seed).permutation(len(y))[: sum(size.diabetes)]
     training = size.diabetes[0]
     x, targets = (StandardScaler().fit(part[:training]).transform(part) for part in (x[order], y[order].reshape(-1, 1)))
-    yield _Task("diabetes", x, targets, training, _judge_values)
+    yield _Task("diabetes", x, targets, training, _score_values)
 
 
-def _judge_classes(task: _Task, features: np.ndarray, fitted: Fit) -> Row:
-    """Fraction wrong, and mean negative log-likelihood of a softmax, its temperature of left-out predictions."""
+def _score_classes(task: _Task, features: np.ndarray, fitted: Fit) -> Row:
+    """Return the fraction of wrong classes, and the mean negative log-likelihood of a softmax of the predictions.
+
+    Its temperature is fitted to the leave-one-out predictions.
+    """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
     def likelihood(scores: np.ndarray, members: np.ndarray, coldness: float) -> float:
         return -float((members * log_softmax(np.exp(coldness) * scores, axis=1)).sum(1).mean())
 
-    found = minimize_scalar(lambda c: likelihood(fitted.left_out, task.known, c), bounds=(-2, 7), method="bounded")
+    optimum = minimize_scalar(
+        lambda c: likelihood(fitted.left_out, task.training_targets, c), bounds=(-2, 7), method="bounded"
+    )
     wrong = fitted.predictions.argmax(1) != task.held_out.argmax(1)
-    return {"error": float(wrong.mean()), "nll": likelihood(fitted.predictions, task.held_out, found.x)}
+    return {"error": float(wrong.mean()), "nll": likelihood(fitted.predictions, task.held_out, optimum.x)}
 
 
-def _judge_values(task: _Task, features: np.ndarray, fitted: Fit) -> Row:
-    """Root mean square error, and mean negative log-likelihood of gaussians, scale and noise by evidence."""
+def _score_values(task: _Task, features: np.ndarray, fitted: Fit) -> Row:
+    """Return the root mean square error, and the mean negative log-likelihood of gaussian predictions.
+
+    Their scale and noise are those of the highest evidence.
+    """
     from scipy.stats import norm
     from sklearn.linear_model import BayesianRidge
 
-    process = BayesianRidge().fit(features[: task.training], task.known[:, 0])
+    process = BayesianRidge().fit(features[: task.training], task.training_targets[:, 0])
     mean, deviation = process.predict(features[task.training :], return_std=True)
     return {
         "error": float(np.sqrt(np.square(fitted.predictions - task.held_out).mean())),
@@ -110,23 +118,23 @@ def _features(task: _Task, kernel: Tensor) -> np.ndarray:
 
 def _loo(task: _Task, kernel: Tensor) -> float:
     """Mean squared leave-one-out error by the kernel of the training inputs."""
-    return float(fit(_features(task, kernel), task.known, task.training, shared=True).loo.mean())
+    return float(fit(_features(task, kernel), task.training_targets, task.training, shared=True).loo.mean())
 
 
 def _row(task: _Task, make: Callable[[], Tensor], **settings: str | float) -> Row:
     """Return the row of a kernel of all inputs: its scores, and the time to compute it."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     kernel = make().cpu()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     features = _features(task, kernel)
-    fitted = fit(features, task.known, task.training, shared=True)
+    fitted = fit(features, task.training_targets, task.training, shared=True)
     return {
         "table": "kernels",
         "task": task.name,
         **settings,
         "loo": float(fitted.loo.mean()),
         "alpha": float(fitted.alpha[0]),
-        **task.judge(task, features, fitted),
+        **task.score(task, features, fitted),
         "kernel_s": seconds,
     }
 
@@ -134,13 +142,13 @@ def _row(task: _Task, make: Callable[[], Tensor], **settings: str | float) -> Ro
 def _replicate(setting: Setting) -> Iterator[Row | str]:
     for task in _tasks(setting):
         yield f"{task.name}, RBF"
-        yield from _rivals(task, setting)
+        yield from _reference_rows(task, setting)
         for units in _UNITS:
             yield from _networks(task, units, setting)
 
 
-def _rivals(task: _Task, setting: Setting) -> Iterator[Row]:
-    """Kernels that do not depend on the narrow networks."""
+def _reference_rows(task: _Task, setting: Setting) -> Iterator[Row]:
+    """Yield the rows of the kernels that do not depend on the narrow networks."""
     from scipy.spatial.distance import pdist
     from sklearn.metrics.pairwise import linear_kernel, rbf_kernel
 
@@ -148,9 +156,9 @@ def _rivals(task: _Task, setting: Setting) -> Iterator[Row]:
         return torch.from_numpy(rbf_kernel(x, gamma=0.5 / scale**2))
 
     size: Size = setting.size
-    known = task.x[: task.training]
-    scales = np.median(pdist(known)) * np.array(size.length_scales)
-    best = min(scales, key=lambda scale: _loo(task, rbf(known, scale)))
+    training_inputs = task.x[: task.training]
+    scales = np.median(pdist(training_inputs)) * np.array(size.length_scales)
+    best = min(scales, key=lambda scale: _loo(task, rbf(training_inputs, scale)))
     yield _row(task, lambda: rbf(task.x, best), method="RBF", length_scale=float(best))
     yield _row(task, lambda: torch.from_numpy(linear_kernel(task.x)), method="linear")
     wide, x = _network("relu", task, size.wide, setting)
@@ -186,18 +194,19 @@ def _networks(task: _Task, units: str, setting: Setting) -> Iterator[Row | str]:
 
 
 def _claims(rows: Rows) -> Sequence[Claim]:
-    most = max(rows.distinct("samples"))
+    largest = max(rows.distinct("samples"))
 
-    def ratio(task: str, key: str, one: dict[str, str], other: dict[str, str]) -> np.ndarray:
-        """Of a figure of two kernels; of NNTKs those of the most displacements."""
+    def ratio(task: str, key: str, numerator: dict[str, str], denominator: dict[str, str]) -> np.ndarray:
+        """Return the ratio of a figure of two kernels, for NNTKs with the largest number of displacements."""
         kernels = rows.where(table="kernels", task=task)
-        samples = [{"samples": most} if kernel["method"] == "NNTK" else {} for kernel in (one, other)]
-        values = [kernels.values(key, **kernel, **more) for kernel, more in zip((one, other), samples, strict=True)]
+        samples = [{"samples": largest} if kernel["method"] == "NNTK" else {} for kernel in (numerator, denominator)]
+        pair = zip((numerator, denominator), samples, strict=True)
+        values = [kernels.values(key, **kernel, **extra) for kernel, extra in pair]
         return np.asarray(values[0] / values[1])
 
-    local, other = ({units: {"method": method, "units": units} for units in _UNITS} for method in ("NTK", "NNTK"))
+    local, displaced = ({units: {"method": method, "units": units} for units in _UNITS} for method in ("NTK", "NNTK"))
     digits = rows.where(table="kernels", task="digits")
-    moved = [digits.values("displacement", method="NNTK", units=units, samples=most) for units in _UNITS]
+    sizes = [digits.values("displacement", method="NNTK", units=units, samples=largest) for units in _UNITS]
     return [
         Claim(
             "digits, sign: NTK",
@@ -207,51 +216,51 @@ def _claims(rows: Rows) -> Sequence[Claim]:
         ),
         Claim(
             "digits, sign: NNTK",
-            f"by its NNTK at M = {most} it gets {{}} % wrong.",
-            100 * digits.values("error", samples=most, **other["sign"]), 0, 10, ".1f",
+            f"by its NNTK at M = {largest} it gets {{}} % wrong.",
+            100 * digits.values("error", samples=largest, **displaced["sign"]), 0, 10, ".1f",
         ),
         Claim(
             "digits, 4 bits: NNTK",
             "With 4-bit units the NNTK has {} of the NTK's negative log-likelihood,",
-            ratio("digits", "nll", other["4 bits"], local["4 bits"]), 0, 0.5, ".2f", ratio=True,
+            ratio("digits", "nll", displaced["4 bits"], local["4 bits"]), 0, 0.5, ".2f", ratio=True,
         ),
         Claim(
             "digits, relu: NNTK",
             "and with relu units, of which the gradient is exact, still {}.",
-            ratio("digits", "nll", other["relu"], local["relu"]), 0, 0.85, ".2f", ratio=True,
+            ratio("digits", "nll", displaced["relu"], local["relu"]), 0, 0.85, ".2f", ratio=True,
         ),
         Claim(
             "digits: size of the displacements",
             "Leave-one-out chooses displacements of {} times the parameters in root mean square: such a kernel is "
             "an average over many networks, and tells little of the one it is given.",
-            np.exp(np.log(moved).mean(0)), 0.5, 20, ".1f", ratio=True,
+            np.exp(np.log(sizes).mean(0)), 0.5, 20, ".1f", ratio=True,
         ),
         Claim(
             "digits: a wide network",
             "Where there is a gradient, width does nearly the same: the NTK of a wide relu network has {} times the "
             "negative log-likelihood of the NNTK of the narrow one,",
-            ratio("digits", "nll", {"method": "wide NTK"}, other["relu"]), 0.8, 2, ".2f", ratio=True,
+            ratio("digits", "nll", {"method": "wide NTK"}, displaced["relu"]), 0.8, 2, ".2f", ratio=True,
         ),
         Claim(
             "digits: time",
             "which takes {} times as long to make.",
-            ratio("digits", "kernel_s", other["relu"], {"method": "wide NTK"}), form=".0f", ratio=True,
+            ratio("digits", "kernel_s", displaced["relu"], {"method": "wide NTK"}), form=".0f", ratio=True,
         ),
         Claim(
             "digits: RBF",
             "An RBF kernel needs no network at all and has {} times the negative log-likelihood of that NNTK.",
-            ratio("digits", "nll", {"method": "RBF"}, other["relu"]), 0.4, 1.3, ".2f", ratio=True,
+            ratio("digits", "nll", {"method": "RBF"}, displaced["relu"]), 0.4, 1.3, ".2f", ratio=True,
         ),
         Claim(
             "diabetes, sign: NNTK",
             "On diabetes the sign network's NNTK errs, in root mean square, {} times as much as its NTK;",
-            ratio("diabetes", "error", other["sign"], local["sign"]), 0.8, 0.99, ".3f", ratio=True,
+            ratio("diabetes", "error", displaced["sign"], local["sign"]), 0.8, 0.99, ".3f", ratio=True,
         ),
         Claim(
             "diabetes, relu: NNTK",
             "but there is little to learn beyond a line: that of the relu network errs {} times as much as a linear "
             "kernel.",
-            ratio("diabetes", "error", other["relu"], {"method": "linear"}), 0.95, 1.02, ".3f", ratio=True,
+            ratio("diabetes", "error", displaced["relu"], {"method": "linear"}), 0.95, 1.02, ".3f", ratio=True,
         ),
     ]  # fmt: skip
 
@@ -262,7 +271,7 @@ _SCORES = {
 }
 
 
-def _figures(rows: Rows) -> Iterator[Drawn]:
+def _figures(rows: Rows) -> Iterator[StudyFigure]:
     figure, axes = drawing.panels(2, 3, width=3.5, height=3.1)
     for task, panels in zip(_SCORES, (axes[:3], axes[3:]), strict=True):
         kernels = rows.where(table="kernels", task=task)
@@ -276,7 +285,7 @@ def _figures(rows: Rows) -> Iterator[Drawn]:
     for panel in axes[:3]:
         panel.set_yscale("log")
     drawing.legend(figure, 3)
-    yield Drawn(
+    yield StudyFigure(
         "real_data",
         "Held-out error and likelihood of each kernel. Left and middle: the NNTK against the number of displacements, "
         "at the gamma of least leave-one-out error; kernels without displacements are level lines. Right: the same "
@@ -294,7 +303,7 @@ def _figures(rows: Rows) -> Iterator[Drawn]:
         drawing.entitle(panel, task, "gamma (parameter units)", "leave-one-out error (mean square)")
         panel.set_xscale("log")
     drawing.legend(figure, 3)
-    yield Drawn(
+    yield StudyFigure(
         "real_data_gamma",
         "Leave-one-out error on the training inputs, by which gamma is chosen, at few displacements. Dashed: the NTK "
         "of the same network. Means and 95 % intervals over seeds.",

@@ -1,4 +1,4 @@
-"""Runs a study: its replicates, seed by seed, then its claims, tables, figures and page, all under one folder."""
+"""Run of a study: its replicates, seed by seed, then its claims, tables, figures and page, all in one folder."""
 
 import csv
 import io
@@ -51,25 +51,25 @@ class StudyError(ValueError):
 
 
 def run(study: Study, quick: bool, device: torch.device, seed: int, folder: Path, console: Console) -> int:
-    """Run a study, or go on with one of the same sources that was stopped.
+    """Run a study, or continue a stopped one of the same sources and settings.
 
     Args:
-        study: The study.
-        quick: Whether with its quick numbers.
-        device: Where to compute.
-        seed: Of the first replicate.
-        folder: Of the studies; files go into a folder of the study's name.
-        console: Where to show progress and what is seen.
+        study: Study to run.
+        quick: True to use its quick numbers.
+        device: Device of the computation.
+        seed: Seed of the first replicate.
+        folder: Folder of the studies; the files are written to its subfolder with the study's name.
+        console: Console of the progress and the claims.
 
     Returns:
-        0, or 1 if a claim is contradicted.
+        The exit status: 0, or 1 if a claim is contradicted.
 
     Raises:
         OSError: If a file cannot be written.
     """
     path = folder / study.name / f"{study.name}.json"
     partial = path.with_name(f"{study.name}.partial.json")
-    content = _begun(partial, _facts(study, quick, device, seed), console)
+    content = _initial_content(partial, _facts(study, quick, device, seed), console)
     _write(partial, content)
     try:
         _replicate(study, quick, device, content, partial, console)
@@ -89,18 +89,18 @@ def run(study: Study, quick: bool, device: torch.device, seed: int, folder: Path
 
 
 def redraw(study: Study, folder: Path, console: Console) -> int:
-    """Make claims, figures and page anew from the rows of a study's file.
+    """Make claims, tables, figures and page again from the rows of a study's file.
 
     Args:
-        study: The study.
-        folder: Of the studies.
-        console: Where to show what is seen.
+        study: Study of the file.
+        folder: Folder of the studies.
+        console: Console of the claims.
 
     Returns:
-        0, or 1 if a claim is contradicted.
+        The exit status: 0, or 1 if a claim is contradicted.
 
     Raises:
-        StudyError: If there is no such file, or it is not of this study.
+        StudyError: If the file does not exist, or is not of this study.
         OSError: If a file cannot be written.
     """
     path = folder / study.name / f"{study.name}.json"
@@ -111,13 +111,13 @@ def read(path: Path) -> dict[str, Any]:
     """Read the file of a study.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Returns:
-        What it holds.
+        The content of the file.
 
     Raises:
-        StudyError: If it is not there, or no study of this schema.
+        StudyError: If the file does not exist, or is no study of this schema.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -144,9 +144,9 @@ def finish(study: Study, path: Path, content: dict[str, Any], console: Console) 
         write_text(path.with_name(f"{table}.csv"), _csv(rows.where(table=table)))
     figures = []
     with drawing.styled(study.name):
-        for drawn in study.figures(rows):
-            drawing.save(drawn.figure, path.with_name(drawn.name))
-            figures.append((drawn.name, drawn.caption))
+        for study_figure in study.figures(rows):
+            drawing.save(study_figure.figure, path.with_name(study_figure.name))
+            figures.append((study_figure.name, study_figure.caption))
     write_text(path.with_name("README.md"), page(study, content, claims, figures))
     colours = {"supported": "green", "open": "yellow", "contradicted": "red"}
     for claim in claims:
@@ -198,7 +198,7 @@ def _written(value: Any) -> str:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace the file: JSON with a row a line, so that versions of it can be compared."""
+    """Write the file as JSON with one line for each row, so that versions of it can be compared."""
     head = json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=1, allow_nan=False)
     rows = "".join(f",\n  {json.dumps(row, allow_nan=False)}" for row in content["rows"]).removeprefix(",")
     write_text(path, f'{head[:-2]},\n "rows": [{rows}\n ]\n}}\n')
@@ -217,7 +217,7 @@ def _csv(rows: Rows) -> str:
 
 def _facts(study: Study, quick: bool, device: torch.device, seed: int) -> dict[str, Any]:
     size = study.quick if quick else study.full
-    # As JSON has them, so that facts of a file compare equal.
+    # Converted to JSON and back, so that they compare equal to the facts in a file.
     facts: dict[str, Any] = json.loads(
         json.dumps(
             {
@@ -233,7 +233,7 @@ def _facts(study: Study, quick: bool, device: torch.device, seed: int) -> dict[s
     return facts
 
 
-def _begun(partial: Path, facts: dict[str, Any], console: Console) -> dict[str, Any]:
+def _initial_content(partial: Path, facts: dict[str, Any], console: Console) -> dict[str, Any]:
     """Return the content of a new study, or of one that was stopped, if it has the same facts."""
     new = {
         **facts,
@@ -248,7 +248,8 @@ def _begun(partial: Path, facts: dict[str, Any], console: Console) -> dict[str, 
         old = read(partial)
     except StudyError:
         return new
-    changed = [name for name, *_ in differences(*({key: one.get(key) for key in _FACTS} for one in (old, facts)))]
+    old_facts, new_facts = ({key: source.get(key) for key in _FACTS} for source in (old, facts))
+    changed = [name for name, *_ in differences(old_facts, new_facts)]
     if facts["uncommitted_changes"] is not False:
         changed.append("sources of no commit")
     if changed:
@@ -260,7 +261,7 @@ def _begun(partial: Path, facts: dict[str, Any], console: Console) -> dict[str, 
 def _replicate(
     study: Study, quick: bool, device: torch.device, content: dict[str, Any], path: Path, console: Console
 ) -> None:
-    """Add the rows of the seeds that are not there yet, and write after each."""
+    """Add the rows of the seeds that are missing, and write the file after each seed."""
     size = study.quick if quick else study.full
     seeds = range(content["seed"], content["seed"] + size.seeds)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("seeds")
@@ -269,38 +270,38 @@ def _replicate(
         for seed in seeds:
             if seed in content["finished"]:
                 continue
-            begun, rows = time.perf_counter(), []
+            start, rows = time.perf_counter(), []
             for item in study.replicate(Setting(size, device, seed, seed == content["seed"])):
                 if isinstance(item, str):
                     progress.update(task, description=f"{study.name}: {item}")
                 else:
-                    rows.append(kept(item, seed))
+                    rows.append(prepare_row(item, seed))
             content["rows"] += rows
             content["finished"].append(seed)
-            content["elapsed_s"] = round(content["elapsed_s"] + time.perf_counter() - begun, 1)
+            content["elapsed_s"] = round(content["elapsed_s"] + time.perf_counter() - start, 1)
             _write(path, content)
             progress.advance(task)
             if not console.is_terminal:
                 console.print(f"{study.name}: seed {seed}, {content['elapsed_s']:.0f} s", highlight=False)
 
 
-def kept(row: Row, seed: int) -> Row:
-    """Return a row as it is written: curves have six digits, enough for a figure.
+def prepare_row(row: Row, seed: int) -> Row:
+    """Return a row as it is written to the file: curves have six digits, enough for a figure.
 
     Args:
         row: Row with its table.
         seed: Seed of the row.
 
     Returns:
-        Table, seed, settings and figures.
+        The row: table, seed, settings and figures.
 
     Raises:
         ValueError: If a figure is not finite.
     """
-    made: Row = {"table": row["table"], "seed": seed}
+    rounded: Row = {"table": row["table"], "seed": seed}
     for key, value in row.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise ValueError(f"{key} of table {row['table']!r}, seed {seed}, must be finite, got {value}.")
-        made[key] = [float(f"{number:.6g}") for number in value] if isinstance(value, list) else value
-    return made
+        rounded[key] = [float(f"{number:.6g}") for number in value] if isinstance(value, list) else value
+    return rounded

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import nntk
 from nntk.bench.results.schema import Row
-from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies import Setting, Study, StudyFigure
 from nntk.bench.studies.analysis import drawing, ridge
 from nntk.bench.studies.analysis.claims import Claim, interval
 from nntk.bench.studies.analysis.networks import ACTIVATIONS, network
@@ -53,14 +53,14 @@ class Size:
 
 @dataclass(frozen=True)
 class _Task:
-    """Samples of the T targets under some draws of the noise, and their values on a grid."""
+    """Noisy values of the T targets at the training inputs, and their true values on a grid."""
 
     x: Tensor
     grid: Tensor
     observed: np.ndarray
-    """[training, T, draws]."""
+    """Noisy targets, [training, T, draws]."""
     truth: np.ndarray
-    """[test, T]."""
+    """Targets on the grid, [test, T]."""
 
 
 def _task(size: Size, seed: int) -> _Task:
@@ -69,7 +69,7 @@ def _task(size: Size, seed: int) -> _Task:
     cells = torch.arange(size.training, dtype=torch.float64)
     x = 2 * (cells + torch.rand(size.training, generator=generator, dtype=torch.float64)) / size.training - 1
     noise = torch.randn(size.training, len(TARGETS), size.draws, generator=generator, dtype=torch.float64)
-    on_grid, on_x = (torch.stack([function(at) for function in TARGETS.values()], 1) for at in (grid, x))
+    on_grid, on_x = (torch.stack([function(inputs) for function in TARGETS.values()], 1) for inputs in (grid, x))
     mean, deviation = on_grid.mean(0), on_grid.std(0)
     observed = ((on_x - mean) / deviation)[:, :, None] + size.noise * noise
     return _Task(x, grid, observed.numpy(), ((on_grid - mean) / deviation).numpy())
@@ -93,7 +93,7 @@ def _replicate(setting: Setting) -> Iterator[Row | str]:
 
 
 _Candidates = dict[tuple[str, float], Tensor]
-"""Kernels by the name and the value of the setting that tells them apart."""
+"""Kernels by the name and the value of the setting that distinguishes them."""
 
 
 def _rbf(x: Tensor, scale: float) -> Tensor:
@@ -109,14 +109,14 @@ def _kernels(model: nn.Module, x: Tensor, setting: Setting) -> dict[str, Callabl
         return {("gamma", g): kernel_of(gamma=g, estimator=estimator)(x) for g in size.gammas}
 
     def attention(on: str, temperatures: Sequence[float]) -> _Candidates:
-        made = {}
+        kernels = {}
         for temperature in temperatures:
             weights = nntk.Attention(on=on, temperature=temperature)
             kernel = kernel_of(gamma=size.attention_gamma, weights=weights)
-            with warnings.catch_warnings():  # few displacements that count are among what is compared
+            with warnings.catch_warnings():  # the study compares such weights on purpose
                 warnings.simplefilter("ignore", nntk.EffectiveSampleWarning)
-                made["temperature", temperature] = kernel(x)
-        return made
+                kernels["temperature", temperature] = kernel(x)
+        return kernels
 
     return {
         "NTK": lambda: {("gamma", 0.0): nntk.local_ntk(model, x)},
@@ -128,9 +128,10 @@ def _kernels(model: nn.Module, x: Tensor, setting: Setting) -> dict[str, Callabl
 
 
 def _regress(kernel: str, units: str, candidates: _Candidates, task: _Task, draw: bool) -> Iterator[Row]:
-    """Test errors of every candidate and of the one of least leave-one-out error, draw by draw; a fit of the latter."""
+    """Yield test errors of every candidate and of that with the least leave-one-out error, and a fit of the latter."""
     training, shape = len(task.observed), task.observed.shape[1:]
-    fits = [ridge.fit(ridge.root(made), task.observed.reshape(training, -1), training) for made in candidates.values()]
+    observed = task.observed.reshape(training, -1)
+    fits = [ridge.fit(ridge.root(candidate), observed, training) for candidate in candidates.values()]
     predictions = np.stack([fit.predictions.reshape(-1, *shape) for fit in fits])
     squared = np.square(predictions - task.truth[:, :, None]).mean(1)
     loo = np.stack([fit.loo.reshape(shape) for fit in fits])
@@ -158,23 +159,23 @@ def _ratio(
     targets: Sequence[str] = tuple(TARGETS),
     **settings: float,
 ) -> np.ndarray:
-    """Test errors of one kernel over those of another, geometric means over networks and targets, one a seed.
+    """Return the ratio of the test errors of two kernels, a geometric mean over networks and targets.
 
     Args:
-        rows: The rows.
-        kernel: The one, of the candidate of least leave-one-out error.
-        other: The other, likewise, or of the candidate with ``settings``.
-        units: Networks.
-        targets: Targets.
-        **settings: Those of the other, if not chosen.
+        rows: Rows of the study.
+        kernel: Kernel of the numerator; its candidate is that of the least leave-one-out error.
+        other: Kernel of the denominator; its candidate is chosen likewise, or has ``settings``.
+        units: Units of the networks.
+        targets: Names of the targets.
+        **settings: Settings of the denominator's candidate; without any, leave-one-out chooses it.
 
     Returns:
-        [seeds].
+        The ratios, [seeds].
     """
     logs = []
     for unit, target in itertools.product(units, targets):
-        of = {"target": target, "units": "" if other == "RBF" else unit}
-        below = rows.where(table="errors" if settings else "chosen", kernel=other, **of, **settings)
+        common = {"target": target, "units": "" if other == "RBF" else unit}
+        below = rows.where(table="errors" if settings else "chosen", kernel=other, **common, **settings)
         above = rows.where(table="chosen", kernel=kernel, target=target, units=unit)
         logs.append(np.log(above.values("error") / below.values("error")))
     return np.asarray(np.exp(np.mean(logs, axis=0)))
@@ -244,26 +245,27 @@ def _claims(rows: Rows) -> Sequence[Claim]:
     ]  # fmt: skip
 
 
-def _figures(rows: Rows) -> Iterator[Drawn]:
+def _figures(rows: Rows) -> Iterator[StudyFigure]:
     yield _fits(rows.where(table="fits"))
     yield _errors(rows.where(table="chosen"))
     yield _along_gamma(rows.where(table="errors"))
 
 
-def _fits(rows: Rows) -> Drawn:
-    shown, networks = ("sign", "sawtooth", "rough"), ("relu", "sign")
-    figure, axes = drawing.panels(len(networks), len(shown), height=2.3)
-    for panel, (units, target) in zip(axes, ((u, t) for u in networks for t in shown), strict=True):
-        of = {row["kernel"]: row for row in rows.where(target=target, units="")}
-        panel.plot(of["truth"]["x"], of["truth"]["y"], color="0.75", linewidth=3, label="target")
-        panel.plot(of["samples"]["x"], of["samples"]["y"], ".", color="0.3", markersize=3, label="noisy samples")
+def _fits(rows: Rows) -> StudyFigure:
+    targets, networks = ("sign", "sawtooth", "rough"), ("relu", "sign")
+    figure, axes = drawing.panels(len(networks), len(targets), height=2.3)
+    for panel, (units, target) in zip(axes, ((u, t) for u in networks for t in targets), strict=True):
+        curves = {row["kernel"]: row for row in rows.where(target=target, units="")}
+        panel.plot(curves["truth"]["x"], curves["truth"]["y"], color="0.75", linewidth=3, label="target")
+        samples = curves["samples"]
+        panel.plot(samples["x"], samples["y"], ".", color="0.3", markersize=3, label="noisy samples")
         for number, kernel in enumerate(_FITTED):
             row = next(iter(rows.where(target=target, kernel=kernel, units="" if kernel == "RBF" else units)))
             style = {**drawing.look(number), "marker": "", "linestyle": ("--", "-", ":")[number]}
             panel.plot(row["x"], row["y"], **style, label=kernel)
         drawing.entitle(panel, f"{target} target, {units} units", "x (input)", "y (standard deviations)")
     drawing.legend(figure, 5)
-    return Drawn(
+    return StudyFigure(
         "fits",
         "Fits of one seed. Kernel ridge regression of 50 noisy samples by the NTK and the NNTK (energy) of the same "
         "untrained network, and by an RBF kernel; ridge, gamma and length scale by leave-one-out.",
@@ -271,15 +273,16 @@ def _fits(rows: Rows) -> Drawn:
     )
 
 
-def _errors(rows: Rows) -> Drawn:
+def _errors(rows: Rows) -> StudyFigure:
     figure, axes = drawing.panels(2, 3)
     for panel, target in zip(axes, TARGETS, strict=False):
         for number, kernel in enumerate(_KERNELS[:-1]):
-            found = [interval(rows.values("error", target=target, kernel=kernel, units=u), True) for u in ACTIVATIONS]
-            places = np.arange(len(found)) + 0.14 * (number - 2)
-            bars = np.array([(one.mean - one.low, one.high - one.mean) for one in found]).T
+            errors = [rows.values("error", target=target, kernel=kernel, units=units) for units in ACTIVATIONS]
+            intervals = [interval(values, True) for values in errors]
+            places = np.arange(len(intervals)) + 0.14 * (number - 2)
+            bars = np.array([(bounds.mean - bounds.low, bounds.high - bounds.mean) for bounds in intervals]).T
             style = {**drawing.look(number), "linestyle": ""}
-            panel.errorbar(places, [one.mean for one in found], bars, **style, label=kernel)
+            panel.errorbar(places, [bounds.mean for bounds in intervals], bars, **style, label=kernel)
         rbf = interval(rows.values("error", target=target, kernel="RBF"), True)
         panel.axhspan(rbf.low, rbf.high, color="0.7", alpha=0.5, linewidth=0, label="RBF")
         drawing.entitle(panel, f"{target} target", "units of the network", "test error (standard deviations)")
@@ -288,7 +291,7 @@ def _errors(rows: Rows) -> Drawn:
     figure.delaxes(axes[-1])
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower right", bbox_to_anchor=(0.97, 0.15))
-    return Drawn(
+    return StudyFigure(
         "errors",
         "Test errors against the noiseless targets: root mean squares on [-1, 1], geometric means and 95 % intervals "
         "over seeds. Ridge, gamma, temperature and length scale by leave-one-out, the same way for all.",
@@ -296,19 +299,20 @@ def _errors(rows: Rows) -> Drawn:
     )
 
 
-def _along_gamma(rows: Rows) -> Drawn:
-    shown = ("sign", "rough", "smooth")
-    figure, axes = drawing.panels(1, len(shown), height=3.2)
-    for panel, target in zip(axes, shown, strict=True):
+def _along_gamma(rows: Rows) -> StudyFigure:
+    targets = ("sign", "rough", "smooth")
+    figure, axes = drawing.panels(1, len(targets), height=3.2)
+    for panel, target in zip(axes, targets, strict=True):
         for number, units in enumerate(ACTIVATIONS):
-            of = rows.where(target=target, units=units)
-            drawing.draw(panel, of.where(kernel="NNTK energy").band("gamma", "error", True), f"NNTK, {units}", number)
-            ntk = interval(of.values("error", kernel="NTK"), True).mean
+            selected = rows.where(target=target, units=units)
+            band = selected.where(kernel="NNTK energy").band("gamma", "error", True)
+            drawing.draw(panel, band, f"NNTK, {units}", number)
+            ntk = interval(selected.values("error", kernel="NTK"), True).mean
             panel.axhline(ntk, color=drawing.look(number)["color"], linestyle=":", label=f"NTK, {units}")
         drawing.entitle(panel, f"{target} target", "gamma (parameter units)", "test error (standard deviations)")
         panel.set_xscale("log")
     drawing.legend(figure, 4)
-    return Drawn(
+    return StudyFigure(
         "gamma",
         "Test error of the NNTK (energy) against gamma, beside the NTK of the same network (dotted). Geometric means "
         "and 95 % intervals over seeds.",

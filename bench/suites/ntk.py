@@ -71,7 +71,7 @@ class _Expected:
     parameters: int
 
     @classmethod
-    def of(cls, shape: tuple[int, int, int], setting: Setting) -> "_Expected":
+    def compute(cls, shape: tuple[int, int, int], setting: Setting) -> "_Expected":
         model, x = _problem(shape, str(setting.device), setting.seed)
         full = nntk.local_ntk(model, x, outputs="full").double()
         return cls(full, torch.einsum("ijcc->ij", full), sum(parameter.numel() for parameter in model.parameters()))
@@ -85,7 +85,7 @@ class _Expected:
 def _rows(setting: Setting) -> Iterator[Row | str]:
     for shape in grid(setting.device):
         n, _, outputs = shape
-        expected, medians = _Expected.of(shape, setting), {}
+        expected, medians = _Expected.compute(shape, setting), {}
         d = expected.parameters
         settings = {"shape": f"{n}, {d}, {outputs}", "inputs": n, "parameters": d, "outputs": outputs}
         for method in METHODS:

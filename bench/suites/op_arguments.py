@@ -183,7 +183,7 @@ class ArgumentMakers:
         last: Activation | None = None,
         max_bytes: int = 2**28,
     ) -> Maker:
-        """Return a maker for ``mlp_differences``: relu between layers of these widths, ``last`` behind them."""
+        """Return a maker for ``mlp_differences``: relu between layers of these widths, ``last`` after them."""
 
         def make(seed: int) -> tuple[Any, ...]:
             x, scales = self._normal(seed, inputs, widths[0]), torch.full((rows,), 0.01, device=self.device)

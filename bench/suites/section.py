@@ -19,7 +19,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Section:
-    """One table of a suite.
+    """Table of a suite.
 
     Attributes:
         name: Name in the results.

@@ -176,7 +176,7 @@ def _step_clocks(
     area, terms = sizes.block_h * sizes.block_n, sizes.block_h * sizes.block_n * sizes.block_k
     noise, threads = sizes.block_h * sizes.block_k, 32 * sizes.num_warps
     # After layer 0 the weight is multiplied by the difference, and the noise by the values.
-    read = size * sizes.block_k * (sizes.block_h + 2 * sizes.block_n + (0 if generated else sizes.block_h))
+    bytes_read = size * sizes.block_k * (sizes.block_h + 2 * sizes.block_n + (0 if generated else sizes.block_h))
     program = _Program(
         warps=sizes.num_warps,
         values=(area + (noise if generated else 0) * size / 4) / threads,
@@ -185,7 +185,7 @@ def _step_clocks(
         turns=math.ceil(width / sizes.block_k),
         issue=_issued(noise * _NOISE_INSTRUCTIONS.get(source, 0.0) + 2 * _TURN_INSTRUCTIONS * threads),
         multiply=2 * _multiplied(terms, precision, target),
-        load=read / _CACHE_BYTES,
+        load=bytes_read / _CACHE_BYTES,
         once=_issued(area * _OUTPUT_INSTRUCTIONS),
     )
     programs = math.ceil(height / sizes.block_h) * math.ceil(columns / sizes.block_n)
@@ -207,9 +207,9 @@ def _path_clocks(
         return _step_clocks(source, *problem, tiles.step_tiles(source, *problem, target.arch), target)
     if chosen.path == "staged":
         numbers = _ROWS * width * height
-        written = numbers * (_issued(_NOISE_INSTRUCTIONS[source]) + 2 / 32) / target.processors
+        noise_clocks = numbers * (_issued(_NOISE_INSTRUCTIONS[source]) + 2 / 32) / target.processors
         step = _step_clocks("staged", *problem, tiles.step_tiles("staged", *problem, target.arch), target)
-        return None if step is None else written + step
+        return None if step is None else noise_clocks + step
     sizes = tiles.stationary_tiles(source, precision, width, target.arch)
     assert sizes is not None, "the path applies"
     terms, threads = sizes.block_h * sizes.block_n * sizes.block_k, 32 * sizes.num_warps

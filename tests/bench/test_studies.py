@@ -16,7 +16,7 @@ from nntk.bench import studies
 from nntk.bench.cli import app as cli
 from nntk.bench.measure import environment
 from nntk.bench.results import tables
-from nntk.bench.studies import Drawn, Setting, Study
+from nntk.bench.studies import Setting, Study, StudyFigure
 from nntk.bench.studies import run as study_runs
 from nntk.bench.studies.analysis import drawing, ridge
 from nntk.bench.studies.analysis.claims import Claim, interval
@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_values(name, quick):
 def replicate(study):
     """Rows of the first seed, as a file has them."""
     made = [item for item in study.replicate(Setting(study.quick, CPU, 0)) if not isinstance(item, str)]
-    return json.loads(json.dumps([study_runs.kept(row, 0) for row in made]))
+    return json.loads(json.dumps([study_runs.prepare_row(row, 0) for row in made]))
 
 
 def disagreements(before, after, tolerance):
@@ -266,7 +266,7 @@ def study(monkeypatch):
         figure, (axes,) = drawing.panels(1, 1)
         drawing.entitle(axes, "Numbers", "seed (number)", "y (number)")
         axes.plot([row["y"] for row in rows])
-        yield Drawn("numbers", "Numbers of seeds. Nothing else.", figure)
+        yield StudyFigure("numbers", "Numbers of seeds. Nothing else.", figure)
 
     stop = {}
     found = Study("seeds", "Seeds", "None.", Size(), Size(2), rows, small_mean, figures)
@@ -335,7 +335,7 @@ def test_what_cannot_be_drawn_keeps_its_rows(study, tmp_path, capsys):
 def test_a_row_that_is_not_finite_is_an_error(value):
     """It is named."""
     with pytest.raises(ValueError, match=r"y of table 'numbers', seed 3, must be finite"):
-        study_runs.kept({"table": "numbers", "y": value}, 3)
+        study_runs.prepare_row({"table": "numbers", "y": value}, 3)
 
 
 def test_a_claim_has_a_value_for_each_seed(study, tmp_path):

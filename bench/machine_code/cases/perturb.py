@@ -2,8 +2,8 @@
 
 Compiling a case takes seconds. So a case is left out where another case needs at least as many resources:
 
-* tiles of the layer step, where another tile of the same family and precision has as many numbers a thread and as much
-  shared memory. The layout of a tile over warps and matrix instructions depends only on whether noise comes from
+* tiles of the layer step, where another tile of the same family and precision has as many numbers per thread and as
+  much shared memory. The layout of a tile over warps and matrix instructions depends only on whether noise comes from
   registers or from memory, so the families gaussian and none are compiled at every tile;
 * layer 0 of families that share its epilogue with another family: low rank, and all families in tf32 and fp32;
 * all ranks but the largest (in bf16 the smallest is compiled too), and narrower weight-stationary steps with their
@@ -40,7 +40,7 @@ _RANKS = (16, 64)
 _FUSED = (((128,) * (config.FUSED_LAYERS + 1), "none"), ((128, 128, 128, 10), "odd"))
 """Widths of fused networks, limited to those that the tiles hold, and values of ``pairs``."""
 _BUDGETS = {("gaussian", True): 20.5, ("gaussian", False): 23.0, ("rademacher", True): 6.5, ("rademacher", False): 9.0}
-"""Most instructions for a random number on sm_90 in bf16, products included, by family and whether it is layer 0.
+"""Largest number of instructions for a random number on sm_90 in bf16, products included, by family and layer 0 or not.
 
 The targets for signs were 4.5 and 6.5 in steps of 128. Steps of 64 were measured to be an eighth faster; they divide
 the instructions of the loop itself among half as many signs.
@@ -85,7 +85,7 @@ def _shapes(arch: str, source: str, precision: str) -> Iterator[tuple[int, int, 
     """Yield a shape for each tile that is to be compiled."""
     shapes = {config.step_tiles(source, precision, *shape, arch): shape for shape in reversed(_SMALLER)}
     compiled: list[config.Tiles] = []
-    # In this order a tile follows those that bound it.
+    # In this order, a tile comes after all tiles that need more resources.
     for tiles in sorted(shapes, key=lambda tiles: needs(source, tiles), reverse=True):
         if source in _EVERY_TILE or not any(bounds(source, other, tiles) for other in compiled):
             compiled.append(tiles)
@@ -93,7 +93,7 @@ def _shapes(arch: str, source: str, precision: str) -> Iterator[tuple[int, int, 
 
 
 def needs(source: str, tiles: config.Tiles) -> tuple[int, int, int]:
-    """Return a tile's numbers a thread of the accumulator and of the noise, and its numbers in shared memory."""
+    """Return how many numbers a tile has: in the accumulator and as noise for each thread, and in shared memory."""
     threads = 32 * tiles.num_warps
     noise = tiles.block_h * tiles.block_k // threads if source in config.GENERATED else 0
     shared = tiles.num_stages * (tiles.block_h + tiles.block_n) * tiles.block_k
@@ -101,7 +101,7 @@ def needs(source: str, tiles: config.Tiles) -> tuple[int, int, int]:
 
 
 def bounds(source: str, larger: config.Tiles, smaller: config.Tiles) -> bool:
-    """Return whether one tile needs at least as many resources as another."""
+    """Return True if one tile needs at least as many resources as another."""
     return all(a >= b for a, b in zip(needs(source, larger), needs(source, smaller), strict=True))
 
 

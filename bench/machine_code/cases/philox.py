@@ -12,7 +12,7 @@ _STREAM: dict[str, Signature] = {"sample_ids": "*i64", "key0": "i32", "key1": "i
 
 
 def cases(arch: str) -> list[Case]:
-    """The cases of one architecture."""
+    """List the cases of one architecture."""
     return [*_matrices(arch), *_vectors(arch), _words(), *_squares(arch)]
 
 

@@ -1,11 +1,11 @@
 """Predicted time of launches on a card, from the machine code of their kernels. Nothing here is measured.
 
-A program keeps each pipe of its multiprocessor busy for the turns of its main loops and for what is outside of them.
-Where a multiprocessor holds several programs, one fills the gaps of another, and the busiest pipe of all decides; a
-program that has it to itself goes through its parts one after another, each as long as that part's busiest pipe.
-Multiprocessors are busy all the time, and a launch takes no less than the bytes that it moves. Latency, bank conflicts,
-the second-level cache, the last wave and launches themselves are not seen: predictions are optimistic. An H200 took
-1.45 to 1.54 times as long for perturbed evaluations, and 3.2 times for the assembly.
+A program keeps each pipe of its multiprocessor busy during the turns of its main loops and the code outside of them.
+If a multiprocessor holds several programs, one runs while another waits, and the pipe that is busy longest determines
+the time. If it holds one program, the parts run one after another, and each takes as long as its busiest pipe. All
+multiprocessors are assumed to be always busy, and a launch takes at least the time to transfer its bytes. The model
+ignores latency, bank conflicts, the second-level cache, the last wave and the launches: predictions are optimistic.
+An H200 took 1.45 to 1.54 times as long for perturbed evaluations, and 3.2 times for the assembly.
 """
 
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from nntk.bench.machine_code.measure import Measured
 _REGISTERS, _WARPS = 65_536, 64
 """Registers and warps of a multiprocessor."""
 _RESERVED = 1024
-"""Bytes of shared memory that the system takes of each program, and that are there beyond what one may have."""
+"""Bytes of shared memory that the system reserves for each program, beyond the limit of one program."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card's rates, measured or of its data sheet: what predictions are held against.
+    """Rates of a card, measured or from its data sheet, that predictions use and are compared with.
 
     Attributes:
-        name: What it is.
-        arch: Its architecture.
-        processors: Multiprocessors.
+        name: Name of the card.
+        arch: Architecture.
+        processors: Number of multiprocessors.
         bf16: FLOP/s of long dense products in bfloat16; in TF32 it is half.
         fp32: FLOP/s of float32 without tensor cores.
         bandwidth: Bytes a second of a copy.
-        source: Where the rates are from.
+        source: Source of the rates.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Card:
 
     @property
     def clock(self) -> float:
-        """Clocks a second at which products come to ``bf16``: that of full load, below the boost clock."""
+        """Clocks a second at which dense products reach ``bf16``: the clock under full load, below the boost clock."""
         return self.bf16 / (2 * MACHINES[self.arch].products["bf16"] * self.processors)
 
 
@@ -67,11 +67,12 @@ class Launch:
 
     Attributes:
         case: Name of the kernel in its configuration.
-        programs: How many.
-        turns: Turns of the main loops of each.
-        bytes: What all of them read and write of memory at least.
-        fetched: What all of them read through the second-level cache.
-        flops: What the workload asks of them, padding apart, in bfloat16's worth: three products in TF32 count sixfold.
+        programs: Number of programs.
+        turns: Turns of the main loops of each program.
+        bytes: Least bytes that all programs together read from memory and write to it.
+        fetched: Bytes that all programs together read through the second-level cache.
+        flops: Operations that the workload requires, without padding, weighted by their time relative to bfloat16: a
+            product in three products of TF32 counts six times.
     """
 
     case: str
@@ -84,14 +85,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of launches, by what they go to, and what they could be.
+    """Predicted time of launches in seconds, by resource, and its lower bound.
 
     Attributes:
-        products: On the matrix pipe in main loops.
-        issue: What other pipes take in these beyond it: noise, splitting of operands.
-        once: Outside of the loops beyond all that: epilogues.
-        memory: What bytes take beyond all of that.
-        roof: What the card's rates of products or of copies would leave of it.
+        products: Time of the matrix pipe in main loops.
+        issue: Time that other pipes add in main loops: noise, splitting of operands.
+        once: Time that the code outside of the loops adds: epilogues.
+        memory: Time that the memory's bandwidth adds to all of that.
+        roof: Lower bound by the card's rate of products and of copies.
         fetched: Bytes read through the second-level cache.
     """
 
@@ -117,23 +118,23 @@ class Time:
 
     @property
     def shares(self) -> str:
-        """Each part as a share of the whole, the largest first."""
+        """Text with each part as a share of the total, the largest first."""
         parts = sorted(self.parts.items(), key=lambda part: -part[1])
         return ", ".join(f"{name} {value / self.total:.0%}" for name, value in parts if value >= 0.005 * self.total)
 
 
 def resident(measured: Measured, arch: str) -> int:
-    """Programs that a multiprocessor holds at a time.
+    """Return the number of programs that a multiprocessor holds at a time.
 
     Args:
-        measured: A kernel's resources.
-        arch: Its architecture.
+        measured: Resources of the kernel.
+        arch: Architecture of the kernel.
 
     Returns:
-        How many registers, shared and tensor memory and warps leave room for.
+        The largest number for which registers, shared memory, tensor memory and warps suffice, at least 1.
     """
     machine = MACHINES[arch]
-    # A warp's registers are given out eight a thread at a time.
+    # Registers are allocated in steps of eight for each thread of a warp.
     registers = 32 * measured.num_warps * max(8, -(-measured.registers // 8) * 8)
     shared = (machine.shared + _RESERVED) // (measured.shared + _RESERVED)
     columns = machine.tensor_memory // measured.tensor_memory if measured.tensor_memory else shared
@@ -141,26 +142,31 @@ def resident(measured: Measured, arch: str) -> int:
 
 
 def time_of(launch: Launch, measured: Measured, card: Card) -> Time:
-    """Predict a launch.
+    """Predict the time of a launch.
 
     Args:
-        launch: The launch.
-        measured: Its kernel's resources.
-        card: The card.
+        launch: Launch of a kernel.
+        measured: Resources of the kernel.
+        card: Card that would run it.
 
     Returns:
-        Its time.
+        The time, by resource.
     """
-    a_clock = launch.programs / (card.processors * card.clock)
+    seconds_per_clock = launch.programs / (card.processors * card.clock)
     loop = {pipe: launch.turns * clocks for pipe, clocks in measured.cycles.items()} if measured.loops else {}
     once = measured.once.cycles
-    products, turning = loop.get("tensor", 0.0), max(loop.values(), default=0.0)
+    products, loop_clocks = loop.get("tensor", 0.0), max(loop.values(), default=0.0)
     if resident(measured, card.arch) > 1:
         busy = max(loop.get(pipe, 0.0) + clocks for pipe, clocks in once.items())
     else:
-        busy = turning + max(once.values())
-    memory = max(0.0, launch.bytes / card.bandwidth - busy * a_clock)
+        busy = loop_clocks + max(once.values())
+    memory = max(0.0, launch.bytes / card.bandwidth - busy * seconds_per_clock)
     roof = max(launch.flops / card.bf16, launch.bytes / card.bandwidth)
     return Time(
-        products * a_clock, (turning - products) * a_clock, (busy - turning) * a_clock, memory, roof, launch.fetched
+        products * seconds_per_clock,
+        (loop_clocks - products) * seconds_per_clock,
+        (busy - loop_clocks) * seconds_per_clock,
+        memory,
+        roof,
+        launch.fetched,
     )

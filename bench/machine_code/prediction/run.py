@@ -1,4 +1,4 @@
-"""Compiling the kernels of the workloads, and the tables of what is predicted for each card."""
+"""Prediction for each card: compiles the kernels of the workloads, and draws a table of their predicted time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -39,12 +39,12 @@ COLUMNS = (
 
 
 def _shown(row: Row) -> Row:
-    """A row whose target and prediction are written in their unit."""
+    """Return a row whose target and prediction are texts with their unit."""
     return row | {name: UNITS[row["form"]](row[name]) for name in ("target", "predicted")}
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown, as the READMEs have it."""
+    """Return the table in Markdown, as the READMEs show it."""
     columns = [column for column in COLUMNS if column.key != "verdict"]
     cells = [[tables.cell(column, _shown(row)) for column in columns] for row in rows]
     return lines(
@@ -55,48 +55,48 @@ def markdown(rows: Sequence[Row]) -> str:
 def run(
     path: Path | None, facts: Mapping[str, Any], console: Console, names: Sequence[str] = (), in_markdown: bool = False
 ) -> int:
-    """Compile the kernels of the workloads, predict, draw the tables; JSON to a file.
+    """Compile the kernels of the workloads, predict their time, draw the tables, and write the JSON.
 
     Args:
-        path: Where the JSON goes, if anywhere.
-        facts: What predictions depend on: versions, commit.
-        console: Where the tables go.
-        names: Of the cards, keys of ``CARDS``; none for all.
-        in_markdown: Whether to print the tables in Markdown too.
+        path: File of the JSON; none is written if None.
+        facts: Facts that predictions depend on: versions, commit.
+        console: Console of the tables.
+        names: Names of the cards, keys of ``CARDS``; empty for all.
+        in_markdown: True to print the tables in Markdown too.
 
     Returns:
-        0, or 1 if a kernel did not compile.
+        The exit status: 0, or 1 if a kernel did not compile.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    found: dict[str, Any] = {}
+    cards: dict[str, Any] = {}
     for name in names or CARDS:
         rows = _predicted(CARDS[name], console)
         if rows is None:
             return 1
-        found[name] = {**asdict(CARDS[name]), "rows": rows}
+        cards[name] = {**asdict(CARDS[name]), "rows": rows}
         if in_markdown:
             print(markdown(rows))
     if path:
-        write_json(path, {"schema": SCHEMA, **facts, "cards": found})
+        write_json(path, {"schema": SCHEMA, **facts, "cards": cards})
     return 0
 
 
 def _predicted(card: Card, console: Console) -> list[Row] | None:
-    """The rows of one card, None if a kernel did not compile."""
+    """Return the rows of one card; None if a kernel did not compile."""
     names = [case.name for case in workloads.cases(card.arch)]
-    of: dict[str, Measured] = {}
+    measured: dict[str, Measured] = {}
     title = f"Predicted for an {card.name}, from machine code: nothing ran"
     with tables.growing(console, title, f"{CAPTION}\nRates: {card.source}.", COLUMNS) as show:
         show(None, f"compiling 1 of {len(names)}")
-        for number, found in enumerate(reports([Task(workloads.__name__, card.arch, name) for name in names]), 2):
-            if found.measured is None:
-                console.print(f"{found.task.case}: {found.failures}", style="red", highlight=False, markup=False)
+        for number, result in enumerate(reports([Task(workloads.__name__, card.arch, name) for name in names]), 2):
+            if result.measured is None:
+                console.print(f"{result.task.case}: {result.failures}", style="red", highlight=False, markup=False)
                 return None
-            of[found.task.case] = found.measured
+            measured[result.task.case] = result.measured
             show(None, f"compiling {number} of {len(names)}" if number <= len(names) else "")
-        rows = list(workloads.rows(of, card))
+        rows = list(workloads.rows(measured, card))
         for row in rows:
             show(_shown(row), "")
     return rows

@@ -1,4 +1,4 @@
-"""The workloads that the design has targets for, as launches of kernels."""
+"""Workloads for which the design states targets, as launches of kernels."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,62 +43,62 @@ class _Layer:
     last: bool
 
     @property
-    def halves(self) -> int:
-        """Number of column blocks: at layer 0 the plus and minus members of a pair share one."""
+    def column_blocks(self) -> int:
+        """Number of blocks of columns: two, or one at layer 0, where both members of a pair share their columns."""
         return 1 if self.first else 2
 
     @property
     def columns(self) -> int:
         """Number of columns of one displacement."""
-        return self.inputs * self.halves
+        return self.inputs * self.column_blocks
 
     @property
     def activation(self) -> str:
-        """Activation behind the layer."""
+        """Activation that follows the layer."""
         return "identity" if self.last else "relu"
 
     @property
-    def moved(self) -> bool:
+    def uses_displaced_inputs(self) -> bool:
         """True if displacements multiply displaced inputs (all columns), False if they multiply the inputs once."""
         return self.family != "lowrank"
 
     @property
     def flops(self) -> float:
-        """Operations of the required products: with the displacement, and behind layer 0 also with the weight."""
+        """Operations of the required products: with the displacement and, after layer 0, also with the weight."""
         if self.family == "lowrank" and self.height > FORMED_UNITS:
             displaced = float(self.columns * (self.width + self.height))
         else:
-            displaced = float((self.columns if self.moved else self.inputs) * self.width * self.height)
+            displaced = float((self.columns if self.uses_displaced_inputs else self.inputs) * self.width * self.height)
         return 2.0 * _ROWS * (displaced + (0 if self.first else self.columns * self.width * self.height))
 
     @property
     def operands(self) -> int:
-        """Matrices that a layer reads and writes of each column: d and, but for low rank, q."""
-        return 2 if self.moved else 1
+        """Number of matrices that a layer reads and writes: d and, except for low rank, q."""
+        return 2 if self.uses_displaced_inputs else 1
 
     @property
-    def read(self) -> float:
-        """Bytes of the layer before; the inputs themselves are few."""
+    def bytes_read(self) -> float:
+        """Bytes read from the previous layer; those of the network's inputs are negligible."""
         return 0.0 if self.first else 2.0 * self.operands * _ROWS * self.columns * self.width
 
     @property
-    def written(self) -> float:
-        """Bytes of both halves: those of the outputs in float32, in rows of 16."""
+    def bytes_written(self) -> float:
+        """Bytes written for both members of each pair; outputs are float32, in rows of a multiple of 16."""
         height = 4.0 * tiles.power_of_two(self.height, 16, 2**30) if self.last else 2.0 * self.operands * self.height
         return _ROWS * 2 * self.inputs * height
 
 
 def cases(arch: str) -> list[Case]:
-    """The kernels that the workloads take, for ``nntk-bench resources`` to compile."""
-    found = [case for family in _FAMILIES for case, _ in _evaluation(arch, family, _WIDTHS, _INPUTS)]
-    found += [case for case, _ in _evaluation(arch, "gaussian", _KERNEL_WIDTHS, _KERNEL_INPUTS)]
-    found += [case for outputs in (1, 10) for case, _ in _rank_update(arch, outputs)]
-    found += [case for case, _ in [*_fixed_weights(arch), *_attention(arch)]]
-    return list({case.name: case for case in found}.values())
+    """List the kernels that the workloads use, for ``nntk-bench resources`` to compile."""
+    compiled = [case for family in _FAMILIES for case, _ in _evaluation(arch, family, _WIDTHS, _INPUTS)]
+    compiled += [case for case, _ in _evaluation(arch, "gaussian", _KERNEL_WIDTHS, _KERNEL_INPUTS)]
+    compiled += [case for outputs in (1, 10) for case, _ in _rank_update(arch, outputs)]
+    compiled += [case for case, _ in [*_fixed_weights(arch), *_attention(arch)]]
+    return list({case.name: case for case in compiled}.values())
 
 
 def _evaluation(arch: str, directions: str, widths: Sequence[int], inputs: int) -> Launches:
-    """Differences of a relu network at antithetic displacements, in bfloat16."""
+    """Yield the launches that compute differences of a relu network at antithetic displacements, in bfloat16."""
     family = parse(directions).name
     pairs = list(zip(widths, widths[1:], strict=False))
     for number, (width, height) in enumerate(pairs):
@@ -119,60 +119,61 @@ def _step(arch: str, layer: _Layer, source: str) -> tuple[Case, Launch]:
     case = perturb.layer_step(
         arch, source, "bf16", layer.first, layer.activation, (layer.width, layer.height, layer.columns), last=layer.last
     )
-    read = "staged" if source == "formed" else source
-    cut = tiles.step_tiles(read, "bf16", layer.width, layer.height, layer.columns, arch)
-    programs = _ROWS * math.ceil(layer.columns / cut.block_n) * math.ceil(layer.height / cut.block_h)
-    # Through the cache, for each product of a tile: its columns, and what of its units is not made in registers.
+    kernel_source = "staged" if source == "formed" else source
+    tile = tiles.step_tiles(kernel_source, "bf16", layer.width, layer.height, layer.columns, arch)
+    programs = _ROWS * math.ceil(layer.columns / tile.block_n) * math.ceil(layer.height / tile.block_h)
+    # Each product of a tile reads its columns through the cache, and those operands of its units that are not generated
+    # in registers.
     columns = 0.0 if layer.first else 1.0
     if source != "lowrank":
-        columns += 1.0 if layer.first or layer.moved else 0.5
+        columns += 1.0 if layer.first or layer.uses_displaced_inputs else 0.5
     units = 0.0 if layer.first else 1.0
     if source in ("staged", "flipout", "formed"):
-        units += 1.0 if layer.first or layer.moved else 2.0
-    fetched = 2.0 * programs * layer.width * (columns * cut.block_n + units * cut.block_h)
-    turns = math.ceil(layer.width / cut.block_k)
-    return case, Launch(case.name, programs, turns, layer.read + layer.written, fetched, layer.flops)
+        units += 1.0 if layer.first or layer.uses_displaced_inputs else 2.0
+    fetched = 2.0 * programs * layer.width * (columns * tile.block_n + units * tile.block_h)
+    turns = math.ceil(layer.width / tile.block_k)
+    return case, Launch(case.name, programs, turns, layer.bytes_read + layer.bytes_written, fetched, layer.flops)
 
 
 def _stationary(arch: str, layer: _Layer) -> tuple[Case, Launch]:
     case = perturb.stationary_step(arch, layer.family, "bf16", layer.width, layer.first, layer.activation)
-    cut = tiles.stationary_tiles(layer.family, "bf16", layer.width, arch)
-    assert cut is not None, "the path was chosen"
-    programs, turns = _ROWS * math.ceil(layer.height / cut.block_h), math.ceil(layer.columns / cut.block_n)
+    tile = tiles.stationary_tiles(layer.family, "bf16", layer.width, arch)
+    assert tile is not None, "the path was chosen"
+    programs, turns = _ROWS * math.ceil(layer.height / tile.block_h), math.ceil(layer.columns / tile.block_n)
     fetched = 2.0 * programs * layer.width * layer.columns * (1 if layer.first else 2)
-    return case, Launch(case.name, programs, turns, layer.read + layer.written, fetched, layer.flops)
+    return case, Launch(case.name, programs, turns, layer.bytes_read + layer.bytes_written, fetched, layer.flops)
 
 
 def _noise(arch: str, layer: _Layer) -> tuple[Case, Launch]:
-    """Noise that is written to memory, and read from the cache."""
+    """Return the launch that writes the noise to memory; the layer step then reads it from the cache."""
     case = next(case for case in philox.cases(arch) if case.name == "write_noise normals bf16")
     programs = _ROWS * math.ceil(layer.height / NORMALS_TILE[0]) * math.ceil(layer.width / NORMALS_TILE[1])
     return case, Launch(case.name, programs, 0, 2.0 * _ROWS * layer.height * layer.width)
 
 
 def _projection(arch: str, layer: _Layer) -> tuple[Case, Launch]:
-    """Products with the right factors of low rank."""
+    """Return the launch that multiplies the inputs by the right factors of low rank."""
     case = perturb.projection(arch, "bf16", 16, layer.first)
-    cut = tiles.step_tiles("lowrank", "bf16", layer.width, layer.height, layer.columns, arch)
-    programs = _ROWS * layer.halves * math.ceil(layer.inputs / cut.block_n)
-    moved = layer.read + 2.0 * 16 * _ROWS * layer.columns
-    fetched = 2.0 * _ROWS * layer.columns * layer.width * layer.halves
-    return case, Launch(case.name, programs, math.ceil(layer.width / cut.block_k), moved, fetched)
+    tile = tiles.step_tiles("lowrank", "bf16", layer.width, layer.height, layer.columns, arch)
+    programs = _ROWS * layer.column_blocks * math.ceil(layer.inputs / tile.block_n)
+    memory_bytes = layer.bytes_read + 2.0 * 16 * _ROWS * layer.columns
+    fetched = 2.0 * _ROWS * layer.columns * layer.width * layer.column_blocks
+    return case, Launch(case.name, programs, math.ceil(layer.width / tile.block_k), memory_bytes, fetched)
 
 
 def _rank_update(arch: str, outputs: int) -> Launches:
-    """The energy form: half of all pairs, in three products of TF32."""
+    """Yield the launch of the energy form: one triangle of the kernel matrix, in three products of TF32."""
     case = assemble.rank_update(arch, "rows", 1, "trace", True, _KERNEL_INPUTS, one_output=outputs == 1)
     block, step = case.constants["BI"], case.constants["BK"]
     blocks = math.ceil(_KERNEL_INPUTS / block)
     pairs, turns = blocks * (blocks + 1) // 2, math.ceil(_ROWS * outputs / step)
-    moved = 4.0 * (_ROWS * _KERNEL_INPUTS * outputs + _KERNEL_INPUTS**2)
+    memory_bytes = 4.0 * (_ROWS * _KERNEL_INPUTS * outputs + _KERNEL_INPUTS**2)
     flops = 6.0 * _ROWS * outputs * _KERNEL_INPUTS * (_KERNEL_INPUTS + 1)
-    yield case, Launch(case.name, pairs, turns, moved, 4.0 * pairs * 2 * block * _ROWS * outputs, flops)
+    yield case, Launch(case.name, pairs, turns, memory_bytes, 4.0 * pairs * 2 * block * _ROWS * outputs, flops)
 
 
 def _fixed_weights(arch: str) -> Launches:
-    """Both passes over the lengths, which are float64."""
+    """Yield both passes over the lengths, which are float64."""
     size = weights_config.pick(_WEIGHTS)
     blocks = math.ceil(_WEIGHTS / size.block)
     for name, numbers in ((f"reduce_weights {_LAW}", 1), (f"write_weights {_LAW}", 2)):
@@ -181,56 +182,56 @@ def _fixed_weights(arch: str) -> Launches:
 
 
 def _attention(arch: str) -> Launches:
-    """Both passes over the values of antithetic pairs, with dot scores: 4096 displacements of as many inputs."""
+    """Yield both passes of attention with dot scores over the values of 4096 antithetic pairs at 4096 inputs."""
     block_m, block_n = attention_config.TILE
-    cut = attention_config.splits(_KERNEL_INPUTS, _KERNEL_INPUTS, PROCESSORS[arch])
+    split = attention_config.splits(_KERNEL_INPUTS, _KERNEL_INPUTS, PROCESSORS[arch])
     numbers, columns = 4.0 * _KERNEL_INPUTS**2, math.ceil(_KERNEL_INPUTS / block_n)
     for name, programs, turns, matrices in (
-        ("statistics dot pairs", cut.count * columns, cut.samples / block_m, 2),
+        ("statistics dot pairs", split.count * columns, split.samples / block_m, 2),
         ("weights dot pairs", columns * math.ceil(_KERNEL_INPUTS / block_m), 0, 3),
     ):
         case = next(case for case in attention.cases(arch) if case.name == name)
         yield case, Launch(name, programs, turns, matrices * numbers)
 
 
-def rows(of: Mapping[str, Measured], card: Card) -> Iterator[Row]:
-    """Every workload of the design: its target, and what is predicted.
+def rows(measured: Mapping[str, Measured], card: Card) -> Iterator[Row]:
+    """Yield the target and the prediction of every workload of the design.
 
     Args:
-        of: The kernels' resources by name.
-        card: The card.
+        measured: Resources of the kernels by name.
+        card: Card that would run them.
 
     Yields:
-        Rows.
+        One row for each target.
     """
     arch = card.arch
 
-    def spent(launches: Launches) -> Time:
-        return sum((time_of(launch, of[launch.case], card) for _, launch in launches), Time())
+    def total_time(launches: Launches) -> Time:
+        return sum((time_of(launch, measured[launch.case], card) for _, launch in launches), Time())
 
     flops = 2 * _INPUTS * _ROWS * _flops(_WIDTHS)
-    evaluated = {family: spent(_evaluation(arch, family, _WIDTHS, _INPUTS)) for family in _FAMILIES}
+    evaluated = {family: total_time(_evaluation(arch, family, _WIDTHS, _INPUTS)) for family in _FAMILIES}
     for family, target in _FAMILIES.items():
-        found = evaluated[family]
-        yield _row(f"{family}: evaluations, of bf16 forwards", target, flops / card.bf16 / found.total, found)
+        time = evaluated[family]
+        yield _row(f"{family}: evaluations, of bf16 forwards", target, flops / card.bf16 / time.total, time)
     for family, target in (("gaussian", 10.0), ("rademacher", 15.0)):
-        found = evaluated[family]
-        yield _row(f"{family}: against forwards in fp32", target, flops / card.fp32 / found.total, found)
+        time = evaluated[family]
+        yield _row(f"{family}: against forwards in fp32", target, flops / card.fp32 / time.total, time)
     yield _memory()
     weights = _flops(_KERNEL_WIDTHS) / 2
-    found = spent(_evaluation(arch, "gaussian", _KERNEL_WIDTHS, _KERNEL_INPUTS)) + spent(_rank_update(arch, 1))
+    time = total_time(_evaluation(arch, "gaussian", _KERNEL_WIDTHS, _KERNEL_INPUTS)) + total_time(_rank_update(arch, 1))
     for precision, rate in (("fp32", card.fp32), ("tf32", card.bf16 / 2)):
         contraction = 2 * _KERNEL_INPUTS**2 * weights / rate
-        yield _row(f"kernel: against contraction in {precision}", 5.0, contraction / found.total, found)
+        yield _row(f"kernel: against contraction in {precision}", 5.0, contraction / time.total, time)
     for name, launches in (("fixed weights", _fixed_weights(arch)), ("attention", _attention(arch))):
-        found = spent(launches)
-        yield _row(f"{name}: of copy bandwidth", 0.8, found.roof / found.total, found)
+        time = total_time(launches)
+        yield _row(f"{name}: of copy bandwidth", 0.8, time.roof / time.total, time)
     for outputs in (1, 10):
-        found = spent(_rank_update(arch, outputs))
+        time = total_time(_rank_update(arch, outputs))
         gemm = 2 * _ROWS * outputs * _KERNEL_INPUTS**2
         name = f"assembly, C = {outputs}: against GEMM in"
-        yield _row(f"{name} fp32", 3.0, gemm / card.fp32 / found.total, found)
-        yield _row(f"{name} three of tf32", 1.5, 3 * gemm / (card.bf16 / 2) / found.total, found)
+        yield _row(f"{name} fp32", 3.0, gemm / card.fp32 / time.total, time)
+        yield _row(f"{name} three of tf32", 1.5, 3 * gemm / (card.bf16 / 2) / time.total, time)
 
 
 def _flops(widths: Sequence[int]) -> float:
@@ -239,7 +240,7 @@ def _flops(widths: Sequence[int]) -> float:
 
 
 def _memory() -> Row:
-    """Return the memory of evaluations beside their outputs: buffers, temporaries, and the weights as operands."""
+    """Return the memory of evaluations without their outputs: buffers, temporaries, and the weights as operands."""
     largest = max(chunks.matrix_bytes(height, width, 2) for width, height in zip(_WIDTHS, _WIDTHS[1:], strict=False))
     plans = [
         chunks.plan_chunks(
@@ -248,10 +249,10 @@ def _memory() -> Row:
         for family in _FAMILIES
     ]
     operands = 2 * sum(a * b for a, b in zip(_WIDTHS[1:], _WIDTHS[2:], strict=False))
-    taken = max(plan.buffer_bytes for plan in plans) + _BUDGET // chunks.TEMPORARY_DIVISOR + operands
+    total = max(plan.buffer_bytes for plan in plans) + _BUDGET // chunks.TEMPORARY_DIVISOR + operands
     return {
-        "case": "memory beside outputs, M = 2^20", "form": "bytes", "target": float(_BUDGET), "predicted": float(taken),
-        "verdict": "in reach" if taken <= _BUDGET else "short",
+        "case": "memory beside outputs, M = 2^20", "form": "bytes", "target": float(_BUDGET), "predicted": float(total),
+        "verdict": "in reach" if total <= _BUDGET else "short",
     }  # fmt: skip
 
 

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 def kernel_error(rows: Sequence[Row], x: str) -> Iterator[Chart]:
     """Draw the error of the kernel over gamma or samples, beside the predicted Monte-Carlo error."""
-    found = series_by_settings(rows, x, "error")
-    if not found:
+    all_series = series_by_settings(rows, x, "error")
+    if not all_series:
         return
     predictions: dict[tuple[tuple[float, float], ...], list[int]] = {}
-    for number, series in enumerate(found):
+    for number, series in enumerate(all_series):
         if all(positive(row.get("predicted")) for row in series.points):
             predictions.setdefault(tuple((row[x], row["predicted"]) for row in series.points), []).append(number)
     figure, (axes,) = new_figure()
-    for number, series in enumerate(found):
+    for number, series in enumerate(all_series):
         axes.plot(
             *value_columns(series.points, x, "error"), **look_of(number), label=literal_text(series.name or "measured")
         )
@@ -44,9 +44,9 @@ def kernel_error(rows: Sequence[Row], x: str) -> Iterator[Chart]:
             color=INK if alone else PALETTE[numbers[0] % len(PALETTE)],
             linestyle=":",
             linewidth=2,
-            label=literal_text("predicted Monte-Carlo error" + ("" if alone else f", {found[numbers[0]].name}")),
+            label=literal_text("predicted Monte-Carlo error" + ("" if alone else f", {all_series[numbers[0]].name}")),
         )
-    _mark_failures(axes, [row for series in found for row in series.points], x, ("error",))
+    _mark_failures(axes, [row for series in all_series for row in series.points], x, ("error",))
     set_logarithmic(axes, "x")
     set_logarithmic(axes, "y")
     title = {"gamma": "Error of the kernel against γ", "samples": "Error of the kernel against M"}[x]
@@ -60,20 +60,21 @@ def kernel_error(rows: Sequence[Row], x: str) -> Iterator[Chart]:
 
 def difference_error(rows: Sequence[Row]) -> Iterator[Chart]:
     """Draw the error of propagated and of subtracted differences over gamma."""
-    ways = {"difference": "propagated", "direct": "subtracted"}
-    found = {key: series_by_settings(rows, "gamma", key) for key in ways}
-    if not all(found.values()):
+    labels = {"difference": "propagated", "direct": "subtracted"}
+    series_by_key = {key: series_by_settings(rows, "gamma", key) for key in labels}
+    if not all(series_by_key.values()):
         return
     figure, (axes,) = new_figure()
-    names = list(dict.fromkeys(series.name for group in found.values() for series in group))
-    for key, way in ways.items():
-        for series in found[key]:
+    names = list(dict.fromkeys(series.name for group in series_by_key.values() for series in group))
+    for key, form in labels.items():
+        for series in series_by_key[key]:
             look = look_of(names.index(series.name)) | {"linestyle": "-" if key == "difference" else "--"}
             if key == "direct":
                 look["markerfacecolor"] = "none"
-            label = literal_text(f"{series.name}, {way}".removeprefix(", "))
+            label = literal_text(f"{series.name}, {form}".removeprefix(", "))
             axes.plot(*value_columns(series.points, "gamma", key), **look, label=label)
-    _mark_failures(axes, [row for series in found["difference"] for row in series.points], "gamma", ("difference",))
+    points = [row for series in series_by_key["difference"] for row in series.points]
+    _mark_failures(axes, points, "gamma", ("difference",))
     set_logarithmic(axes, "x")
     set_logarithmic(axes, "y")
     title = "Error of differences against γ: propagated and subtracted"

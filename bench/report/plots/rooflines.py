@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 def roofline(rows: Sequence[Row], measurement: Measurement) -> Iterator[Chart]:
     """Draw FLOP/s over FLOP/byte under the measured roofs."""
-    able = [row for row in rows if all(positive(row.get(name)) for name in ("flops", "bytes", "median_s"))]
+    complete_rows = [row for row in rows if all(positive(row.get(name)) for name in ("flops", "bytes", "median_s"))]
     peaks = sorted((roof for roof in measurement.roofs if roof.unit == "flops"), key=lambda roof: roof.per_second)
     memory = max(
         (roof for roof in measurement.roofs if roof.unit == "bytes"), key=lambda roof: roof.per_second, default=None
     )
-    if not able or not peaks or memory is None:
+    if not complete_rows or not peaks or memory is None:
         return
     bandwidth = memory.per_second
     points: dict[str, list[tuple[float, float]]] = {}
-    for row in able:
+    for row in complete_rows:
         name = str(row.get("op") or row["case"])
         points.setdefault(name, []).append((row["flops"] / row["bytes"], row["flops"] / row["median_s"]))
     ridges = [peak.per_second / bandwidth for peak in peaks]
-    every = [x for group in points.values() for x, _ in group]
-    right = max([*every, ridges[-1]]) * 6
+    intensities = [x for group in points.values() for x, _ in group]
+    x_max = max([*intensities, ridges[-1]]) * 6
     # The slope takes three tenths of the width or more, and its label a quarter.
-    left = min(min([*every, ridges[0]]) / 6, (ridges[-1] / right**0.3) ** (1 / 0.7))
-    bottom = min([left * bandwidth, *(y for group in points.values() for _, y in group)]) / 2
-    top = peaks[-1].per_second * 3
+    x_min = min(min([*intensities, ridges[0]]) / 6, (ridges[-1] / x_max**0.3) ** (1 / 0.7))
+    y_min = min([x_min * bandwidth, *(y for group in points.values() for _, y in group)]) / 2
+    y_max = peaks[-1].per_second * 3
 
     figure, (axes,) = new_figure(height=5.8)
-    axes.plot([left, ridges[-1]], [left * bandwidth, peaks[-1].per_second], color=INK, linewidth=1.4)
+    axes.plot([x_min, ridges[-1]], [x_min * bandwidth, peaks[-1].per_second], color=INK, linewidth=1.4)
     for number, (peak, ridge) in enumerate(zip(peaks, ridges, strict=True)):
         axes.plot(
-            [ridge, right],
+            [ridge, x_max],
             [peak.per_second] * 2,
             color=INK,
             linewidth=1.4,
@@ -59,12 +59,12 @@ def roofline(rows: Sequence[Row], measurement: Measurement) -> Iterator[Chart]:
         axes.plot(*zip(*group, strict=True), **{**look_of(number), "linestyle": "none"}, label=literal_text(name))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-    set_plain_ticks(axes.xaxis, left, right)
-    set_plain_ticks(axes.yaxis, bottom, top)
-    _label_roofs(axes, [(peak.name, peak.per_second) for peak in peaks], right, math.log10(top / bottom))
-    anchor = max(math.sqrt(left * ridges[-1]), left * (right / left) ** 0.25)
+    axes.set_xlim(x_min, x_max)
+    axes.set_ylim(y_min, y_max)
+    set_plain_ticks(axes.xaxis, x_min, x_max)
+    set_plain_ticks(axes.yaxis, y_min, y_max)
+    _label_roofs(axes, [(peak.name, peak.per_second) for peak in peaks], x_max, math.log10(y_max / y_min))
+    anchor = max(math.sqrt(x_min * ridges[-1]), x_min * (x_max / x_min) ** 0.25)
     axes.annotate(
         f"{literal_text(memory.name)} {rate(bandwidth, 'B/s')}",
         (anchor, anchor * bandwidth),

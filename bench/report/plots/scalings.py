@@ -25,13 +25,13 @@ SCALING_SETTINGS = ("op", "method", "directions", "precision")
 def scaling(rows: Sequence[Row], axis: str) -> Iterator[Chart]:
     """Draw time and memory along one axis, with the powers that fit best."""
     panels = [
-        (title, y, unit, found)
+        (title, y, unit, all_series)
         for title, y, scale, unit in (
             ("Time", "median_s", 1.0, "time (s)"),
             ("Memory", "peak_bytes", 2**-20, "peak memory (MiB)"),
         )
         if (
-            found := group_series(
+            all_series := group_series(
                 [_scaled(row, y, scale) for row in rows], "value", y, ("case", *SCALING_SETTINGS), SCALING_SETTINGS
             )
         )
@@ -39,10 +39,10 @@ def scaling(rows: Sequence[Row], axis: str) -> Iterator[Chart]:
     if not panels:
         return
     label = AXIS_LABELS.get(axis, axis)
-    figure, every = new_figure(height=4.4, panels=len(panels))
+    figure, all_axes = new_figure(height=4.4, panels=len(panels))
     growth = 0.0
-    for axes, (title, y, unit, found) in zip(every, panels, strict=True):
-        for number, series in enumerate(found):
+    for axes, (title, y, unit, all_series) in zip(all_axes, panels, strict=True):
+        for number, series in enumerate(all_series):
             x, values = ([float(row[key]) for row in series.points] for key in ("value", y))
             slope, level = fit(x, values)
             look = look_of(number)
@@ -58,10 +58,10 @@ def scaling(rows: Sequence[Row], axis: str) -> Iterator[Chart]:
         set_titles(axes, f"{title} against {axis}" if len(panels) > 1 else f"{title} against {label}", label, unit)
         growth = max(growth, add_legend(axes))
     figure.set_figheight(figure.get_figheight() + growth)
-    what = " and ".join(title.lower() for title, *_ in panels).capitalize()
+    quantities = " and ".join(title.lower() for title, *_ in panels).capitalize()
     yield Chart(
         f"scaling {label.partition(' ')[0]}",
-        f"{what} against {label}",
+        f"{quantities} against {label}",
         "Points are measured, lines are the powers that fit them best; the legend has their exponents.",
         figure,
     )

@@ -13,15 +13,17 @@ from nntk.bench.results.schema import Row
 
 def speed_ups(rows: Sequence[Row], section: str) -> Iterator[Chart]:
     """Draw bars from the baseline: faster cases to the right, slower ones to the left."""
-    able = [row for row in rows if "failure" not in row and positive(row.get("speed_up"))]
-    if len(able) < 2:
+    complete_rows = [row for row in rows if "failure" not in row and positive(row.get("speed_up"))]
+    if len(complete_rows) < 2:
         return
-    baseline = next((row for row in able if row["speed_up"] == 1), None)
+    baseline = next((row for row in complete_rows if row["speed_up"] == 1), None)
     against = baseline["case"] if baseline else "the baseline"
-    values = [float(row["speed_up"]) for row in able]
-    quartiles = [_ratio_quartiles(row, baseline) for row in able]
-    names = [textwrap.fill(str(row["case"]), 34) for row in able]
-    figure, (axes,) = new_figure(height=1.9 + len(able) * (0.25 + 0.17 * max(name.count("\n") + 1 for name in names)))
+    values = [float(row["speed_up"]) for row in complete_rows]
+    quartiles = [_ratio_quartiles(row, baseline) for row in complete_rows]
+    names = [textwrap.fill(str(row["case"]), 34) for row in complete_rows]
+    figure, (axes,) = new_figure(
+        height=1.9 + len(complete_rows) * (0.25 + 0.17 * max(name.count("\n") + 1 for name in names))
+    )
     for slower, name, color in (
         (False, "as fast as the baseline, or faster", PALETTE[0]),
         (True, "slower than the baseline", PALETTE[1]),
@@ -51,7 +53,7 @@ def speed_ups(rows: Sequence[Row], section: str) -> Iterator[Chart]:
             f"{significant(value)}×", (end, place), xytext=(5, 0), textcoords="offset points", ha="left", va="center"
         )
     set_plain_ticks(axes.xaxis, *axes.get_xlim())
-    axes.set_yticks(range(len(able)), [literal_text(name) for name in names])
+    axes.set_yticks(range(len(complete_rows)), [literal_text(name) for name in names])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     title = f"Speed-up over {against}: {section}"
@@ -68,10 +70,12 @@ def _ratio_quartiles(row: Row, baseline: Mapping[str, Any] | None) -> tuple[floa
     """Return the quartiles of the speed-up over rounds if both cases were timed in the same rounds."""
     if baseline is None or row is baseline:
         return None
-    ours, theirs = row.get("samples_s"), baseline.get("samples_s")
-    if not ours or not theirs or len(ours) != len(theirs) or len(ours) < 2:
+    case_samples, baseline_samples = row.get("samples_s"), baseline.get("samples_s")
+    if not case_samples or not baseline_samples or len(case_samples) != len(baseline_samples) or len(case_samples) < 2:
         return None
     low, _, high = statistics.quantiles(
-        [baseline_s / case_s for baseline_s, case_s in zip(theirs, ours, strict=True)], n=4, method="inclusive"
+        [baseline_s / case_s for baseline_s, case_s in zip(baseline_samples, case_samples, strict=True)],
+        n=4,
+        method="inclusive",
     )
     return low, high

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.95
+"""Probability of the intervals."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean over seeds, and the bounds that hold the true one with probability ``LEVEL``."""
+    """Mean over seeds, and bounds that contain the true mean with probability ``LEVEL``."""
 
     mean: float
     low: float
@@ -20,12 +21,12 @@ class Interval:
 
 
 def interval(values: Sequence[float] | np.ndarray, ratio: bool = False) -> Interval:
-    """Student's interval for the mean of independent values.
+    """Return Student's interval for the mean of independent values.
 
     Args:
-        values: One a seed, two at least.
-        ratio: Whether they are ratios, all positive: mean and interval are of their logarithms then, and the mean is
-            the geometric one.
+        values: One value for each seed, at least two.
+        ratio: True if the values are ratios, all positive. The interval is then computed from their logarithms, and the
+            mean is geometric.
 
     Returns:
         The interval.
@@ -35,11 +36,11 @@ def interval(values: Sequence[float] | np.ndarray, ratio: bool = False) -> Inter
     """
     from scipy.stats import t
 
-    given = np.asarray(values, dtype=float)
-    if given.ndim != 1 or len(given) < 2 or not np.isfinite(given).all() or ratio and given.min() <= 0:
-        need = "finite and positive" if ratio else "finite"
-        raise ValueError(f"values must be {need}, two at least; got {given.tolist()}.")
-    x = np.log(given) if ratio else given
+    numbers = np.asarray(values, dtype=float)
+    if numbers.ndim != 1 or len(numbers) < 2 or not np.isfinite(numbers).all() or ratio and numbers.min() <= 0:
+        requirement = "finite and positive" if ratio else "finite"
+        raise ValueError(f"values must be {requirement}, two at least; got {numbers.tolist()}.")
+    x = np.log(numbers) if ratio else numbers
     half = float(t.ppf((1 + LEVEL) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
     ends = [float(x.mean()) + step for step in (0.0, -half, half)]
     return Interval(*(np.exp(ends) if ratio else ends))
@@ -50,13 +51,13 @@ class Claim:
     """Claim that the mean of a number over seeds lies in a range.
 
     Attributes:
-        name: Short and unique in its study.
-        text: The sentence; ``{}`` in it becomes the mean with its interval.
-        values: The number, one a seed.
-        low: Lower end of the range that is claimed; a time is reported, and of no range.
-        high: Upper end of it.
-        form: How the number is written.
-        ratio: Whether it is a ratio; see :func:`interval`.
+        name: Short name, unique in its study.
+        text: Sentence of the claim; ``{}`` stands for the mean with its interval.
+        values: Values of the number, one for each seed.
+        low: Lower end of the claimed range. Times are reported without a range, so that both ends are infinite.
+        high: Upper end of the claimed range.
+        form: Format specification of the number.
+        ratio: True if the number is a ratio; see :func:`interval`.
     """
 
     name: str
@@ -69,16 +70,16 @@ class Claim:
 
     @property
     def interval(self) -> Interval:
-        """Mean and its interval."""
+        """Mean over seeds with its interval."""
         return interval(self.values, self.ratio)
 
     @property
     def verdict(self) -> str:
-        """``supported`` if the whole interval is in the range, ``contradicted`` if none of it is, else ``open``."""
-        found = self.interval
-        if self.low <= found.low and found.high <= self.high:
+        """Verdict: ``supported`` if the interval is in the range, ``contradicted`` if it is outside, else ``open``."""
+        bounds = self.interval
+        if self.low <= bounds.low and bounds.high <= self.high:
             return "supported"
-        return "contradicted" if found.high < self.low or found.low > self.high else "open"
+        return "contradicted" if bounds.high < self.low or bounds.low > self.high else "open"
 
     @property
     def sentence(self) -> str:
@@ -87,7 +88,7 @@ class Claim:
         return self.text.replace("{}", f"{mean} [{low}, {high}]")
 
     def summary(self) -> dict[str, Any]:
-        """For JSON: ends of the range that are infinite are null."""
+        """Return the claim as plain data for JSON; infinite ends of the range are null."""
         ends = {name: value if math.isfinite(value := getattr(self, name)) else None for name in ("low", "high")}
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""Style of the figures: colours that colour-blind readers can distinguish, and the same bytes each time."""
+"""Style of the figures: colours that colour-blind readers can distinguish, and reproducible files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ _STYLE: Any = {
 
 @contextmanager
 def styled(name: str) -> Iterator[None]:
-    """Within it figures have the style; ids in SVGs follow from the name."""
+    """Apply the style to the figures of a block; the ids in their SVGs depend on the name alone."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -55,7 +55,7 @@ def styled(name: str) -> Iterator[None]:
 
 
 def panels(rows: int, columns: int, width: float = 3.2, height: float = 2.7) -> tuple["Figure", list["Axes"]]:
-    """Return a figure and its panels, row by row; width and height are inches of a panel."""
+    """Return a figure and its panels, row by row; width and height of a panel are in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -63,29 +63,29 @@ def panels(rows: int, columns: int, width: float = 3.2, height: float = 2.7) -> 
 
 
 def entitle(axes: "Axes", title: str, x: str, y: str) -> None:
-    """Title and labels of a panel; labels say units."""
+    """Set the title of a panel and the labels of its axes, which name the units."""
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
 
-def draw(axes: "Axes", band: Band, label: str, number: int, **other: Any) -> None:
-    """Draw a curve with its band."""
-    axes.plot(band.x, band.mean, label=label, **{**look(number), **other})
+def draw(axes: "Axes", band: Band, label: str, number: int, **style: Any) -> None:
+    """Draw a curve with the band of its intervals; ``number`` chooses the colour, ``style`` overrides the rest."""
+    axes.plot(band.x, band.mean, label=label, **{**look(number), **style})
     axes.fill_between(band.x, band.low, band.high, color=look(number)["color"], alpha=0.2, linewidth=0)
 
 
 def legend(figure: "Figure", columns: int, *axes: "Axes") -> None:
-    """One legend below all panels, of the series in some of them (of the first by default), each once."""
+    """Draw one legend below all panels, with each series of the given panels (by default of the first) once."""
     series = {}
-    for one in axes or figure.axes[:1]:
-        handles, labels = one.get_legend_handles_labels()
+    for panel in axes or figure.axes[:1]:
+        handles, labels = panel.get_legend_handles_labels()
         series.update(dict(zip(labels, handles, strict=True)))
     figure.legend(list(series.values()), list(series), loc="outside lower center", ncols=columns)
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure as SVG and as PNG; nothing in them tells the time or the machine."""
+    """Write a figure as SVG and as PNG, without the time and the machine: equal figures are equal files."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)

@@ -16,15 +16,15 @@ ACTIVATIONS = {
 
 
 def network(units: str, widths: tuple[int, ...], seed: int, device: torch.device, biases: float = 0.5) -> nn.Sequential:
-    """An untrained MLP: normal weights of variance 2 / fan-in, normal biases, no activation at the end.
+    """Build an untrained MLP: normal weights of variance 2 / fan-in, normal biases, no activation at the end.
 
-    Float64, so that a study's figures do not depend on the order of sums.
+    It is in float64, so that rounding in sums does not affect the figures of a study.
 
     Args:
         units: Name in ``ACTIVATIONS``.
-        widths: Of inputs, hidden layers and outputs.
-        seed: Of the weights.
-        device: Where they are.
+        widths: Widths of inputs, hidden layers and outputs.
+        seed: Seed of the weights.
+        device: Device of the weights.
         biases: Standard deviation of the biases, which spread kinks and jumps over one-dimensional inputs.
 
     Returns:

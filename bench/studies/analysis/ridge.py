@@ -21,7 +21,7 @@ class Fit:
 
     Attributes:
         predictions: Predictions at the held-out inputs, [held-out, T].
-        left_out: Predictions at each training input of the fit to the others, [training, T].
+        left_out: Predictions at each training input by the fit to all other training inputs, [training, T].
         alpha: Ridge of each target, in means of the training kernel's diagonal, [T].
         loo: Mean squared leave-one-out error of each target, [T].
     """
@@ -56,7 +56,7 @@ def fit(features: np.ndarray, targets: np.ndarray, training: int, shared: bool =
         features: Features of the training inputs first, then of the held-out ones, [N, F].
         targets: Targets of the training inputs, [training] or [training, T].
         training: Number of training inputs.
-        shared: Use of one ridge for all targets.
+        shared: True to use one ridge for all targets.
 
     Returns:
         The fit.
@@ -65,7 +65,7 @@ def fit(features: np.ndarray, targets: np.ndarray, training: int, shared: bool =
     known = a[:training]
     mean, intercept = known.mean(0), columns.mean(0)
     centred, centred_columns = known - mean, columns - intercept
-    # Singular values: in a Gram matrix the smallest ridges would be near its rounding.
+    # Uses singular values: in a Gram matrix, rounding errors would be as large as the smallest ridges.
     spectrum = ridge.decompose_features(centred, centred_columns)
     rotated = centred @ spectrum.vectors
     alphas = ridge.candidates(float(known.square().sum(1).mean()))

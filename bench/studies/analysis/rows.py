@@ -48,49 +48,49 @@ class Rows:
             **settings: As for :meth:`where`.
 
         Returns:
-            [seeds], in their order.
+            The values, [seeds], in the order of the seeds.
 
         Raises:
-            ValueError: If there is none, or a seed has several.
+            ValueError: If there are no such rows, or a seed has several.
         """
-        found = self.where(**settings)
-        seeds = [row["seed"] for row in found]
+        selected = self.where(**settings)
+        seeds = [row["seed"] for row in selected]
         if not seeds or len(set(seeds)) != len(seeds):
-            raise ValueError(f"settings must leave one row a seed, got {len(seeds)} rows for {settings}.")
-        return np.array([row[key] for row in found], dtype=float)
+            raise ValueError(f"settings must select one row a seed, got {len(seeds)} rows for {settings}.")
+        return np.array([row[key] for row in selected], dtype=float)
 
     def slope(self, x: str, y: str, low: float, high: float) -> np.ndarray:
-        """Slopes of a figure between two places of a log-log plot.
+        """Return the slopes of a figure between two values of a setting, in a log-log plot.
 
         Args:
             x: Key of the setting.
             y: Key of the figure.
-            low: The one place.
-            high: The other.
+            low: First value of the setting.
+            high: Second value of the setting.
 
         Returns:
-            [seeds], in their order.
+            The slopes, [seeds], in the order of the seeds.
         """
         ends = [np.log(self.values(y, **{x: place})) for place in (low, high)]
         return np.asarray((ends[1] - ends[0]) / np.log(high / low))
 
     def band(self, x: str, y: str, ratio: bool = False, **settings: Any) -> Band:
-        """Return a figure against a setting.
+        """Return the curve of a figure against a setting.
 
         Args:
             x: Key of the setting.
             y: Key of the figure.
-            ratio: Whether means are geometric, for logarithmic axes.
+            ratio: True for geometric means, which suit logarithmic axes.
             **settings: As for :meth:`where`.
 
         Returns:
             The mean over seeds, and its interval.
         """
-        found = self.where(**settings)
-        places = sorted(found.distinct(x))
+        selected = self.where(**settings)
+        places = sorted(selected.distinct(x))
         points = []
         for place in places:
-            values = found.values(y, **{x: place})
-            one = interval(values, ratio) if len(values) > 1 else None
-            points.append((one.mean, one.low, one.high) if one else (values[0],) * 3)
+            values = selected.values(y, **{x: place})
+            bounds = interval(values, ratio) if len(values) > 1 else None
+            points.append((bounds.mean, bounds.low, bounds.high) if bounds else (values[0],) * 3)
         return Band(np.array(places, dtype=float), *np.array(points, dtype=float).T)

@@ -1,4 +1,4 @@
-"""Attention over displacements: what weights look like, what they do to bias and scatter, and when they collapse."""
+"""Attention over displacements: its weights, their effect on bias and scatter, and when they collapse."""
 
 from dataclasses import replace
 

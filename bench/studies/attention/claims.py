@@ -18,7 +18,7 @@ def _claims_of_weights(rows: Rows) -> Sequence[Claim]:
     temperatures, dimensions = rows.where(table="temperatures"), rows.where(table="dimensions")
     least = min(TEMPERATURES["outputs", "dot"])
     outputs, parameters = (dimensions.where(on=on, score="distance") for on in ("outputs", "parameters"))
-    few, many = 153, 17793
+    small, large = 153, 17793
     return [
         Claim(
             "effective samples: predicted",
@@ -41,15 +41,15 @@ def _claims_of_weights(rows: Rows) -> Sequence[Claim]:
         Claim(
             "outputs: dimension",
             f"At a fixed temperature weights on outputs grow more unequal with width, as differences grow: from d = "
-            f"{few} to {many} the distance loses {{}} of its share of samples.",
-            outputs.values("effective", num_params=few) - outputs.values("effective", num_params=many),
+            f"{small} to {large} the distance loses {{}} of its share of samples.",
+            outputs.values("effective", num_params=small) - outputs.values("effective", num_params=large),
             0.2, 0.5, ".2f",
         ),
         Claim(
             "parameters: dimension",
             "The distance on parameters, of projections to 16 dimensions, has at the larger d {} of the share that it "
             "has at the smaller.",
-            parameters.values("effective", num_params=many) / parameters.values("effective", num_params=few),
+            parameters.values("effective", num_params=large) / parameters.values("effective", num_params=small),
             0.8, 1.3, ".2f", ratio=True,
         ),
     ]  # fmt: skip
@@ -130,8 +130,8 @@ def _claims_of_regression(rows: Rows) -> Sequence[Claim]:
 
 def _off_prediction(rows: Rows) -> np.ndarray:
     """Return the mean error of predicted shares of effective samples above 0.4, one value for each seed."""
-    found = [rows.where(on=on, score=score, temperature=t) for (on, score), ts in TEMPERATURES.items() for t in ts]
-    pairs = [(one.values("effective"), one.values("predicted_effective")) for one in found]
+    groups = [rows.where(on=on, score=score, temperature=t) for (on, score), ts in TEMPERATURES.items() for t in ts]
+    pairs = [(group.values("effective"), group.values("predicted_effective")) for group in groups]
     off = [np.abs(effective - predicted) for effective, predicted in pairs if predicted.mean() > 0.4]
     return np.asarray(np.mean(off, axis=0))
 

@@ -26,17 +26,19 @@ TEMPERATURES = {
 }
 """Temperatures of the four scores, from equal weights to collapse at the small gamma."""
 FORMS = tuple(TEMPERATURES)
-_AT_WIDTHS = {
+_WIDTH_TEMPERATURES = {
     ("outputs", "dot"): 0.1,
     ("outputs", "distance"): 0.01,
     ("parameters", "dot"): 0.01,
     ("parameters", "distance"): 1e-3,
 }
-_SHAPED = (0, 2, 4)
+"""Temperature of each score for networks of several widths."""
+_SHAPE_POSITIONS = (0, 2, 4)
 """Positions of the temperatures whose sorted weights are kept."""
 _TRIALS = (("relu", "gaussian"), ("relu", "cauchy"), ("sign", "gaussian"))
 """Units and fixed kernels of the regressions."""
 _FEATURES = 8
+"""Number of inputs of the networks."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,13 @@ def _weights(setting: Setting) -> Iterator[Row | str]:
             yield {
                 "table": "temperatures",
                 **form,
-                **_figures_of(alpha),
+                **_weight_figures(alpha),
                 **predicted,
                 "diagonal": float(mean.trace() / reference.trace()),
                 "bias": float((mean - reference).norm() / reference.norm()),
                 "scatter": _scatter(kernels),
             }
-            if setting.first and place in _SHAPED:
+            if setting.first and place in _SHAPE_POSITIONS:
                 sorted_weights = alpha[:, 0].sort(descending=True).values * len(alpha)
                 yield {
                     "table": "shapes",
@@ -107,10 +109,10 @@ def _dimensions(setting: Setting) -> Iterator[Row | str]:
     for width in setting.size.widths:
         model = _network("tanh", width, setting)
         num_params = sum(parameter.numel() for parameter in model.parameters())
-        for (on, score), temperature in _AT_WIDTHS.items():
+        for (on, score), temperature in _WIDTH_TEMPERATURES.items():
             yield f"{on}, {score}, d = {num_params}"
             form: Row = {"on": on, "score": score, "temperature": temperature}
-            effective = _figures_of(_alpha(model, x, form, setting))["effective"]
+            effective = _weight_figures(_alpha(model, x, form, setting))["effective"]
             yield {"table": "dimensions", **form, "num_params": num_params, "effective": effective}
 
 
@@ -118,7 +120,7 @@ def _regressions(setting: Setting) -> Iterator[Row | str]:
     """Fit Friedman's function by ridge regression, and compare the training kernels with the NTK."""
     size: Size = setting.size
     trials = [(units, law, gamma) for units, law in _TRIALS for gamma in size.gammas[:1]]
-    # A wider gaussian without attention, for comparison.
+    # Wider gaussians without attention, for comparison.
     trials += [("relu", "gaussian", gamma) for gamma in size.gammas[1:]]
     for units, law, gamma in trials:
         forms: list[Row] = [{"on": "equal"}]
@@ -177,7 +179,7 @@ def _alpha(model: nn.Module, x: Tensor, form: Row, setting: Setting) -> Tensor:
     return kernel.displacement_weights(x) if form["on"] == "outputs" else kernel.displacement_weights()[:, None]
 
 
-def _figures_of(alpha: Tensor) -> Row:
+def _weight_figures(alpha: Tensor) -> Row:
     """Return effective samples and entropy relative to equal weights, and the largest weight, as means over inputs."""
     return {
         "effective": float((1 / alpha.square().sum(0)).mean()) / len(alpha),

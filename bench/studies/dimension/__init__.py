@@ -1,4 +1,4 @@
-"""Dimension: what importance weights, estimators and families of displacements do from 9 to a million parameters."""
+"""Dimension: importance weights, estimators and families of displacements, from 9 to a million parameters."""
 
 from dataclasses import replace
 

@@ -13,46 +13,46 @@ def assemble_claims(rows: Rows) -> Sequence[Claim]:
     """Return the claims of the study with their values, one for each seed."""
     weights, families = rows.where(table="weights"), rows.where(table="families")
     sizes = weights.distinct("parameters")
-    few, more, many = (next(d for d in sizes if d > least) for least in (50, 500, 5000))
-    total = round(weights.values("effective", drawn_from="the law itself", parameters=few)[0])
-    wide, own, heavy = (weights.where(drawn_from=name) for name in (WIDE, "the law itself", HEAVY))
-    expected = {d: float(expected_samples(total, np.array(d))) for d in (few, more)}
+    small, medium, large = (next(d for d in sizes if d > least) for least in (50, 500, 5000))
+    total = round(weights.values("effective", drawn_from="the law itself", parameters=small)[0])
+    wide, target, heavy = (weights.where(drawn_from=name) for name in (WIDE, "the law itself", HEAVY))
+    expected = {d: float(expected_samples(total, np.array(d))) for d in (small, medium)}
     return [
         Claim(
             "weights: the law",
-            f"{total} displacements of a gaussian 1.1 times as wide, weighted, count at d = {few} for {{}} of the "
-            f"{expected[few]:.0f} that are expected, M (1.42 / 1.21^2)^(d / 2).",
-            wide.values("effective", parameters=few) / expected[few], 0.7, 1.3, ".2f",
+            f"{total} displacements of a gaussian 1.1 times as wide, weighted, count at d = {small} for {{}} of the "
+            f"{expected[small]:.0f} that are expected, M (1.42 / 1.21^2)^(d / 2).",
+            wide.values("effective", parameters=small) / expected[small], 0.7, 1.3, ".2f",
         ),
         Claim(
             "weights: flattery",
-            f"At d = {more}, where the law leaves {expected[more]:.2g}, they report {{}}: displacements that would "
+            f"At d = {medium}, where the law leaves {expected[medium]:.2g}, they report {{}}: displacements that would "
             "have nearly all the weight are not among them, and the number flatters.",
-            wide.values("effective", parameters=more), 2, 60, ".0f", ratio=True,
+            wide.values("effective", parameters=medium), 2, 60, ".0f", ratio=True,
         ),
         Claim(
             "weights: collapse",
-            f"At d = {many} they report {{}}.",
-            wide.values("effective", parameters=many), 1, 6, ".1f", ratio=True,
+            f"At d = {large} they report {{}}.",
+            wide.values("effective", parameters=large), 1, 6, ".1f", ratio=True,
         ),
         Claim(
             "weights: error",
             "There the mean squared error of the kernel is {} times that of as many displacements drawn from the law "
             "itself, whose weights are equal.",
-            wide.values("squared_ratio", parameters=many) / own.values("squared_ratio", parameters=many),
+            wide.values("squared_ratio", parameters=large) / target.values("squared_ratio", parameters=large),
             15, 200, ".0f", ratio=True,
         ),
         Claim(
             "weights: heavy tails",
             "A cauchy proposal loses less: its effective samples go as d to the power of {}.",
-            heavy.slope("parameters", "effective", more, sizes[-1]), -0.6, -0.35, ".2f",
+            heavy.slope("parameters", "effective", medium, sizes[-1]), -0.6, -0.35, ".2f",
         ),
-        *_estimators(families.where(directions="gaussian", outputs=1), more),
+        *_estimators(families.where(directions="gaussian", outputs=1), medium),
         *_prices(rows, families),
     ]  # fmt: skip
 
 
-def _estimators(gaussian: Rows, more: int) -> list[Claim]:
+def _estimators(gaussian: Rows, medium: int) -> list[Claim]:
     energy, plugin, unbiased = (gaussian.where(estimator=name) for name in ESTIMATORS)
     sizes = energy.distinct("parameters")
     last, samples = sizes[-1], energy.distinct("samples")[0]
@@ -71,8 +71,9 @@ def _estimators(gaussian: Rows, more: int) -> list[Claim]:
         ),
         Claim(
             "unbiased: along d",
-            f"it would need M well above d. The error of unbiased grows from d = {more} on as d to the power of {{}},",
-            unbiased.slope("parameters", "error", more, last), 0.3, 0.65, ".2f",
+            f"it would need M well above d. The error of unbiased grows from d = {medium} on as d to the power of "
+            "{},",
+            unbiased.slope("parameters", "error", medium, last), 0.3, 0.65, ".2f",
         ),
         Claim(
             "unbiased: size of its error",

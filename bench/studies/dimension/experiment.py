@@ -30,7 +30,7 @@ PROPOSALS: dict[str, Callable[[float], nntk.FixedKernel | None]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of the study; a kernel is estimated ``evaluated / d`` times a seed, at most ``repeats`` times."""
+    """Numbers of the study; a kernel is estimated ``evaluated / d`` times for each seed, at most ``repeats`` times."""
 
     seeds: int = 12
     inputs: int = 8
@@ -59,12 +59,12 @@ def replicate(setting: Setting) -> Iterator[Row | str]:
 
 
 def _weights(setting: Setting, model: nn.Module, x: Tensor) -> Iterator[Row]:
-    """Effective samples by proposal, and the error of the kernel so weighted against that of equal weights."""
+    """Yield, for each proposal, the effective samples and the error of the kernel with importance weights."""
     size: Size = setting.size
     ntk = nntk.local_ntk(model, x).cpu()
     for name, proposal in PROPOSALS.items():
         law = nntk.FixedKernel("gaussian", proposal=proposal(size.gamma))
-        # Random signs have one length, so that all lengths are those drawn from the law.
+        # All directions of random signs have the same length, so that only the law varies the lengths.
         settings = {"weights": law, "directions": "rademacher"}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", nntk.EffectiveSampleWarning)
@@ -78,32 +78,33 @@ def _weights(setting: Setting, model: nn.Module, x: Tensor) -> Iterator[Row]:
 
 
 def _families(setting: Setting, model: nn.Module, x: Tensor) -> Iterator[Row]:
-    """Errors of energy by family against the exact NTK, and of the other estimators with gaussian displacements."""
+    """Yield errors against the exact NTK: of energy for each family, of the other estimators for the gaussian."""
     size: Size = setting.size
-    begun = time.perf_counter()
+    start = time.perf_counter()
     ntk = nntk.local_ntk(model, x).cpu()
-    exact_s = time.perf_counter() - begun
+    exact_s = time.perf_counter() - start
     theta = nntk.local_ntk(model, x, outputs="full")
     for family in FAMILIES:
         d, outputs = _kernel(size, model).num_params, theta.shape[-1]
         place = {"directions": family, "samples": size.samples, "outputs": outputs, "parameters": d}
         others = outputs == 1 and family == "gaussian"
-        made: dict[str, list[Tensor]] = {name: [] for name in (ESTIMATORS if others else ESTIMATORS[:1])}
+        estimates: dict[str, list[Tensor]] = {name: [] for name in (ESTIMATORS if others else ESTIMATORS[:1])}
         seconds = []
         for seed in _seeds(setting, d):
-            begun = time.perf_counter()
-            made["energy"].append(_kernel(size, model, directions=family, seed=seed)(x).cpu())
-            seconds.append(time.perf_counter() - begun)
+            start = time.perf_counter()
+            estimates["energy"].append(_kernel(size, model, directions=family, seed=seed)(x).cpu())
+            seconds.append(time.perf_counter() - start)
             if others:
                 unbiased = _kernel(size, model, seed=seed, estimator="unbiased")(x).cpu()
-                # Plugin is a sum of both: the terms that unbiased leaves out are those of energy.
-                made["plugin"].append((1 - 1 / size.samples) * unbiased + d / size.samples * made["energy"][-1])
-                made["unbiased"].append(unbiased)
+                # Plugin is a weighted sum of both: the terms that unbiased leaves out are those of energy.
+                energy = estimates["energy"][-1]
+                estimates["plugin"].append((1 - 1 / size.samples) * unbiased + d / size.samples * energy)
+                estimates["unbiased"].append(unbiased)
         predicted = _predicted(nntk.monte_carlo_error(theta, size.samples, d, "trace") / float(ntk.norm()), d, size)
-        for estimator, kernels in made.items():
+        for estimator, kernels in estimates.items():
             square, line = _mean_square(kernels, ntk), predicted[estimator]
             figures = {"error": square**0.5, "predicted": line, "squared_ratio": square / line**2}
-            trace = float(np.mean([float(one.trace() / ntk.trace()) for one in kernels]))
+            trace = float(np.mean([float(kernel.trace() / ntk.trace()) for kernel in kernels]))
             yield {"table": "families", **place, "estimator": estimator, **figures, "trace_ratio": trace}
         yield {"table": "times", **place, "energy_s": float(np.median(seconds)), "exact_s": exact_s}
 
@@ -122,7 +123,7 @@ def _kernel(size: Size, model: nn.Module, **settings: Any) -> nntk.NonlocalNTK:
 
 
 def _seeds(setting: Setting, d: int) -> range:
-    """Return the seeds of the displacements: several if they are cheap."""
+    """Return the seeds of the displacements: several if the network is small."""
     size: Size = setting.size
     count = max(1, min(size.repeats, size.evaluated // d))
     return range(size.repeats * setting.seed, size.repeats * setting.seed + count)

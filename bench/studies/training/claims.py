@@ -88,9 +88,12 @@ def _claims_of_signs(rows: Rows) -> list[Claim]:
 
 
 def _evaluations(rows: Rows, method: str) -> np.ndarray:
-    """Evaluations at which a method first has half of the digits right, or at its end, one a seed."""
-    of = rows.where(method=method)
-    places = np.array(of.distinct("evaluations"), dtype=float)
-    accuracies = np.array([of.values("accuracy", evaluations=place) for place in places])
+    """Return the evaluations after which half of the digits are right, or all of a run that never gets there.
+
+    There is one value for each seed.
+    """
+    selected = rows.where(method=method)
+    places = np.array(selected.distinct("evaluations"), dtype=float)
+    accuracies = np.array([selected.values("accuracy", evaluations=place) for place in places])
     reached = accuracies >= EASY
     return np.asarray(np.where(reached.any(0), places[reached.argmax(0)], places[-1]))

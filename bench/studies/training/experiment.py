@@ -59,7 +59,7 @@ def replicate(setting: Setting) -> Iterator[Row | str]:
 
 
 def _flow(setting: Setting, width: int) -> Iterator[Row]:
-    """Gradient descent of a tanh network, and what the flow by each kernel makes of it."""
+    """Train a tanh network by gradient descent, and compare it with the flow that each kernel predicts."""
     size: Size = setting.size
     model = network("tanh", (1, width, 1), setting.seed, setting.device)
     x, grid = (
@@ -85,15 +85,15 @@ def _flow(setting: Setting, width: int) -> Iterator[Row]:
 def _kernels(setting: Setting, model: nn.Module, x: Tensor, grid: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the kernels of the points, and of the grid with the points."""
     size: Size = setting.size
-    made = {"NTK": (nntk.local_ntk(model, x), nntk.local_ntk(model, grid, x))}
+    kernels = {"NTK": (nntk.local_ntk(model, x), nntk.local_ntk(model, grid, x))}
     for gamma in size.gammas:
         kernel = nntk.NonlocalNTK(model, gamma=gamma, samples=size.flow_samples, seed=setting.seed)
         here, there = kernel.features(torch.cat((x, grid))).split((len(x), len(grid)))
-        made[_by(gamma)] = (here @ here.T, there @ here.T)
-    return made
+        kernels[_flow_name(gamma)] = (here @ here.T, there @ here.T)
+    return kernels
 
 
-def _by(gamma: float) -> str:
+def _flow_name(gamma: float) -> str:
     return f"NNTK, gamma = {gamma:g}"
 
 
@@ -109,7 +109,7 @@ def _marks(steps: int, count: int) -> list[int]:
 
 
 def _descend(model: nn.Module, x: Tensor, targets: Tensor, rate: float, marks: Sequence[int]) -> list[float]:
-    """Plain gradient descent on half the sum of squares; mean squares at the marks."""
+    """Run plain gradient descent on half the sum of squares, and return the mean squares at the marks."""
     optimizer, losses = torch.optim.SGD(model.parameters(), lr=rate), []
     for step in range(1, marks[-1] + 1):
         optimizer.zero_grad()
@@ -124,13 +124,13 @@ class _StraightThrough(nn.Module):
     """Sign, with the gradient of hardtanh."""
 
     def forward(self, z: Tensor) -> Tensor:
-        """Units of any shape."""
+        """Return the signs of units of any shape."""
         passed = nn.functional.hardtanh(z)
         return passed + (torch.where(z < 0, -1.0, 1.0) - passed).detach()
 
 
 def _signs(setting: Setting, method: str) -> Iterator[Row]:
-    """Train a sign network on digits: held-out accuracy and training loss along evaluations."""
+    """Train a sign network on digits, and yield its held-out accuracy and training loss during training."""
     size: Size = setting.size
     digits = data.load(setting.seed, setting.device)
     images, labels = digits.images.double(), digits.labels
@@ -140,8 +140,8 @@ def _signs(setting: Setting, method: str) -> Iterator[Row]:
     step, cost, steps = _stepper(method, model, setting)
     batches, marks = torch.Generator().manual_seed(setting.seed), _marks(steps, 20)
     for number in range(1, steps + 1):
-        some = torch.randint(data.TRAINING, (size.batch,), generator=batches).to(setting.device)
-        step(partial(_cross_entropy, seen, images[some], labels[some]))
+        indices = torch.randint(data.TRAINING, (size.batch,), generator=batches).to(setting.device)
+        step(partial(_cross_entropy, seen, images[indices], labels[indices]))
         if number in marks:
             with torch.no_grad():
                 right = model(images[data.TRAINING :]).argmax(1) == labels[data.TRAINING :]
@@ -155,7 +155,7 @@ def _cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _stepper(method: str, model: nn.Module, setting: Setting) -> tuple[Callable[[_Loss], object], int, int]:
-    """Return the function that does a step of a method, the cost of a step in evaluations, and the number of steps."""
+    """Return the function that takes a step of a method, the cost of a step in evaluations, and the number of steps."""
     size: Size = setting.size
     if method == NONLOCAL:
         descent = nntk.NonlocalGradientDescent(
@@ -178,7 +178,7 @@ def _follow(adam: torch.optim.Adam, loss: _Loss) -> None:
 
 @torch.no_grad()
 def _evolve(model: nn.Module, adam: torch.optim.Adam, noise: torch.Generator, size: Size, loss: _Loss) -> None:
-    """Do a step of evolution strategies: antithetic normal displacements, weighted by the ranks of their losses."""
+    """Take a step of evolution strategies: antithetic normal displacements, weighted by the ranks of their losses."""
     base = parameters_to_vector(model.parameters())
     deltas = torch.randn(size.pairs, len(base), generator=noise, dtype=base.dtype).to(base.device)
     losses = np.empty((2, size.pairs))
