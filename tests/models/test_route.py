@@ -1,0 +1,99 @@
+"""The route of an evaluation: it is stated, it is tried once, and no result depends on earlier calls."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import inputs, mlp
+from torch import nn
+
+from nntk import BlackBox, NonlocalNTK
+from nntk.differences import route
+
+
+class Wrapped(nn.Module):
+    """A model that is not recognised as the MLP that it holds."""
+
+    def __init__(self, model):
+        """Hold a model."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        """Return the outputs of the model."""
+        return self.model(x)
+
+
+class Sorting(Wrapped):
+    """A model that calls a function without a rule, where a batch has more than two inputs."""
+
+    def forward(self, x):
+        """Sort the outputs of a large batch."""
+        return self.model(x).sort(-1).values if len(x) > 2 else self.model(x)
+
+
+def black_box():
+    """Return a kernel of a function of one vector."""
+    return NonlocalNTK(BlackBox(lambda theta, x: np.sin(x @ theta), np.ones(3)), samples=4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        (lambda: NonlocalNTK(mlp(3, 4, 1), samples=4), ("layers", "direct", "fp32", "MLP")),
+        (lambda: NonlocalNTK(mlp(3, 4, 1).double(), samples=4), ("layers", "direct", "fp64", "MLP")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), samples=4), ("rules", "difference", "fp32", "has a rule")),
+        (lambda: NonlocalNTK(nn.Sequential(nn.Linear(3, 2), nn.Softsign()), samples=4), ("copies", "direct", "fp64", "")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), samples=4, propagation="direct", precision="fp32"),
+         ("copies", "direct", "fp32", "requested")),
+        (lambda: NonlocalNTK(mlp(3, 4, 1), samples=4, draws=2), ("copies", "direct", "fp64", "stochastic")),
+        (black_box, ("copies", "direct", "fp64", "black box")),
+    ],
+    ids=["mlp", "mlp in float64", "module", "module without a rule", "direct", "draws", "black box"],
+)  # fmt: skip
+def test_the_plan_states_the_route(kernel, expected):
+    """It names the route, the form of the evaluation, the precision, and the reason."""
+    kernel = kernel()
+    plan = kernel.plan(inputs(4, 3, kernel.dtype))
+    name, propagation, precision, reason = expected
+    assert (plan.route, plan.propagation, plan.precision) == (name, propagation, precision)
+    assert reason in plan.reason and plan.reason in str(plan) and plan.reason.endswith((".", "values."))
+
+
+def test_propagation_is_tried_once_for_a_kind_of_input(monkeypatch):
+    """The outcome is kept over calls, and is forgotten when a layer is exchanged for one of another type."""
+    model, trials = Wrapped(mlp(3, 4, 1)), []
+    whole = route._try_propagation
+    monkeypatch.setattr(route, "_try_propagation", lambda *arguments: trials.append(1) or whole(*arguments))
+    kernel = NonlocalNTK(model, samples=4)
+    for _ in range(2):
+        kernel(inputs(4, 3))
+        kernel.diagonal(inputs(5, 3))
+        kernel.operator(inputs(6, 3)) @ torch.ones(6)
+    assert len(trials) == 1
+    model.model[1] = nn.ReLU()
+    kernel(inputs(4, 3))
+    assert len(trials) == 2
+
+
+def test_a_fallback_is_logged_and_concerns_one_call_alone(caplog):
+    """A model that cannot be propagated for many inputs is propagated for few, before and after."""
+    kernel, x = NonlocalNTK(Sorting(mlp(3, 4, 2)), samples=8), inputs(4, 3)
+    before = kernel(x[:2])
+    with caplog.at_level(logging.INFO, logger="nntk"):
+        kernel(x)
+    assert any("displaced copies" in message and "sort" in message for message in caplog.messages)
+    assert torch.equal(kernel(x[:2]), before)
+
+
+def test_settings_are_frozen():
+    """A kernel's settings are read as its attributes; none can be assigned."""
+    kernel = NonlocalNTK(mlp(3, 4, 1), gamma=0.2, samples=4)
+    for field in dataclasses.fields(kernel.settings):
+        assert getattr(kernel, field.name) == getattr(kernel.settings, field.name)
+        with pytest.raises(AttributeError):
+            setattr(kernel, field.name, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kernel.settings.gamma = 0.1
