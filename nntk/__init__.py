@@ -1,10 +1,11 @@
 """Nonlocal neural tangent kernels: finite, randomly displaced parameter differences instead of gradients.
 
-The main entry points are :class:`NonlocalNTK`, of any model, and :func:`local_ntk`; :class:`FixedKernel` and
-:class:`Attention` say what displacements weigh. :class:`KernelRidge` fits, :class:`GPyTorchKernel` makes gaussian
-processes, :class:`GradientFlow` predicts training, :class:`KernelTracker` watches it, :class:`NonlocalGradientDescent`
-trains, :func:`save`, :func:`load` and :func:`write_kernel` keep. :mod:`nntk.activations` holds sign, step, quantise and
-sawtooth as modules, :mod:`nntk.kernels` the batched operations underneath.
+Begin with :class:`NonlocalNTK`, the nonlocal kernel of any model, and :func:`local_ntk`, the ordinary one.
+:class:`FixedKernel` and :class:`Attention` choose the weights of displacements. :class:`KernelRidge` fits data,
+:class:`GPyTorchKernel` serves gaussian processes, :class:`GradientFlow` predicts training, :class:`KernelTracker` records
+the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients. :func:`save`, :func:`load` and
+:func:`write_kernel` handle files. :mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, and
+:mod:`nntk.kernels` the batched operations.
 """
 
 from importlib import import_module
@@ -59,19 +60,19 @@ _ON_DEMAND = {
     "KernelRidge": ("learning.regression", "scikit-learn", "learn"),
     "KernelRidgeClassifier": ("learning.regression", "scikit-learn", "learn"),
 }
-"""What needs another library: its module, the library, and the extra that brings it."""
+"""Names that need another library: their module, the library, and the extra that installs it."""
 
 
 def __getattr__(name: str) -> object:
-    """What alone needs scikit-learn or gpytorch, on demand."""
+    """Import a name that needs scikit-learn or gpytorch on its first use."""
     if name not in _ON_DEMAND:
         raise AttributeError(f"module 'nntk' has no attribute {name!r}")
     module, library, extra = _ON_DEMAND[name]
     try:
-        found: object = getattr(import_module(f"nntk.{module}"), name)
-    except ImportError as wrong:
-        raise ImportError(f"nntk.{name} needs {library}: pip install 'nntk[{extra}]' ({wrong})") from wrong
-    return found
+        value: object = getattr(import_module(f"nntk.{module}"), name)
+    except ImportError as error:
+        raise ImportError(f"nntk.{name} needs {library}: pip install 'nntk[{extra}]' ({error})") from error
+    return value
 
 
 __version__ = version("nntk")

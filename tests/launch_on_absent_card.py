@@ -31,7 +31,7 @@ SHAPES = ((1, 1, 1, 1), (3, 16, 32, 2))
 
 
 class AbsentCard:
-    """What Triton asks of a driver before it launches."""
+    """Driver that answers Triton's questions before a launch, as an H200 would."""
 
     def get_current_target(self):
         """An H200."""

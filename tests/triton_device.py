@@ -1,4 +1,4 @@
-"""Where the tests of the kernels run: on the GPU, else in Triton's interpreter on the CPU."""
+"""The device of the kernels' tests: the GPU, else Triton's interpreter on the CPU."""
 
 from collections import Counter
 
@@ -74,14 +74,14 @@ class Allocated(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         """Run an operator, and count what it made."""
         before = {id(t.untyped_storage()) for t in tree_leaves((arguments, options)) if isinstance(t, torch.Tensor)}
-        made = function(*arguments, **(options or {}))
-        for tensor in tree_leaves(made):
+        result = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in before:
                 storage = StorageWeakRef(tensor.untyped_storage())
                 self._alive.setdefault(storage.cdata, (storage, tensor.untyped_storage().nbytes()))
         self._alive = {key: one for key, one in self._alive.items() if not one[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
-        return made
+        return result
 
 
 class Operators(TorchDispatchMode):

@@ -27,7 +27,7 @@ _TRIAL_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Route:
-    """How differences of a model are computed.
+    """Route by which differences of a model are computed.
 
     Attributes:
         name: ``"layers"`` (an MLP by its layers), ``"rules"`` (a general model by rules of propagation) or ``"copies"``

@@ -178,7 +178,7 @@ def test_a_low_clock_is_throttling_and_a_power_cap_is_not():
 
 
 class FakeNvml:
-    """What NVML tells of a card that is hot, and capped in power."""
+    """Replies of NVML for a card that is hot and capped in power."""
 
     NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
 
@@ -228,7 +228,7 @@ def test_timing_goes_round_robin_and_compares_within_rounds():
     ],
 )
 def test_cells(form, value, text):
-    """How values are written."""
+    """Values are written with the digits that a reader needs."""
     assert cell(Column("x", "x", form), {"x": value}) == text
 
 

@@ -59,11 +59,11 @@ def samples(random, size, deviation, drift=0.0):
 
 def rows(seed, number, change=1.0, drift=0.0):
     """Pairs of 11 to 30 samples with noise of 2 to 5 %; the second run is changed by a factor, and drifts."""
-    random, made = np.random.default_rng(seed), {}
+    random, result = np.random.default_rng(seed), {}
     for name in range(number):
         size, deviation = int(random.integers(11, 31)), random.uniform(0.02, 0.05)
-        made[str(name)] = samples(random, size, deviation), change * samples(random, size, deviation, drift)
-    return made
+        result[str(name)] = samples(random, size, deviation), change * samples(random, size, deviation, drift)
+    return result
 
 
 def share(pairs, *verdicts):
@@ -111,9 +111,9 @@ def test_too_few_samples_say_how_many_are_needed(number, needed):
     """Twice as slow is UNCLEAR with one sample less, and SLOWER with as many."""
     for size, verdict in ((needed - 1, "UNCLEAR"), (needed, "SLOWER")):
         wide = np.linspace(1, 1.1, size)
-        made = judge({str(name): (np.roll(wide, 1), 2 * wide) for name in range(number)}, 0.05)
-        assert {row.verdict for row in made} == {verdict}
-        assert verdict == "SLOWER" or {row.why for row in made} == {f"needs {needed} samples each"}
+        result = judge({str(name): (np.roll(wide, 1), 2 * wide) for name in range(number)}, 0.05)
+        assert {row.verdict for row in result} == {verdict}
+        assert verdict == "SLOWER" or {row.why for row in result} == {f"needs {needed} samples each"}
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 7), (11, 11), (3, 30), (40, 40), (60, 50), (100, 20)])
@@ -132,12 +132,12 @@ def test_the_rank_test_is_that_of_scipy(sizes, digits):
             method = stats.PermutationMethod(n_resamples=10**6)
         else:
             continue
-        made = ranks.mann_whitney(first, second)
+        result = ranks.mann_whitney(first, second)
         expected = [
             stats.mannwhitneyu(second, first, alternative=side, method=method).pvalue for side in ("less", "greater")
         ]
-        assert [*made] == pytest.approx(expected, rel=1e-9, abs=1e-300)
-        assert made.two_sided == min(1, 2 * min(made))
+        assert [*result] == pytest.approx(expected, rel=1e-9, abs=1e-300)
+        assert result.two_sided == min(1, 2 * min(result))
 
 
 def test_equal_values_are_alike():
@@ -163,7 +163,7 @@ def test_the_interval_is_what_the_test_does_not_reject(sizes):
 
 
 def test_no_test_of_these_sizes_has_a_smaller_p():
-    """That of samples which do not overlap; and the number needed is the smallest that suffices."""
+    """The smallest p belongs to samples that do not overlap; the number needed is the smallest that suffices."""
     assert ranks.smallest_p(4, 6) == pytest.approx(ranks.mann_whitney(range(4), range(10, 16)).two_sided)
     for level in (0.5, 0.05, 0.05 / 12, 1e-6):
         number = ranks.samples_needed(level)
@@ -237,12 +237,12 @@ def test_the_command_tells_what_changed(written, command, tmp_path):
     ],
 )
 def test_errors_may_double(written, figure, before, after, worse):
-    """Of an accuracy the share of mistakes counts; a row that fails in B only is worse."""
+    """For an accuracy the share of mistakes counts; a row that fails in B only is worse."""
     other = {"case": "b", "error": 1.0}
     rows = [{"case": "a"} if value is None else {"case": "a", figure: value} for value in (before, after)]
     a, b = (results.read(written(row, other)) for row in rows)
-    made = compare.compare(a, b, 0.05)
-    assert made.slower == bool(worse) and made.errors == 1 + (worse is not None)
+    result = compare.compare(a, b, 0.05)
+    assert result.slower == bool(worse) and result.errors == 1 + (worse is not None)
 
 
 def test_what_cannot_be_compared_is_one_line_and_exit_2(written, command, tmp_path):

@@ -95,7 +95,7 @@ def drawn(written):
 
 
 def texts(plot):
-    """What is written in a plot, and where from its top."""
+    """Return the texts of a plot, with their distances from its top."""
     return {element.text: float(element.get("y")) for element in plot.iter() if element.tag.endswith("}text")}
 
 
@@ -133,7 +133,7 @@ def test_every_plot_has_a_title_units_and_a_legend(drawn):
 
 
 def test_legends_have_the_fitted_exponents(drawn):
-    """Of exact powers, exactly."""
+    """The exponents of exact powers are exact."""
     assert plots.fit([64.0, 256.0, 1024.0], [3e-6 * value**1.5 for value in (64, 256, 1024)]) == pytest.approx(
         (1.5, 3e-6)
     )
@@ -196,7 +196,7 @@ def test_the_page_is_whole_and_loads_nothing(written):
 
 
 def test_every_committed_run_has_a_report(tmp_path):
-    """Of each schema that results/ holds."""
+    """A report can be made of a run of each schema in results/."""
     runs = sorted(MEASURED.glob("*.json"))
     assert report.run(runs, tmp_path, Console(file=StringIO())) == 0 and len(runs) > 1
 

@@ -33,19 +33,19 @@ SECTION = {"name": "s", "title": "S", "caption": "", "columns": []}
 @pytest.fixture
 def record(tmp_path):
     """A record with one row."""
-    made = Record.start(tmp_path, "quick", FACTS, [SECTION])
-    made.add("s", {"case": "a", "samples_s": [1.0, 2.0]})
-    yield made
-    made.close("interrupted")
+    result = Record.start(tmp_path, "quick", FACTS, [SECTION])
+    result.add("s", {"case": "a", "samples_s": [1.0, 2.0]})
+    yield result
+    result.close("interrupted")
 
 
 def install(monkeypatch, *sections, facts=FACTS):
     """Make the quick suite one of these sections, each a name and a function of no arguments that yields rows."""
     columns = (Column("case", "case"),)
-    made = tuple(
+    result = tuple(
         Section(name, name, "", columns, lambda setting, measure=measure: measure()) for name, measure in sections
     )
-    monkeypatch.setattr(suites, "catalogue", lambda suite: made)
+    monkeypatch.setattr(suites, "catalogue", lambda suite: result)
     monkeypatch.setattr(environment, "describe", lambda device: {k: v for k, v in facts.items() if k != "seed"})
     monkeypatch.setattr(environment, "slug", lambda device: "abacus")
 
@@ -119,7 +119,7 @@ def test_shipped_runs_can_be_read():
     ],
 )
 def test_a_file_that_the_schema_does_not_allow_is_refused(record, where, value, message):
-    """Which file, where in it, what is there, what may be."""
+    """The message names the file, the place in it, its content there, and what is allowed."""
     content = json.loads(record.path.read_text())
     if where:
         inner = content
@@ -136,7 +136,7 @@ def test_a_file_that_the_schema_does_not_allow_is_refused(record, where, value, 
 
 
 def test_every_missing_key_is_named(record):
-    """Of the run, its device, sections and rows."""
+    """The keys of the run, its device, its sections and its rows are all checked."""
     whole, path = json.loads(record.path.read_text()), record.path.with_name("wrong.json")
     places = [(), ("device",), ("sections", 0), ("rows", 0)]
     optional = {"title", "caption", "columns", "samples_s", "driver"}
@@ -238,7 +238,7 @@ def test_a_row_that_failed_still_fails_the_resumed_run(monkeypatch, tmp_path):
     ],
 )
 def test_figures_that_do_not_belong_together_are_not_mixed(record, monkeypatch, capsys, facts, message):
-    """What differs is named, and the file stays as it is."""
+    """The message names the difference, and the file stays as it is."""
     record.close("interrupted")
     before = record.path.read_bytes()
     install(monkeypatch, ("s", lambda: iter([])), facts=FACTS | facts)

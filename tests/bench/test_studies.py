@@ -35,20 +35,20 @@ every_study = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """The folder of a quick study, which is run once."""
+    """Return a function that runs a quick study once and returns its folder."""
     folder = tmp_path_factory.mktemp("studies")
 
-    def made(name):
-        made = folder / "quick" / name
-        if not (made / "README.md").exists():
+    def run_once(name):
+        study = folder / "quick" / name
+        if not (study / "README.md").exists():
             assert cli.main(["study", name, "--quick", "--threads", "1", "--output", str(folder)]) == 0, "contradicted"
-        return made
+        return study
 
-    return made
+    return run_once
 
 
 def content(folder):
-    """What the JSON in a study's folder holds."""
+    """Return the content of the JSON in a study's folder."""
     return json.loads((folder / f"{folder.name}.json").read_text())
 
 
@@ -56,10 +56,10 @@ def content(folder):
 def test_the_quick_study_contradicts_no_claim(name, quick):
     """Each has an interval over seeds; the page says it, with every figure in both formats."""
     folder = quick(name)
-    found, page = content(folder), (folder / "README.md").read_text()
-    assert found["status"] == "complete" and len(found["claims"]) >= 3
-    for claim in found["claims"]:
-        assert claim["verdict"] != "contradicted" and len(claim["values"]) == found["settings"]["seeds"] >= 2
+    result, page = content(folder), (folder / "README.md").read_text()
+    assert result["status"] == "complete" and len(result["claims"]) >= 3
+    for claim in result["claims"]:
+        assert claim["verdict"] != "contradicted" and len(claim["values"]) == result["settings"]["seeds"] >= 2
         assert claim["low"] <= claim["mean"] <= claim["high"] and claim["sentence"] in page
     for drawn in folder.glob("*.svg"):
         assert f"]({drawn.name})" in page and drawn.with_suffix(".png").stat().st_size > 10_000
@@ -77,14 +77,14 @@ def test_the_same_seed_gives_the_same_values(name, quick):
 
 def replicate(study):
     """Rows of the first seed, as a file has them."""
-    made = [item for item in study.replicate(Setting(study.quick, CPU, 0)) if not isinstance(item, str)]
-    return json.loads(json.dumps([study_runs.prepare_row(row, 0) for row in made]))
+    result = [item for item in study.replicate(Setting(study.quick, CPU, 0)) if not isinstance(item, str)]
+    return json.loads(json.dumps([study_runs.prepare_row(row, 0) for row in result]))
 
 
 def disagreements(before, after, tolerance):
     """Keys whose values differ by more than a relative tolerance; times do not count, and rounding only by its size."""
     assert [set(row) for row in before] == [set(row) for row in after]
-    found = []
+    result = []
     for old, new in zip(before, after, strict=True):
         for key in old:
             allowed = 3 if key.endswith("_rounding") and tolerance else tolerance
@@ -95,8 +95,8 @@ def disagreements(before, after, tolerance):
             # However small an error is, it is a difference of float64 numbers near one.
             rounding = 1e-15 if key.endswith("error") and tolerance else 0.0
             if not numbers or not np.allclose(old[key], new[key], rtol=0, atol=allowed * scale + rounding):
-                found.append((key, old[key], new[key]))
-    return found
+                result.append((key, old[key], new[key]))
+    return result
 
 
 @every_study
@@ -129,40 +129,40 @@ def assert_readable(figure):
 
 
 def extent(text, canvas):
-    """Where a text is, in pixels."""
+    """Return the extent of a text in pixels."""
     return text.get_window_extent(canvas.get_renderer())
 
 
 def texts(figure):
     """Titles, labels, ticks in view, legends and notes."""
-    found = [*figure.texts, *[text for legend in figure.legends for text in legend.get_texts()]]
+    result = [*figure.texts, *[text for legend in figure.legends for text in legend.get_texts()]]
     for axes in figure.axes:
-        found += [axes.title, axes._left_title, axes._right_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        result += [axes.title, axes._left_title, axes._right_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
         if axes.get_legend():
-            found += axes.get_legend().get_texts()
+            result += axes.get_legend().get_texts()
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
-            found += [
+            result += [
                 label
                 for place, label in zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
                 if low <= place <= high
             ]
-    return [text for text in found if text.get_visible() and text.get_text().strip()]
+    return [text for text in result if text.get_visible() and text.get_text().strip()]
 
 
 @every_study
 def test_the_published_study_supports_its_claims(name):
     """Claims and page follow from the rows in its file, and every claim is supported by them."""
     folder, study = RESULTS / name, studies.load(name)
-    found = content(folder)
-    claims = study.claims(Rows(found["rows"]))
-    assert found["status"] == "complete" and not found["quick"] and not found["uncommitted_changes"]
+    result = content(folder)
+    claims = study.claims(Rows(result["rows"]))
+    assert result["status"] == "complete" and not result["quick"] and not result["uncommitted_changes"]
     assert [(claim.sentence, claim.verdict) for claim in claims] == [
-        (claim["sentence"], "supported") for claim in found["claims"]
+        (claim["sentence"], "supported") for claim in result["claims"]
     ]
     with drawing.styled(name):
-        captions = [(drawn.name, drawn.caption) for drawn in study.figures(Rows(found["rows"]))]
-    assert (folder / "README.md").read_text() == study_runs.page(study, found, claims, captions)
+        captions = [(drawn.name, drawn.caption) for drawn in study.figures(Rows(result["rows"]))]
+    assert (folder / "README.md").read_text() == study_runs.page(study, result, claims, captions)
     assert all((folder / f"{name}.{ending}").exists() for name, _ in captions for ending in ("svg", "png"))
 
 
@@ -175,10 +175,10 @@ def test_the_gallery_shows_what_the_studies_found():
     readme = (RESULTS.parent.parent / "README.md").read_text()
     summary = readme.partition("where does it lose?")[2].partition("\n## ")[0]
     assert "loses" in summary and "`nntk-bench study targets`)\n\n![" in summary
-    found = {number for name in NAMES for claim in content(RESULTS / name)["claims"] for number in mean_of(claim)}
+    result = {number for name in NAMES for claim in content(RESULTS / name)["claims"] for number in mean_of(claim)}
     for text in (gallery, summary):
         numbers = set(re.findall(r"(?<![\w.])\d+\.\d+(?:e-?\d+)?|\d+e-\d+", text))
-        assert numbers and numbers <= found, numbers - found
+        assert numbers and numbers <= result, numbers - result
 
 
 def mean_of(claim):
@@ -190,26 +190,26 @@ def mean_of(claim):
 def test_the_ridge_is_that_of_leaving_each_input_out(rank):
     """Its error is that of as many fits without one input each, to kernels of any rank."""
     generator = np.random.default_rng(0)
-    made, y = generator.normal(size=(30, rank)), generator.normal(size=(20, 2))
-    features = ridge.root(torch.tensor(made @ made.T))
-    found, shared = ridge.fit(features, y, 20), ridge.fit(features, y, 20, shared=True)
+    result, y = generator.normal(size=(30, rank)), generator.normal(size=(20, 2))
+    features = ridge.root(torch.tensor(result @ result.T))
+    found_value, shared = ridge.fit(features, y, 20), ridge.fit(features, y, 20, shared=True)
     unit = np.square(features[:20]).sum(1).mean()
     for target in range(2):
         left_out = []
         for n in range(20):
             rest = np.delete(np.arange(20), n)
-            model = Ridge(found.alpha[target] * unit).fit(features[rest], y[rest, target])
+            model = Ridge(found_value.alpha[target] * unit).fit(features[rest], y[rest, target])
             left_out.append(model.predict(features[[n]])[0])
-        assert np.allclose(found.left_out[:, target], left_out)
-        assert found.loo[target] == pytest.approx(np.mean((left_out - y[:, target]) ** 2))
-    assert shared.alpha[0] == shared.alpha[1] and shared.loo.mean() >= 0.999 * found.loo.mean()
+        assert np.allclose(found_value.left_out[:, target], left_out)
+        assert found_value.loo[target] == pytest.approx(np.mean((left_out - y[:, target]) ** 2))
+    assert shared.alpha[0] == shared.alpha[1] and shared.loo.mean() >= 0.999 * found_value.loo.mean()
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
-    """Of normal values 95 %; of ratios it is that of their logarithms."""
+    """It is 95 % for normal values; the interval of ratios is that of their logarithms."""
     generator = np.random.default_rng(0)
-    found = [interval(generator.normal(1, 2, 5)) for _ in range(4000)]
-    held = np.mean([one.low <= 1 <= one.high for one in found])
+    result = [interval(generator.normal(1, 2, 5)) for _ in range(4000)]
+    held = np.mean([one.low <= 1 <= one.high for one in result])
     assert abs(held - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
     ratio = interval([0.5, 2.0], ratio=True)
     assert ratio.mean == pytest.approx(1) and ratio.low * ratio.high == pytest.approx(1)
@@ -253,11 +253,11 @@ class Size:
 def study(monkeypatch):
     """A study of the names of its seeds, in sources that are committed; ``made`` is which were computed."""
     monkeypatch.setattr(environment, "describe", lambda device: FACTS)
-    made = []
+    result = []
 
     def rows(setting):
         yield "a number"
-        made.append(setting.seed)
+        result.append(setting.seed)
         if setting.seed in stop:
             raise stop.pop(setting.seed)
         yield {"table": "numbers", "place": "here", "y": float(setting.seed), "curve": [1 / 3]}
@@ -269,8 +269,8 @@ def study(monkeypatch):
         yield StudyFigure("numbers", "Numbers of seeds. Nothing else.", figure)
 
     stop = {}
-    found = Study("seeds", "Seeds", "None.", Size(), Size(2), rows, small_mean, figures)
-    return found, made, stop
+    found_value = Study("seeds", "Seeds", "None.", Size(), Size(2), rows, small_mean, figures)
+    return found_value, result, stop
 
 
 def small_mean(rows):
@@ -289,12 +289,12 @@ FACTS = {
 
 def test_what_was_stopped_goes_on(study, tmp_path, monkeypatch, capsys):
     """With the seeds that are missing; until its end it replaces nothing, and of other sources it begins anew."""
-    study, made, stop = study
+    study, result, stop = study
     partial = tmp_path / "seeds" / "seeds.partial.json"
 
     def run(quick=False, seed=0):
-        made.clear()
-        return study_runs.run(study, quick, CPU, seed, tmp_path, tables.standard_console()), list(made)
+        result.clear()
+        return study_runs.run(study, quick, CPU, seed, tmp_path, tables.standard_console()), list(result)
 
     def stopped(wrong=KeyboardInterrupt):
         stop[2] = wrong()
@@ -306,8 +306,12 @@ def test_what_was_stopped_goes_on(study, tmp_path, monkeypatch, capsys):
     for wrong in (KeyboardInterrupt, RuntimeError):
         before = content(tmp_path / "seeds")
         stopped(wrong)
-        found = json.loads(partial.read_text())
-        assert found["finished"] == [0, 1] and len(found["rows"]) == 2 and content(tmp_path / "seeds") == before
+        found_value = json.loads(partial.read_text())
+        assert (
+            found_value["finished"] == [0, 1]
+            and len(found_value["rows"]) == 2
+            and content(tmp_path / "seeds") == before
+        )
         assert run() == (0, [2, 3]) and not partial.exists()
         assert content(tmp_path / "seeds")["rows"] == before["rows"]
     assert run() == (0, [0, 1, 2, 3]), "what is complete is not gone on with"
@@ -348,15 +352,15 @@ def test_a_claim_has_a_value_for_each_seed(study, tmp_path):
 
 def test_what_a_study_writes(study, tmp_path):
     """Rows as JSON and CSV, the page, and figures whose bytes are the same when drawn again."""
-    study, made, _ = study
-    assert study_runs.run(study, True, CPU, 5, tmp_path, tables.standard_console()) == 0 and made == [5, 6]
+    study, result, _ = study
+    assert study_runs.run(study, True, CPU, 5, tmp_path, tables.standard_console()) == 0 and result == [5, 6]
     folder = tmp_path / "seeds"
     assert (folder / "numbers.csv").read_text() == "seed,place,y\n5,here,5.0\n6,here,6.0\n"
     assert content(folder)["rows"][0]["curve"] == [0.333333]
     page = (folder / "README.md").read_text()
     assert "`nntk-bench study seeds --quick --seed 5`" in page and "![Numbers of seeds](numbers.svg)" in page
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert study_runs.redraw(study, tmp_path, tables.standard_console()) == 0 and made == [5, 6]
+    assert study_runs.redraw(study, tmp_path, tables.standard_console()) == 0 and result == [5, 6]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -26,8 +26,8 @@ def known_roofs(monkeypatch):
 
 def energy(run=None):
     """A small rank update, or what pretends to be one."""
-    made = op_arguments.ArgumentMakers(CPU)
-    return ops.OpCase("energy", "small", made.energy(8, 6, 1, "trace"), run=run)
+    result = op_arguments.ArgumentMakers(CPU)
+    return ops.OpCase("energy", "small", result.energy(8, 6, 1, "trace"), run=run)
 
 
 def right(*arguments):
@@ -95,12 +95,12 @@ def test_beyond_the_roof_is_an_error(monkeypatch):
 
 def test_float32_may_be_three_products_of_tf32():
     """The higher of the two is the roof; memory is the faster of copies and reads."""
-    made = [
+    result = [
         roofline.Roof(name, "flops", work, (1.0,), "")
         for name, work in (("copy", 10.0), ("read", 20.0), ("fp32", 6.0), ("tf32", 30.0))
     ]
-    assert roofline.least_seconds(Cost(flops=100.0), "fp32", made) == (10.0, "fp32")
-    assert roofline.least_seconds(Cost(flops=1.0, bytes=40.0), "fp32", made) == (2.0, "memory")
+    assert roofline.least_seconds(Cost(flops=100.0), "fp32", result) == (10.0, "fp32")
+    assert roofline.least_seconds(Cost(flops=1.0, bytes=40.0), "fp32", result) == (2.0, "memory")
 
 
 def test_every_op_is_measured():

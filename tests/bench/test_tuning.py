@@ -35,7 +35,7 @@ def table(monkeypatch, tmp_path):
 
 
 def entry(config=SMALL, key=KEY, speed_up=1.5):
-    """What measuring one step would give."""
+    """Return an entry as a measurement of one step writes it."""
     return {
         "key": dict(zip(tiles.LAYER_STEP.axes, key, strict=True)),
         "config": vars(config),
@@ -109,13 +109,13 @@ def test_candidates_fit_and_the_rule_is_among_them(arch):
     """For every task on every architecture: of the likely ones no tile twice, none that a kernel cannot take."""
     target = Target(arch, spaces.PROCESSORS[arch])
     for task in tasks.tasks(CPU):
-        found = spaces.candidates(task.tunable.name, task.key, target)
+        result = spaces.candidates(task.tunable.name, task.key, target)
         own = spaces.rule(task.tunable.name, task.key, target)
-        likely = spaces.likely(found, own, 12)
-        assert own in found and own in likely and len(set(likely)) == len(likely) <= 13
-        assert all(isinstance(config, task.tunable.config) for config in found)
+        likely = spaces.likely(result, own, 12)
+        assert own in result and own in likely and len(set(likely)) == len(likely) <= 13
+        assert all(isinstance(config, task.tunable.config) for config in result)
         if task.tunable.name == "layer_step":
-            assert all(cut.block_h * cut.block_n // (32 * cut.num_warps) <= 185 for cut in found if cut != own)
+            assert all(cut.block_h * cut.block_n // (32 * cut.num_warps) <= 185 for cut in result if cut != own)
 
 
 def test_more_work_takes_more_clocks():
@@ -173,24 +173,24 @@ def seconds(monkeypatch):
 
 
 def test_the_fastest_right_one_is_chosen(table, seconds):
-    """What is wrong, or fails, is recorded with its reason and never chosen, however fast."""
+    """A configuration that fails or is wrong is recorded with its reason, and never chosen, however fast."""
     own = spaces.rule("layer_step", KEY, CARD)
     first, second, third = [one for one in spaces.candidates("layer_step", KEY, CARD) if one != own][:6:2]
     seconds |= {first: 0.1, second: 0.2, third: 0.5}
-    found = measure.measure(adding(wrong=first, failing=second), CARD, CPU)
-    assert found["config"] == vars(third) and found["speed_up"] == 2.0 and found["rule"] == vars(own)
-    failures = {json.dumps(one["config"]): one["failure"] for one in found["timings"] if "failure" in one}
+    result = measure.measure(adding(wrong=first, failing=second), CARD, CPU)
+    assert result["config"] == vars(third) and result["speed_up"] == 2.0 and result["rule"] == vars(own)
+    failures = {json.dumps(one["config"]): one["failure"] for one in result["timings"] if "failure" in one}
     assert "differs from the rule's own" in failures[json.dumps(vars(first))]
     assert failures[json.dumps(vars(second))] == "RuntimeError: out of resource: shared memory"
-    assert all(one["predicted_clocks"] > 0 for one in found["timings"])
+    assert all(one["predicted_clocks"] > 0 for one in result["timings"])
 
 
 def test_a_gain_within_the_noise_leaves_the_rule(table, seconds):
     """Two per cent are not enough."""
     own = spaces.rule("layer_step", KEY, CARD)
     seconds[next(one for one in spaces.candidates("layer_step", KEY, CARD) if one != own)] = 0.985
-    found = measure.measure(adding(), CARD, CPU)
-    assert found["config"] == vars(own) and found["speed_up"] == 1.0
+    result = measure.measure(adding(), CARD, CPU)
+    assert result["config"] == vars(own) and result["speed_up"] == 1.0
 
 
 def test_a_call_that_does_not_ask_is_an_error(table):

@@ -69,15 +69,15 @@ def test_kernel_against_float64(weighting, halves, outputs):
         call = arguments(*shape, weighting, halves)
         for some in (call, symmetric(call)):
             expected = reference.energy(*doubled(some), outputs)
-            made = launch.energy(*placed(some), outputs)
+            result = launch.energy(*placed(some), outputs)
             allowed = relative_error(reference.energy(*some, outputs), expected)
             # Exponents are float32 on the device: their own rounding is granted.
             least = torch.finfo(torch.float32).eps * (1 if weighting in ("rows", "weights") else 8)
-            assert relative_error(made.cpu(), expected) <= 2 * max(allowed, least), shape
+            assert relative_error(result.cpu(), expected) <= 2 * max(allowed, least), shape
             if some[1] is None:
-                swapped = made.transpose(0, 1)
-                assert torch.equal(made, swapped.transpose(2, 3) if outputs == "full" else swapped)
-        assert torch.equal(made, launch.energy(*placed(some), outputs))
+                swapped = result.transpose(0, 1)
+                assert torch.equal(result, swapped.transpose(2, 3) if outputs == "full" else swapped)
+        assert torch.equal(result, launch.energy(*placed(some), outputs))
 
 
 @pytest.mark.parametrize("size", [-1e3, 1e3])
@@ -90,8 +90,8 @@ def test_large_exponents_stay_finite(halves, size):
     for dtype, close in ((torch.float32, 1e-4), (torch.float64, 1e-6)):
         a = attend(d, "given", zero, one, scores=scores.to(dtype))
         call = d, None, scales, "given", a.values, None, None, None, zero, one, a.statistics[0], None
-        made = launch.energy(*placed(call), "trace").cpu()
-        assert relative_error(made, reference.energy(*doubled(call), "trace")) < close
+        result = launch.energy(*placed(call), "trace").cpu()
+        assert relative_error(result, reference.energy(*doubled(call), "trace")) < close
 
 
 @pytest.mark.parametrize("block", [16, 32])
@@ -107,8 +107,8 @@ def test_nothing_to_do():
     """No inputs, or no displacements."""
     for rows, n1 in ((3, 0), (0, 2)):
         call = placed((torch.ones(rows, n1, 1), None, torch.ones(rows), "rows", *[None] * 8))
-        made = launch.energy(*call, "trace")
-        assert made.shape == (n1, n1) and (made == 0).all()
+        result = launch.energy(*call, "trace")
+        assert result.shape == (n1, n1) and (result == 0).all()
 
 
 def test_long_lines_are_left_to_the_reference():
@@ -119,18 +119,18 @@ def test_long_lines_are_left_to_the_reference():
 
 @pytest.mark.parametrize("directions", ["gaussian", "rademacher", "flipout(2)", "lowrank(1)"])
 def test_slabs_of_the_gram_and_of_gradients(directions):
-    """What multiplies slabs of noise equals the reference, which makes its own."""
+    """Products with slabs of generated noise equal those of the reference, which generates its own."""
     parameters, rows = [torch.zeros(7, 20), torch.zeros(5)], torch.tensor([0, 3, 2**32 - 1])
     stream = (parameters, [0, 1], rows, 1, 2, directions)
     there = (placed(parameters), [0, 1], rows.to(DEVICE), 1, 2, directions)
     close = 1e-6 if DEVICE == "cpu" else 1e-3
     assert relative_error(launch.displacement_gram(*there).cpu(), grams.displacement_gram(*stream)) < close
     d, weights, norms = random(3, 4, 2, seed=1), torch.full((3,), 1 / 3), torch.full((3,), 145.0)
-    made = launch.nonlocal_gradients(*placed((d, weights, norms)), *there)
-    assert relative_error(made.cpu(), gradients.nonlocal_gradients(d, weights, norms, *stream)) < close
+    result = launch.nonlocal_gradients(*placed((d, weights, norms)), *there)
+    assert relative_error(result.cpu(), gradients.nonlocal_gradients(d, weights, norms, *stream)) < close
     some = (d, None, weights, None, norms)
-    made = launch.inner_product_of_gradients(*placed(some), *there, True, "full")
-    assert relative_error(made.cpu(), gradients.inner_product_of_gradients(*some, *stream, True, "full")) < close
+    result = launch.inner_product_of_gradients(*placed(some), *there, True, "full")
+    assert relative_error(result.cpu(), gradients.inner_product_of_gradients(*some, *stream, True, "full")) < close
 
 
 def test_precision_is_float32s():

@@ -32,13 +32,13 @@ def laws(name, proposal, d, gamma=1.0):
 def check(squared, pair):
     """Weights and statistics within a few roundings of the log densities, and zero where those of the reference are."""
     expected, statistics = reference.radial_weights(squared, *pair)
-    made, found = launch.radial_weights(squared.to(DEVICE), *pair)
+    result, found_value = launch.radial_weights(squared.to(DEVICE), *pair)
     densities = [log_density(squared, law, *parameters) for law, parameters in (pair[:2], pair[2:])]
     sizes = torch.stack(densities).nan_to_num(neginf=0.0).abs().sum(0)
     allowed = 1e-13 + 8 * torch.finfo(torch.float64).eps * float(sizes.max() if len(sizes) else 0)
-    torch.testing.assert_close(made.cpu(), expected, rtol=allowed, atol=1e-300)
-    torch.testing.assert_close(found.cpu(), statistics, rtol=allowed, atol=allowed)
-    assert (made.cpu()[expected == 0] <= 1e-300).all()
+    torch.testing.assert_close(result.cpu(), expected, rtol=allowed, atol=1e-300)
+    torch.testing.assert_close(found_value.cpu(), statistics, rtol=allowed, atol=allowed)
+    assert (result.cpu()[expected == 0] <= 1e-300).all()
 
 
 @pytest.mark.parametrize(("name", "proposal"), PAIRS)

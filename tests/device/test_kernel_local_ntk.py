@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def arguments(model, device="cpu"):
-    """How the op's schema carries a model; parameters that require no gradient stay."""
+    """Return a model as the op's schema carries it; parameters that require no gradient are constant."""
     layers = recognise(model.to(device)).layers
     return (
         [layer.weight.detach() for layer in layers],
@@ -50,13 +50,13 @@ def expected(model, x1, x2, outputs):
 def check(model, x1, x2, outputs):
     """At most twice the reference's error; the same bits twice; symmetric to the last of them."""
     exact, allowed = expected(model, x1, x2, outputs)
-    made = by_kernel(model, x1, x2, outputs)
-    assert made.shape == exact.shape and made.isfinite().all()
-    assert relative_error(made, exact) <= 2 * max(allowed, EPS), f"{outputs}: reference {allowed:.1e}"
+    result = by_kernel(model, x1, x2, outputs)
+    assert result.shape == exact.shape and result.isfinite().all()
+    assert relative_error(result, exact) <= 2 * max(allowed, EPS), f"{outputs}: reference {allowed:.1e}"
     if x2 is None:
-        assert torch.equal(made, by_kernel(model, x1, x2, outputs))
-        swapped = made.transpose(0, 1)
-        assert torch.equal(made, swapped.transpose(2, 3) if outputs == "full" else swapped)
+        assert torch.equal(result, by_kernel(model, x1, x2, outputs))
+        swapped = result.transpose(0, 1)
+        assert torch.equal(result, swapped.transpose(2, 3) if outputs == "full" else swapped)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
@@ -128,7 +128,7 @@ def every_choice():
 
 
 def test_tiles_divide_squares_and_steps_divide_rows():
-    """What the kernel counts on."""
+    """The kernel relies on these divisions."""
     for cut in every_choice():
         assert cut.block_i % cut.block_j == 0 and config.STEP % cut.block_k == 0 and cut.block_j % cut.part == 0
 

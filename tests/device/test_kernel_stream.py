@@ -100,15 +100,15 @@ def test_noise_equals_the_reference(directions, shape):
     """Every family and odd shape: signs exactly, normals to a bfloat16 rounding, low rank to the factors' rounding."""
     rows = torch.tensor([0, 5, 2**32 - 1])
     expected = unit_displacements(rows, 3, shape, 2**63 + 7, directions)
-    made = launch.unit_displacements(
+    result = launch.unit_displacements(
         rows.to(DEVICE), 3, list(shape), *launch_key(2**63 + 7), directions, torch.float32
     ).cpu()
     if directions == "gaussian":
-        assert ((made - expected).abs() <= allowed_error(expected)).all()
+        assert ((result - expected).abs() <= allowed_error(expected)).all()
     elif directions == "lowrank(2)":
-        torch.testing.assert_close(made, expected, rtol=1e-2 if DEVICE == "cuda" else 1e-5, atol=5e-3)
+        torch.testing.assert_close(result, expected, rtol=1e-2 if DEVICE == "cuda" else 1e-5, atol=5e-3)
     else:
-        assert torch.equal(made, expected)
+        assert torch.equal(result, expected)
 
 
 def launch_key(seed):
@@ -121,11 +121,11 @@ def test_squared_norms_equal_those_of_the_noise(shape):
     """The kernel's sum of squares is that of the explicit displacements to 1e-6; padding does not count."""
     rows = torch.arange(3)
     parameters = {0: torch.zeros(shape), 4: torch.zeros(5)}
-    made = launch.squared_norms(
+    result = launch.squared_norms(
         [part.to(DEVICE) for part in parameters.values()], list(parameters), rows.to(DEVICE), 1, 2, "gaussian"
     )
     expected = squared_norms(parameters, rows, 1 + 2 * 2**32)
-    torch.testing.assert_close(made.cpu(), expected, rtol=1e-6 if DEVICE == "cpu" else 1e-3, atol=0)
+    torch.testing.assert_close(result.cpu(), expected, rtol=1e-6 if DEVICE == "cpu" else 1e-3, atol=0)
 
 
 def test_sums_in_64_bits_are_the_same(monkeypatch):
@@ -153,10 +153,10 @@ def test_many_blocks_are_counted_in_64_bits(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 3, 20])
 def test_few_rows_make_few_bases(rows, monkeypatch):
     """Displacements of flipout take a base for each row, or all bases where these are fewer."""
-    made, write = [], launch.write_matrix
-    monkeypatch.setattr(launch, "write_matrix", lambda out, *rest: (made.append(len(out)), write(out, *rest)))
+    result, write = [], launch.write_matrix
+    monkeypatch.setattr(launch, "write_matrix", lambda out, *rest: (result.append(len(out)), write(out, *rest)))
     launch.unit_displacements(torch.arange(rows, device=DEVICE), 0, [5, 9], 1, 2, "flipout(7)", torch.float32)
-    assert made == [min(rows, 7)]
+    assert result == [min(rows, 7)]
 
 
 @pytest.mark.parametrize("directions", FAMILIES)
@@ -170,12 +170,12 @@ def test_gram_of_displacements(directions, monkeypatch):
          for ordinal, one in parameters.items()], dim=1,
     )  # fmt: skip
     monkeypatch.setattr(launch, "_SLAB_BYTES", 4 * 3 * 50 * 8)
-    made = assemble_launch.displacement_gram(
+    result = assemble_launch.displacement_gram(
         [one.to(DEVICE) for one in parameters.values()], list(parameters), rows.to(DEVICE), 3, 0, directions
     )
     tolerance = 1e-6 if DEVICE == "cpu" else 1e-3
-    torch.testing.assert_close(made.cpu(), noise @ noise.T, rtol=0, atol=tolerance * d)
-    assert torch.equal(made, made.T)
+    torch.testing.assert_close(result.cpu(), noise @ noise.T, rtol=0, atol=tolerance * d)
+    assert torch.equal(result, result.T)
 
 
 def test_normals_of_all_kinds_of_words():
@@ -184,9 +184,9 @@ def test_normals_of_all_kinds_of_words():
     ends = torch.cartesian_prod(torch.tensor(EDGES + (2**30, 2**32 - 2, 2**32 - 129)), torch.tensor(EDGES))
     word, angle = torch.cat([word, ends[:, 0]]), torch.cat([word.flip(0), ends[:, 1]])
     expected = noise.box_muller(word, angle).to(torch.bfloat16).float()
-    made = device_pairs(*(part.to(torch.int32) for part in (word, angle))).cpu()
-    assert made.isfinite().all()
-    assert ((made - expected).abs() <= allowed_error(expected)).all()
+    result = device_pairs(*(part.to(torch.int32) for part in (word, angle))).cpu()
+    assert result.isfinite().all()
+    assert ((result - expected).abs() <= allowed_error(expected)).all()
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: 2**32 words")
@@ -198,8 +198,8 @@ def test_normals_of_every_word(which):
         still = torch.full_like(moving, 2**29)
         word, angle = (moving, still) if which == "radius" else (still, moving)
         expected = noise.box_muller(word, angle).to(torch.bfloat16).float()
-        made = device_pairs(word.to(torch.int32), angle.to(torch.int32))
-        assert ((made - expected).abs() <= allowed_error(expected)).all()
+        result = device_pairs(word.to(torch.int32), angle.to(torch.int32))
+        assert ((result - expected).abs() <= allowed_error(expected)).all()
 
 
 def moments_and_distance(sample):

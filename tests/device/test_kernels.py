@@ -120,15 +120,15 @@ def shapes(directions, path, precision):
     arch = target.target_of(torch.device(DEVICE)).arch
     if path == "fused":
         widest = tiles.fused_width(directions, precision, arch)
-        found = [shape for shape in FUSED_SHAPES if max(shape[0]) <= widest]
+        result = [shape for shape in FUSED_SHAPES if max(shape[0]) <= widest]
     else:
-        found = [
+        result = [
             (widths, *rest) for widths, *rest in (LOWRANK_SHAPES if "lowrank" in directions else SHAPES)
             if all(tiles.applies(path, directions, precision, width, arch) for width in widths[:-1])
         ]  # fmt: skip
-    if not found:
+    if not result:
         pytest.skip(f"{arch} has no {path} path in {precision}")
-    return found
+    return result
 
 
 @pytest.fixture
@@ -144,13 +144,13 @@ def check(activation, directions, path, precision):
     for widths, number, samples in shapes(directions, path, precision):
         case = (widths, number, samples, activation, directions)
         model, x, expected = float64_case(*case, by_kernels=True)
-        made, norms = kernel_differences(
+        result, norms = kernel_differences(
             model, x, rows(samples), torch.full((samples,), SCALE), directions, precision=precision, path=path
         )
-        assert made.isfinite().all() and norms.isfinite().all()
+        assert result.isfinite().all() and norms.isfinite().all()
         by_reference = reference(model, x, samples, directions, precision)
         same = without_flips(by_reference, float64_case(*case, by_kernels=False)[2], may_flip)
-        allowed, error = relative_error(*same), relative_error(*without_flips(made.cpu(), expected, may_flip))
+        allowed, error = relative_error(*same), relative_error(*without_flips(result.cpu(), expected, may_flip))
         # A few numbers may all happen to be rounded well: float32's own precision is always granted.
         assert error <= 2 * max(allowed, torch.finfo(torch.float32).eps), f"{widths}: reference {allowed:.1e}"
 
@@ -171,14 +171,14 @@ def test_tf32_rounds_every_operand(directions, path):
     # On a card some paths take layers of up to 64 units; low rank forms those.
     widths = (40, 70, 66, 3) if path == "step" else (40, 60, 50, 3)
     model, x, samples, u = mlp(*widths), inputs(20, 40), 3, 2.0**-11
-    made = kernel_differences(
+    result = kernel_differences(
         model, x, rows(samples), torch.full((samples,), SCALE), directions, precision="tf32", path=path
     )[0].cpu()
     by_reference = {p: reference(model, x, samples, directions, p) for p in ("fp32", "tf32")}
     # One operand in ten thousand may round the other way.
-    assert relative_error(made, by_reference["tf32"]) < max(0.1 * u, against_the_reference(directions))
+    assert relative_error(result, by_reference["tf32"]) < max(0.1 * u, against_the_reference(directions))
     if against_the_reference(directions) < u:
-        assert relative_error(made, by_reference["fp32"]) > 0.2 * u
+        assert relative_error(result, by_reference["fp32"]) > 0.2 * u
 
 
 @triton.jit
@@ -195,17 +195,17 @@ def test_operands_of_tf32_are_rounded_as_the_reference_rounds():
     x = torch.cat([x[:1022], torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)])
     out = torch.empty_like(x, device=DEVICE)
     write_operands[(1,)](out, x.to(DEVICE), len(x))
-    made = out.cpu()
-    assert torch.equal(made[:-2], round_to_tf32(x)[:-2]) and made[-2:].isnan().all()
-    assert not (made[:-2].view(torch.int32) & 0x1FFF).any()
+    result = out.cpu()
+    assert torch.equal(result[:-2], round_to_tf32(x)[:-2]) and result[-2:].isnan().all()
+    assert not (result[:-2].view(torch.int32) & 0x1FFF).any()
 
 
 @triton.jit
 def write_differences(out, a, b, dz, s, p0, p1, ACTIVATION: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr):
     """Differences of an activation."""
     i, scale = tl.arange(0, BLOCK), tl.load(s)
-    made = difference(tl.load(a + i), tl.load(b + i), tl.load(dz + i), scale, 1.0 / scale, p0, p1, ACTIVATION, PTX)
-    tl.store(out + i, made)
+    result = difference(tl.load(a + i), tl.load(b + i), tl.load(dz + i), scale, 1.0 / scale, p0, p1, ACTIVATION, PTX)
+    tl.store(out + i, result)
 
 
 def device_difference(name, z, dz, s):
@@ -227,17 +227,17 @@ def device_difference(name, z, dz, s):
 def test_what_is_not_a_number_stays_so(name):
     """A displacement that overflowed does not come back finite; only sign and step see it as below zero."""
     dz = torch.tensor([math.nan, 1.0] * 8)
-    made, _ = device_difference(name, torch.linspace(-3, 3, 16, dtype=torch.float64), dz, 0.1)
-    assert torch.equal(made.isnan(), dz.isnan())
+    result, _ = device_difference(name, torch.linspace(-3, 3, 16, dtype=torch.float64), dz, 0.1)
+    assert torch.equal(result.isnan(), dz.isnan())
 
 
 @pytest.mark.parametrize("s", [1e-3, 1.0])
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu"])
 def test_left_tails_keep_their_digits(name, s):
-    """Where z Phi(z) and its like are tiny: to 1e-5 of themselves, down to z = -6."""
+    """Tiny values such as z Phi(z) are right to 1e-5 of themselves, down to z = -6."""
     z, dz = -3 - inputs(1024, 1, torch.float64)[:, 0].abs().clamp(max=3), inputs(1024, 1, seed=2)[:, 0]
-    made, exact = device_difference(name, z, dz.clamp(-1, 1), s)
-    assert ((made - exact).abs() <= 1e-5 * exact.abs() + 1e-30).float().mean() > 0.99
+    result, exact = device_difference(name, z, dz.clamp(-1, 1), s)
+    assert ((result - exact).abs() <= 1e-5 * exact.abs() + 1e-30).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("activation", sorted(set(ACTIVATIONS) - {*MODELS, "identity"}))
@@ -336,10 +336,10 @@ def test_frozen_and_tied_parameters(directions, frozen):
     model, number, scales = model.cpu(), torch.arange(4), torch.full((4,), SCALE)
     layers = recognise(model).layers
     expected = mlp_differences(x, layers, number, scales, SEED, directions, propagation="difference")
-    made = kernel_differences(model, x, number, scales, directions)
+    result = kernel_differences(model, x, number, scales, directions)
     tolerance = against_the_reference(directions)
-    assert relative_error(made[0].cpu(), expected[0]) < tolerance
-    torch.testing.assert_close(made[1].cpu(), expected[1], rtol=tolerance, atol=0)
+    assert relative_error(result[0].cpu(), expected[0]) < tolerance
+    torch.testing.assert_close(result[1].cpu(), expected[1], rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -353,17 +353,17 @@ def test_products_with_displacements(shape, height, directions):
     # Chunks of the displacements: with operands for each of them, and with shared ones.
     for budget in (2**27, 2**12) if shape in ((5, 1, 1), (19, 37)) else (2**27,):
         at = [part.to(DEVICE) if isinstance(part, torch.Tensor) else part for part in arguments]
-        made = launch.displacement_products(q.to(DEVICE), *at, budget)
-        assert relative_error(made.cpu(), expected) < against_the_reference(directions)
+        result = launch.displacement_products(q.to(DEVICE), *at, budget)
+        assert relative_error(result.cpu(), expected) < against_the_reference(directions)
 
 
 @pytest.mark.parametrize(("number", "samples"), [(0, 3), (4, 0), (0, 0)])
 def test_nothing_to_do(number, samples):
     """No inputs or no displacements: empty differences, and the norms all the same."""
-    made, norms = kernel_differences(
+    result, norms = kernel_differences(
         mlp(3, 4, 2), inputs(number, 3), torch.arange(samples), torch.full((samples,), SCALE), "gaussian"
     )
-    assert made.shape == (samples, number, 2) and norms.shape == (samples,) and norms.isfinite().all()
+    assert result.shape == (samples, number, 2) and norms.shape == (samples,) and norms.isfinite().all()
 
 
 def test_buffers_do_not_grow_with_samples_or_parameters():
@@ -449,7 +449,7 @@ def test_nothing_is_copied_from_the_host(monkeypatch):
     ("directions", "kernels"), [("gaussian", 6), ("rademacher", 3), ("flipout(8)", 6), ("lowrank(1)", 5)]
 )
 def test_a_chunk_launches_its_own_kernels_and_no_more(directions, kernels, monkeypatch):
-    """Of three layers: steps, noise in memory, projections. Whatever else there is to do is done for a group."""
+    """Three layers take steps, noise in memory and projections. All other work is done once for a group."""
     without_kernels(monkeypatch)
     monkeypatch.setattr(launch, "squared_norms", lambda *_: None)  # On a CPU the reference's.
     model, x = mlp(70, 100, 100, 10, activation="relu"), inputs(600, 70)
@@ -499,8 +499,8 @@ def test_other_cards_take_the_references(arch, monkeypatch):
     served, cuda = arch in ("sm_80", "sm_86", "sm_120", "gfx942"), torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(target, "target_of", lambda device: target.Target(arch))
-    found = dispatch._implementation("mlp_differences", reference, "nntk.kernels.perturb.triton.launch", cuda)
-    assert found is (launch.mlp_differences if served else reference)
+    result = dispatch._implementation("mlp_differences", reference, "nntk.kernels.perturb.triton.launch", cuda)
+    assert result is (launch.mlp_differences if served else reference)
     relu = recognise(mlp(64, 64, 1, activation="relu")).layers
     assert config.choose_precision(relu, 64, torch.float32, cuda) == ("bf16" if served else "fp32")
 
@@ -518,8 +518,8 @@ def test_peak_memory_on_the_gpu():
     layers, number = recognise(model).layers, torch.arange(4096, device="cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    made = mlp_differences(x, layers, number, torch.full((4096,), SCALE, device="cuda"), SEED)[0]
-    assert torch.cuda.max_memory_allocated() - before <= made.nbytes + 2**28
+    result = mlp_differences(x, layers, number, torch.full((4096,), SCALE, device="cuda"), SEED)[0]
+    assert torch.cuda.max_memory_allocated() - before <= result.nbytes + 2**28
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -547,6 +547,6 @@ def test_a_graph_captures_the_evaluation(directions, widths):
 
     expected, graph = run(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        made = run()
+        result = run()
     graph.replay()
-    assert torch.equal(made, expected)
+    assert torch.equal(result, expected)

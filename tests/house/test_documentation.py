@@ -1,4 +1,4 @@
-"""What the documentation shows, runs: every docstring example, and the README's."""
+"""The documentation runs: every docstring example, and the examples of every page."""
 
 import doctest
 import importlib

@@ -62,14 +62,14 @@ MODULES = modules()
 
 def imports(path: Path) -> set[str]:
     """Return the modules of this package that a file imports, also inside of functions and for types alone."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in names}
-    return found & MODULES.keys()
+            result |= {name if name in MODULES else node.module for name in names}
+    return result & MODULES.keys()
 
 
 GRAPH = networkx.DiGraph((name, target) for name, path in MODULES.items() for target in imports(path))

@@ -52,7 +52,7 @@ def alpha(made, x):
 
 
 def kernel(activation, seed, samples=256, **settings):
-    """That of a small network."""
+    """Return the kernel of a small network."""
     return NonlocalNTK(mlp(3, 8, 1, activation=activation), gamma=0.3, samples=samples, seed=seed, **settings)
 
 
@@ -78,10 +78,10 @@ def test_intervals_cover(activation, rtol):
 def test_an_estimate_is_the_kernel_of_its_samples():
     """The first displacements of the stream, whatever the groups, exactly symmetric; and between other inputs too."""
     x, other = inputs(4, 3), inputs(2, 3, seed=9)
-    found = kernel("tanh", 5, 160).estimate(x, rtol=1e6)
-    assert (found.samples, found.groups, found.evaluations) == (160, 16, 320) and found.converged
-    torch.testing.assert_close(found.kernel, kernel("tanh", 5, 160)(x), rtol=1e-5, atol=1e-6)
-    assert torch.equal(found.kernel, found.kernel.T) and torch.equal(found.standard_error, found.standard_error.T)
+    result = kernel("tanh", 5, 160).estimate(x, rtol=1e6)
+    assert (result.samples, result.groups, result.evaluations) == (160, 16, 320) and result.converged
+    torch.testing.assert_close(result.kernel, kernel("tanh", 5, 160)(x), rtol=1e-5, atol=1e-6)
+    assert torch.equal(result.kernel, result.kernel.T) and torch.equal(result.standard_error, result.standard_error.T)
     cross = kernel("tanh", 5, 160).estimate(x, other, rtol=1e6)
     torch.testing.assert_close(cross.kernel, kernel("tanh", 5, 160)(x, other), rtol=1e-5, atol=1e-6)
 
@@ -89,13 +89,13 @@ def test_an_estimate_is_the_kernel_of_its_samples():
 def test_the_standard_error_is_that_of_group_means():
     """By hand, from the kernels of sixteen groups: the differences of all displacements, ten at a time."""
     x = inputs(4, 3)
-    made = kernel("tanh", 5, 160)
-    d, norms = made.differences(x)[..., 0].double(), made.squared_norms()
-    groups = (d[:, :, None] * d[:, None, :] * (made.num_params / norms)[:, None, None]).unflatten(0, (16, 10)).mean(1)
+    result = kernel("tanh", 5, 160)
+    d, norms = result.differences(x)[..., 0].double(), result.squared_norms()
+    groups = (d[:, :, None] * d[:, None, :] * (result.num_params / norms)[:, None, None]).unflatten(0, (16, 10)).mean(1)
     expected = groups.std(0) / 4
-    found = made.estimate(x, rtol=1e6)
-    torch.testing.assert_close(found.standard_error.double(), expected, rtol=1e-4, atol=1e-8)
-    assert found.relative_error == pytest.approx(float(expected.norm() / groups.mean(0).norm()), rel=1e-4)
+    found_value = result.estimate(x, rtol=1e6)
+    torch.testing.assert_close(found_value.standard_error.double(), expected, rtol=1e-4, atol=1e-8)
+    assert found_value.relative_error == pytest.approx(float(expected.norm() / groups.mean(0).norm()), rel=1e-4)
 
 
 def test_the_tolerance_or_the_limit_ends_it():
@@ -128,42 +128,42 @@ def test_what_has_no_estimate_is_an_error(settings, arguments, message):
 
 @estimates
 def test_every_estimate_is_the_kernel_of_its_samples(estimator, name, outputs):
-    """Of 16 to 31 groups, some of them joined; exactly symmetric; its effective samples are those of the weights."""
+    """It has 16 to 31 groups, some joined, is exactly symmetric, and has the effective samples of the weights."""
     x, other, weights = inputs(4, 3), inputs(2, 3, seed=9), WEIGHTS[name]
-    made, whole = (
+    result, whole = (
         NonlocalNTK(
             mlp(3, 8, 2), gamma=0.3, samples=samples, estimator=estimator, weights=weights, outputs=outputs,
             normalization=MODES[outputs],
         )
         for samples in (32, 68)
     )  # fmt: skip
-    found, cross = (made.estimate(*pair, rtol=1e-6, max_samples=68) for pair in ((x,), (x, other)))
-    assert found.samples == cross.samples == 68 and not found.converged
-    assert found.groups == (34 if estimator == "energy" and weights is GAUSSIAN else 17)
-    assert relative_error(found.kernel, whole(x)) < 1e-6 and relative_error(cross.kernel, whole(x, other)) < 1e-6
-    swapped = (1, 0, 3, 2) if outputs == "full" else (1, 0, 2)[: found.kernel.dim()]
-    for matrix in (found.kernel, found.standard_error):
+    found_value, cross = (result.estimate(*pair, rtol=1e-6, max_samples=68) for pair in ((x,), (x, other)))
+    assert found_value.samples == cross.samples == 68 and not found_value.converged
+    assert found_value.groups == (34 if estimator == "energy" and weights is GAUSSIAN else 17)
+    assert relative_error(found_value.kernel, whole(x)) < 1e-6 and relative_error(cross.kernel, whole(x, other)) < 1e-6
+    swapped = (1, 0, 3, 2) if outputs == "full" else (1, 0, 2)[: found_value.kernel.dim()]
+    for matrix in (found_value.kernel, found_value.standard_error):
         assert torch.equal(matrix, matrix.permute(swapped)) and matrix.dtype == torch.float32
-    assert found.effective_samples == pytest.approx(float((1 / alpha(whole, x).square().sum(0)).min()), rel=1e-5)
+    assert found_value.effective_samples == pytest.approx(float((1 / alpha(whole, x).square().sum(0)).min()), rel=1e-5)
 
 
 @jackknifed
 def test_the_jackknife_by_hand(estimator, name, outputs):
     """Sixteen groups of three left out in turn, by the definitions of the kernels, between two sets of inputs."""
     x = inputs(5, 3, torch.float64)
-    made = NonlocalNTK(
+    result = NonlocalNTK(
         mlp(3, 4, 2, dtype=torch.float64), gamma=0.3, samples=48, estimator=estimator, weights=WEIGHTS[name],
         outputs=outputs,
     )  # fmt: skip
-    deltas = torch.stack([torch.cat([e.flatten() for e in made.displacements(m).values()]) for m in range(48)])
-    rows = (made.differences(x), deltas, alpha(made, x).expand(48, 5), made.num_params, estimator, outputs)
+    deltas = torch.stack([torch.cat([e.flatten() for e in result.displacements(m).values()]) for m in range(48)])
+    rows = (result.differences(x), deltas, alpha(result, x).expand(48, 5), result.num_params, estimator, outputs)
     without = torch.stack([_by_definition(torch.arange(48) // 3 != group, *rows) for group in range(16)])
     error = (15 / 16 * (without - without.mean(0)).square().sum(0)).sqrt()
-    found, cross = made.estimate(x, rtol=1e6), made.estimate(x[:2], x[2:], rtol=1e6)
-    torch.testing.assert_close(found.kernel, _by_definition(torch.full((48,), True), *rows))
-    torch.testing.assert_close(found.standard_error, error, rtol=1e-6, atol=1e-9)
+    found_value, cross = result.estimate(x, rtol=1e6), result.estimate(x[:2], x[2:], rtol=1e6)
+    torch.testing.assert_close(found_value.kernel, _by_definition(torch.full((48,), True), *rows))
+    torch.testing.assert_close(found_value.standard_error, error, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(cross.standard_error, error[:2, 2:], rtol=1e-6, atol=1e-9)
-    assert found.relative_error == pytest.approx(float(error.norm() / found.kernel.norm()), rel=1e-6)
+    assert found_value.relative_error == pytest.approx(float(error.norm() / found_value.kernel.norm()), rel=1e-6)
 
 
 def _by_definition(kept, d, deltas, weights, num_params, estimator, outputs):
@@ -195,7 +195,7 @@ def test_intervals_by_the_jackknife_cover(settings):
 
 
 def test_intervals_of_plugin_cover_the_mean_of_plugin_kernels():
-    """Which the unbiased and the energy form tell: of M^2 pairs M are of one displacement, each d times its energy."""
+    """Their mean follows from the unbiased and the energy form: M of the M^2 pairs are of one displacement each."""
     x, samples = inputs(3, 3), 256
     pairs, alone = (kernel("tanh", 10**6, 2**16, estimator=one)(x).double() for one in ("unbiased", "energy"))
     biased = (1 - 1 / samples) * pairs + kernel("tanh", 0).num_params / samples * alone
@@ -203,7 +203,7 @@ def test_intervals_of_plugin_cover_the_mean_of_plugin_kernels():
 
 
 def _covered(truth, x, **settings):
-    """How often intervals of 256 displacements hold the truth, over 200 runs and all entries."""
+    """Return how often intervals of 256 displacements hold the truth, over 200 runs and all entries."""
     bounds = (kernel("tanh", seed, **settings).estimate(x, rtol=1e6).interval() for seed in range(200))
     return sum(float(((low <= truth) & (truth <= high)).double().mean()) for low, high in bounds) / 200
 
@@ -239,17 +239,20 @@ def test_a_tolerance_ends_the_jackknife_too():
 def test_groups_may_have_no_weight(estimator):
     """Groups of one, many of them beyond the horizon: the others make the kernel, and the warning is about all."""
     weights = FixedKernel("ball", horizon=1.25, proposal=FixedKernel("gaussian", gamma=0.3))
-    made = kernel("tanh", 3, 16, weights=weights, estimator=estimator)
-    assert 3 <= int((made.squared_norms() <= 1.25**2).sum()) <= 8
-    found = made.estimate(inputs(4, 3), rtol=1e6)
-    assert relative_error(found.kernel, made(inputs(4, 3))) < 1e-6 and torch.isfinite(found.standard_error).all()
+    result = kernel("tanh", 3, 16, weights=weights, estimator=estimator)
+    assert 3 <= int((result.squared_norms() <= 1.25**2).sum()) <= 8
+    found_value = result.estimate(inputs(4, 3), rtol=1e6)
+    assert (
+        relative_error(found_value.kernel, result(inputs(4, 3))) < 1e-6
+        and torch.isfinite(found_value.standard_error).all()
+    )
 
 
 def test_one_displacement_with_all_the_weight_is_all_the_error():
-    """What the others tell is lost to rounding, and a warning says so."""
+    """The information of the other displacements is lost to rounding, and a warning says so."""
     with pytest.warns(EffectiveSampleWarning, match=r"the weights leave 1 effective of 64 displacements.*temperature"):
-        found = kernel("tanh", 0, 64, weights=Attention(temperature=1e-6)).estimate(inputs(1, 3), rtol=1e6)
-    assert found.effective_samples == pytest.approx(1) and found.relative_error == pytest.approx(1, abs=0.1)
+        result = kernel("tanh", 0, 64, weights=Attention(temperature=1e-6)).estimate(inputs(1, 3), rtol=1e6)
+    assert result.effective_samples == pytest.approx(1) and result.relative_error == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("samples", [6, 600], ids=["matrix", "gradients"])
@@ -268,8 +271,8 @@ def test_products_with_the_gram_matrix(samples, monkeypatch):
 
 def test_levels_are_probabilities():
     """And the higher one is wider."""
-    found = kernel("tanh", 0).estimate(inputs(2, 3), rtol=1e6)
-    narrow, wide = found.interval(0.5), found.interval(0.99)
+    result = kernel("tanh", 0).estimate(inputs(2, 3), rtol=1e6)
+    narrow, wide = result.interval(0.5), result.interval(0.99)
     assert bool((wide[0] < narrow[0]).all()) and bool((narrow[1] < wide[1]).all())
     with pytest.raises(ValueError, match="level must be between 0 and 1, got 95"):
-        found.interval(95)
+        result.interval(95)

@@ -43,7 +43,7 @@ def test_a_plan_counts_the_kernel(outputs, factor):
     ids=["energy", "attention", "plugin", "unbiased"],
 )
 def test_a_plan_bounds_what_is_allocated(settings):
-    """Of differences a few at a time, of all at once, and of their products."""
+    """The bound holds for differences in chunks, for all differences at once, and for their products."""
     kernel, x = made(max_memory=2**22, **settings), inputs(300, 3)
     with torch.no_grad(), Allocated() as allocated:
         kernel(x)
@@ -55,7 +55,7 @@ def test_a_plan_bounds_what_is_allocated(settings):
 
 
 def test_a_plan_is_for_reading(machine, caplog):
-    """What takes how much of what there is; it is noted when a kernel begins."""
+    """It states the bytes of each part and the free memory; it is logged when a kernel begins."""
     machine(64 * GIB)
     said = str(made().plan(torch.zeros(10**5, 3)))
     assert said == (
@@ -91,7 +91,7 @@ def test_a_million_inputs_by_an_operator():
 
 
 def test_free_memory_is_what_the_machine_says(tmp_path, monkeypatch):
-    """Of the machine and of its container, whichever is less; files that are cached count as free."""
+    """The lesser of the machine's and its container's counts; cached files count as free."""
     meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
     cgroup.mkdir()
     monkeypatch.setattr(memory, "_MEMINFO", meminfo)

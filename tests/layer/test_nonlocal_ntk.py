@@ -208,7 +208,7 @@ def test_empty_inputs_give_an_empty_kernel():
 
 
 def test_repr_names_the_settings():
-    """What a notebook prints."""
+    """A notebook prints every setting."""
     text = repr(NonlocalNTK(mlp(4, 3), gamma=0.25, samples=7))
     assert text.startswith("NonlocalNTK(gamma=0.25, samples=7, directions='gaussian'") and "model" not in text
     assert "precision='auto'" in text
@@ -414,5 +414,5 @@ def test_what_has_no_monte_carlo_error_is_named(arguments, error, message):
 
 
 def test_activations_print_their_settings():
-    """What a notebook prints of the modules."""
+    """A notebook prints the parameters of the modules."""
     assert repr(activations.Quantise(4, 0.5)) == "Quantise(levels=4, clamp=0.5)"

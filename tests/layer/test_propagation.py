@@ -171,8 +171,8 @@ def test_displacement_products_are_products(shape, family):
     e = unit_displacements(rows, 2, (21, 37), 9, family, torch.float64)
     expected = torch.einsum("...nk,mhk->mnh", q, e) if q.dim() == 2 else torch.einsum("mnk,mhk->mnh", q, e)
     for budget in (2**20, None):
-        found = displacement_products(q, 21, 2, rows, 9, family, budget)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        result = displacement_products(q, 21, 2, rows, 9, family, budget)
+        torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_attention_on_outputs_written_out():
 
 
 def test_scores_of_ones_own_may_be_large():
-    """What all scores share does not count, nor their rounding to the model's float32."""
+    """A constant that all scores share cancels, and they are not rounded to the model's float32."""
     model, x = mlp(4, 12, 2), inputs(5, 4)
     for offset in (1e8, -1e3):
         kernels = [
@@ -236,15 +236,15 @@ def test_many_displacements_go_by_the_gradients(estimator, monkeypatch):
     model, x = mlp(4, 12, 2, dtype=torch.float64), inputs(5, 4, torch.float64)
     for outputs in ("trace", "mean", "diagonal", "full"):
         for weights in (GAUSSIAN, Attention()):
-            made = []
+            result = []
             for route in ("gram", "gradients"):
                 monkeypatch.setattr(module, "inner_product_route", lambda *_, route=route: route)
                 kernel = NonlocalNTK(
                     model, gamma=0.2, samples=60, estimator=estimator, weights=weights, outputs=outputs
                 )
-                made += [kernel(x), kernel(x[:2], x[2:])]
-            torch.testing.assert_close(made[0], made[2], rtol=1e-8, atol=1e-8)
-            torch.testing.assert_close(made[1], made[3], rtol=1e-8, atol=1e-8)
+                result += [kernel(x), kernel(x[:2], x[2:])]
+            torch.testing.assert_close(result[0], result[2], rtol=1e-8, atol=1e-8)
+            torch.testing.assert_close(result[1], result[3], rtol=1e-8, atol=1e-8)
 
 
 def test_the_rademacher_lengths_follow_the_gaussian():

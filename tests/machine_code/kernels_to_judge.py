@@ -84,9 +84,9 @@ def noise(name, inner=False, normals=64 * 64, signs=0, **promises):
 
 
 def cases(arch):
-    found = [product("good")]
+    result = [product("good")]
     if arch == "sm_90":
-        found += [
+        result += [
             product("good tf32", (64, 64, 32), "tf32"),
             product("stack", options={"maxnreg": 64}, num_warps=2),
             product("shared memory", (64, 64, 256), num_stages=4),
@@ -108,9 +108,9 @@ def cases(arch):
     if arch == "sm_100":
         signature = {"a": "tensordesc<bf16[128, 64]>", "b": "tensordesc<bf16[256, 64]>", "c": "*fp32:16", "k": "i32"}
         work = Work(products=(Product(128, 256, 64),) * 3)
-        found.append(Case("tensor memory", three_accumulators, signature, {}, 8, 2, (work,)))
+        result.append(Case("tensor memory", three_accumulators, signature, {}, 8, 2, (work,)))
         signature = {"a": "tensordesc<bf16[128, 64]>", "b": "tensordesc<bf16[64, 64]>", "c": "*fp32:16"}
-        found.append(Case("no loop", one_product, signature, {}, once=Work(products=(Product(128, 64, 64),))))
+        result.append(Case("no loop", one_product, signature, {}, once=Work(products=(Product(128, 64, 64),))))
     if arch == "gfx942":
-        found.append(product("stack", (256, 256, 128), num_warps=8))
-    return found
+        result.append(product("stack", (256, 256, 128), num_warps=8))
+    return result

@@ -1,4 +1,4 @@
-"""What is predicted from machine code: by hand for small cases, and as the READMEs state it."""
+"""Predictions from machine code: by hand for small cases, and as the pages state them."""
 
 import json
 import os
@@ -46,9 +46,9 @@ def test_a_launch_alone_takes_its_busiest_pipes_one_after_the_other():
     kernel = measured(part(issue=3.0, tensor=2.0), part(issue=5.0))
     assert model.time_of(launch, kernel, CARD) == model.Time(40.0, 20.0, 10.0, 0.0)
     kernel = measured(part(issue=1.0, tensor=2.0), part(issue=5.0))
-    found = model.time_of(replace(launch, bytes=80.0), kernel, CARD)
-    assert found == model.Time(40.0, 0.0, 10.0, 30.0, roof=80.0) and found.total == 80.0
-    assert found.shares == "products 50%, memory 38%, once 12%"
+    result = model.time_of(replace(launch, bytes=80.0), kernel, CARD)
+    assert result == model.Time(40.0, 0.0, 10.0, 30.0, roof=80.0) and result.total == 80.0
+    assert result.shares == "products 50%, memory 38%, once 12%"
 
 
 def test_programs_that_share_a_multiprocessor_fill_each_others_gaps():
@@ -61,7 +61,7 @@ def test_programs_that_share_a_multiprocessor_fill_each_others_gaps():
 
 
 def test_the_roof_is_products_or_bytes():
-    """What is asked for at the card's rates, whichever takes longer."""
+    """The roof is the longer of the times for products and for bytes, at the card's rates."""
     launch = model.Launch("", programs=4, turns=10, bytes=30.0, flops=20.0 * CARD.bf16)
     assert model.time_of(launch, measured(part(tensor=2.0), part()), CARD).roof == 30.0
     assert model.time_of(replace(launch, bytes=1.0), measured(part(tensor=2.0), part()), CARD).roof == 20.0
@@ -73,12 +73,12 @@ def test_what_is_predicted_is_what_is_published(tmp_path):
     pytest.importorskip("triton")
     from nntk.bench.machine_code.prediction.run import markdown  # its kernels need Triton
 
-    made = tmp_path / "prediction.json"
+    result = tmp_path / "prediction.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "nntk.bench", "predict", "--json", str(made)]
+    command = [sys.executable, "-m", "nntk.bench", "predict", "--json", str(result)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    before, now = (json.loads(path.read_text()) for path in (COMMITTED, made))
+    before, now = (json.loads(path.read_text()) for path in (COMMITTED, result))
     for name, page in (
         ("h200", ROOT / "results" / "MEASURED.md"),
         ("b200", ROOT / "kernels" / "perturb" / "HISTORY.md"),

@@ -121,7 +121,7 @@ LOOP = """
 
 
 def opcodes(flow, weights):
-    """How often each opcode runs."""
+    """Return how often each opcode runs."""
     return {one.opcode: weight for block, weight in weights.items() for one in flow.blocks[block].instructions}
 
 
@@ -235,7 +235,7 @@ def test_a_product_done_twice_is_not_unrolled():
     ],
 )
 def test_shapes_of_matrix_instructions(opcode, operand, multiply_adds, warps):
-    """Of a program with 8 warps; what is not known counts nothing, so that a check fails."""
+    """The counts are those of a program with 8 warps; an unknown opcode counts nothing, so that a check fails."""
     assert machines.matrix_shape(opcode, 8) == machines.MatrixShape(operand, multiply_adds, warps)
 
 

@@ -48,7 +48,7 @@ def test_the_kernel_is_that_of_the_mean_over_draws():
 
 
 def test_many_draws_of_dropout_are_its_mean():
-    """Of a network that is linear in the units it drops, the kernel tends to that in evaluation mode."""
+    """For a network that is linear in the dropped units, the kernel tends to that in evaluation mode."""
     model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 1))
     expected = NonlocalNTK(model.eval(), samples=16)(X)
     few, many = (relative_error(NonlocalNTK(model.train(), samples=16, draws=n)(X), expected) for n in (4, 256))
@@ -86,7 +86,7 @@ def test_intervals_hold_the_mean_over_draws():
 
 
 def test_generators_go_on_as_before():
-    """What else uses PyTorch's random numbers does not notice."""
+    """Other users of PyTorch's random numbers notice nothing."""
     kernel = NonlocalNTK(dropped(), samples=2, draws=2)
     torch.manual_seed(1)
     expected = torch.rand(2)
@@ -100,8 +100,8 @@ def test_generators_go_on_as_before():
 def test_chunks_of_displacements_do_not_matter():
     """Each is evaluated at all inputs, so that the noise of an input is the same."""
     options = {"samples": 9, "draws": 2}
-    made = (NonlocalNTK(dropped(), max_memory=budget, **options)(X) for budget in (2**20, None))
-    assert torch.equal(*made)
+    result = (NonlocalNTK(dropped(), max_memory=budget, **options)(X) for budget in (2**20, None))
+    assert torch.equal(*result)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ class Wrapped(nn.Module):
         self.model = model
 
     def forward(self, x):
-        """What the model does."""
+        """Return the outputs of the model."""
         return self.model(x)
 
 
@@ -39,7 +39,7 @@ class Residual(nn.Module):
         self.norm.running_var.uniform_(0.5, 2)
 
     def forward(self, x):
-        """Of a batch of images."""
+        """Return the outputs for a batch of images."""
         h = self.activation(self.stem(x))
         h = h + self.activation(self.norm(self.inner(h)))
         return self.head(h.mean((2, 3)))
@@ -105,7 +105,7 @@ def test_an_mlp_has_one_kernel_by_either_path(directions, name, antithetic):
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nntk.activations.Sign])
 @pytest.mark.parametrize("name", MODELS)
 def test_differences_are_those_of_float64(name, activation):
-    """Of models without a fast path, smooth and not; nothing of the model changes, its tied tensor moves once."""
+    """Models without a fast path, smooth and not: nothing of the model changes, and a tied tensor is displaced once."""
     model, x = made(name, activation)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     kernel = NonlocalNTK(model, gamma=1e-2, samples=6)
@@ -149,7 +149,7 @@ def test_names_choose_what_moves():
 
 
 def test_functions_and_black_boxes_have_kernels():
-    """Of parameters by name, of a vector in NumPy, and of a vector alone with points of its own."""
+    """Functions of parameters by name, of a vector in NumPy, and of a vector alone with points of its own."""
     a, x = torch.randn(1, 6, generator=torch.Generator().manual_seed(1)), inputs(5, 6)
     expected = NonlocalNTK(nn.Linear(6, 1, bias=False), gamma=0.1, samples=32)(x)
     named = NonlocalNTK(lambda p, x: x @ p["a"].T, parameters={"a": a}, gamma=0.1, samples=32)

@@ -19,13 +19,13 @@ def test_nested_models_are_seen_through():
         nn.Identity(),
         nn.Sequential(nn.Sequential(nn.Linear(8, 3, bias=False)), nn.Sigmoid()),
     ).eval()
-    found = recognise(model)
-    assert found.flattens and found.num_params == 4 * 8 + 8 + 24 and found.num_outputs(inputs(1, 4)) == 3
-    assert [type(layer.activation) for layer in found.layers] == [functions.Relu, functions.Sigmoid]
-    assert found.names == {0: "1.0.weight", 1: "1.0.bias", 2: "3.0.0.weight"}
+    result = recognise(model)
+    assert result.flattens and result.num_params == 4 * 8 + 8 + 24 and result.num_outputs(inputs(1, 4)) == 3
+    assert [type(layer.activation) for layer in result.layers] == [functions.Relu, functions.Sigmoid]
+    assert result.names == {0: "1.0.weight", 1: "1.0.bias", 2: "3.0.0.weight"}
     x = inputs(5, 4)
     h = x
-    for layer in found.layers:
+    for layer in result.layers:
         h = layer.activation.value(nn.functional.linear(h, layer.weight, layer.bias))
     torch.testing.assert_close(h, model(x))
 

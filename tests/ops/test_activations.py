@@ -33,10 +33,10 @@ def test_difference_keeps_its_digits(name, gamma):
     s = torch.tensor(gamma)
     function = function_of(name)
     expected = (function.value(z + s.double() * dz.double()) - function.value(z)) / s.double()
-    made = function.difference(function.state(z, torch.float32), dz, s)
-    assert made.dtype == torch.float32
+    result = function.difference(function.state(z, torch.float32), dz, s)
+    assert result.dtype == torch.float32
     # Float64 subtraction itself is exact only to its rounding over gamma.
-    assert (made - expected).norm() <= (2e-6 + 1e-15 / gamma) * expected.norm()
+    assert (result - expected).norm() <= (2e-6 + 1e-15 / gamma) * expected.norm()
 
 
 @pytest.mark.parametrize("gamma", [1e-6, 1e-3, 0.1, 1.0])
@@ -50,8 +50,8 @@ def test_difference_finds_every_jump(name, gamma):
     dz, s = torch.randn(200_000, generator=generator), torch.tensor(gamma)
     function = function_of(name)
     expected = (function.value(z + s.double() * dz.double()) - function.value(z)) / s.double()
-    made = function.difference(function.state(z, torch.float32), dz, s)
-    assert ((made - expected).abs() > 1e-5 * (1 + expected.abs())).sum() <= 2
+    result = function.difference(function.state(z, torch.float32), dz, s)
+    assert ((result - expected).abs() > 1e-5 * (1 + expected.abs())).sum() <= 2
 
 
 def test_signs_survive_rounding():

@@ -71,10 +71,10 @@ def test_equals_the_sum_written_out(estimator, weights):
         options = {"estimator": estimator, "gram": q, "outputs": outputs, "normalization": normalization}
         factor = 1 if normalization == "gradient" else D**2
         second = None if weights != "input" else w2
-        made = assemble(d1, w1, q.diagonal(), D, d2=d2, weights2=second, **options)
-        torch.testing.assert_close(made, select(cross, outputs) / factor)
-        made = assemble(d1, w1, q.diagonal(), D, **options)
-        torch.testing.assert_close(made, select(own, outputs) / factor)
+        result = assemble(d1, w1, q.diagonal(), D, d2=d2, weights2=second, **options)
+        torch.testing.assert_close(result, select(cross, outputs) / factor)
+        result = assemble(d1, w1, q.diagonal(), D, **options)
+        torch.testing.assert_close(result, select(own, outputs) / factor)
 
 
 @pytest.mark.parametrize("weights", ["row", "input"])
@@ -114,8 +114,8 @@ def test_unbiased_survives_the_cancellation():
     settings = {"num_params": d, "estimator": "unbiased", "gram": e @ e.T}
     weights, norms = torch.full((m,), 1 / m, dtype=torch.float64), (e @ e.T).diagonal()
     exact = assemble(differences, weights, norms, **settings)
-    made = assemble(differences.float(), weights, norms, **settings)
-    torch.testing.assert_close(made.double(), exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
+    result = assemble(differences.float(), weights, norms, **settings)
+    torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("directions", [*FAMILIES, "flipout(1)", "lowrank(1)", "lowrank(40)"])
@@ -190,11 +190,11 @@ def test_gradients_give_what_the_gram_gives(weights, estimator, directions):
         options = {"estimator": estimator, "outputs": outputs}
         options |= {"d2": d2, "weights2": w2} if second else {}
         expected = assemble(d1, w1, norms, 51, gram=gram, **options)
-        made = assemble_by_gradients(d1, w1, norms, *stream, **options)
-        torch.testing.assert_close(made, expected, rtol=1e-6, atol=1e-6)
+        result = assemble_by_gradients(d1, w1, norms, *stream, **options)
+        torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
     if estimator == "plugin":
         g1, g2 = (nonlocal_gradients(d, w, norms, *stream) for d, w in ((d1, w1), (d2, w2)))
-        torch.testing.assert_close(torch.einsum("icd,jkd->ijck", g1, g2), made, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(torch.einsum("icd,jkd->ijck", g1, g2), result, rtol=1e-6, atol=1e-6)
 
 
 def test_the_cheaper_way_to_an_inner_product():
@@ -313,6 +313,6 @@ def test_unbiased_needs_two_displacements():
 
 
 def test_a_number_of_parameters_is_an_integer():
-    """Of the model, not a measure of it."""
+    """It is a count of the model's parameters, not a measure."""
     with pytest.raises(TypeError, match="num_params must be an integer, got 1.5"):
         assemble(torch.ones(M, N1, C), torch.ones(M), torch.ones(M), 1.5)

@@ -103,9 +103,9 @@ def test_large_scores_do_not_overflow(sign):
     assert (weights[::2] == 0).all() and (weights >= 0).all()
     torch.testing.assert_close(weights.sum(0), torch.ones(N), rtol=1e-5, atol=0)
     arguments = on(DEVICE, values, None, priors, torch.ones(M))
-    made = launch.attention_weights(*arguments, launch.attention_statistics(*arguments, "given"), "given")
+    result = launch.attention_weights(*arguments, launch.attention_statistics(*arguments, "given"), "given")
     # An exponent of 1e4 is rounded to 5e-4 of one.
-    torch.testing.assert_close(made.cpu(), weights, rtol=2e-3, atol=1e-7)
+    torch.testing.assert_close(result.cpu(), weights, rtol=2e-3, atol=1e-7)
 
 
 def test_nothing_counts():
@@ -147,9 +147,9 @@ def test_chunks_and_order_do_not_matter(score, pairs):
                 ][: 1 if other is None else 2]
                 part = attended_energy(parts[0], None if other is None else parts[1], norms[chunk], D)
                 total.add(part, parts[0].statistics, None if other is None else parts[1].statistics)
-            made = total.result()
-            torch.testing.assert_close(made, whole, rtol=1e-12, atol=1e-12)
-            assert other is not None or torch.equal(made, made.T)
+            result = total.result()
+            torch.testing.assert_close(result, whole, rtol=1e-12, atol=1e-12)
+            assert other is not None or torch.equal(result, result.T)
 
 
 def test_statistics_merge_exactly():
@@ -176,8 +176,8 @@ def test_projections_equal_explicit_products(directions):
         ],
         1,
     )
-    made = project_displacements(parameters, rows, seed, dim, directions)
-    torch.testing.assert_close(made, noise @ projection.T)
+    result = project_displacements(parameters, rows, seed, dim, directions)
+    torch.testing.assert_close(result, noise @ projection.T)
     theta = torch.cat([parameter.flatten() for parameter in parameters.values()])
     torch.testing.assert_close(project_parameters(parameters, seed, dim), projection @ theta)
     matrix = random(5, count)
@@ -188,8 +188,8 @@ def test_projections_equal_explicit_products(directions):
 
 def test_projections_of_ones_are_normal():
     """Sums of entries N(0, 1) / sqrt(d): 2000 of them, of mean 0 and variance 1 to 5 standard errors."""
-    made = project_parameters({0: torch.ones(2, 15)}, 1, 2000)
-    assert abs(float(made.mean())) < 5 / 2000**0.5 and abs(float(made.var()) - 1) < 5 * (2 / 2000) ** 0.5
+    result = project_parameters({0: torch.ones(2, 15)}, 1, 2000)
+    assert abs(float(result.mean())) < 5 / 2000**0.5 and abs(float(result.var()) - 1) < 5 * (2 / 2000) ** 0.5
 
 
 # The kernels, on a GPU or in Triton's interpreter.
@@ -214,10 +214,10 @@ def test_kernels_of_the_softmax(pairs, rows, inputs):
             values.double(), None if k is None else k.double(), priors, factors, score
         )
         arguments = on(DEVICE, values, k, priors, factors)
-        made = launch.attention_statistics(*arguments, score)
-        torch.testing.assert_close(made.cpu(), expected, rtol=1e-5, atol=1e-5)
-        assert torch.equal(made, launch.attention_statistics(*arguments, score))
-        weights = launch.attention_weights(*arguments, made, score).cpu()
+        result = launch.attention_statistics(*arguments, score)
+        torch.testing.assert_close(result.cpu(), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(result, launch.attention_statistics(*arguments, score))
+        weights = launch.attention_weights(*arguments, result, score).cpu()
         again = reference.attention_weights(values, k, priors, factors, expected, score)
         torch.testing.assert_close(weights, again, rtol=1e-5, atol=1e-7)
 
@@ -227,25 +227,25 @@ def test_kernel_of_the_scores(outputs):
     """More outputs than a tile, one, and odd numbers."""
     d, keys = random(2, 5, 3, outputs, dtype=torch.float32), random(3, outputs, seed=1, dtype=torch.float32)
     for score, k in (("dot", keys), ("distance", None)):
-        made = launch.attention_scores(*on(DEVICE, d, k), score).cpu()
+        result = launch.attention_scores(*on(DEVICE, d, k), score).cpu()
         expected = reference.attention_scores(d.double(), None if k is None else k.double(), score)
-        torch.testing.assert_close(made.double(), expected, rtol=1e-5, atol=1e-5 * outputs**0.5)
+        torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5 * outputs**0.5)
 
 
 @pytest.mark.parametrize("directions", ["gaussian", "rademacher", "flipout(2)", "lowrank(1)"])
 def test_kernel_of_the_projections(directions):
     """Odd widths, a vector, more rows than a tile; the last row of the stream."""
     parameters, rows = [torch.zeros(5, 37), torch.zeros(9), torch.zeros(3, 130)], torch.arange(2**32 - 66, 2**32)
-    made = launch.project_displacements(on(DEVICE, *parameters), [0, 1, 2], rows.to(DEVICE), 1, 2, directions, 5)
+    result = launch.project_displacements(on(DEVICE, *parameters), [0, 1, 2], rows.to(DEVICE), 1, 2, directions, 5)
     expected = reference.project_displacements(parameters, [0, 1, 2], rows, 1, 2, directions, 5)
-    error = (made.cpu() - expected).abs().max()
+    error = (result.cpu() - expected).abs().max()
     assert error < (1e-5 if DEVICE == "cpu" or directions != "gaussian" else 1e-2)
     matrix = random(4, 5 * 37 + 9 + 390)
-    made = launch.multiply_displacements(
+    result = launch.multiply_displacements(
         on(DEVICE, *parameters), [0, 1, 2], rows.to(DEVICE), 1, 2, directions, matrix.to(DEVICE)
     )
     expected = reference.multiply_displacements(parameters, [0, 1, 2], rows, 1, 2, directions, matrix)
-    assert (made.cpu() - expected).abs().max() < (1e-4 if DEVICE == "cpu" or "gauss" not in directions else 1e-1)
+    assert (result.cpu() - expected).abs().max() < (1e-4 if DEVICE == "cpu" or "gauss" not in directions else 1e-1)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ PARAMETERS, ROWS = {0: torch.ones(3)}, torch.arange(2)
     ],
 )
 def test_bad_projections_are_named(call, arguments, error, message):
-    """Of displacements."""
+    """The message names the argument of a projection of displacements."""
     with pytest.raises(error, match=message):
         call(**{"parameters": PARAMETERS, "sample_ids": ROWS, "seed": 0, **arguments})
 
@@ -377,6 +377,6 @@ def test_bad_projections_are_named(call, arguments, error, message):
     ],
 )
 def test_bad_projections_of_parameters_are_named(arguments, error, message):
-    """Of the same stream."""
+    """The message names the argument of a projection of parameters."""
     with pytest.raises(error, match=message):
         project_parameters(*arguments)

@@ -23,7 +23,7 @@ each = pytest.mark.parametrize(("size", "number", "name"), CALLS, ids=[f"{n}-{si
 
 
 class Touched(TorchDispatchMode):
-    """Which of some tensors' values an operator reads; shapes and views alone do not count."""
+    """Observer of the tensors whose values an operator reads; shapes and views alone do not count."""
 
     def __init__(self, tensors):
         """None yet."""
@@ -72,8 +72,8 @@ def test_memory(size, number, name):
     name, arguments = small_calls(size=size)[number]
     tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     with Touched(tensors) as touched:
-        made = REGISTERED[name].reference(*arguments)
-    results = sum(tensor.nbytes for tensor in (made if isinstance(made, tuple) else (made,)))
+        result = REGISTERED[name].reference(*arguments)
+    results = sum(tensor.nbytes for tensor in (result if isinstance(result, tuple) else (result,)))
     assert cost_of(name, arguments).bytes == touched.bytes + results
 
 
@@ -81,21 +81,21 @@ def test_memory(size, number, name):
 def test_random_numbers(size, number, name, monkeypatch):
     """Every number that the stream makes, each once."""
     name, arguments = small_calls(size=size)[number]
-    made = {"normals": 0, "signs": 0}
-    for kind in made:
+    result = {"normals": 0, "signs": 0}
+    for kind in result:
         whole = getattr(stream, kind)
 
         def counting(rows, slabs, *rest, whole=whole, kind=kind, **options):
-            found = whole(rows, slabs, *rest, **options)
-            made[kind] += sum(part.numel() for part in found)
-            return found
+            found_value = whole(rows, slabs, *rest, **options)
+            result[kind] += sum(part.numel() for part in found_value)
+            return found_value
 
         monkeypatch.setattr(stream, kind, counting)
         if kind == "normals":
             monkeypatch.setattr(attention, kind, counting)
     REGISTERED[name].reference(*arguments)
     cost = cost_of(name, arguments)
-    assert (cost.normals, cost.signs) == (made["normals"], made["signs"])
+    assert (cost.normals, cost.signs) == (result["normals"], result["signs"])
 
 
 def test_a_cost_needs_no_memory():

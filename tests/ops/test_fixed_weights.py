@@ -169,14 +169,14 @@ def density(name, d, r):
 def test_log_weights_are_the_ratio_of_the_densities(name, proposal, d):
     """To a few roundings of d, which is what the rounding of a length alone does to them."""
     lengths = drawn(proposal, 300, d)
-    made = log_weights(weighted(name, proposal), lengths.square(), d, 1.0).numpy()
+    result = log_weights(weighted(name, proposal), lengths.square(), d, 1.0).numpy()
     r = np.sqrt(lengths.square().numpy().astype(np.longdouble))
     expected = density(name, d, r)
     inside = expected > -np.inf
-    assert np.array_equal(inside, made > -np.inf)
+    assert np.array_equal(inside, result > -np.inf)
     own, other = expected[inside], density(proposal, d, r[inside])
     allowed = 4 * np.finfo(float).eps * (d + np.abs(own) + np.abs(other))
-    assert (np.abs(made[inside] - (own - other)) <= allowed).all()
+    assert (np.abs(result[inside] - (own - other)) <= allowed).all()
 
 
 @pytest.mark.parametrize("proposal", LAWS)

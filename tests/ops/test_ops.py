@@ -28,18 +28,18 @@ def test_compiles_without_a_break(name):
     torch.compiler.reset()
 
     def function(*arguments):
-        made = getattr(torch.ops.nntk, name)(*arguments)
-        return [part * 2 for part in (made if isinstance(made, tuple) else (made,))]
+        result = getattr(torch.ops.nntk, name)(*arguments)
+        return [part * 2 for part in (result if isinstance(result, tuple) else (result,))]
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    for made, expected in zip(compiled(*arguments), function(*arguments), strict=True):
-        assert torch.equal(made, expected)
+    for result, expected in zip(compiled(*arguments), function(*arguments), strict=True):
+        assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("name", ["mlp_differences", "energy", "attention_weights", "structured_ntk"])
 def test_backward_says_that_there_is_none(name):
     """A gradient through finite differences is asked for by mistake."""
     first, *others = dict(CALLS)[name]
-    made = getattr(torch.ops.nntk, name)(first.clone().requires_grad_(), *others)
+    result = getattr(torch.ops.nntk, name)(first.clone().requires_grad_(), *others)
     with pytest.raises(RuntimeError, match=f"nntk::{name} has no backward"):
-        (made[0] if isinstance(made, tuple) else made).sum().backward()
+        (result[0] if isinstance(result, tuple) else result).sum().backward()

@@ -136,14 +136,14 @@ def test_every_cut_of_the_plan_gives_the_same_differences(monkeypatch, direction
     ]
     for plan in plans:
         monkeypatch.setattr(perturb.reference, "plan_reference", lambda *_, plan=plan: plan)
-        made, made_norms = unit(model, x, **settings)
-        assert relative_error(made, whole) < (1e-6 if propagation == "difference" else 1e-4)
+        result, made_norms = unit(model, x, **settings)
+        assert relative_error(result, whole) < (1e-6 if propagation == "difference" else 1e-4)
         torch.testing.assert_close(made_norms, norms, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("budget", [2**20, 2**24, 2**27])
 def test_plans_fit_their_budget(budget, directions):
-    """What a plan holds at once stays within the budget, for small and large networks and numbers of inputs."""
+    """The bytes that a plan holds stay within the budget, for small and large networks and numbers of inputs."""
     for n in (1, 64, 10**6):
         for widths in ((1, 1), (64, 256, 256, 1), (784, 1024, 1024, 10)):
             plan = plan_reference(n, 1000, widths, parse(directions), 2, 4, budget)
@@ -205,9 +205,9 @@ def test_odd_sizes_and_empty_inputs(directions):
         for n, m in ((1, 1), (3, 2), (0, 3)):
             model, x = mlp(*widths, dtype=torch.float64), inputs(n, widths[0], torch.float64)
             kernel = NonlocalNTK(model, samples=m, directions=directions, propagation="difference")
-            made = kernel.differences(x)
-            assert made.shape == (m, n, widths[-1])
-            torch.testing.assert_close(made, float64_differences(kernel, x), rtol=1e-9, atol=1e-12)
+            result = kernel.differences(x)
+            assert result.shape == (m, n, widths[-1])
+            torch.testing.assert_close(result, float64_differences(kernel, x), rtol=1e-9, atol=1e-12)
             assert (unit(model, x, torch.arange(m), directions=directions)[1] > 0).all()
     assert unit(model, x, torch.arange(0), directions=directions)[0].shape == (0, 0, 1)
 
@@ -249,7 +249,7 @@ def test_auto_propagates_where_the_prediction_would_not_hold(case):
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "gelu_tanh"])
 def test_saturated_outputs_keep_their_digits(activation):
-    """Where the function is nearly flat, the difference is still right relative to itself."""
+    """The difference is right relative to itself even where the function is nearly flat."""
     model, x = nn.Sequential(*mlp(16, 64, 1, activation="relu"), ACTIVATIONS[activation]()), inputs(20, 16)
     for bias in (-4.0, 4.0, 7.0):
         with torch.no_grad():
@@ -338,15 +338,15 @@ def test_precision_rounds_the_operands_of_the_products(directions, precision):
     model, x, rows = mlp(40, 30, 3, activation="identity"), inputs(20, 40), torch.arange(4)
     d, _ = unit(model[:1], x, rows, precision=precision, **settings)
     assert torch.equal(d, unit(model[:1], rounded(x), rows, **settings)[0])
-    made, _ = unit(model, x, rows, precision=precision, **settings)
+    result, _ = unit(model, x, rows, precision=precision, **settings)
     q, weight = model[0](x).detach() + 0.01 * d, model[2].weight.detach()
     e, bias = (
         unit_displacements(rows, ordinal, p.shape, 3, directions) for ordinal, p in ((2, weight), (3, weight[:, 0]))
     )
     expected = rounded(d) @ rounded(weight).T + rounded(q) @ e.mT + bias[:, None]
     # One operand in ten thousand may round the other way.
-    assert relative_error(made, expected) < 0.05 * ROUNDOFF[precision]
-    assert relative_error(made, unit(model, x, rows, **settings)[0]) > 0.2 * ROUNDOFF[precision]
+    assert relative_error(result, expected) < 0.05 * ROUNDOFF[precision]
+    assert relative_error(result, unit(model, x, rows, **settings)[0]) > 0.2 * ROUNDOFF[precision]
 
 
 @pytest.mark.parametrize("height", [70, 30])
@@ -361,8 +361,8 @@ def test_precision_rounds_the_inner_product_of_lowrank(precision, height):
     else:
         expected = rounded(x).double() @ rounded((scale * (left.mT @ right)).float()).double().mT
     expected += unit_displacements(rows, 1, (height,), 3, "lowrank(2)")[:, None]
-    made, _ = unit(model, x, rows, directions="lowrank(2)", pairs="none", precision=precision)
-    assert relative_error(made, expected) < 0.05 * ROUNDOFF[precision]
+    result, _ = unit(model, x, rows, directions="lowrank(2)", pairs="none", precision=precision)
+    assert relative_error(result, expected) < 0.05 * ROUNDOFF[precision]
 
 
 @pytest.mark.parametrize("gamma", [1e-1, 1e-6])

@@ -55,28 +55,28 @@ def some_indices(shape):
 def test_signs_equal_the_oracle(shape):
     """Every sampled entry has the bit that the layout names."""
     rows = torch.tensor([0, 3, 2**32 - 1])
-    made = unit_displacements(rows, 2**32 - 1, shape, SEED, "rademacher")
+    result = unit_displacements(rows, 2**32 - 1, shape, SEED, "rademacher")
     for (i, m), index in itertools.product(enumerate(rows.tolist()), some_indices(shape)):
-        assert made[i][index] == oracle.sign(m, 2**32 - 1, shape, index, SEED)
+        assert result[i][index] == oracle.sign(m, 2**32 - 1, shape, index, SEED)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_normals_equal_the_oracle(shape):
     """Every sampled entry is the oracle's normal within one bfloat16 rounding."""
     rows = torch.tensor([0, 3, 2**32 - 1])
-    made = unit_displacements(rows, 7, shape, SEED)
+    result = unit_displacements(rows, 7, shape, SEED)
     for (i, m), index in itertools.product(enumerate(rows.tolist()), some_indices(shape)):
         expected = oracle.normal(m, 7, shape, index, SEED)
-        assert abs(float(made[i][index]) - expected) <= 2.0**-8 * abs(expected) + 1e-6
+        assert abs(float(result[i][index]) - expected) <= 2.0**-8 * abs(expected) + 1e-6
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flipout_equals_the_oracle(shape):
     """Every sampled entry is the product of the three signs that the definition names."""
     rows = torch.tensor([0, 3, 8, 2**32 - 1])
-    made = unit_displacements(rows, 7, shape, SEED, "flipout(5)")
+    result = unit_displacements(rows, 7, shape, SEED, "flipout(5)")
     for (i, m), index in itertools.product(enumerate(rows.tolist()), some_indices(shape)):
-        assert made[i][index] == oracle.flipout(m, 7, shape, index, SEED, 5)
+        assert result[i][index] == oracle.flipout(m, 7, shape, index, SEED, 5)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -84,22 +84,22 @@ def test_flipout_equals_the_oracle(shape):
 def test_lowrank_equals_the_oracle(shape, rank):
     """Every entry, to float64 rounding; a hundredth where a factor's rounding to bfloat16 fell the other way."""
     rows = torch.tensor([0, 3, 2**32 - 1])
-    made = unit_displacements(rows, 7, shape, SEED, f"lowrank({rank})", torch.float64).numpy()
-    error = np.abs(made - np.stack([oracle.lowrank(m, 7, shape, SEED, rank) for m in rows.tolist()]))
-    assert np.median(error) < 1e-12 and error.max() < 0.01 * np.abs(made).max()
+    result = unit_displacements(rows, 7, shape, SEED, f"lowrank({rank})", torch.float64).numpy()
+    error = np.abs(result - np.stack([oracle.lowrank(m, 7, shape, SEED, rank) for m in rows.tolist()]))
+    assert np.median(error) < 1e-12 and error.max() < 0.01 * np.abs(result).max()
 
 
 def test_the_factors_of_a_displacement_multiply_to_it():
-    """What an evaluation takes of flipout and lowrank gives the displacement that is written down."""
+    """The factors that an evaluation uses for flipout and lowrank multiply to the displacement itself."""
     rows, shape, key = torch.tensor([4, 0, 9]), (13, 37), split_seed(SEED)
     r, s = reference.flipout_signs(rows, {2: shape}, key, torch.float64)[2]
     base = reference.flipout_bases(rows % 4, {2: shape}, key, torch.float64)[2]
-    made = unit_displacements(rows, 2, shape, SEED, "flipout(4)", torch.float64)
-    assert torch.equal(base * r[:, :, None] * s[:, None], made)
+    result = unit_displacements(rows, 2, shape, SEED, "flipout(4)", torch.float64)
+    assert torch.equal(base * r[:, :, None] * s[:, None], result)
     left, right, scale = reference.lowrank_factors(rows, {2: shape}, 3, key, torch.float32)[2]
-    made = unit_displacements(rows, 2, shape, SEED, "lowrank(3)", torch.float64)
-    torch.testing.assert_close(scale[:, None, None] * (left.double().mT @ right.double()), made, rtol=1e-12, atol=0)
-    torch.testing.assert_close(made.square().sum((1, 2)), torch.full_like(scale, 13 * 37), rtol=1e-14, atol=0)
+    result = unit_displacements(rows, 2, shape, SEED, "lowrank(3)", torch.float64)
+    torch.testing.assert_close(scale[:, None, None] * (left.double().mT @ right.double()), result, rtol=1e-12, atol=0)
+    torch.testing.assert_close(result.square().sum((1, 2)), torch.full_like(scale, 13 * 37), rtol=1e-14, atol=0)
 
 
 def test_a_vanishing_product_of_factors_is_no_displacement():
@@ -110,10 +110,10 @@ def test_a_vanishing_product_of_factors_is_no_displacement():
 
 def test_normals_are_exact_in_bfloat16_and_equal_in_every_dtype():
     """Rounding to bfloat16 is part of the definition."""
-    made = {dtype: unit_displacements(torch.arange(3), 1, (20, 37), 5, dtype=dtype) for dtype in reference_dtypes()}
-    for values in made.values():
-        assert torch.equal(values.double(), made[torch.float64])
-    assert torch.equal(made[torch.float64].to(torch.bfloat16).double(), made[torch.float64])
+    result = {dtype: unit_displacements(torch.arange(3), 1, (20, 37), 5, dtype=dtype) for dtype in reference_dtypes()}
+    for values in result.values():
+        assert torch.equal(values.double(), result[torch.float64])
+    assert torch.equal(result[torch.float64].to(torch.bfloat16).double(), result[torch.float64])
 
 
 def reference_dtypes():
@@ -139,8 +139,8 @@ def test_parameters_made_together_are_those_made_alone(directions):
     rows = torch.tensor([3, 1, 8])
     alone = {ordinal: unit_displacements(rows, ordinal, shape, SEED, directions) for ordinal, shape in shapes.items()}
     for numbers in (1, 200, 10**6):
-        made = reference.displacements(directions, rows, shapes, split_seed(SEED), torch.float32, numbers)
-        assert list(made) == list(shapes) and all(torch.equal(made[ordinal], alone[ordinal]) for ordinal in shapes)
+        result = reference.displacements(directions, rows, shapes, split_seed(SEED), torch.float32, numbers)
+        assert list(result) == list(shapes) and all(torch.equal(result[ordinal], alone[ordinal]) for ordinal in shapes)
 
 
 def test_empty_shapes_and_rows(directions):
@@ -153,12 +153,12 @@ def test_empty_shapes_and_rows(directions):
 def test_threads_do_not_matter(directions):
     """One thread and two give the same bits."""
     threads = torch.get_num_threads()
-    made = []
+    result = []
     for number in (1, 2):
         torch.set_num_threads(number)
-        made.append(unit_displacements(torch.arange(64), 0, (128, 96), 9, directions))
+        result.append(unit_displacements(torch.arange(64), 0, (128, 96), 9, directions))
     torch.set_num_threads(threads)
-    assert torch.equal(*made)
+    assert torch.equal(*result)
 
 
 def test_row_parameter_seed_and_purpose_change_every_word():
@@ -205,9 +205,14 @@ def test_extreme_words_give_finite_normals():
 @pytest.mark.parametrize("directions", ["rademacher", "flipout(16)"])
 def test_signs_are_balanced_and_uncorrelated(directions):
     """Mean and neighbour correlations of a million signs within five standard errors."""
-    made = unit_displacements(torch.arange(16), 0, (256, 256), 3, directions)
-    n = made.numel()
-    for product in (made, made[1:] * made[:-1], made[:, 1:] * made[:, :-1], made[..., 1:] * made[..., :-1]):
+    result = unit_displacements(torch.arange(16), 0, (256, 256), 3, directions)
+    n = result.numel()
+    for product in (
+        result,
+        result[1:] * result[:-1],
+        result[:, 1:] * result[:, :-1],
+        result[..., 1:] * result[..., :-1],
+    ):
         assert abs(float(product.sum())) < 5 * n**0.5
 
 
