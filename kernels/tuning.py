@@ -15,8 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from nntk.kernels.target import Target
 
 TUNED = Path(__file__).resolve().parent / "tuned"
@@ -149,32 +147,6 @@ def path_of(device: str) -> Path:
     return TUNED / f"{device}.json"
 
 
-class _Layout(BaseModel):
-    """Part of a table. Fields that only readers of the measurements need stand beside these."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class Entry(_Layout):
-    """Fastest configuration of one choice at one key."""
-
-    key: dict[str, str | bool | int] = {}
-    config: dict[str, Any] = {}
-
-
-class KernelEntries(_Layout):
-    """Entries of one choice, and the hash of the sources that they were measured with."""
-
-    sources: str | None = None
-    entries: list[Entry] = []
-
-
-class Table(_Layout):
-    """Layout of a device's table, see tuned/README.md."""
-
-    kernels: dict[str, KernelEntries]
-
-
 def read(path: Path) -> dict[str, Any]:
     """Read and check a table.
 
@@ -195,12 +167,13 @@ def read(path: Path) -> dict[str, Any]:
         raise TableError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise TableError(f"{path}: schema must be {SCHEMA}; nntk-bench tune --again makes a new one")
+    # Imported where there is a table: importing the package takes no time for pydantic, and works without it.
+    from nntk.kernels.tuned_table import LayoutError, parse_table
+
     try:
-        table = Table.model_validate(content)
-    except ValidationError as invalid:
-        problem = invalid.errors()[0]
-        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in problem["loc"]).lstrip(".")
-        raise TableError(f"{path}: {place}: {problem['msg']}; got {problem['input']!r}") from None
+        table = parse_table(content)
+    except LayoutError as error:
+        raise TableError(f"{path}: {error}") from None
     known = tunables()
     for name, kernel in table.kernels.items():
         if name not in known:

@@ -2,10 +2,10 @@
 
 Begin with :class:`NonlocalNTK`, the nonlocal kernel of any model, and :func:`local_ntk`, the ordinary one.
 :class:`FixedKernel` and :class:`Attention` choose the weights of displacements. :class:`KernelRidge` fits data,
-:class:`GPyTorchKernel` serves gaussian processes, :class:`GradientFlow` predicts training, :class:`KernelTracker` records
-the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients. :func:`save`, :func:`load` and
-:func:`write_kernel` handle files. :mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, and
-:mod:`nntk.kernels` the batched operations.
+:class:`GPyTorchKernel` serves gaussian processes, :class:`GradientFlow` predicts training, :class:`KernelTracker`
+records the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients. :func:`save`,
+:func:`load` and :func:`write_kernel` handle files. :mod:`nntk.activations` holds sign, step, quantise and sawtooth as
+modules, and :mod:`nntk.kernels` the batched operations.
 """
 
 from importlib import import_module
