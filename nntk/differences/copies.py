@@ -1,5 +1,6 @@
 """Differences by plain evaluation: the model is evaluated at displaced copies of its parameters, chunk by chunk."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from nntk.kernels.philox import unit_displacements
 from nntk.kernels.philox.slabs import TILE
 from nntk.models.general import GeneralModel, Tensors, cast_floating
 from nntk.models.observe import Observe
+
+_log = logging.getLogger("nntk")
 
 _STACKED = 8
 """Number of displaced copies that are evaluated together; more of them leave a CPU's caches."""
@@ -103,9 +106,13 @@ def stacks_well(model: GeneralModel, base: Tensors, x: Tensor) -> bool:
     two = {name: torch.stack((parameter, parameter * 1.5)) for name, parameter in base.items()}
     try:
         stacked = evaluate_stacked(model, two, x)
-    except Exception:  # vmap may object to anything; the model reports its own errors when it is evaluated alone.
+    except Exception as error:  # vmap may object to anything; the model reports its own errors when evaluated alone.
+        _log.info("Displaced copies are evaluated in turn: vmap objects to the model: %s", error)
         return False
-    return torch.allclose(stacked, evaluate_in_turn(model, two, x), rtol=1e-3, atol=1e-5, equal_nan=True)
+    agrees = torch.allclose(stacked, evaluate_in_turn(model, two, x), rtol=1e-3, atol=1e-5, equal_nan=True)
+    if not agrees:
+        _log.info("Displaced copies are evaluated in turn: vmap gives other outputs.")
+    return agrees
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Choice of the view of a model: an MLP by its layers, anything else as a general model."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ from nntk.models.general import GeneralModel, Trials
 from nntk.models.mlp import Mlp
 from nntk.models.module import view_module
 from nntk.models.recognise import NotRecognised, recognise
+
+_log = logging.getLogger("nntk")
 
 Model = nn.Module | BlackBox | Function
 ModelView = Mlp | GeneralModel
@@ -87,8 +90,9 @@ def view_model(
     if draws is None:
         try:
             return recognise(model, names)
-        except NotRecognised:
+        except NotRecognised as error:
             if precision in ("tf32", "bf16"):
                 raise
+            _log.debug("The model is evaluated as a general model: %s", error)
     structure = tuple(type(module) for module in model.modules())
     return view_module(model, names, draws, known.setdefault(structure, {}))

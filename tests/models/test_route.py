@@ -89,6 +89,21 @@ def test_a_fallback_is_logged_and_concerns_one_call_alone(caplog):
     assert torch.equal(kernel(x[:2]), before)
 
 
+def test_every_fallback_is_logged(caplog):
+    """A branch on a value stops propagation and vmap: both fallbacks are reported, with their reasons."""
+
+    class Branching(Wrapped):
+        def forward(self, x):
+            """Branch on a value of the outputs."""
+            h = self.model(x)
+            return h if float(h.detach().square().sum()) >= 0 else -h
+
+    with caplog.at_level(logging.DEBUG, logger="nntk"):
+        NonlocalNTK(Branching(mlp(3, 4, 2)), samples=8)(inputs(4, 3))
+    for words in ("as a general model", "at displaced copies", "in turn"):
+        assert any(words in message for message in caplog.messages), caplog.messages
+
+
 def test_settings_are_frozen():
     """A kernel's settings are read as its attributes; none can be assigned."""
     kernel = NonlocalNTK(mlp(3, 4, 1), gamma=0.2, samples=4)
