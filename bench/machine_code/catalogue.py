@@ -85,7 +85,7 @@ def report(task: Task) -> Report:
         # Triton prints all of the PTX that ptxas rejects; its message is enough.
         with contextlib.redirect_stdout(io.StringIO()):
             compiled = ahead_of_time.compile(case, task.arch)
-    except Exception as error:  # noqa: BLE001 - any error of a compiler is a result of the task
+    except Exception as error:  # Any error of a compiler is a result of the task.
         return Report(task, _stated(case), None, {"compiles": f"{type(error).__name__}: {error}"})
     measured = measure(case, compiled, task.arch)
     return Report(task, _stated(case), measured, checks.failures(case, task.arch, measured))
