@@ -63,7 +63,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|gpytorch|linear_operator|sklearn|scipy|collections|pathlib|os|typing)\..*"),
     (r"py:.*", r"(int|float|bool|str|bytes|list|tuple|dict|range|object|slice|None|type)"),
     (r"py:.*", r"nntk\.(displacements|estimators|linalg|models|propagation)(\.\w+)*"),
-    (r"py:.*", r"nntk\.kernels(\.\w+)*\.(activations|definition|distributions|laws|reference)(\.\w+)*"),
+    (r"py:.*", r"nntk\.kernels(\.\w+)*\.(activations|definition|distributions|reference)(\.\w+)*"),
     (r"py:.*", r"nntk\..*\.(T|Op)"),
     # Sections "Raises:" name exceptions without their module, which is not that of the page.
     (r"py:exc", r"\w+"),
@@ -85,7 +85,7 @@ copybutton_prompt_is_regexp = True
 
 
 def _prepare(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
-    """Write what napoleon and reStructuredText would misread in another way.
+    """Rewrite lines that napoleon or reStructuredText would misread.
 
     The first line of an attribute is prose, though napoleon takes the words before a colon for a type. The star of a
     shape such as ``[M, *shape]`` opens no emphasis.
