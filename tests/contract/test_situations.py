@@ -1,0 +1,34 @@
+"""Every situation in a model of some kind: the kernel is right, or the model is refused by a clear sentence."""
+
+import re
+
+import pytest
+from judge import report
+from situations import BASES, BATCH, EITHER, RANDOM, REFUSED, RIGHT, SITUATIONS
+
+CASES = [(name, list(BASES)[number % len(BASES)]) for number, name in enumerate(SITUATIONS)]
+"""Each situation with one kind of model, in turn; ``run_matrix.py --situations`` judges every pair."""
+
+
+def complaints(name, base):
+    """Return what contradicts the expectation about a situation in a base, as a list of sentences."""
+    expected, make = SITUATIONS[name]
+    model, x = make(base)
+    columns = report(model, x, gammas=(0.1,), samples=3).columns
+    found = [f"{column}: {text}" for column, text in columns.items() if text.startswith("WRONG")]
+    value = columns["gamma 0.1"]
+    if expected == RIGHT:
+        found += [f"{column}: {text}" for column, text in columns.items() if text.startswith("refused")]
+    elif expected == REFUSED and not value.startswith("refused"):
+        found.append(f"expected a refusal, got {value}")
+    elif expected in (RANDOM, BATCH) and not re.search(expected, value):
+        found.append(f"expected {expected}, got {value}")
+    else:
+        assert expected in (EITHER, REFUSED, RANDOM, BATCH)
+    return found
+
+
+@pytest.mark.parametrize("name, base", CASES, ids=[f"{name}, {base}" for name, base in CASES])
+def test_every_situation_is_right_or_refused(name, base):
+    """No third: never a plausible wrong number, never internal words, nothing left changed."""
+    assert complaints(name, base) == []
