@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,12 +30,14 @@ KERNEL_FACTOR = 4.0
 
 SUBJECTS = (
     "batch", "buffer", "differences", "function", "gamma", "inputs", "kernel", "layer", "model", "operator", "output",
-    "outputs", "parameter", "parameters", "precision", "propagation", "samples", "scripted", "submodule", "x", "x1", "x2",
+    "outputs", "parameter", "parameters", "precision", "propagation", "samples", "scripted", "submodule", "x",
+    "x1", "x2",
 )  # fmt: skip
 """Words that name what is at fault: a refusal begins with one, after an article at most."""
 INTERNAL_WORDS = (
     "functorch", "vmap", "jacrev", "functional_call", "got an unexpected", "expected all tensors", "nonetype",
-    "has no attribute", "not subscriptable", "positional argument", "keyword argument", "internal assert", "please report",
+    "has no attribute", "not subscriptable", "positional argument", "keyword argument", "internal assert",
+    "please report",
     "displacedtensor", "gradtrackingtensor", "batchedtensor", "batchdim", "__torch_function__", "__torch_dispatch__",
     "dispatch key", "traceback", "c10::", "aten::", "aten.", "torch._c", "storage", "object is not", "list index",
     "keyerror", "stopiteration", "unpack", "inplace arithmetic", "modified by an inplace", "version counter",
@@ -48,6 +50,11 @@ class Report:
     """Findings about one model, by column: ``"right"``, ``"refused: ..."``, ``"WRONG: ..."`` or ``"-"``."""
 
     columns: dict[str, str] = field(default_factory=dict)
+
+    def note_repeat(self, is_equal):
+        """Note whether a second call gave the same bits."""
+        before = self.columns.get("repeats", "right")
+        self.columns["repeats"] = before if is_equal else "WRONG: a repeat differs"
 
     @property
     def verdict(self) -> str:
@@ -149,14 +156,18 @@ def judge_values(result, kernel, x, evaluate, column, dtype, note):
     for name, actual, target, limit in (
         ("D", differences, truth, bound),
         ("K", whole, expected, KERNEL_FACTOR * bound),
-        ("corner", kernel(x[: (len(x) + 1) // 2]), whole[: (len(x) + 1) // 2, : (len(x) + 1) // 2], KERNEL_FACTOR * bound),
+        (
+            "corner",
+            kernel(x[: (len(x) + 1) // 2]),
+            whole[: (len(x) + 1) // 2, : (len(x) + 1) // 2],
+            KERNEL_FACTOR * bound,
+        ),
     ):
         if actual.shape != target.shape:
             wrong.append(f"{name} has shape {tuple(actual.shape)}, not {tuple(target.shape)}")
         elif not (error := error_of(actual, target)) <= limit:
             wrong.append(f"{name} off by {error:.1e}")
-    if not (torch.equal(whole, kernel(x)) and torch.equal(differences, kernel.differences(x))):
-        wrong.append("a repeat differs")
+    result.note_repeat(torch.equal(whole, kernel(x)) and torch.equal(differences, kernel.differences(x)))
     if differences.dtype != dtype or whole.dtype != dtype:
         wrong.append(f"the result is in {whole.dtype}")
     within = f" (to {bound:.0e}{note})" if bound > TOLERANCES[dtype] else ""
@@ -185,8 +196,7 @@ def judge_local(result, model, x, dtype):
         truth = gram(model, x, torch.float64)
         limit = max(KERNEL_FACTOR * TOLERANCES[dtype], TIMES_ROUNDING * error_of(plain, truth))
     wrong = [] if (error := error_of(actual, truth)) <= limit else [f"off by {error:.1e}"]
-    if not torch.equal(actual, nntk.local_ntk(model, x)):
-        wrong.append("a repeat differs")
+    result.note_repeat(torch.equal(actual, nntk.local_ntk(model, x)))
     if actual.dtype != dtype:
         wrong.append(f"the result is in {actual.dtype}")
     result.columns["NTK limit"] = f"WRONG: {', '.join(wrong)}" if wrong else "right"

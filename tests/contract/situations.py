@@ -35,9 +35,15 @@ class LastState(nn.Module):
 
 BASES = {
     "tanh": lambda: (nn.Sequential(nn.Linear(5, 6), nn.Tanh()), nn.Linear(6, 2)),
-    "norm": lambda: (nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.LayerNorm(6)), nn.Sequential(nn.GELU(), nn.Linear(6, 2))),
+    "norm": lambda: (
+        nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.LayerNorm(6)),
+        nn.Sequential(nn.GELU(), nn.Linear(6, 2)),
+    ),
     "sign": lambda: (nn.Linear(5, 6), nn.Sequential(Sign(), nn.Linear(6, 2))),
-    "conv": lambda: (nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 2, 3), nn.SiLU(), nn.Flatten()), nn.Linear(6, 2)),
+    "conv": lambda: (
+        nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 2, 3), nn.SiLU(), nn.Flatten()),
+        nn.Linear(6, 2),
+    ),
     "lstm": lambda: (LastState(), nn.Linear(6, 2)),
     "erf": lambda: (nn.Sequential(nn.Linear(5, 6)), Function(lambda m, h: m.last(torch.erf(h)), last=nn.Linear(6, 2))),
 }
@@ -217,7 +223,9 @@ situation("buffer counter in the output", EITHER, multiplies_by_count, counted)
 situation("running statistics afterwards", EITHER, moves_mean_afterwards, with_mean)
 situation("running statistics before use", BATCH, moves_mean_before, with_mean)
 situation("replaces a buffer", EITHER, replaces_buffer, with_mean)
-situation("non-persistent buffer", RIGHT, counts, lambda m: m.register_buffer("count", torch.zeros(()), persistent=False))
+situation(
+    "non-persistent buffer", RIGHT, counts, lambda m: m.register_buffer("count", torch.zeros(()), persistent=False)
+)
 situation("cached activation", RIGHT, caches, with_attribute(last=None))
 situation("list cache", RIGHT, caches_in_list, with_attribute(seen=list))
 situation("dictionary cache", RIGHT, caches_in_dict, with_attribute(seen=dict))
@@ -232,7 +240,12 @@ situation("switches to evaluation mode", EITHER, switches_mode, training=True)
 situation("holds a lock", RIGHT, prepare=with_attribute(lock=threading.Lock))
 situation("holds an open generator", RIGHT, prepare=with_attribute(numbers=lambda: (i for i in range(3))))
 situation("holds a tensor with a history", RIGHT, prepare=with_attribute(held=lambda: nn.Parameter(torch.ones(3)) * 2))
-situation("holds a module outside of modules", EITHER, lambda m, h: m.hidden[0](h), with_attribute(hidden=lambda: [nn.Linear(6, 6)]))
+situation(
+    "holds a module outside of modules",
+    EITHER,
+    lambda m, h: m.hidden[0](h),
+    with_attribute(hidden=lambda: [nn.Linear(6, 6)]),
+)
 
 
 # Parametrised weights ------------------------------------------------------------------------------------------------
@@ -264,10 +277,27 @@ situation("spectral_norm, legacy, training", EITHER, use_extra, wrap_linear(nn.u
 situation("spectral_norm, training", EITHER, use_extra, wrap_linear(parametrizations.spectral_norm), training=True)
 situation("orthogonal", RIGHT, use_extra, wrap_linear(parametrizations.orthogonal))
 situation("pruned", RIGHT, use_extra, wrap_linear(prune_it))
-situation("forward hook", RIGHT, use_extra, wrap_linear(lambda v: first_then(v.register_forward_hook(lambda m, i, o: o * 2), v)))
-situation("forward pre-hook", RIGHT, use_extra, wrap_linear(lambda v: first_then(v.register_forward_pre_hook(lambda m, i: (i[0] + 1,)), v)))
-situation("backward hook", RIGHT, use_extra, wrap_linear(lambda v: first_then(v.register_full_backward_hook(lambda m, i, o: None), v)))
-situation("parameter hook", EITHER, use_extra, wrap_linear(lambda v: first_then(v.weight.register_hook(lambda g: g), v)))
+situation(
+    "forward hook",
+    RIGHT,
+    use_extra,
+    wrap_linear(lambda v: first_then(v.register_forward_hook(lambda m, i, o: o * 2), v)),
+)
+situation(
+    "forward pre-hook",
+    RIGHT,
+    use_extra,
+    wrap_linear(lambda v: first_then(v.register_forward_pre_hook(lambda m, i: (i[0] + 1,)), v)),
+)
+situation(
+    "backward hook",
+    RIGHT,
+    use_extra,
+    wrap_linear(lambda v: first_then(v.register_full_backward_hook(lambda m, i, o: None), v)),
+)
+situation(
+    "parameter hook", EITHER, use_extra, wrap_linear(lambda v: first_then(v.weight.register_hook(lambda g: g), v))
+)
 situation("frozen layer", RIGHT, use_extra, wrap_linear(lambda v: v.requires_grad_(False)))
 
 
@@ -291,10 +321,29 @@ situation("dropout of the functional interface", RANDOM, lambda m, h: F.dropout(
 situation("dropout layer in training", RANDOM, use_extra, training_only(lambda: nn.Dropout(0.5)), training=True)
 situation("alpha dropout", RANDOM, lambda m, h: F.alpha_dropout(h, 0.3, training=True))
 situation("feature dropout", RANDOM, lambda m, h: F.dropout1d(h[:, :, None], 0.4)[..., 0])
-situation("dropout in attention", RANDOM, lambda m, h: F.scaled_dot_product_attention(h[:, None], h[:, :, None].expand(-1, -1, 6), h[:, :, None].expand(-1, -1, 6), dropout_p=0.3)[:, 0])
-situation("dropout in multi-head attention", RANDOM, lambda m, h: m.extra(h.view(-1, 3, 2), h.view(-1, 3, 2), h.view(-1, 3, 2))[0].flatten(1),
-          training_only(lambda: nn.MultiheadAttention(2, 1, 0.4, batch_first=True)), training=True)  # fmt: skip
-situation("dropout in LSTM", RANDOM, lambda m, h: m.extra(h[..., None])[0].sum(-1), training_only(lambda: nn.LSTM(1, 2, 2, batch_first=True, dropout=0.5)), training=True)
+situation(
+    "dropout in attention",
+    RANDOM,
+    lambda m, h: F.scaled_dot_product_attention(
+        h[:, None], h[:, :, None].expand(-1, -1, 6), h[:, :, None].expand(-1, -1, 6), dropout_p=0.3
+    )[:, 0],
+)
+
+
+def attends(m, h):
+    parts = h.view(-1, 3, 2)
+    return m.extra(parts, parts, parts)[0].flatten(1)
+
+
+small_attention = training_only(lambda: nn.MultiheadAttention(2, 1, 0.4, batch_first=True))
+situation("dropout in multi-head attention", RANDOM, attends, small_attention, training=True)
+situation(
+    "dropout in LSTM",
+    RANDOM,
+    lambda m, h: m.extra(h[..., None])[0].sum(-1),
+    training_only(lambda: nn.LSTM(1, 2, 2, batch_first=True, dropout=0.5)),
+    training=True,
+)
 situation("rrelu in training", RANDOM, use_extra, training_only(nn.RReLU), training=True)
 situation("gumbel softmax", RANDOM, lambda m, h: F.gumbel_softmax(h, hard=True))
 situation("randn_like", RANDOM, lambda m, h: h + 0.1 * torch.randn_like(h))
@@ -302,16 +351,34 @@ situation("small noise", RANDOM, lambda m, h: h + 1e-5 * torch.randn_like(h))
 situation("bernoulli", RANDOM, lambda m, h: torch.bernoulli(torch.sigmoid(h)))
 situation("multinomial", RANDOM, lambda m, h: h * torch.multinomial(torch.softmax(h, -1), 1))
 situation("normal_ in place", RANDOM, lambda m, h: h + torch.empty_like(h).normal_())
-situation("reparametrised sample", RANDOM, lambda m, h: torch.distributions.Normal(h, 1.0, validate_args=False).rsample())
+situation(
+    "reparametrised sample", RANDOM, lambda m, h: torch.distributions.Normal(h, 1.0, validate_args=False).rsample()
+)
 situation("random permutation", RANDOM, lambda m, h: h[:, torch.randperm(6)])
 situation("rare randomness", RANDOM, rarely)
 situation("depth by torch", RANDOM, lambda m, h: h if torch.rand(()) < 0.5 else 2 * h)
 situation("depth by numpy", RANDOM, lambda m, h: h if np.random.rand() < 0.5 else 2 * h)
 situation("depth by python", RANDOM, lambda m, h: h if random.random() < 0.5 else 2 * h)
-situation("generator of its own", RANDOM, lambda m, h: h + torch.randn(6, generator=m.own.generator), with_attribute(own=Seeded))
-situation("generator as an attribute", RANDOM, lambda m, h: h + torch.randn(6, generator=m.own), with_attribute(own=lambda: torch.Generator().manual_seed(0)))
-situation("new generator with a fixed seed", RIGHT, lambda m, h: h + torch.randn(6, generator=torch.Generator().manual_seed(0)))
-situation("numpy's default_rng", REFUSED, lambda m, h: h + torch.as_tensor(np.random.default_rng().normal(size=6)).to(h))
+situation(
+    "generator of its own",
+    RANDOM,
+    lambda m, h: h + torch.randn(6, generator=m.own.generator),
+    with_attribute(own=Seeded),
+)
+situation(
+    "generator as an attribute",
+    RANDOM,
+    lambda m, h: h + torch.randn(6, generator=m.own),
+    with_attribute(own=lambda: torch.Generator().manual_seed(0)),
+)
+situation(
+    "new generator with a fixed seed",
+    RIGHT,
+    lambda m, h: h + torch.randn(6, generator=torch.Generator().manual_seed(0)),
+)
+situation(
+    "numpy's default_rng", REFUSED, lambda m, h: h + torch.as_tensor(np.random.default_rng().normal(size=6)).to(h)
+)
 situation("numbers drawn but not used", EITHER, lambda m, h: first_then(torch.rand(3), h))
 situation("seeds the global generator", EITHER, lambda m, h: first_then(torch.manual_seed(0), h + torch.randn(6)))
 situation("dropout layer in evaluation", RIGHT, use_extra, training_only(lambda: nn.Dropout(0.5)))
@@ -356,7 +423,12 @@ situation("normalised over dim 0", BATCH, lambda m, h: F.normalize(h, dim=0))
 situation("threshold at the batch's median", BATCH, lambda m, h: h * (h > h.median()))
 situation("scale of quantisation by the batch", BATCH, scale_by_batch)
 situation("batch norm in training", BATCH, lambda m, h: F.batch_norm(h, None, None, training=True))
-situation("batch norm without statistics", BATCH, use_extra, training_only(lambda: nn.BatchNorm1d(6, track_running_stats=False)))
+situation(
+    "batch norm without statistics",
+    BATCH,
+    use_extra,
+    training_only(lambda: nn.BatchNorm1d(6, track_running_stats=False)),
+)
 situation("branch by the batch's mean", BATCH, lambda m, h: h if h.mean() > 0 else 2 * h)
 situation("similarities within the batch", REFUSED, lambda m, h: h @ (h.T @ h))
 situation("one row for the batch", REFUSED, lambda m, h: h.mean(0, keepdim=True))
@@ -365,7 +437,12 @@ situation("sorted and put back", RIGHT, lambda m, h: h[h[:, 0].argsort()][h[:, 0
 situation("folded into the batch", RIGHT, lambda m, h: h.reshape(-1, 3).softmax(-1).reshape(-1, 6))
 situation("softmax of each input", RIGHT, lambda m, h: h.softmax(-1))
 situation("group norm", RIGHT, lambda m, h: F.group_norm(h, 2))
-situation("batch-first attention", RIGHT, lambda m, h: m.extra(h.view(-1, 3, 2))[:, 0].repeat(1, 3), training_only(lambda: nn.TransformerEncoderLayer(2, 1, 4, batch_first=True)))
+situation(
+    "batch-first attention",
+    RIGHT,
+    lambda m, h: m.extra(h.view(-1, 3, 2))[:, 0].repeat(1, 3),
+    training_only(lambda: nn.TransformerEncoderLayer(2, 1, 4, batch_first=True)),
+)
 situation("batch norm in evaluation", RIGHT, use_extra, training_only(lambda: nn.BatchNorm1d(6)))
 
 
@@ -493,7 +570,9 @@ situation("through a list", EITHER, lambda m, h: torch.tensor(h.tolist(), dtype=
 situation("through DLPack", EITHER, lambda m, h: torch.from_dlpack(h.detach()) * 2)
 situation("as_tensor", EITHER, lambda m, h: torch.as_tensor(h) * 2)
 situation("nested tensors", EITHER, lambda m, h: torch.nested.as_nested_tensor(list(h)).to_padded_tensor(0.0))
-situation("stripped in the middle only", EITHER, in_middle(lambda h: torch.tanh(h.as_subclass(Own)).as_subclass(torch.Tensor)))
+situation(
+    "stripped in the middle only", EITHER, in_middle(lambda h: torch.tanh(h.as_subclass(Own)).as_subclass(torch.Tensor))
+)
 situation("detached in the middle only", EITHER, in_middle(lambda h: 3 * h.detach()))
 situation("no rule in the middle only", RIGHT, in_middle(torch.special.erfcx))
 situation("no_grad inside", EITHER, without_grad)
@@ -521,14 +600,23 @@ situation("float32 casts inside", EITHER, normed_in_float32)
 situation("float() inside", EITHER, lambda m, h: torch.tanh(h.float()).type_as(h))
 situation("half inside", EITHER, lambda m, h: torch.tanh(h.half()).to(h.dtype))
 situation("bfloat16 inside", EITHER, lambda m, h: torch.tanh(h.bfloat16()).to(h.dtype))
-situation("returns float32 always", EITHER, lambda m, h: h, wrap=lambda model: Function(lambda m, x: m.model(x).float(), model=model))
+situation(
+    "returns float32 always",
+    EITHER,
+    lambda m, h: h,
+    wrap=lambda model: Function(lambda m, x: m.model(x).float(), model=model),
+)
 situation("autocast inside", EITHER, autocast_inside, training_only(lambda: nn.Linear(6, 6)))
 situation("double inside", RIGHT, lambda m, h: torch.tanh(h.double()).to(h.dtype))
 situation("tensors of the default dtype inside", RIGHT, lambda m, h: torch.cat((h, torch.ones(len(h), 1)), 1)[:, :6])
 situation("products with tensors of the default dtype", EITHER, lambda m, h: h @ torch.eye(6))
-situation("float32 buffers as attributes", EITHER, lambda m, h: h @ m.matrix, with_attribute(matrix=lambda: torch.eye(6)))
+situation(
+    "float32 buffers as attributes", EITHER, lambda m, h: h @ m.matrix, with_attribute(matrix=lambda: torch.eye(6))
+)
 situation("integers of values", RIGHT, lambda m, h: (4 * h).long().to(h.dtype) / 4)
-situation("set_default_dtype inside", EITHER, lambda m, h: h + torch.zeros(6, dtype=torch.get_default_dtype()).to(h.dtype))
+situation(
+    "set_default_dtype inside", EITHER, lambda m, h: h + torch.zeros(6, dtype=torch.get_default_dtype()).to(h.dtype)
+)
 
 
 # Inputs --------------------------------------------------------------------------------------------------------------
@@ -541,11 +629,23 @@ TOKENS = torch.tensor([[1], [5], [0], [8], [3], [2]])
 situation("tokens", RIGHT, prepare=embedded, before=lambda m, x: m.table(x[:, 0]), x=TOKENS)
 situation("tokens of int32", RIGHT, prepare=embedded, before=lambda m, x: m.table(x[:, 0]), x=TOKENS.int())
 situation("tokens of a vector", EITHER, prepare=embedded, before=lambda m, x: m.table(x), x=TOKENS[:, 0])
-situation("integers as numbers", EITHER, before=lambda m, x: x.to(m.back.state_dict()[next(iter(m.back.state_dict()))].dtype), x=(3 * INPUTS).long())
+situation(
+    "integers as numbers",
+    EITHER,
+    before=lambda m, x: x.to(m.back.state_dict()[next(iter(m.back.state_dict()))].dtype),
+    x=(3 * INPUTS).long(),
+)
 situation("boolean inputs", EITHER, before=lambda m, x: x.to(next(m.parameters()).dtype), x=INPUTS > 0)
-situation("bytes, an image", EITHER, before=lambda m, x: x.to(next(m.parameters()).dtype) / 255, x=(INPUTS.abs() * 80).to(torch.uint8))
+situation(
+    "bytes, an image",
+    EITHER,
+    before=lambda m, x: x.to(next(m.parameters()).dtype) / 255,
+    x=(INPUTS.abs() * 80).to(torch.uint8),
+)
 situation("half inputs", EITHER, before=lambda m, x: x.to(next(m.parameters()).dtype), x=INPUTS.half())
-situation("double inputs for a float32 model", EITHER, before=lambda m, x: x.to(next(m.parameters()).dtype), x=INPUTS.double())
+situation(
+    "double inputs for a float32 model", EITHER, before=lambda m, x: x.to(next(m.parameters()).dtype), x=INPUTS.double()
+)
 situation("inputs that are not contiguous", RIGHT, x=INPUTS.T.contiguous().T)
 situation("inputs that repeat", RIGHT, x=INPUTS[[0, 1, 0, 1, 1]])
 situation("one input", RIGHT, x=INPUTS[:1])
@@ -571,13 +671,29 @@ situation("returns its transpose", REFUSED, wrap=returns(lambda y: y.T))
 situation("returns a subclass", EITHER, wrap=returns(lambda y: y.as_subclass(Own)))
 situation("returns a vector", RIGHT, wrap=returns(lambda y: y[:, 0]))
 situation("returns an image", RIGHT, wrap=returns(lambda y: y[:, :, None].expand(-1, 2, 3)))
-situation("returns the parameters' norm", RIGHT, wrap=lambda model: Function(lambda m, x: m.model(x) * sum(p.square().sum() for p in m.parameters()), model=model))
+situation(
+    "returns the parameters' norm",
+    RIGHT,
+    wrap=lambda model: Function(lambda m, x: m.model(x) * sum(p.square().sum() for p in m.parameters()), model=model),
+)
 situation("fails for one input", REFUSED, before=needs_two)
-situation("parameters in a list", RIGHT, lambda m, h: sum(h * p for p in m.many), lambda m: setattr(m, "many", nn.ParameterList(torch.randn(6) for _ in range(3))))
-situation("one module in two places", RIGHT, lambda m, h: m.one(m.two(h)), lambda m: [setattr(m, "one", nn.Linear(6, 6)), setattr(m, "two", m.one)])
+situation(
+    "parameters in a list",
+    RIGHT,
+    lambda m, h: sum(h * p for p in m.many),
+    lambda m: setattr(m, "many", nn.ParameterList(torch.randn(6) for _ in range(3))),
+)
+situation(
+    "one module in two places",
+    RIGHT,
+    lambda m, h: m.one(m.two(h)),
+    lambda m: [setattr(m, "one", nn.Linear(6, 6)), setattr(m, "two", m.one)],
+)
 situation("suppresses errors", EITHER, lambda m, h: suppressed(h))
 situation("isinstance and type checks", EITHER, lambda m, h: 2 * h if type(h) is torch.Tensor else h)
-situation("reads sizes and strides", RIGHT, lambda m, h: h.as_strided((len(h), 6), (h.stride(0), h.stride(1))) * h.stride(1))
+situation(
+    "reads sizes and strides", RIGHT, lambda m, h: h.as_strided((len(h), 6), (h.stride(0), h.stride(1))) * h.stride(1)
+)
 
 
 def suppressed(h):

@@ -21,7 +21,11 @@ architecture("GRU", SEQUENCE)(lambda: recurrent(nn.GRU))
 architecture("LSTM", SEQUENCE)(lambda: recurrent(nn.LSTM, num_layers=2, dropout=0.2))
 architecture("LSTM, bidirectional", SEQUENCE)(lambda: recurrent(nn.LSTM, bidirectional=True))
 architecture("LSTM with projection", SEQUENCE)(
-    lambda: Layers(lambda m, x: m.head(m.layer(x)[1][0][0]), layer=nn.LSTM(4, 6, proj_size=3, batch_first=True), head=nn.Linear(3, 2))
+    lambda: Layers(
+        lambda m, x: m.head(m.layer(x)[1][0][0]),
+        layer=nn.LSTM(4, 6, proj_size=3, batch_first=True),
+        head=nn.Linear(3, 2),
+    )
 )
 
 
@@ -132,7 +136,9 @@ def wavenet():
 @architecture("Transformer encoder of PyTorch", SEQUENCE)
 def transformer():
     layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True)
-    return Layers(lambda m, x: m.head(m.layers(x).mean(1)), layers=nn.TransformerEncoder(layer, 2), head=nn.Linear(4, 2))
+    return Layers(
+        lambda m, x: m.head(m.layers(x).mean(1)), layers=nn.TransformerEncoder(layer, 2), head=nn.Linear(4, 2)
+    )
 
 
 @architecture("Transformer with encoder and decoder", SEQUENCE)

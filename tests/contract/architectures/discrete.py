@@ -102,7 +102,9 @@ def xnor():
         scale = m.weight.abs().mean((1, 2, 3), keepdim=True)
         return m.head(F.conv2d(h, Straight.apply(m.weight) * scale, padding=1).relu().mean((2, 3)))
 
-    return Layers(forward, first=nn.Conv2d(2, 4, 3), norm=nn.BatchNorm2d(4), weight=normal(4, 4, 3, 3), head=nn.Linear(4, 2))
+    return Layers(
+        forward, first=nn.Conv2d(2, 4, 3), norm=nn.BatchNorm2d(4), weight=normal(4, 4, 3, 3), head=nn.Linear(4, 2)
+    )
 
 
 @architecture("BinaryConnect (detached signs)", FEATURES)
@@ -164,7 +166,9 @@ def lsq():
 
 @architecture("Quantised MLP of the library", FEATURES)
 def quantised_mlp():
-    return nn.Sequential(nn.Linear(6, 8), nntk.activations.Quantise(5), nn.Linear(8, 8), nntk.activations.Quantise(5), nn.Linear(8, 2))
+    return nn.Sequential(
+        nn.Linear(6, 8), nntk.activations.Quantise(5), nn.Linear(8, 8), nntk.activations.Quantise(5), nn.Linear(8, 2)
+    )
 
 
 @architecture("Fake quantisation (torch.ao, observer running)", FEATURES)
@@ -351,7 +355,11 @@ def winners():
 
 @architecture("Maxout", FEATURES)
 def maxout():
-    return Layers(lambda m, x: m.head(m.inward(x).view(len(x), 4, 3).max(-1).values), inward=nn.Linear(6, 12), head=nn.Linear(4, 2))
+    return Layers(
+        lambda m, x: m.head(m.inward(x).view(len(x), 4, 3).max(-1).values),
+        inward=nn.Linear(6, 12),
+        head=nn.Linear(4, 2),
+    )
 
 
 @architecture("Sparsemax attention", (5, 4))

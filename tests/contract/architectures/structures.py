@@ -51,7 +51,12 @@ def gin():
         total = torch.zeros_like(x).index_add(1, t, x[:, s])
         return m.head(m.mlp((1 + m.eps) * x + total).sum(1))
 
-    model = Layers(forward, mlp=nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), eps=torch.zeros(1), head=nn.Linear(4, 2))
+    model = Layers(
+        forward,
+        mlp=nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)),
+        eps=torch.zeros(1),
+        head=nn.Linear(4, 2),
+    )
     model.register_buffer("edges", EDGES)
     return model
 
@@ -239,7 +244,14 @@ def fno():
         out[..., :3] = torch.einsum("nim,iom->nom", f[..., :3], torch.complex(m.re, m.im))
         return m.head(F.gelu(torch.fft.irfft(out, n=8) + m.local(h)).mT).mean(1)
 
-    return Layers(forward, lift=nn.Linear(2, 4), re=normal(4, 4, 3), im=normal(4, 4, 3), local=nn.Conv1d(4, 4, 1), head=nn.Linear(4, 2))
+    return Layers(
+        forward,
+        lift=nn.Linear(2, 4),
+        re=normal(4, 4, 3),
+        im=normal(4, 4, 3),
+        local=nn.Conv1d(4, 4, 1),
+        head=nn.Linear(4, 2),
+    )
 
 
 @architecture("Complex-valued network", FEATURES)
@@ -274,7 +286,9 @@ def flow():
             x, total = torch.cat((b * s.tanh().exp() + t, a), -1), total + s.tanh().sum(-1)
         return total - x.square().sum(-1) / 2
 
-    return Layers(forward, nets=nn.ModuleList(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6)) for _ in range(3)))
+    return Layers(
+        forward, nets=nn.ModuleList(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6)) for _ in range(3))
+    )
 
 
 @architecture("Masked autoregressive density (MADE)", FEATURES)
@@ -334,17 +348,25 @@ def radial():
 
 @architecture("Prototypes by cdist", FEATURES)
 def prototypes():
-    return Layers(lambda m, x: -torch.cdist(m.inward(x), m.prototypes), inward=nn.Linear(6, 3), prototypes=torch.randn(4, 3))
+    return Layers(
+        lambda m, x: -torch.cdist(m.inward(x), m.prototypes), inward=nn.Linear(6, 3), prototypes=torch.randn(4, 3)
+    )
 
 
 @architecture("Cosine classifier", FEATURES)
 def cosine():
-    return Layers(lambda m, x: 10 * F.linear(F.normalize(m.inward(x)), F.normalize(m.classes)), inward=nn.Linear(6, 4), classes=torch.randn(3, 4))
+    return Layers(
+        lambda m, x: 10 * F.linear(F.normalize(m.inward(x)), F.normalize(m.classes)),
+        inward=nn.Linear(6, 4),
+        classes=torch.randn(3, 4),
+    )
 
 
 @architecture("Bilinear layers", FEATURES)
 def bilinear():
-    return Layers(lambda m, x: m.head(m.pair(x[:, :3], x[:, 3:]).tanh()), pair=nn.Bilinear(3, 3, 4), head=nn.Linear(4, 2))
+    return Layers(
+        lambda m, x: m.head(m.pair(x[:, :3], x[:, 3:]).tanh()), pair=nn.Bilinear(3, 3, 4), head=nn.Linear(4, 2)
+    )
 
 
 @architecture("Factorisation machine", FEATURES)
@@ -364,7 +386,12 @@ def deep_cross():
             h = first * layer(h) + h
         return m.head(h)
 
-    return Layers(forward, embed=nn.Embedding(7, 3, max_norm=None), cross=nn.ModuleList(nn.Linear(9, 9) for _ in range(2)), head=nn.Linear(9, 1))
+    return Layers(
+        forward,
+        embed=nn.Embedding(7, 3, max_norm=None),
+        cross=nn.ModuleList(nn.Linear(9, 9) for _ in range(2)),
+        head=nn.Linear(9, 1),
+    )
 
 
 @architecture("Embedding with a largest norm", (3,), tokens=7)
@@ -473,4 +500,12 @@ def diffusion():
         h = F.group_norm(m.inward(x[:, 1:]), 2, m.gain, m.shift) * (1 + time)
         return m.out(F.silu(h) + m.skip(x[:, 1:]))
 
-    return Layers(forward, time=nn.Linear(8, 8), inward=nn.Linear(6, 8), gain=torch.ones(8), shift=normal(8), skip=nn.Linear(6, 8), out=nn.Linear(8, 6))
+    return Layers(
+        forward,
+        time=nn.Linear(8, 8),
+        inward=nn.Linear(6, 8),
+        gain=torch.ones(8),
+        shift=normal(8),
+        skip=nn.Linear(6, 8),
+        out=nn.Linear(8, 6),
+    )

@@ -62,7 +62,9 @@ def alexnet():
 
 @architecture("VGG-11 with batch norm", IMAGE)
 def vgg():
-    return nn.Sequential(cna(3, 4), nn.MaxPool2d(2), cna(4, 6), cna(6, 6), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 3))
+    return nn.Sequential(
+        cna(3, 4), nn.MaxPool2d(2), cna(4, 6), cna(6, 6), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 3)
+    )
 
 
 @architecture("ResNet-18 (basic blocks)", IMAGE)
@@ -80,7 +82,9 @@ def resnet_bottleneck():
 
 @architecture("Wide ResNet (pre-activation)", IMAGE)
 def wide_resnet():
-    branch = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.Dropout(0.3), nn.Conv2d(6, 6, 1))
+    branch = nn.Sequential(
+        nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.Dropout(0.3), nn.Conv2d(6, 6, 1)
+    )
     return nn.Sequential(nn.Conv2d(3, 6, 3), Residual(branch), head(6))
 
 
@@ -110,13 +114,17 @@ def mobilenet_v2():
 @architecture("MobileNetV3 (squeeze, hardswish)", IMAGE)
 def mobilenet_v3():
     se = SqueezeExcite(8, nn.Hardsigmoid)
-    branch = nn.Sequential(cna(4, 8, 1, act=nn.Hardswish), cna(8, 8, 5, groups=8, act=nn.Hardswish), se, cna(8, 4, 1, act=None))
+    branch = nn.Sequential(
+        cna(4, 8, 1, act=nn.Hardswish), cna(8, 8, 5, groups=8, act=nn.Hardswish), se, cna(8, 4, 1, act=None)
+    )
     return nn.Sequential(cna(3, 4, act=nn.Hardswish), Residual(branch), head(4))
 
 
 @architecture("EfficientNet (MBConv)", IMAGE)
 def efficientnet():
-    branch = nn.Sequential(cna(4, 8, 1, act=nn.SiLU), cna(8, 8, groups=8, act=nn.SiLU), SqueezeExcite(8), cna(8, 4, 1, act=None))
+    branch = nn.Sequential(
+        cna(4, 8, 1, act=nn.SiLU), cna(8, 8, groups=8, act=nn.SiLU), SqueezeExcite(8), cna(8, 4, 1, act=None)
+    )
     return nn.Sequential(cna(3, 4, act=nn.SiLU), Residual(branch), head(4))
 
 
@@ -128,7 +136,9 @@ def shufflenet():
         n, c, h, w = y.shape
         return m.head(y.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w))
 
-    return Layers(forward, stem=cna(3, 8), branch=nn.Sequential(cna(4, 4, 1), cna(4, 4, groups=4, act=None)), head=head(8))
+    return Layers(
+        forward, stem=cna(3, 8), branch=nn.Sequential(cna(4, 4, 1), cna(4, 4, groups=4, act=None)), head=head(8)
+    )
 
 
 @architecture("SqueezeNet (fire)", IMAGE)
@@ -144,7 +154,9 @@ def squeezenet():
 @architecture("GoogLeNet (inception)", IMAGE)
 def inception():
     pool = nn.Sequential(nn.MaxPool2d(3, 1, 1, ceil_mode=True), cna(3, 2, 1))
-    branches = nn.ModuleList((cna(3, 2, 1), nn.Sequential(cna(3, 2, 1), cna(2, 3)), nn.Sequential(cna(3, 2, 1), cna(2, 2, 5)), pool))
+    branches = nn.ModuleList(
+        (cna(3, 2, 1), nn.Sequential(cna(3, 2, 1), cna(2, 3)), nn.Sequential(cna(3, 2, 1), cna(2, 2, 5)), pool)
+    )
     return Layers(lambda m, x: m.head(torch.cat([b(x) for b in m.branches], 1)), branches=branches, head=head(9))
 
 
@@ -157,7 +169,12 @@ def regnet():
 @architecture("MNASNet", IMAGE)
 def mnasnet():
     separable = nn.Sequential(cna(4, 4, groups=4), cna(4, 4, 1, act=None))
-    return nn.Sequential(cna(3, 4, stride=2), separable, Residual(nn.Sequential(cna(4, 8, 1), cna(8, 8, 5, groups=8), cna(8, 4, 1, act=None))), head(4))
+    return nn.Sequential(
+        cna(3, 4, stride=2),
+        separable,
+        Residual(nn.Sequential(cna(4, 8, 1), cna(8, 8, 5, groups=8), cna(8, 4, 1, act=None))),
+        head(4),
+    )
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -176,13 +193,22 @@ def convnext():
 
     mlp = nn.Sequential(nn.LayerNorm(4, eps=1e-6), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
     stem = nn.Sequential(nn.Conv2d(3, 4, 2, 2), LayerNorm2d(4))
-    return Layers(forward, stem=stem, depthwise=nn.Conv2d(4, 4, 7, padding=3, groups=4), mlp=mlp, scale=torch.full((4, 1, 1), 0.5), head=head(4))
+    return Layers(
+        forward,
+        stem=stem,
+        depthwise=nn.Conv2d(4, 4, 7, padding=3, groups=4),
+        mlp=mlp,
+        scale=torch.full((4, 1, 1), 0.5),
+        head=head(4),
+    )
 
 
 @architecture("ConvMixer", IMAGE)
 def convmixer():
     depthwise = nn.Sequential(nn.Conv2d(4, 4, 5, groups=4, padding="same"), nn.GELU(), nn.BatchNorm2d(4))
-    return nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.GELU(), nn.BatchNorm2d(4), Residual(depthwise), nn.Conv2d(4, 4, 1), nn.GELU(), head(4))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 2, 2), nn.GELU(), nn.BatchNorm2d(4), Residual(depthwise), nn.Conv2d(4, 4, 1), nn.GELU(), head(4)
+    )
 
 
 @architecture("U-Net", IMAGE)
@@ -210,7 +236,12 @@ def pyramid():
 @architecture("DeepLab (atrous pooling)", IMAGE)
 def deeplab():
     branches = nn.ModuleList(nn.Conv2d(4, 2, 3, padding=r, dilation=r) for r in (1, 2, 3))
-    return Layers(lambda m, x: m.head(torch.cat([b(m.stem(x)) for b in m.branches], 1).relu()), stem=cna(3, 4), branches=branches, head=head(6))
+    return Layers(
+        lambda m, x: m.head(torch.cat([b(m.stem(x)) for b in m.branches], 1).relu()),
+        stem=cna(3, 4),
+        branches=branches,
+        head=head(6),
+    )
 
 
 @architecture("Vision transformer", IMAGE)
@@ -222,7 +253,14 @@ def vit():
 
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.1, "gelu", batch_first=True, norm_first=True)
     blocks = nn.TransformerEncoder(layer, 2, nn.LayerNorm(8), enable_nested_tensor=False)
-    return Layers(forward, patch=nn.Conv2d(3, 8, 4, 4), token=normal(1, 1, 8), place=normal(5, 8), blocks=blocks, head=nn.Linear(8, 3))
+    return Layers(
+        forward,
+        patch=nn.Conv2d(3, 8, 4, 4),
+        token=normal(1, 1, 8),
+        place=normal(5, 8),
+        blocks=blocks,
+        head=nn.Linear(8, 3),
+    )
 
 
 @architecture("Swin (shifted windows)", IMAGE)
@@ -239,7 +277,8 @@ def swin():
         return m.head(h.mean((1, 2)))
 
     model = Layers(
-        forward, patch=nn.Conv2d(3, 8, 2, 2), norm=nn.LayerNorm(8), qkv=nn.ModuleList(nn.Linear(8, 24) for _ in range(2)),
+        forward, patch=nn.Conv2d(3, 8, 2, 2), norm=nn.LayerNorm(8),
+        qkv=nn.ModuleList(nn.Linear(8, 24) for _ in range(2)),
         out=nn.ModuleList(nn.Linear(8, 8) for _ in range(2)), head=nn.Linear(8, 3),
         bias=nn.ParameterList(normal(16) for _ in range(2)),
     )  # fmt: skip
@@ -257,7 +296,15 @@ def mixer():
     def two(width):
         return nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, width))
 
-    return Layers(forward, embed=nn.Linear(6, 6), n1=nn.LayerNorm(6), n2=nn.LayerNorm(6), tokens=two(4), channels=two(6), head=nn.Linear(6, 3))
+    return Layers(
+        forward,
+        embed=nn.Linear(6, 6),
+        n1=nn.LayerNorm(6),
+        n2=nn.LayerNorm(6),
+        tokens=two(4),
+        channels=two(6),
+        head=nn.Linear(6, 3),
+    )
 
 
 @architecture("gMLP (spatial gating)", (4, 6))
@@ -266,7 +313,15 @@ def gmlp():
         u, v = F.gelu(m.inward(m.norm(x))).chunk(2, -1)
         return m.out(x + m.outward(u * m.spatial(m.gate(v).mT).mT)).mean(1)
 
-    return Layers(forward, norm=nn.LayerNorm(6), inward=nn.Linear(6, 8), gate=nn.LayerNorm(4), spatial=nn.Linear(4, 4), outward=nn.Linear(4, 6), out=nn.Linear(6, 3))
+    return Layers(
+        forward,
+        norm=nn.LayerNorm(6),
+        inward=nn.Linear(6, 8),
+        gate=nn.LayerNorm(4),
+        spatial=nn.Linear(4, 4),
+        outward=nn.Linear(4, 6),
+        out=nn.Linear(6, 3),
+    )
 
 
 @architecture("PoolFormer", IMAGE)
