@@ -13,7 +13,7 @@ from nntk.kernels.perturb import check_precision
 from nntk.kernels.philox import unit_displacements
 from nntk.models.black_box import BlackBox, Function
 from nntk.models.draws import Draws
-from nntk.models.view import ModelView, TrialsByStructure, check_model, view_model
+from nntk.models.view import FindingsByStructure, ModelView, check_model, view_model
 from nntk.settings import KernelSettings, SettingsOfKernel
 
 
@@ -42,7 +42,7 @@ class DisplacedModel(SettingsOfKernel):
         settings: KernelSettings,
     ) -> None:
         self.model, self.parameters, self.settings = model, parameters, settings
-        self._trials: TrialsByStructure = {}
+        self._findings: FindingsByStructure = {}
         check_model(model, parameters, settings.propagation, settings.precision, settings.draws)
         check_precision(settings.precision, settings.propagation, self._view().dtype)
 
@@ -162,7 +162,7 @@ class DisplacedModel(SettingsOfKernel):
     def _view(self) -> ModelView:
         """Return the view of the model as it is now."""
         draws = None if self.draws is None else Draws(self.seed, 0, self.draws)
-        return view_model(self.model, self.parameters, self.precision, draws, self._trials)
+        return view_model(self.model, self.parameters, self.precision, draws, self._findings)
 
     @staticmethod
     def _inputs(view: ModelView, x1: Tensor, x2: Tensor | None) -> tuple[Tensor, Tensor | None]:

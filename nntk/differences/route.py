@@ -11,7 +11,8 @@ from nntk.differences.request import DifferenceRequest
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.perturb import mlp_differences
 from nntk.kernels.perturb.config import resolve
-from nntk.models.general import GeneralModel, cast_floating, input_kind
+from nntk.models.general import GeneralModel, cast_floating
+from nntk.models.isolation.findings import input_kind
 from nntk.models.mlp import Mlp
 from nntk.models.recognise import NotRecognised
 from nntk.models.view import ModelView
@@ -132,9 +133,9 @@ def _obstacle(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> str
     if not len(x) or not len(request.sample_ids):
         return "There is nothing to propagate."
     kind = input_kind(x)
-    if kind not in model.trials:
-        model.trials[kind] = _log_obstacle(_try_propagation(model, x[:: max(1, len(x) - 1)], request))
-    return model.failures.get(kind, "") or model.trials[kind]
+    if kind not in model.findings.obstacles:
+        model.findings.obstacles[kind] = _log_obstacle(_try_propagation(model, x[:: max(1, len(x) - 1)], request))
+    return model.failures.get(kind, "") or model.findings.obstacles[kind]
 
 
 def _log_obstacle(obstacle: str) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.models.draws import Draws
-from nntk.models.general import GeneralModel, Tensors, Trials
+from nntk.models.general import GeneralModel, Tensors
+from nntk.models.isolation.findings import Findings
 
 Function = Callable[[Tensors, Tensor], Tensor]
 """Model ``f(parameters, x)``, with parameters by name."""
@@ -80,12 +81,13 @@ class BlackBox:
         return outputs if self.points is None else outputs[x]
 
 
-def view_black_box(box: BlackBox, draws: Draws | None = None) -> GeneralModel:
+def view_black_box(box: BlackBox, draws: Draws | None = None, findings: Findings | None = None) -> GeneralModel:
     """Return the view of a black box: one parameter, evaluated at one displacement after another.
 
     Args:
         box: The black box.
         draws: Draws that a stochastic one is averaged over.
+        findings: What earlier calls found out about it.
 
     Returns:
         The view.
@@ -94,14 +96,15 @@ def view_black_box(box: BlackBox, draws: Draws | None = None) -> GeneralModel:
     def evaluate(parameters: Tensors, x: Tensor, *seed: int) -> Tensor:
         return box.outputs(parameters["parameters"], x, *seed)
 
-    return GeneralModel(evaluate, {0: box.vector}, {0: "parameters"}, is_opaque=True, draws=draws)
+    known = Findings() if findings is None else findings
+    return GeneralModel(evaluate, {0: box.vector}, {0: "parameters"}, is_opaque=True, draws=draws, findings=known)
 
 
 def view_function(
     function: Callable[..., Tensor],
     parameters: Mapping[str, Tensor],
     draws: Draws | None = None,
-    trials: Trials | None = None,
+    findings: Findings | None = None,
 ) -> GeneralModel:
     """Return the view of a function of parameters by name.
 
@@ -109,7 +112,7 @@ def view_function(
         function: ``f(parameters, x)`` with outputs [N, ...]; with draws, ``f(parameters, x, seed)``.
         parameters: All parameters by name; their order is that of the random stream.
         draws: Draws that a stochastic function is averaged over.
-        trials: Outcomes of earlier trials of propagation through the function.
+        findings: What earlier calls found out about the function.
 
     Returns:
         The view.
@@ -127,4 +130,5 @@ def view_function(
         checks.finite(f"parameter {name!r}", tensor.detach())
     displaced = {index: tensor.detach() for index, tensor in enumerate(parameters.values())}
     names = dict(enumerate(parameters))
-    return GeneralModel(function, displaced, names, draws=draws, trials={} if trials is None else trials)
+    known = Findings() if findings is None else findings
+    return GeneralModel(function, displaced, names, draws=draws, findings=known)

@@ -2,10 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,17 +40,3 @@ class Draws:
         """
         # The draws are added one after another, so that no more than two outputs are held.
         return reduce(torch.add, map(evaluate, self)) / self.count
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed PyTorch's generators for the duration of a context, and restore their state afterwards.
-
-    Args:
-        seed: The seed.
-        device: Device whose generator is seeded beside the CPU's.
-    """
-    devices: list[Any] = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

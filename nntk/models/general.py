@@ -1,8 +1,8 @@
 """View of any model that is not an MLP: its tensors by name, and a function that evaluates it at others."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +10,11 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.models.checks import check_inputs
 from nntk.models.draws import Draws
+from nntk.models.isolation.findings import Findings, InputKind, input_kind
+from nntk.models.isolation.float64_casts import Float64Casts
+from nntk.models.isolation.probe import probe
 
 Tensors = dict[str, Tensor]
-InputKind = tuple[Any, ...]
-"""Dtype and shape of one input: a model treats inputs of one kind alike."""
-Trials = dict[InputKind, str]
-"""Outcomes of trials of difference propagation: empty where it worked, else the reason why it did not."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,14 @@ class GeneralModel:
 
     Attributes:
         evaluate: Returns outputs [N, ...], given all tensors of the model by name and inputs of their dtype; a
-            stochastic model is given a seed as well.
+            stochastic model is given a seed as well. It may write to what it is given.
         displaced: Displaced parameters by their number in the random stream.
         names: Names of the displaced parameters by their number in the random stream.
         constants: Tensors that are not displaced, by name.
         is_opaque: Nothing is known of the computation: the model is evaluated at one displacement after another.
         draws: Draws that a stochastic model is averaged over.
-        trials: Outcomes of earlier trials of propagation, shared by all views of the model in one kernel.
+        written: Names of the tensors that an evaluation may write to: buffers. If the model keeps state, all are.
+        findings: What earlier calls found out about the model, shared by all views of it in one kernel.
         failures: Reasons why propagation failed after a trial had worked, in this view alone: the result of a later
             call must not depend on the inputs of an earlier one.
     """
@@ -41,8 +41,9 @@ class GeneralModel:
     constants: Tensors = field(default_factory=dict)
     is_opaque: bool = False
     draws: Draws | None = None
-    trials: Trials = field(default_factory=dict, repr=False)
-    failures: Trials = field(default_factory=dict, init=False, repr=False)
+    written: frozenset[str] = frozenset()
+    findings: Findings = field(default_factory=Findings, repr=False)
+    failures: dict[InputKind, str] = field(default_factory=dict, init=False, repr=False)
     _tensors_by_dtype: dict[torch.dtype, Tensors] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -61,6 +62,11 @@ class GeneralModel:
         return next(iter(self.displaced.values())).device
 
     @property
+    def is_stochastic(self) -> bool:
+        """True if the model is evaluated under seeds."""
+        return self.draws is not None
+
+    @property
     def originals(self) -> Tensors:
         """All tensors of the model by name, in their own dtype."""
         return {**self.constants, **{self.names[index]: parameter for index, parameter in self.displaced.items()}}
@@ -76,7 +82,7 @@ class GeneralModel:
         return replace(self, draws=replace(self.draws, first=group_start * self.draws.count))
 
     def inputs(self, name: str, x: Tensor) -> Tensor:
-        """Check inputs against the model.
+        """Check inputs against the model; inputs of a new kind are those of a first evaluation, which probes the model.
 
         Args:
             name: Name of the argument, for messages.
@@ -87,12 +93,22 @@ class GeneralModel:
 
         Raises:
             ValueError: If the device does not fit, or an entry is not finite.
-            TypeError: If ``x`` is not a tensor, or has another floating dtype than the model.
+            TypeError: If ``x`` is not a tensor, has another floating dtype than the model, or the model does not return
+                a row for each input.
         """
         checks.tensor(name, x)
         if x.is_floating_point():
             check_inputs(name, x, self.dtype, self.device)
-        return x.detach()
+        elif x.dim() == 0 or x.device != self.device:
+            raise ValueError(
+                f"{name} must have a batch axis, [N, ...], and be on {self.device} like the model's parameters; "
+                f"got shape {tuple(x.shape)} on {x.device}."
+            )
+        x, kind = x.detach(), (input_kind(x), min(2, len(x)))
+        if len(x) and kind not in self.findings.probed:
+            probe(self, x)
+            self.findings.probed.add(kind)
+        return x
 
     def outputs(self, x: Tensor) -> Tensor:
         """Return the outputs [N, C] at the unperturbed parameters, in their dtype, computed in float64."""
@@ -115,10 +131,23 @@ class GeneralModel:
         Raises:
             TypeError: If the model does not return a tensor with a row for each input.
         """
-        tensors = {**self.tensors(next(iter(parameters.values())).dtype), **parameters}
-        if self.draws is None:
-            return _as_matrix(self.evaluate(tensors, x), x)
-        return self.draws.mean(lambda seed: _as_matrix(self.evaluate(tensors, x, seed), x))
+        dtype = next(iter(parameters.values())).dtype
+        tensors, keeps_state = {**self.tensors(dtype), **parameters}, self.findings.keeps_state
+
+        def evaluate(*seed: int) -> Tensor:
+            copies = {name: t.clone() if keeps_state or name in self.written else t for name, t in tensors.items()}
+            return _as_matrix(self.evaluate(copies, x.clone(), *seed), x)
+
+        widens = self.findings.names_float32 and dtype == torch.float64
+        with Float64Casts() if widens else nullcontext():
+            return evaluate() if self.draws is None else self.draws.mean(evaluate)
+
+    def matrix_at(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """Return outputs as a matrix, [N, C], at all tensors of the model by name, which the evaluation may write to.
+
+        A stochastic model is evaluated at its first draw alone.
+        """
+        return _as_matrix(self.evaluate(tensors, x, *([] if self.draws is None else [next(iter(self.draws))])), x)
 
     def tensors(self, dtype: torch.dtype) -> Tensors:
         """Return all tensors of the model by name, floating ones in a dtype; every call returns the same tensors."""
@@ -130,11 +159,6 @@ class GeneralModel:
     def parameters(self, dtype: torch.dtype) -> Tensors:
         """Return the displaced parameters by name, unperturbed, in a dtype."""
         return {name: self.tensors(dtype)[name] for name in self.names.values()}
-
-
-def input_kind(x: Tensor) -> InputKind:
-    """Return the kind of some inputs [N, ...]."""
-    return (x.dtype, *x.shape[1:])
 
 
 def cast_floating(x: Tensor, dtype: torch.dtype) -> Tensor:

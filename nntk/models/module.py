@@ -1,27 +1,28 @@
 """Any ``nn.Module`` as a general model."""
 
 from collections.abc import Sequence
-from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from nntk.models.checks import check_evaluation_mode, check_parameters
-from nntk.models.draws import Draws, seeded
-from nntk.models.functional import call
-from nntk.models.general import GeneralModel, Tensors, Trials
+from nntk.models.draws import Draws
+from nntk.models.general import GeneralModel
+from nntk.models.isolation.evaluation import ModuleEvaluation
+from nntk.models.isolation.findings import Findings
 from nntk.models.selection import displaced_names
 
 
 def view_module(
-    model: nn.Module, parameters: Sequence[str] | None, draws: Draws | None = None, trials: Trials | None = None
+    model: nn.Module, parameters: Sequence[str] | None, draws: Draws | None = None, findings: Findings | None = None
 ) -> GeneralModel:
     """Return the view of a module.
 
     Args:
-        model: Any module that treats the inputs of a batch one by one; nothing of it is changed or copied.
+        model: Any module that treats the inputs of a batch one by one; it is evaluated on a private copy
+            of its structure, and stays as it is.
         parameters: Names of the displaced parameters, or patterns of them; None for all that require a gradient.
         draws: Draws of PyTorch's random numbers that the module is averaged over; None for a deterministic module.
-        trials: Outcomes of earlier trials of propagation through the module.
+        findings: What earlier calls found out about the module.
 
     Returns:
         The view.
@@ -41,11 +42,10 @@ def view_module(
     if len(dtypes) > 1:
         raise TypeError(f"displaced parameters must have one dtype, got {', '.join(sorted(map(str, dtypes)))}.")
 
-    def evaluate_draw(tensors: Tensors, x: Tensor, seed: int) -> Tensor:
-        with seeded(seed, x.device):
-            return call(model, tensors, x)
-
     displaced = {param_indices[name]: all_parameters[name].detach() for name in selected}
     names = {param_indices[name]: name for name in selected}
-    evaluate = evaluate_draw if draws else partial(call, model)
-    return GeneralModel(evaluate, displaced, names, constants, draws=draws, trials={} if trials is None else trials)
+    known = Findings() if findings is None else findings
+    written = frozenset(name for name, _ in model.named_buffers())
+    return GeneralModel(
+        ModuleEvaluation(model, known), displaced, names, constants, draws=draws, findings=known, written=written
+    )

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from nntk.models.black_box import BlackBox, Function, view_black_box, view_function
 from nntk.models.draws import Draws
-from nntk.models.general import GeneralModel, Trials
+from nntk.models.general import GeneralModel
+from nntk.models.isolation.findings import Findings
+from nntk.models.isolation.wrappers import refuse_compiled, unwrap
 from nntk.models.mlp import Mlp
 from nntk.models.module import view_module
 from nntk.models.recognise import NotRecognised, recognise
@@ -17,8 +19,8 @@ _log = logging.getLogger("nntk")
 
 Model = nn.Module | BlackBox | Function
 ModelView = Mlp | GeneralModel
-TrialsByStructure = dict[Any, Trials]
-"""Outcomes of trials of propagation, by the types of a model's layers: a model whose layers were exchanged has none."""
+FindingsByStructure = dict[Any, Findings]
+"""Findings by the layers of a model and their settings: a model whose layers or settings were changed has none."""
 
 
 def check_model(model: object, parameters: object, propagation: str, precision: str, draws: int | None) -> None:
@@ -32,9 +34,12 @@ def check_model(model: object, parameters: object, propagation: str, precision: 
         draws: Number of draws of a stochastic model; None for a deterministic one.
 
     Raises:
-        TypeError: If the model is of another kind, or its parameters are given in another way.
+        TypeError: If the model is of another kind, compiled by TorchScript or exported, or its parameters are given in
+            another way.
         ValueError: If the form of the evaluation does not exist for this kind of model.
     """
+    model = unwrap(model)
+    refuse_compiled(model)
     if draws and (propagation == "difference" or precision in ("tf32", "bf16")):
         raise ValueError(
             "propagation must be 'auto' or 'direct', and precision 'auto' or 'fp32', for a stochastic model; got "
@@ -61,7 +66,7 @@ def view_model(
     parameters: Sequence[str] | Mapping[str, Tensor] | None,
     precision: str = "auto",
     draws: Draws | None = None,
-    trials: TrialsByStructure | None = None,
+    findings: FindingsByStructure | None = None,
 ) -> ModelView:
     """Return the view of a model with its present parameters.
 
@@ -70,7 +75,7 @@ def view_model(
         parameters: Names for a module, tensors by name for a callable, None for a BlackBox.
         precision: Precision of products; ``"tf32"`` and ``"bf16"`` exist for MLPs alone.
         draws: Draws that a stochastic model is averaged over.
-        trials: Outcomes of earlier trials of propagation, to be reused and extended.
+        findings: What earlier calls found out about the model, to be used and extended.
 
     Returns:
         An MLP where the model is one and is deterministic, else a general model.
@@ -80,12 +85,12 @@ def view_model(
         ValueError: If a layer is in training mode, a parameter is not finite, or no parameter is selected.
         TypeError: If a parameter is neither float32 nor float64.
     """
+    known, model = {} if findings is None else findings, unwrap(model)
     if isinstance(model, BlackBox):
-        return view_black_box(model, draws)
-    known = {} if trials is None else trials
+        return view_black_box(model, draws, known.setdefault("black box", Findings()))
     if not isinstance(model, nn.Module):
         assert isinstance(parameters, Mapping), "check_model was called"
-        return view_function(model, parameters, draws, known.setdefault("function", {}))
+        return view_function(model, parameters, draws, known.setdefault("function", Findings()))
     names = cast("Sequence[str] | None", parameters)
     if draws is None:
         try:
@@ -94,5 +99,15 @@ def view_model(
             if precision in ("tf32", "bf16"):
                 raise
             _log.debug("The model is evaluated as a general model: %s", error)
-    structure = tuple(type(module) for module in model.modules())
-    return view_module(model, names, draws, known.setdefault(structure, {}))
+    return view_module(model, names, draws, known.setdefault(_structure(model), Findings()))
+
+
+_SETTING_TYPES = (bool, int, float, str)
+
+
+def _structure(model: nn.Module) -> tuple[Any, ...]:
+    """Return the types of a model's layers with their settings: attributes that are numbers or words."""
+    return tuple(
+        (type(module), *(item for item in vars(module).items() if isinstance(item[1], _SETTING_TYPES)))
+        for module in model.modules()
+    )

@@ -56,7 +56,8 @@ FUNCTIONS = {
     "matrix products": lambda p, x: z(p, x) @ z(p, x).mT @ x + x @ p["w"].T,
     "einsum": lambda p, x: torch.einsum("nik,nil->nkl", z(p, x), x) + torch.einsum("nij->nj", z(p, x))[..., None],
     "views": lambda p, x: z(p, x).transpose(1, 2).reshape(len(x), 2, 3, 7).permute(0, 3, 1, 2).flatten(2)[:, 1:-1, ::2],
-    "parts": lambda p, x: torch.cat((*z(p, x).chunk(2, -1), x), -1) + torch.stack(z(p, x).unbind(1)[:2]).sum(),
+    "parts": lambda p, x: torch.cat((*z(p, x).chunk(2, -1), x), -1)
+    + torch.stack(z(p, x).unbind(1)[:2], 1).sum((1, 2), keepdim=True),
     "choice": lambda p, x: torch.where(x > 0, z(p, x), x),
     "padding": lambda p, x: F.pad(z(p, x), (1, 2), value=3.0),
     "in place": lambda p, x: F.relu(z(p, x).mul_(2).add_(x), inplace=True),

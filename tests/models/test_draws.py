@@ -8,7 +8,8 @@ from torch import nn
 
 import nntk
 from nntk import BlackBox, NonlocalNTK
-from nntk.models.draws import Draws, seeded
+from nntk.models.draws import Draws
+from nntk.models.isolation.generators import seeded
 
 W, X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), inputs(5, 4)
 
@@ -21,7 +22,7 @@ def dropped():
 
 def noisy(p, x, seed):
     """Outputs with noise that multiplies and noise that is added."""
-    noise = torch.randn(len(x), 3, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    noise = torch.randn(1, 3, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     return (x @ p["w"].T).tanh() * (1 + noise) + 100 * noise
 
 

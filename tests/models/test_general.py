@@ -192,10 +192,19 @@ def test_float64_keeps_the_digits_and_is_a_choice():
     expected = float64_differences(exact, x)
     assert relative_error(exact.differences(x), expected) < 1e-6 < relative_error(rounded.differences(x), expected)
 
+    class Named(Wrapped):
+        def forward(self, x):
+            """With a tensor of float32, which is widened for an evaluation in float64."""
+            return self.model(x) @ torch.ones(1, 1)
+
+    assert torch.equal(NonlocalNTK(Named(model.model), **options).differences(x), exact.differences(x))
+
     class Single(Wrapped):
         def forward(self, x):
             """In float32, whatever the parameters are."""
-            return self.model(x) @ torch.ones(1, 1)
+            if x.dtype != torch.float32:
+                raise RuntimeError("float32 only")
+            return self.model(x)
 
     with pytest.raises(TypeError, match="model must be evaluable in torch.float64.*Use precision='fp32'"):
         NonlocalNTK(Single(mlp(5, 16, 1)), gamma=0.1, samples=4)(x)
@@ -261,5 +270,5 @@ def test_a_black_box_checks_its_parameters(arguments, error, message):
 
 def test_outputs_must_have_a_row_an_input():
     """The message says what came instead."""
-    with pytest.raises(TypeError, match="model must return a tensor with a row for each of 1 inputs, got shape"):
+    with pytest.raises(TypeError, match="model must return a tensor with a row for each of 4 inputs, got shape"):
         NonlocalNTK(lambda p, x: p["a"], parameters={"a": torch.ones(3)}, samples=2).differences(inputs(4, 2))

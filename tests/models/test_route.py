@@ -30,8 +30,9 @@ class Sorting(Wrapped):
     """A model that calls a function without a rule, where a batch has more than two inputs."""
 
     def forward(self, x):
-        """Sort the outputs of a large batch."""
-        return self.model(x).sort(-1).values if len(x) > 2 else self.model(x)
+        """Return the sum of the outputs, which are sorted first in a large batch."""
+        outputs = self.model(x)
+        return (outputs.sort(-1).values if len(x) > 2 else outputs).sum(-1)
 
 
 def black_box():

@@ -1,0 +1,76 @@
+"""Evaluation of a module on a private copy, so that the user's module stays as it is."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nntk.models.functional import call, places_of
+from nntk.models.isolation.findings import Findings
+from nntk.models.isolation.generators import seeded
+from nntk.models.isolation.private_copy import StateTrace, private_copy
+
+_GENERATORS = RLock()
+"""Held while the global generators are seeded, which all threads share."""
+
+
+class ModuleEvaluation:
+    """Function that evaluates a module, given all its tensors by name.
+
+    Several threads may call it: one evaluation waits for the other.
+
+    Args:
+        model: The module. Its structure is copied at the first evaluation, and it is never written to.
+        findings: What is known of it. If the module keeps state, every evaluation is of a fresh copy, so that none of
+            them sees what another one left behind.
+    """
+
+    def __init__(self, model: nn.Module, findings: Findings) -> None:
+        self._model, self._findings = model, findings
+        self._lock = RLock()
+
+    @cached_property
+    def _original(self) -> nn.Module:
+        return private_copy(self._model)
+
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        return places_of(self._original)
+
+    def __call__(self, tensors: Mapping[str, Tensor], x: Tensor, seed: int | None = None) -> Tensor:
+        """Return the module's outputs.
+
+        Args:
+            tensors: All parameters and buffers by name. Those that the module writes to are changed.
+            x: Inputs, which are changed where the module writes to them.
+            seed: Seed of the global generators, for a stochastic module.
+        """
+        with self._lock:
+            module = private_copy(self._original) if self._findings.keeps_state else self._original
+            return self._evaluate(module, tensors, x, seed)
+
+    def changes_module(self, tensors: Mapping[str, Tensor], x: Tensor, seed: int | None = None) -> bool:
+        """Return True if an evaluation changes attributes of the module; the arguments are those of a call."""
+        with self._lock:
+            module = private_copy(self._original)
+            before = StateTrace(module)
+            self._evaluate(module, tensors, x, seed)
+            return before != StateTrace(module)
+
+    def _evaluate(self, module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, seed: int | None) -> Tensor:
+        with eager():
+            if seed is None:
+                return call(module, tensors, x, self._places)
+            with _GENERATORS, seeded(seed, x.device):
+                return call(module, tensors, x, self._places)
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Return a context in which functions that were compiled by ``torch.compile`` run as they are written."""
+    # Where nothing was compiled, the compiler is not imported.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

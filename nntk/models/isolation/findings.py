@@ -1,0 +1,35 @@
+"""What earlier calls found out about a model."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+InputKind = tuple[Any, ...]
+"""Dtype and shape of one input: a model treats inputs of one kind alike."""
+
+
+@dataclass(eq=False)
+class Findings:
+    """What earlier calls found out about a model, mostly by the kind of their inputs.
+
+    All views of a model in one kernel share it; a model whose layers or settings were changed has another one.
+
+    Attributes:
+        obstacles: Outcomes of trials of difference propagation: empty where it worked, else the reason why it did not.
+        probed: Kinds of inputs at which the model was probed, each with the number of inputs, up to two.
+        keeps_state: A forward pass changes attributes, parameters or buffers of the model.
+        names_float32: A forward pass computes values in float32 when it is given float64.
+        digits: Relative rounding errors of differences at displaced copies, by kind of input, scale and precision.
+    """
+
+    obstacles: dict[InputKind, str] = field(default_factory=dict)
+    probed: set[tuple[InputKind, int]] = field(default_factory=set)
+    keeps_state: bool = False
+    names_float32: bool = False
+    digits: dict[tuple[Any, ...], float] = field(default_factory=dict)
+
+
+def input_kind(x: Tensor) -> InputKind:
+    """Return the kind of some inputs [N, ...]."""
+    return (x.dtype, *x.shape[1:])
