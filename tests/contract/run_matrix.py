@@ -89,6 +89,7 @@ def main():
     parser.add_argument("--out", type=Path, help="file of the table")
     parser.add_argument("--only", default="", help="part of the name")
     parser.add_argument("--situations", action="store_true", help="situations in every kind of model")
+    parser.add_argument("--nonlocal-only", action="store_true", help="leave the local NTK out")
     parser.add_argument("--limit", type=int, default=120, help="seconds for one model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -96,6 +97,7 @@ def main():
     logging.disable(logging.WARNING)
     rows = []
     settings = {"gammas": (0.1,), "samples": 4} if arguments.situations else {}
+    settings["local"] = not arguments.nonlocal_only
     for name, make in (situations if arguments.situations else architectures)(arguments.only):
         start = time.perf_counter()
         rows.append((name, judged(make, arguments.limit, **settings)))

@@ -266,6 +266,26 @@ def prune_it(layer):
     return layer
 
 
+def closes_over_itself(m):
+    m.extra = nn.Linear(6, 6)
+    m.call = lambda h: torch.tanh(m.extra(h))
+
+
+def hooks_another_layer(m):
+    m.extra, m.other = nn.Linear(6, 6), nn.Linear(6, 6)
+    m.extra.register_forward_hook(lambda layer, inputs, outputs: m.other(outputs))
+
+
+def keeps_bound_method(m):
+    m.extra = nn.Linear(6, 6)
+    m.call = m.extra.forward
+
+
+def refers_to_parent(m):
+    m.extra, m.other = nn.Linear(6, 6), nn.Linear(6, 6)
+    m.extra.parent = [m]
+
+
 def use_extra(m, h):
     return m.extra(h)
 
@@ -298,6 +318,10 @@ situation(
 situation(
     "parameter hook", EITHER, use_extra, wrap_linear(lambda v: first_then(v.weight.register_hook(lambda g: g), v))
 )
+situation("closure over the model", EITHER, lambda m, h: m.call(h), closes_over_itself)
+situation("hook that calls another layer", EITHER, use_extra, hooks_another_layer)
+situation("bound method as an attribute", RIGHT, lambda m, h: m.call(h), keeps_bound_method)
+situation("reference to the parent", RIGHT, lambda m, h: m.extra.parent[0].other(h), refers_to_parent)
 situation("frozen layer", RIGHT, use_extra, wrap_linear(lambda v: v.requires_grad_(False)))
 
 

@@ -5,7 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from judge import Snapshot, judge, private_copy, refusal
+from definition import private_copy
+from judge import judge, refusal
+from snapshot import Snapshot
 from torch import nn
 
 import nntk
@@ -82,6 +84,6 @@ def test_a_private_copy_shares_no_tensor():
     """Also of a model that holds a result with a history, which ``copy.deepcopy`` refuses."""
     m = model()
     m.held = m[0].weight * 2
-    copied = private_copy(m, torch.float64)
-    assert copied[0].weight.dtype == torch.float64 and copied.held.is_leaf
+    copied = private_copy(m)
+    assert copied[0].weight.data_ptr() != m[0].weight.data_ptr() and copied.held.is_leaf
     assert not m.held.is_leaf and copied.held.data_ptr() != m.held.data_ptr()
