@@ -70,11 +70,13 @@ def probe(model: Probed, x: Tensor) -> None:
     positions = torch.linspace(0, len(x) - 1, min(_FEW, len(x))).round().long()
     few = x[positions.to(x.device)].clone()
     first = _first_pass(model, few, seed=1)
-    model.findings.names_float32 = model.findings.names_float32 or first.names_float32
+    findings = model.findings
+    findings.names_float32 = findings.names_float32 or first.names_float32
+    findings.eps = max(findings.eps, torch.finfo(first.lowest).eps)
     second = _observe(model, few, first.dtype, first.names_float32, seed=2)
     _refuse_randomness(model, first, second)
-    if not model.findings.keeps_state:
-        model.findings.keeps_state = second.writes or _changes_module(model, few, first)
+    if not findings.keeps_state:
+        findings.keeps_state = second.writes or _changes_module(model, few, first)
     if len(few) > 1 and not model.is_stochastic:
         _refuse_mixing(model, few, first)
 
@@ -201,14 +203,19 @@ def _refuse_mixing(model: Probed, few: Tensor, first: _Pass) -> None:
     def outputs(x: Tensor) -> Tensor:
         return _observe(model, x, first.dtype, first.names_float32, seed=1).outputs
 
+    def outputs_beside_itself(n: int) -> Tensor:
+        return outputs(few[n : n + 1].expand_as(few).contiguous())[n : n + 1]
+
+    last = len(few) - 1
     alone = torch.cat([outputs(one) for one in few.split(1)])
     suspects = _differing_rows(first, alone) | _differing_rows(first, outputs(few.flip(0)).flip(0))
+    # Copies of one input compete for the same parts of a model, such as an expert of limited capacity.
+    suspects[last:] |= _differing_rows(first, outputs_beside_itself(last), last)
     if not suspects.any():
         return
     # In a batch of the same size, at the same position, rounding is the same: what differs depends on other inputs.
     # Rounding alone carries a few outputs across a jump, where a position or a batch size changes most of them.
-    filled = torch.stack([outputs(one.expand_as(few).contiguous())[n] for n, one in enumerate(few.split(1))])
-    mixing = _differing_rows(first, filled).any()
+    mixing = _differing_rows(first, torch.cat([outputs_beside_itself(n) for n in range(len(few))])).any()
     if mixing or 2 * int(suspects.sum()) > len(few):
         which = "the other inputs of the batch" if mixing else "its place in the batch, or on the size of the batch"
         raise ValueError(
@@ -217,9 +224,9 @@ def _refuse_mixing(model: Probed, few: Tensor, first: _Pass) -> None:
         )
 
 
-def _differing_rows(first: _Pass, others: Tensor) -> Tensor:
-    """Return the rows that differ by more than rounding, [n]."""
-    a, b = (torch.nan_to_num(outputs.double()) for outputs in (first.outputs, others))
+def _differing_rows(first: _Pass, others: Tensor, start: int = 0) -> Tensor:
+    """Return the rows, from one of them on, that differ by more than rounding, [n]."""
+    a, b = (torch.nan_to_num(outputs.double()) for outputs in (first.outputs[start:], others))
     eps = torch.finfo(first.lowest).eps
     tolerance = min(0.1, _SLACK * eps) * torch.maximum(a.norm(dim=1), b.norm(dim=1))
     return (a - b).norm(dim=1) > tolerance
