@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nntk.files.fingerprint import fingerprint, hash_tensors
 from nntk.kernel import NonlocalNTK
+from nntk.linalg.vectors import result_dtype
 
 _CACHE_SIZE = 2
 """Number of sets of inputs whose features are cached: those of training and of the present prediction."""
@@ -105,6 +106,8 @@ class GPyTorchKernel(Kernel):
     def prediction_strategy(self, train_inputs: Any, train_prior_dist: Any, train_labels: Any, likelihood: Any) -> Any:
         """Choose how gpytorch predicts: in the space of features where there are fewer of them than training inputs."""
         covariance = train_prior_dist.lazy_covariance_matrix.evaluate_kernel()
+        # Class labels are integers or booleans, which gpytorch does not subtract from.
+        train_labels = train_labels.to(result_dtype(self.dtype, train_labels.dtype))
         is_narrow = isinstance(covariance, LowRankRootLinearOperator)
         strategy = LinearPredictionStrategy if is_narrow else DefaultPredictionStrategy
         return strategy(train_inputs, train_prior_dist, train_labels, likelihood)
