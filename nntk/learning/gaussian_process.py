@@ -12,9 +12,10 @@ from linear_operator.operators import (
     MatmulLinearOperator,
     RootLinearOperator,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from nntk.files.fingerprint import fingerprint, hash_tensors
+from nntk.files.fingerprint import fingerprint
+from nntk.files.hashing import hash_tensors
 from nntk.kernel import NonlocalNTK
 from nntk.linalg.vectors import result_dtype
 
@@ -132,10 +133,5 @@ class GPyTorchKernel(Kernel):
         return features
 
     def _cache_key(self, x: Tensor) -> str:
-        """Identify everything that features depend on: the fingerprint, displaced parameters, buffers and inputs."""
-        model = self.kernel.model
-        module = model if isinstance(model, nn.Module) else nn.Module()
-        requires_grad = [parameter.requires_grad for parameter in module.parameters()]
-        # The fingerprint has no buffers that are left out of the state_dict.
-        tensors = hash_tensors(dict(module.named_buffers())), hash_tensors({"x": x})
-        return repr((fingerprint(self.kernel), requires_grad, tensors, x.device))
+        """Identify everything that features depend on: the fingerprint of the kernel, and the inputs."""
+        return repr((fingerprint(self.kernel), hash_tensors({"x": x}), x.device))
