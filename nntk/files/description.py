@@ -18,11 +18,15 @@ from nntk.files.source import code_text, globals_in, names_in
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), np.generic, torch.Size)
 _CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
+_SETTINGS = (*_PLAIN, *_CODE, tuple)
+_VALUES = (Tensor, np.ndarray, nn.Module, Mapping, Sequence, Set, enum.Enum)
 _LIBRARIES = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "scipy", "nntk"}
 """Libraries whose functions and classes are known by their names."""
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _ENTRY_POINTS = frozenset({"__call__", "__getattr__", "__torch_function__", "forward", "setup_context"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_DEEPEST = 100
+"""Largest depth of values in values; a deeper one is described by the name of its type."""
 _LONGEST = 64
 """Longest text that is repeated in full; longer ones are replaced by their hash."""
 
@@ -113,6 +117,8 @@ class Describer:
         key = (id(value), describe.__name__)
         if key in self._open:
             return f"#{self._open[key]}"
+        if len(self._open) > _DEEPEST:
+            return _name(type(value))
         if key not in self._texts:
             self._open[key] = len(self._open)
             self._kept.append(value)
@@ -123,16 +129,14 @@ class Describer:
 
     def _layer(self, layer: nn.Module) -> str:
         kind = type(layer)
-        attributes = {name: value for name, value in vars(layer).items() if name not in _OF_EVERY_MODULE}
-        if not _user_classes(kind):
-            # Other attributes of PyTorch's layers, such as lists of their weights, follow from what is described.
-            attributes = {name: value for name, value in attributes.items() if _is_setting(value)}
-        parts = [self.value(kind), self.value(attributes)]
+        bases = [base for base in kind.__mro__ if base not in (nn.Module, object)]
+        used = [_names_in_attribute(vars(owner)[name]) for owner, name in _used_attributes(bases)]
+        names = frozenset[str]().union(*used)
+        parts = [self.value(kind), self.value(_attributes(layer, names))]
         parts += [self.value(list(getattr(layer, hooks).values())) for hooks in _HOOKS if getattr(layer, hooks)]
         if isinstance(code := getattr(layer, "code", None), str):
             parts.append(code)  # Of torch.fx and TorchScript, whose classes do not tell their code.
-        bases = [base for base in kind.__mro__ if base not in (nn.Module, object)]
-        if any("training" in _names_in_attribute(vars(owner)[name]) for owner, name in _used_attributes(bases)):
+        if "training" in names:
             parts.append(f"training={layer.training}")
         return " ".join(parts)
 
@@ -178,6 +182,23 @@ class Describer:
         if value.dtype.hasobject:
             return f"array {value.shape} {self.value(value.tolist())}"
         return f"array {value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+
+
+def _attributes(layer: nn.Module, names: Set[str]) -> dict[str, Any]:
+    """Return the attributes of a layer that its outputs may depend on, where its code uses some names.
+
+    Lists of weights and the like of PyTorch's layers follow from what is described. Objects that a user's code does not
+    name, such as a trainer, belong to something else.
+    """
+    is_users = bool(_user_classes(type(layer)))
+
+    def counts(name: str, value: Any) -> bool:
+        if isinstance(value, _SETTINGS) or dataclasses.is_dataclass(value):
+            return True
+        return is_users and (name in names or callable(value) or isinstance(value, _VALUES))
+
+    own = {name: value for name, value in vars(layer).items() if name not in _OF_EVERY_MODULE}
+    return {name: value for name, value in own.items() if counts(name, value)}
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -227,10 +248,6 @@ def _is_library(value: Any) -> bool:
     names = getattr(value, "__globals__", None)
     module = getattr(value, "__module__", None) if names is None else names.get("__name__")
     return str(module).partition(".")[0] in _LIBRARIES
-
-
-def _is_setting(value: Any) -> bool:
-    return isinstance(value, (*_PLAIN, *_CODE, tuple)) or dataclasses.is_dataclass(value)
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -167,6 +167,25 @@ def test_functions_that_differ_have_other_fingerprints(pair):
         assert build(pair[0]) == build(pair[0]) != build(pair[1])
 
 
+class Endless:
+    """An object that makes another one whenever it is looked at."""
+
+    def __getattr__(self, name):
+        """Return another object."""
+        return Endless()
+
+
+def test_what_cannot_matter_is_left_out():
+    """Objects that no code names, values that hold themselves, and objects without an end."""
+    nested = [[1]]
+    nested.append(nested)
+    deep = functools.reduce(lambda inner, _: [inner], range(5000), [])
+    for attribute in (nested, deep, {"self": nested}, Endless()):
+        assert print_of(Layer(attribute=attribute)) == print_of(Layer(attribute=attribute))
+    trainers = [type("Trainer", (), {"step": step})() for step in (1, 2)]
+    assert print_of(Layer(attribute=trainers[0])) == print_of(Layer(attribute=trainers[1]))
+
+
 def test_what_changes_no_number_changes_no_fingerprint():
     """Modes of layers without one, gradients, evaluations, comments and layout of functions."""
     model = mlp(3, 4, 1)
