@@ -32,4 +32,4 @@ def _bytes(tensor: Tensor) -> memoryview:
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
     plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
-    return memoryview(plain.view(-1).view(torch.uint8).numpy())
+    return plain.view(-1).view(torch.uint8).numpy().data

@@ -36,7 +36,7 @@ def checksum(tile: np.ndarray[Any, Any]) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    return hashlib.blake2b(np.ascontiguousarray(tile).reshape(-1).view(np.uint8), digest_size=8).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(tile).reshape(-1).view(np.uint8).data, digest_size=8).hexdigest()
 
 
 def read_journal(path: Path, identity: dict[str, Any], number: int) -> Checksums:
@@ -63,11 +63,11 @@ def read_journal(path: Path, identity: dict[str, Any], number: int) -> Checksums
         raise MismatchError(
             f"{path} was begun with another {', '.join(differing)}; remove it, or write to another path."
         )
-    is_valid = isinstance(checksums, list) and all(isinstance(part, str | None) for part in checksums)
-    if not is_valid or len(checksums) != number:
+    if not isinstance(checksums, list) or len(checksums) != number:
         raise MismatchError(_broken(path, f"lists no checksums of {number} tiles"))
-    result: Checksums = checksums
-    return result
+    if not all(isinstance(value, str | None) for value in checksums):
+        raise MismatchError(_broken(path, f"lists no checksums of {number} tiles"))
+    return checksums
 
 
 def write_journal(path: Path, identity: dict[str, Any], checksums: Checksums) -> None:
