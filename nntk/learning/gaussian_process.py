@@ -50,6 +50,7 @@ class GPyTorchKernel(Kernel):
         TypeError: If the kernel is no :class:`nntk.NonlocalNTK`.
 
     Example:
+        >>> from torch import nn
         >>> network = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1)).double()
         >>> kernel = NonlocalNTK(network, samples=64)
         >>> x = torch.randn(100, 3, dtype=torch.float64)
