@@ -38,10 +38,10 @@ def write_kernel(
 ) -> np.memmap[Any, Any]:
     """Write a kernel matrix to a NumPy file, tile by tile; the same call resumes a matrix that was interrupted.
 
-    The file ``path`` + ``.progress``, the journal, has the identity of the call (the fingerprint of the kernel, see
-    :func:`nntk.files.fingerprint.fingerprint`, with the inputs and the tiles) and a checksum of each finished tile. A
-    tile is on disk before it is in the journal, and the journal is replaced as a whole: whatever interrupts the call,
-    only the tile in work is lost. A resumed matrix has the bits of an uninterrupted one.
+    The file ``path`` + ``.progress``, the journal, has the identity of the call (all that :func:`nntk.load` compares,
+    with the inputs and the tiles) and a checksum of each finished tile. A tile is on disk before it is in the journal,
+    and the journal is replaced as a whole: whatever interrupts the call, only the tile in work is lost. A resumed
+    matrix has the bits of an uninterrupted one.
 
     A call that finds the files of an earlier one checks them. It refuses a matrix of another identity, size, shape,
     dtype or order of bytes, a broken journal, and files of earlier versions of nntk, whose journals do not tell models

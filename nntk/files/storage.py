@@ -65,8 +65,14 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
 def load(path: str | Path, kernel: NonlocalNTK) -> dict[str, Tensor]:
     """Read results that :func:`save` wrote for the same kernel.
 
-    The kernels are the same if their fingerprints are: see :func:`nntk.files.fingerprint.fingerprint`, which says what
-    can be told apart. Files of versions of nntk that did not yet record the architecture and all buffers are refused.
+    The kernels are the same if they have the same settings, weights, displaced parameters and random stream, and their
+    models the same architecture, parameters and buffers. The architecture is the types of the layers with their
+    settings, attributes and hooks, and the code of layers that PyTorch does not define. Of a function or a black box it
+    is the text of the function, with the values that it closes over and the global ones that it names. Comments,
+    layout, and the Python module that holds the code do not count. What code reads from files, from the environment or
+    from objects of other libraries cannot be known, nor can the versions of libraries. Code without a source is told
+    apart by its bytecode, which depends on the version of Python. Files of versions of nntk that did not yet record
+    all of this are refused.
 
     Args:
         path: The file.

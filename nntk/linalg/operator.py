@@ -217,7 +217,8 @@ class KernelOperator:
         if self.is_wide:
             return values, vectors
         # An eigenvalue that is rounding has no meaningful eigenvector: the bound only keeps its length finite.
-        roots = values.clamp(min=torch.finfo(torch.float64).eps * float(values[0])).sqrt()
+        float64 = torch.finfo(torch.float64)
+        roots = values.clamp(min=max(float64.eps * float(values[0]), float64.tiny)).sqrt()
         return values, self.expand(vectors / roots)
 
     def eigvalsh(self, k: int = 6) -> Tensor:
