@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nntk.files.hashing import hash_tensors
-from nntk.files.source import code_text, globals_in, names_in
+from nntk.files.source import code_text, names_in
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), np.generic, torch.Size)
 _CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
@@ -130,9 +130,11 @@ class Describer:
     def _layer(self, layer: nn.Module) -> str:
         kind = type(layer)
         bases = [base for base in kind.__mro__ if base not in (nn.Module, object)]
-        used = [_names_in_attribute(vars(owner)[name]) for owner, name in _used_attributes(bases)]
-        names = frozenset[str]().union(*used)
-        parts = [self.value(kind), self.value(_attributes(layer, names))]
+        used = [vars(owner)[name] for owner, name in _used_attributes(bases)]
+        names = frozenset[str]().union(*map(_names_in_attribute, used))
+        # What forward writes and no code reads, such as activations that are kept, changes no output.
+        written = frozenset[str]().union(*(_names_in_attribute(attribute, "written") for attribute in used)) - names
+        parts = [self.value(kind), self.value(_attributes(layer, names, written))]
         parts += [self.value(list(getattr(layer, hooks).values())) for hooks in _HOOKS if getattr(layer, hooks)]
         if isinstance(code := getattr(layer, "code", None), str):
             parts.append(code)  # Of torch.fx and TorchScript, whose classes do not tell their code.
@@ -147,7 +149,7 @@ class Describer:
         parts = [function.__qualname__, code_text(function.__code__)]
         parts += [self.value(part) for part in (function.__defaults__, function.__kwdefaults__, closure) if part]
         if "-packages" not in function.__code__.co_filename:
-            names = sorted(globals_in(function.__code__) & function.__globals__.keys())
+            names = sorted(names_in(function.__code__, "global") & function.__globals__.keys())
             parts += [f"{name}={self.value(function.__globals__[name])}" for name in names]
         return "function " + " ".join(parts)
 
@@ -184,8 +186,8 @@ class Describer:
         return f"array {value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
 
 
-def _attributes(layer: nn.Module, names: Set[str]) -> dict[str, Any]:
-    """Return the attributes of a layer that its outputs may depend on, where its code uses some names.
+def _attributes(layer: nn.Module, names: Set[str], written: Set[str]) -> dict[str, Any]:
+    """Return the attributes of a layer that its outputs may depend on, where its code reads and writes some names.
 
     Lists of weights and the like of PyTorch's layers follow from what is described. Objects that a user's code does not
     name, such as a trainer, belong to something else.
@@ -197,7 +199,7 @@ def _attributes(layer: nn.Module, names: Set[str]) -> dict[str, Any]:
             return True
         return is_users and (name in names or callable(value) or isinstance(value, _VALUES))
 
-    own = {name: value for name, value in vars(layer).items() if name not in _OF_EVERY_MODULE}
+    own = {name: value for name, value in vars(layer).items() if name not in _OF_EVERY_MODULE | written}
     return {name: value for name, value in own.items() if counts(name, value)}
 
 
@@ -227,11 +229,11 @@ def _used_attributes(owners: Sequence[type]) -> list[tuple[type, str]]:
     return sorted(used, key=lambda pair: (owners.index(pair[0]), pair[1]))
 
 
-def _names_in_attribute(attribute: Any) -> frozenset[str]:
+def _names_in_attribute(attribute: Any, use: str = "read") -> frozenset[str]:
     """Return the names that the code of a method or of a property uses; none for any other attribute of a class."""
     function = attribute.fget if isinstance(attribute, property) else getattr(attribute, "__func__", attribute)
     function = getattr(function, "__wrapped__", function)
-    return names_in(function.__code__) if isinstance(function, types.FunctionType) else frozenset()
+    return names_in(function.__code__, use) if isinstance(function, types.FunctionType) else frozenset()
 
 
 def _name(value: Any) -> str:

@@ -9,6 +9,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType
 
+_OPERATIONS = {
+    "read": ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_GLOBAL", "LOAD_NAME"),
+    "global": ("LOAD_GLOBAL", "LOAD_NAME"),
+    "written": ("STORE_ATTR",),
+}
+"""Parts of the names of Python's operations on a name, by the use that they make of it."""
+
 
 @lru_cache(maxsize=4096)
 def code_text(code: CodeType) -> str:
@@ -29,30 +36,20 @@ def code_text(code: CodeType) -> str:
 
 
 @lru_cache(maxsize=4096)
-def names_in(code: CodeType) -> frozenset[str]:
+def names_in(code: CodeType, use: str = "read") -> frozenset[str]:
     """Return the names of globals and attributes that a code uses, those of functions inside of it included.
 
     Args:
         code: Code of a function.
+        use: ``"read"`` for globals and attributes that are read, ``"global"`` for the globals among them, ``"written"``
+            for attributes that are written.
 
     Returns:
         The names.
     """
-    return frozenset(code.co_names).union(*map(names_in, _inner_codes(code)))
-
-
-@lru_cache(maxsize=4096)
-def globals_in(code: CodeType) -> frozenset[str]:
-    """Return the names of globals alone that a code uses, those of functions inside of it included.
-
-    Args:
-        code: Code of a function.
-
-    Returns:
-        The names.
-    """
-    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return frozenset(own).union(*map(globals_in, _inner_codes(code)))
+    kinds = _OPERATIONS[use]
+    own = {step.argval for step in dis.get_instructions(code) if any(kind in step.opname for kind in kinds)}
+    return frozenset(own).union(*(names_in(inner, use) for inner in _inner_codes(code)))
 
 
 def _function_text(source: str) -> str:

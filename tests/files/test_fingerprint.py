@@ -167,6 +167,28 @@ def test_functions_that_differ_have_other_fingerprints(pair):
         assert build(pair[0]) == build(pair[0]) != build(pair[1])
 
 
+class Keeping(nn.Module):
+    """A layer that keeps its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = Layer().linear
+
+    def forward(self, x):
+        """Return outputs, and keep them."""
+        self.kept = self.linear(x)
+        return 1 * self.linear(x)
+
+
+def test_activations_that_are_kept_are_left_out():
+    """The model was evaluated by the user."""
+    model = Keeping()
+    before = print_of(model)
+    with torch.no_grad():
+        model(inputs(2, 3))
+    assert hasattr(model, "kept") and print_of(model) == before
+
+
 class Endless:
     """An object that makes another one whenever it is looked at."""
 
