@@ -27,8 +27,9 @@ class NonlocalGradientDescent(torch.optim.Optimizer):
     and gives it to :class:`torch.optim.AdamW` in place of a derivative. The displacements come from the random stream,
     new ones at every step. The gradients that the parameters hold in ``.grad`` are neither used nor changed.
 
-    Every parameter has its own count of steps: the first step of one that joins late, because it was frozen before or
-    because its group was added, has the length of its learning rate, as in a new optimiser. For parameters of float16
+    Every parameter has its own count of steps, which begins with its first gradient that is not zero: the first step of
+    one that joins late, because it was frozen, because its group was added, or because the loss was constant before,
+    has the length of its learning rate, as in a new optimiser. For parameters of float16
     or bfloat16, displacements, gradients and moments are float32, and what rounding takes from an update is kept for
     the next one. Gamma should be well above the rounding of such parameters.
 
@@ -179,11 +180,14 @@ class NonlocalGradientDescent(torch.optim.Optimizer):
         ]
         adam = torch.optim.AdamW(groups, eps=_EPSILON)
         adam.state.update({working: self.state[parameter] for parameter, working in copies.items()})
+        idle = [p for p, gradient in gradients.items() if not self.state[p] and not gradient.any()]
         adam.step()
         for parameter, working in copies.items():
             if working.dtype != parameter.dtype:
                 parameter.copy_(working)
                 self.state[parameter]["remainder"] = working - parameter
+        for parameter in idle:
+            del self.state[parameter]  # Its count of steps has not begun.
 
     def _working_copy(self, parameter: Tensor) -> Tensor:
         """Return a parameter in its working dtype: an alias of it, or for float16 and bfloat16 the unrounded value."""

@@ -159,6 +159,18 @@ def test_parameters_that_join_late_begin_like_new_ones():
     assert optimizer.steps == restored.steps == 401
 
 
+def test_steps_of_a_constant_loss_do_not_count():
+    """The first step after a plateau is the rate, for all dtypes; the displacements are new ones nevertheless."""
+    for dtype in (torch.float16, torch.float32):
+        weight = nn.Parameter(torch.zeros(5, dtype=dtype))
+        optimizer = NonlocalGradientDescent([weight], lr=1e-2, samples=2)
+        for _ in range(300):
+            optimizer.step(lambda: 1.0)
+        assert torch.equal(weight, torch.zeros(5, dtype=dtype)) and not optimizer.state and optimizer.steps == 300
+        optimizer.step(linear_loss([weight], [torch.ones(5)]))  # noqa: B023
+        torch.testing.assert_close(weight.abs().float(), torch.full((5,), 1e-2), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"weight_decay": 0.3}, {"maximize": True}, {"weight_decay": 0.1, "maximize": True}]
 )
