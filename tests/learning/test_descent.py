@@ -105,14 +105,14 @@ def linear_loss(parameters, slopes):
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_parameters_of_every_dtype_descend_like_float64(dtype, scale):
     """A quadratic loss of any scale: state is float32 or more, and the path is that of float64 but for rounding."""
     start, goal = inputs(1, 20, torch.float64)[0], inputs(1, 20, torch.float64, seed=2)[0]
     paths = []
     for kind in (dtype, torch.float64):
         weight = nn.Parameter(start.to(kind, copy=True))
-        optimizer = NonlocalGradientDescent([weight], lr=0.05, samples=32, gamma=0.3)
+        optimizer = NonlocalGradientDescent([weight], lr=0.05, samples=16, gamma=0.3)
         losses = [optimizer.step(lambda: scale * (weight.double() - goal).square().sum()) for _ in range(60)]  # noqa: B023
         paths.append(weight.detach().double())
         state = optimizer.state[weight]
@@ -163,10 +163,10 @@ def test_steps_of_a_constant_loss_do_not_count():
     """The first step after a plateau is the rate, for all dtypes; the displacements are new ones nevertheless."""
     for dtype in (torch.float16, torch.float32):
         weight = nn.Parameter(torch.zeros(5, dtype=dtype))
-        optimizer = NonlocalGradientDescent([weight], lr=1e-2, samples=2)
-        for _ in range(300):
+        optimizer = NonlocalGradientDescent([weight], lr=1e-2, samples=1)
+        for _ in range(200):
             optimizer.step(lambda: 1.0)
-        assert torch.equal(weight, torch.zeros(5, dtype=dtype)) and not optimizer.state and optimizer.steps == 300
+        assert torch.equal(weight, torch.zeros(5, dtype=dtype)) and not optimizer.state and optimizer.steps == 200
         optimizer.step(linear_loss([weight], [torch.ones(5)]))  # noqa: B023
         torch.testing.assert_close(weight.abs().float(), torch.full((5,), 1e-2), rtol=1e-3, atol=0)
 
