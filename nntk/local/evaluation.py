@@ -43,15 +43,18 @@ class Evaluation:
     Attributes:
         view: The model's tensors, and what is known of the model.
         apply_module: Evaluates the module, and then a function of its outputs.
+        is_recurrent: A layer of the module is recurrent.
     """
 
     view: GeneralModel
     apply_module: ModuleEvaluation
+    is_recurrent: bool
 
     @classmethod
     def of(cls, model: nn.Module, view: GeneralModel) -> "Evaluation":
         """Return the evaluation of a module, given its view."""
-        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings))
+        is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings), is_recurrent)
 
     @property
     def parameters(self) -> Parameters:
@@ -61,7 +64,8 @@ class Evaluation:
     @property
     def tolerance(self) -> float:
         """Relative difference that rounding explains, in the dtype that the model computes in."""
-        return tolerance_of(torch.float32 if self.view.findings.names_float32 else self.view.dtype)
+        dtype = torch.float32 if self.view.findings.names_float32 else self.view.dtype
+        return tolerance_of(dtype, self.view.device)
 
     def outputs(self, parameters: Parameters, x: Tensor) -> Tensor:
         """Return the outputs at some parameters.
@@ -99,7 +103,9 @@ class Evaluation:
             for name, tensor in {**self.view.originals, **parameters}.items()
         }
         job = (x.clone(), lambda outputs: then(self._as_matrix(outputs, x)), context or nullcontext())
-        return self.apply_module(tensors, cast(Tensor, job))
+        # cuDNN's recurrent layers have a backward pass in training mode alone.
+        with torch.backends.cudnn.flags(enabled=False) if self.is_recurrent else nullcontext():
+            return self.apply_module(tensors, cast(Tensor, job))
 
     def _as_matrix(self, outputs: Any, x: Tensor) -> Tensor:
         if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(x):
@@ -109,8 +115,8 @@ class Evaluation:
             raise TypeError(
                 f"model must return real outputs, got {outputs.dtype}; return torch.view_as_real(outputs) instead."
             )
-        outputs = outputs.flatten(1) if outputs.dim() > 1 else outputs[:, None]
-        return outputs.to(self.view.dtype)
+        matrix: Tensor = outputs.flatten(1) if outputs.dim() > 1 else outputs[:, None]
+        return matrix.to(self.view.dtype)
 
     def size_up(self, x: Tensor) -> tuple[int, int]:
         """Evaluate the model at one input, to learn how much an evaluation holds.

@@ -87,7 +87,7 @@ def check_jacobian(evaluation: Evaluation, jacobians: Tensor, x: Tensor) -> None
         Disagreement: If a weighted sum over the outputs differs at the first or the last input, or one over inputs
             spread over the block.
     """
-    weights = fixed_weights(*jacobians.shape[:2], jacobians)
+    weights = fixed_weights(jacobians.shape[0], jacobians.shape[1], jacobians)
     for rows, where in _compared(len(x)):
         actual = weights[rows].flatten() @ jacobians[rows].flatten(0, 1)
         expected = weighted_gradient(evaluation, x[rows], weights[rows])

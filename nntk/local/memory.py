@@ -41,7 +41,8 @@ class Problem:
     @property
     def kernel_bytes(self) -> int:
         """Bytes of the kernel."""
-        return self.rows * self.columns * self.outputs**self.axes * self.dtype.itemsize
+        entry: int = self.outputs**self.axes
+        return self.rows * self.columns * entry * self.dtype.itemsize
 
     @property
     def gradient_bytes(self) -> int:

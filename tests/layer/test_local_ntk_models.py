@@ -1,6 +1,7 @@
 """The local NTK of any model: by reverse mode where torch.func is wrong or fails, or refused; nothing is changed."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -195,6 +196,32 @@ def test_a_model_is_unchanged_after_an_error():
         assert state(model) == before
     model.requires_grad_(False)
     assert model(x).shape == (3, 2)
+
+
+def test_recurrent_layers_do_without_cudnn():
+    """Its layers have no backward pass in evaluation mode; the setting is restored."""
+    model, x = case("lstm")
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    local_ntk(model, x, method="reverse")
+    assert seen[-1] is False and torch.backends.cudnn.enabled
+
+
+def test_inputs_that_the_model_does_not_accept_are_refused():
+    """The error is one sentence, also for an MLP by a method for any module."""
+    for model in (mlp(4, 3), Bytes()):
+        for method in METHODS_FOR_ANY_MODEL:
+            with pytest.raises(ValueError, match="model must be evaluable at these inputs, but fails: RuntimeError"):
+                local_ntk(model, inputs(3, 5), method=method)
+
+
+def test_threads_may_share_a_model():
+    """Calls at the same time give the kernels of calls in turn, and leave the module as it was."""
+    model, x = case("attention")
+    before, expected = state(model), [local_ntk(model, x[n:]) for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        kernels = list(pool.map(lambda n: local_ntk(model, x[n % 4 :]), range(12)))
+    assert all(torch.equal(kernel, expected[n % 4]) for n, kernel in enumerate(kernels)) and state(model) == before
 
 
 def test_models_work_in_inference_mode():
