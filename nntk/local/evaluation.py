@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from nntk.local.agreement import tolerance_of
 from nntk.models.general import GeneralModel
@@ -132,8 +133,8 @@ class Evaluation:
         def add(function: Any, arguments: Any, options: Any, result: Any) -> None:
             nonlocal total
             # A view, or a tensor that is written to, takes no further memory.
-            if isinstance(result, Tensor) and not any(value.alias_info for value in function._schema.returns):
-                total += result.numel() * result.element_size()
+            if not any(value.alias_info for value in function._schema.returns):
+                total += sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
 
         with torch.enable_grad():
             outputs = self.apply(self.parameters, x, lambda outputs: outputs, Observe(add))

@@ -1,6 +1,7 @@
 """Kernels from Jacobians in blocks of inputs, and Jacobians by ``torch.func``."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ Jacobian = Callable[[Tensor], Tensor]
 """Function from inputs [n, ...] to Jacobians [n, C, d]."""
 Check = Callable[[Tensor, Tensor], None]
 """Check of Jacobians [n, C, d] at inputs [n, ...]."""
-Blocks = Iterator[tuple[slice, slice, Tensor]]
-"""Rows and columns of blocks of a kernel, and the blocks."""
+Blocks = Iterator[tuple[tuple[Any, ...], Tensor]]
+"""Indices of blocks of a kernel, and what is added there."""
 
 
 def jacobian_blocks(
@@ -34,7 +35,7 @@ def jacobian_blocks(
         block_size: Number of inputs of a block.
 
     Yields:
-        Rows, columns, and the block of the kernel.
+        Places in the kernel, and what is added there.
     """
 
     def compute(x: Tensor, is_new: bool) -> Tensor:
@@ -49,14 +50,18 @@ def jacobian_blocks(
         for columns in slices(rows.stop if x2 is None else len(columns_x), block_size):
             is_diagonal = x2 is None and columns == rows
             j2 = j1 if is_diagonal else compute(columns_x[columns], is_new=x2 is not None and rows.start == 0)
-            yield rows, columns, contract(j1, j2, outputs)
+            block = contract(j1, j2, outputs)
+            del j2  # Its memory serves the next one.
+            yield (rows, columns), block
+        del j1
 
 
-def transformed_jacobian(evaluation: Evaluation, x: Tensor) -> Tensor:
+def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Tensor) -> Tensor:
     """Return the Jacobians of a model by ``torch.func``.
 
     Args:
         evaluation: The model.
+        chunk_size: Number of outputs that are differentiated at once; None for all.
         x: Inputs, [n, ...], n at least 1.
 
     Returns:
@@ -69,7 +74,7 @@ def transformed_jacobian(evaluation: Evaluation, x: Tensor) -> Tensor:
 
     # The transforms give wrong derivatives of some functions, such as the determinant, where gradients are disabled.
     with torch.enable_grad():
-        by_parameter = torch.vmap(jacrev(outputs_of_one), (None, 0))(parameters, x)
+        by_parameter = torch.vmap(jacrev(outputs_of_one, chunk_size=chunk_size), (None, 0))(parameters, x)
     num_outputs = next(iter(by_parameter.values())).shape[1]
     parts = [by_parameter[name].reshape(len(x), num_outputs, p.numel()) for name, p in parameters.items()]
     return torch.cat(parts, dim=2).detach()

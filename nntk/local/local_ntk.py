@@ -28,6 +28,9 @@ from nntk.models.view import FindingsByStructure, ModelView, view_model
 
 METHODS = ("auto", "structured", "jacobian", "vector-products", "reverse")
 
+_FINDINGS: WeakKeyDictionary[nn.Module, FindingsByStructure] = WeakKeyDictionary()
+"""What earlier calls found out about each model that still exists, so that only the first call probes it."""
+
 _log = logging.getLogger("nntk")
 
 
@@ -110,10 +113,6 @@ def local_ntk(
             kernel = _by_gradients(model, view, x1, x2, outputs, method, budget)
     checks.finite("the kernel, from the model's gradients,", kernel)
     return kernel
-
-
-_FINDINGS: WeakKeyDictionary[nn.Module, FindingsByStructure] = WeakKeyDictionary()
-"""What earlier calls found out about each model that still exists, so that only the first call probes it."""
 
 
 def _checked(model: nn.Module) -> nn.Module:
@@ -221,14 +220,17 @@ def _assemble(
     if method == "vector-products":
         blocks = vector_product_blocks(evaluation, x1, x2, outputs, problem.outputs, sizes)
     elif method == "jacobian":
-        jacobian, check = partial(transformed_jacobian, evaluation), partial(check_jacobian, evaluation)
+        chunk_size = sizes.outputs if sizes.outputs < problem.outputs else None
+        jacobian, check = partial(transformed_jacobian, evaluation, chunk_size), partial(check_jacobian, evaluation)
         blocks = jacobian_blocks(jacobian, check, x1, x2, outputs, sizes.rows)
     else:
-        blocks = jacobian_blocks(ReverseJacobian(evaluation), lambda *_: None, x1, x2, outputs, sizes.rows)
+        blocks = jacobian_blocks(
+            ReverseJacobian(evaluation, sizes.outputs), lambda *_: None, x1, x2, outputs, sizes.rows
+        )
     axes = [problem.outputs] * problem.axes
     kernel = torch.zeros(problem.rows, problem.columns, *axes, dtype=problem.dtype, device=x1.device)
-    for rows, columns, block in blocks:
-        kernel[rows, columns] = block
+    for place, block in blocks:
+        kernel[place] += block
     return mirror(kernel) if x2 is None else kernel
 
 

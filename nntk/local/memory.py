@@ -57,7 +57,7 @@ class BlockSizes:
     Attributes:
         rows: Number of inputs of the rows of a block.
         columns: Number of inputs of the columns of a block.
-        outputs: Number of outputs of a block's columns.
+        outputs: Number of outputs whose gradients are computed at once.
         total: Bytes of the kernel and of all that makes it: an upper bound.
     """
 
@@ -92,9 +92,11 @@ def plan(problem: Problem, method: str, budget: int) -> BlockSizes:
         products = _ARRAYS * rows * columns * chosen * outputs * problem.dtype.itemsize
         evaluation = activations * (2 * rows + columns) + chosen * columns * activations * (rows + 1) + products
         return BlockSizes(rows, columns, chosen, fixed + _ARRAYS * chosen * columns * gradient + evaluation)
-    per_input = _ARRAYS * outputs * gradient + activations * (1 + outputs)
+    chosen = max(1, min(outputs, budget // max(1, activations)))
+    per_input = _ARRAYS * outputs * gradient + (activations * (1 + chosen) if method == "jacobian" else 0)
     size = max(1, min(budget // max(1, per_input), max(problem.rows, problem.columns)))
-    return BlockSizes(size, size, outputs, fixed + size * per_input + activations * (1 + size))
+    single = activations * (1 + max(size, chosen)) + (_ARRAYS * outputs * gradient if method == "reverse" else 0)
+    return BlockSizes(size, size, chosen, fixed + size * per_input + single)
 
 
 def require_room(problem: Problem, method: str, sizes: BlockSizes, device: torch.device) -> None:

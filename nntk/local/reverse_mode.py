@@ -34,45 +34,41 @@ class ReverseJacobian:
 
     Args:
         evaluation: The model.
+        chunk_size: Number of outputs that are differentiated at once, where autograd allows it.
     """
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
-        self._allows_batches = True
+    def __init__(self, evaluation: Evaluation, chunk_size: int) -> None:
+        self._evaluation, self._chunk_size = evaluation, chunk_size
+        self._allows_batches = chunk_size > _FEW_OUTPUTS
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the Jacobians at inputs [n, ...], as [n, C, d]."""
-        return torch.stack([_pull_back(self._evaluation, single, self._rows) for single in x.split(1)])
+        first = _pull_back(self._evaluation, x[:1], self._rows)
+        jacobians = first.new_empty(len(x), *first.shape)
+        jacobians[0] = first
+        for index in range(1, len(x)):
+            jacobians[index] = _pull_back(self._evaluation, x[index : index + 1], self._rows)
+        return jacobians
 
     def _rows(self, outputs: Tensor, leaves: list[Tensor]) -> Tensor:
-        num_outputs = outputs.shape[1]
-        basis = torch.eye(num_outputs, dtype=outputs.dtype, device=outputs.device)[:, None]
-        if self._allows_batches and num_outputs > _FEW_OUTPUTS and outputs.requires_grad:
-            rows = self._rows_of_a_batch(outputs, leaves, basis)
+        basis = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)[:, None]
+        if self._allows_batches and outputs.shape[1] > _FEW_OUTPUTS and outputs.requires_grad:
+            rows = self._rows_of_batches(outputs, leaves, basis)
             if rows is not None:
                 return rows
             self._allows_batches = False
         return _gradients(outputs, leaves, basis)
 
-    def _rows_of_a_batch(self, outputs: Tensor, leaves: list[Tensor], basis: Tensor) -> Tensor | None:
-        """Return all rows by one batch of backward passes; None if that is impossible, or one pass contradicts it."""
+    def _rows_of_batches(self, outputs: Tensor, leaves: list[Tensor], basis: Tensor) -> Tensor | None:
+        """Return all rows by batches of backward passes; None if that is impossible, or one pass contradicts it."""
         try:
-            batch = torch.autograd.grad(
-                outputs, leaves, basis, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
+            rows = torch.cat([_batch_of_gradients(outputs, leaves, some) for some in basis.split(self._chunk_size)])
         except Exception:  # A backward function may raise anything under vmap; plain passes follow.
             return None
-        rows = torch.cat(
-            [
-                leaf.new_zeros(len(basis), leaf.numel()) if part is None else part.reshape(len(basis), leaf.numel())
-                for part, leaf in zip(batch, leaves, strict=True)
-            ],
-            dim=1,
-        )
         weights = fixed_weights(1, len(basis), outputs)
         expected = _gradients(outputs, leaves, weights[None])[0]
         difference = relative_difference((weights @ rows)[0], expected)
-        return rows.detach() if difference <= self._evaluation.tolerance else None
+        return rows if difference <= self._evaluation.tolerance else None
 
 
 def _pull_back(evaluation: Evaluation, x: Tensor, then: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
@@ -133,6 +129,20 @@ def _gradients_kept(nodes: set[Any], leaves: list[Tensor]) -> Iterator[None]:
 def _gradient(outputs: Tensor, leaves: list[Tensor], cotangent: Tensor) -> Tensor:
     parts = torch.autograd.grad(outputs, leaves, cotangent, retain_graph=True, allow_unused=True)
     return _flat(parts, leaves)
+
+
+def _batch_of_gradients(outputs: Tensor, leaves: list[Tensor], cotangents: Tensor) -> Tensor:
+    parts = torch.autograd.grad(
+        outputs, leaves, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    return torch.cat(
+        [
+            (leaf.new_zeros(size) if part is None else part.detach()).reshape(size)
+            for part, leaf in zip(parts, leaves, strict=True)
+            for size in [(len(cotangents), leaf.numel())]
+        ],
+        dim=1,
+    )
 
 
 def _accumulated_gradient(outputs: Tensor, leaves: list[Tensor], cotangent: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch.func import jvp, vjp
 
 from nntk.kernels.slices import slices
 from nntk.local.agreement import fixed_weights, require_agreement
-from nntk.local.evaluation import Evaluation
+from nntk.local.evaluation import Evaluation, Parameters
 from nntk.local.jacobian import Blocks
 from nntk.local.memory import BlockSizes
 from nntk.local.reverse_mode import weighted_gradient
@@ -26,7 +26,7 @@ def vector_product_blocks(
         sizes: Sizes of blocks.
 
     Yields:
-        Rows, columns, and the block of the kernel.
+        Places in the kernel, and what is added there.
 
     Raises:
         Disagreement: If sums of entries are not those of products of plain gradients: at the first inputs, at the last
@@ -35,40 +35,50 @@ def vector_product_blocks(
     columns_x = x1 if x2 is None else x2
     comparison = _Comparison(evaluation, x1, x2, num_outputs, sizes)
     for columns in slices(len(columns_x), sizes.columns):
-        for rows in slices(len(x1), sizes.rows):
-            parts = []
-            for chosen in slices(num_outputs, sizes.outputs):
-                products = _products(evaluation, x1[rows], columns_x[columns], num_outputs, chosen)
+        for chosen in slices(num_outputs, sizes.outputs):
+            gradients = _gradients(evaluation, columns_x[columns], num_outputs, chosen)
+            for rows in slices(len(x1), sizes.rows):
+                products = _products(evaluation, x1[rows], gradients)
                 comparison.add(products, rows, columns, chosen)
-                parts.append(_select(products, outputs, chosen))
-            block = torch.cat(parts, dim=-1)
-            yield rows, columns, {"trace": lambda b: b.sum(2), "mean": lambda b: b.mean(2)}.get(outputs, _same)(block)
+                place = (rows, columns) if outputs in ("trace", "mean") else (rows, columns, Ellipsis, chosen)
+                yield place, _reduce(products, outputs, chosen)
     comparison.finish()
 
 
-def _same(block: Tensor) -> Tensor:
-    return block
-
-
-def _products(evaluation: Evaluation, x1: Tensor, x2: Tensor, num_outputs: int, chosen: slice) -> Tensor:
-    """Return the products for some outputs k of the columns, [n2, k, n1, C]."""
+def _gradients(evaluation: Evaluation, x2: Tensor, num_outputs: int, chosen: slice) -> Parameters:
+    """Return the gradients of some outputs k at the inputs of columns, by name, [n2, k, ...]."""
     parameters = evaluation.parameters
 
-    def column(x: Tensor, e: Tensor) -> Tensor:
+    def gradient(x: Tensor, e: Tensor) -> Parameters:
         pull_back = vjp(lambda replaced: evaluation.outputs(replaced, x[None])[0], parameters)[1]
-        return jvp(lambda replaced: evaluation.outputs(replaced, x1), (parameters,), pull_back(e))[1]  # type: ignore
+        result: Parameters = pull_back(e)[0]
+        return result
 
     basis = torch.eye(num_outputs, dtype=evaluation.view.dtype, device=evaluation.view.device)[chosen]
     with torch.enable_grad():
-        products: Tensor = torch.vmap(torch.vmap(column, (None, 0)), (0, None))(x2, basis).detach()
-    return products
+        gradients: Parameters = torch.vmap(torch.vmap(gradient, (None, 0)), (0, None))(x2, basis)
+    return {name: part.detach() for name, part in gradients.items()}
 
 
-def _select(products: Tensor, outputs: str, chosen: slice) -> Tensor:
-    """Return the entries that an output treatment requires: [n1, n2, k], or [n1, n2, C, k] for all."""
+def _products(evaluation: Evaluation, x1: Tensor, gradients: Parameters) -> Tensor:
+    """Return the products of gradients with the Jacobian at the inputs of rows, [n2, k, n1, C]."""
+    parameters = evaluation.parameters
+
+    def product(gradient: Parameters) -> Tensor:
+        result: Tensor = jvp(lambda replaced: evaluation.outputs(replaced, x1), (parameters,), (gradient,))[1]
+        return result
+
+    with torch.enable_grad():
+        products: Tensor = torch.vmap(torch.vmap(product))(gradients)
+    return products.detach()
+
+
+def _reduce(products: Tensor, outputs: str, chosen: slice) -> Tensor:
+    """Return what some outputs k of the columns add to a block of the kernel: [n1, n2], or with axes of outputs."""
     if outputs == "full":
         return products.permute(2, 0, 3, 1)
-    return products[..., chosen].diagonal(dim1=1, dim2=3).transpose(0, 1)
+    diagonal = products[..., chosen].diagonal(dim1=1, dim2=3).transpose(0, 1)
+    return {"diagonal": diagonal, "trace": diagonal.sum(2), "mean": diagonal.sum(2) / products.shape[3]}[outputs]
 
 
 class _Comparison:

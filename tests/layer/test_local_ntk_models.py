@@ -243,21 +243,36 @@ def test_what_does_not_fit_is_refused(method, monkeypatch):
         local_ntk(mlp(4, 300, 300, 4), inputs(2000, 4), method=method)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "auto"])
-@pytest.mark.parametrize("outputs", ["trace", "full"])
-@pytest.mark.parametrize("kind", ["wide", "convolution", "many inputs"])
-def test_a_plan_bounds_what_is_allocated(kind, outputs, method, monkeypatch):
-    """The bytes that are planned are at least the most that are held at once."""
+def large_case(kind):
+    """Return a model and inputs of which one part of the memory is large: activations, Jacobians or the kernel."""
     if kind == "convolution":
         layers = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3), nn.Flatten(), nn.Linear(8, 3)
-        model, x = nn.Sequential(*layers), inputs(12, 16).view(12, 1, 4, 4)
-    else:
-        model, x = (mlp(4, 90, 90, 3), inputs(12, 4)) if kind == "wide" else (mlp(4, 8, 3), inputs(200, 4))
-    if kind == "convolution" and method == "structured":
-        return
+        return nn.Sequential(*layers), inputs(12, 16).view(12, 1, 4, 4)
+    if kind in MODELS:
+        return case(kind)[0], inputs(12, 4, torch.float64)
+    return (mlp(4, 90, 90, 3), inputs(12, 4)) if kind == "wide" else (mlp(4, 8, 3), inputs(60, 4))
+
+
+@pytest.mark.parametrize("method", METHODS_FOR_ANY_MODEL)
+@pytest.mark.parametrize("outputs", ["trace", "full"])
+@pytest.mark.parametrize("kind", ["wide", "many inputs", "convolution", "attention", "det"])
+def test_a_plan_bounds_what_is_allocated(kind, outputs, method, monkeypatch):
+    """The bytes that are planned are at least the most that are held at once."""
+    model, x = large_case(kind)
     plans, plan = [], memory.plan
     monkeypatch.setattr("nntk.local.local_ntk.plan", lambda *a: plans.append(plan(*a)) or plans[-1])
     local_ntk(model, x[:2], outputs=outputs, method=method)
     with torch.no_grad(), Allocated() as allocated:
         local_ntk(model, x, outputs=outputs, method=method, max_memory=2**20)
     assert allocated.peak <= plans[-1].total
+
+
+@pytest.mark.parametrize("outputs", ["trace", "full"])
+def test_a_plan_bounds_what_the_structured_method_allocates(outputs):
+    """The kernel, layers and blocks."""
+    for widths, number in (((4, 90, 90, 3), 12), ((4, 8, 3), 300)):
+        model, x = mlp(*widths), inputs(number, 4)
+        problem = memory.Problem(number, number, 3, 2 * (outputs == "full"), 0, sum(widths[1:]) * 7 * 4, torch.float32)
+        with torch.no_grad(), Allocated() as allocated:
+            local_ntk(model, x, outputs=outputs)
+        assert allocated.peak <= memory.plan(problem, "structured", 0).total
