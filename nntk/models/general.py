@@ -142,6 +142,10 @@ class GeneralModel:
         with Float64Casts() if widens else nullcontext():
             return evaluate() if self.draws is None else self.draws.mean(evaluate)
 
+    def displaced_storages(self) -> set[int]:
+        """Return the addresses of the memory of the displaced parameters."""
+        return {parameter.untyped_storage().data_ptr() for parameter in self.displaced.values() if parameter.numel()}
+
     def matrix_at(self, tensors: Tensors, x: Tensor) -> Tensor:
         """Return outputs as a matrix, [N, C], at all tensors of the model by name, which the evaluation may write to.
 

@@ -44,6 +44,9 @@ def _copy_module(module: nn.Module, memo: Memo) -> Any:
         memo[id(module)] = twin
         for name, value in vars(module).items():
             twin.__dict__[name] = _copy_value(value, memo)
+        if "_orig_mod" in module._modules:
+            # A module of torch.compile calls the module that it was made from; its copy calls that module's copy.
+            twin.__dict__["forward"] = twin._modules["_orig_mod"].__call__
     return memo[id(module)]
 
 
