@@ -1,18 +1,23 @@
 r"""Differences of an MLP's outputs at displaced parameters, in plain torch, blocked for the caches of a CPU.
 
 This is the backend of every device without Triton kernels, and the oracle of each precision for the kernels. It is
-tuned: read definition.py first, which states what is computed. With the unit displacement E of a layer's weight, e of
-its bias and the scale s, the unperturbed h and z, and :math:`d = \Delta h / s`, the layer step is
+tuned: read definition.py first, which states what is computed. Let E be the unit displacement of a layer's weight, e of
+its bias, and h, z the unperturbed activations. The scale is :math:`s = \rho\sigma`, with a power of two
+:math:`\sigma` and :math:`1 \le \rho < 2`. With :math:`d = \Delta h / \sigma` the layer step is
 
 .. math::
-    dz = d W^T + (h + s d) E^T + e, \qquad d' = [\varphi(z + s\,dz) - \varphi(z)] / s.
+    dz = d W^T + \rho\,[(h + \sigma d) E^T + e], \qquad d' = [\varphi(z + \sigma\,dz) - \varphi(z)] / \sigma.
 
-No two nearly equal numbers are subtracted, so the relative error does not depend on the scale. The minus member of an
-antithetic pair has -E and -e. Its sign is given to (h + s d) instead, so that one product serves both members.
+No two nearly equal numbers are subtracted, so the relative error does not depend on the scale. Division by
+:math:`\sigma` is exact, so differences of +-1 stay +-2 / :math:`\sigma`, their sums stay exact, and a pre-activation
+that is exactly zero at the displaced parameters comes out as zero. Where sums are not exact, ties.py decides. The minus
+member of an antithetic pair has -E and -e. Its sign is given to the product or to h + :math:`\sigma` d instead, so that
+one product serves both members.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,6 +63,21 @@ class _EvaluationTile:
     signs: Tensor
     """Signs of the members, [members, 1, 1]: +1, and -1 for the minus member of an antithetic pair."""
     round_operand: Rounding
+
+    @cached_property
+    def powers(self) -> Tensor:
+        """Powers of two sigma, the largest that do not exceed the scales; in the shape of the scales."""
+        return self.scales / self.mantissas
+
+    @cached_property
+    def mantissas(self) -> Tensor:
+        """Mantissas rho = s / sigma in [1, 2), exact; in the shape of the scales."""
+        return 2 * torch.frexp(self.scales).mantissa
+
+    @cached_property
+    def factor(self) -> float | Tensor:
+        """Mantissas as a factor of products with noise: one number, or one for each displacement, [samples, 1, 1]."""
+        return float(self.mantissas) if self.mantissas.numel() == 1 else self.mantissas[:, 0]
 
     def bias(self, layer: Layer) -> Tensor | None:
         """Return the signed unit displacements of the bias, [samples, members, 1, H]; None if it is not displaced."""
@@ -105,7 +125,7 @@ def propagate_differences(layers: Sequence[Layer], base_pass: _UnperturbedPass, 
     for layer, (h, state) in zip(layers, base_pass.layers, strict=True):
         e = tile.bias(layer)
         operand = None if d is None else tile.round_operand(d)
-        q = None if d is None or layer.weight_ordinal is None else tile.noise.operand(h, d, tile.signs, tile.scales)
+        q = None if d is None or layer.weight_ordinal is None else tile.noise.operand(h, d, tile.signs, tile.powers)
         blocks = []
         for units in tile.noise.slabs(layer.weight):
             if operand is None:
@@ -115,20 +135,22 @@ def propagate_differences(layers: Sequence[Layer], base_pass: _UnperturbedPass, 
             else:
                 dz = torch.matmul(operand, tile.round_operand(layer.weight[units]).T)
                 if q is not None:
-                    tile.noise.product(q.flatten(1, 2), layer, units, tile.samples, out=dz.flatten(1, 2))
+                    tile.noise.add_product(dz.flatten(1, 2), q.flatten(1, 2), layer, units, tile.samples, tile.factor)
             if e is not None:
-                dz += e[..., units]
-            blocks.append(layer.activation.difference(tuple(part[:, units] for part in state), dz, tile.scales))
+                dz.addcmul_(e[..., units], tile.mantissas)
+            blocks.append(layer.activation.difference(tuple(part[:, units] for part in state), dz, tile.powers))
         d = _join_units(blocks)
     assert d is not None, "there is at least one layer"
-    return d
+    return d.div_(tile.mantissas)
 
 
 def _signed_product(layer: Layer, h: Tensor, units: slice, tile: _EvaluationTile) -> Tensor:
-    """Return +-h E^T, which is all of dz at layer 0; both members of a pair share one product."""
+    """Return +-rho h E^T, which is all of dz at layer 0; both members of a pair share one product."""
     if layer.weight_ordinal is None:
         return h.new_zeros(tile.samples.stop - tile.samples.start, len(tile.signs), len(h), units.stop - units.start)
-    return tile.noise.product(tile.round_operand(h), layer, units, tile.samples)[:, None] * tile.signs
+    return tile.noise.product(tile.round_operand(h), layer, units, tile.samples)[:, None] * (
+        tile.mantissas * tile.signs
+    )
 
 
 def _displaced_weights(layer: Layer, units: slice, tile: _EvaluationTile) -> Tensor | None:
