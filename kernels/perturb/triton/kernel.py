@@ -1,4 +1,4 @@
-"""Triton kernels of perturbation evaluation: dz = d W^T + rho [(h + sigma d) E^T + e], then the activation's difference.
+"""Triton kernels of perturbation evaluation: dz = d W^T + rho [(h + sigma d) E^T + e], then the activation.
 
 Last file to read, after launch.py. The scale is s = rho sigma with a power of two sigma, by which differences d are
 divided inside of the kernels: this is exact, and so are sums of signs. A tile is [BH, BN]: BH units and BN columns. A
@@ -252,8 +252,8 @@ def layer_step(
         parameter1: Second parameter of the activation.
         d_out: Pointer to the differences behind the activation, [M, MEMBERS, N, stride_out_n]: divided by sigma,
             ``DTYPE``; in the last layer divided by s, float32.
-        q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the next
-            layer reads none.
+        q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the
+            next layer reads none.
         stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states, h_next and out_signs: ``height`` padded
             to a multiple of 16.
         SOURCE: Family of the noise; ``"staged"`` for matrices in memory, ``"none"`` where the weight is not displaced.
@@ -361,8 +361,8 @@ def stationary_step(
         parameter1: Second parameter of the activation.
         d_out: Pointer to the differences behind the activation, [M, MEMBERS, N, stride_out_n]: divided by sigma,
             ``DTYPE``; in the last layer divided by s, float32.
-        q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the next
-            layer reads none.
+        q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the
+            next layer reads none.
         stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states and h_next: ``height`` padded to a
             multiple of 16.
         SOURCE: Family of the noise, ``"gaussian"``.
@@ -407,7 +407,7 @@ def project(
     h, d, right_factors, coefficients, scales, out, width, num_inputs,
     MEMBERS: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """Multiply q = +-(h + sigma d) by the right factors of low rank, c q B^T; h and d are multiplied apart, without q.
+    """Multiply q = +-(h + sigma d) by the right factors of low rank, c q B^T; h and d are multiplied apart.
 
     Args:
         h: Descriptor of the unperturbed inputs of the layer, [N, width], in the dtype of ``out``, in tiles [BN, BK];
@@ -505,7 +505,7 @@ def _small_products(
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
     PTX: tl.constexpr, PAD: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """Return dz = rho (E q + e) + W d of one layer; the ordinals WEIGHT and BIAS are -1 for tensors without displacement."""
+    """Return dz = rho (E q + e) + W d of one layer; ordinals WEIGHT and BIAS of undisplaced tensors are -1."""
     weights, last_weight, _, _, _, _, key0, key1, sample_id_pointer = network
     unit = tl.arange(0, BH)
     dz = tl.zeros((BH, q.shape[1]), tl.float32)
@@ -588,13 +588,13 @@ def small_mlp(
     # Hidden layers.
     for layer in tl.static_range(LAYERS - 1):
         dz = _small_products(
-            q, d, sign, rho, sample_id, network, layer, SOURCE, WIDTHS[layer], ORDINALS[2 * layer], ORDINALS[2 * layer + 1],
-            False, PRECISION, DTYPE, PTX, PAD, PAD,
+            q, d, sign, rho, sample_id, network, layer, SOURCE, WIDTHS[layer], ORDINALS[2 * layer],
+            ORDINALS[2 * layer + 1], False, PRECISION, DTYPE, PTX, PAD, PAD,
         )  # fmt: skip
         # Triton 3.6 passes a string of a tuple on as Python's, which no jitted function accepts: hence constexpr.
         d, q = _small_epilogue(
-            dz, 0, n0, sigma, network, layer, WIDTHS[layer + 1], tl.constexpr(ACTIVATIONS[layer]), PRECISION, DTYPE, PTX,
-            PAD, BI, BP,
+            dz, 0, n0, sigma, network, layer, WIDTHS[layer + 1], tl.constexpr(ACTIVATIONS[layer]), PRECISION, DTYPE,
+            PTX, PAD, BI, BP,
         )  # fmt: skip
     # Last layer, and the stores.
     out_d = _small_products(
