@@ -78,6 +78,11 @@ class Noise(ABC):
         self.squared_norms = torch.full(group.sample_ids.shape, num_params, dtype=torch.float64, device=device)
         """Squared norms of the unit displacements, [M]; complete after an evaluation."""
 
+    @property
+    def sample_ids(self) -> Tensor:
+        """Stream numbers m of the group, [M], int64."""
+        return self._group.sample_ids
+
     def slabs(self, weight: Tensor) -> Iterator[slice]:
         """Yield the ranges of units that are evaluated together: here one range of all units."""
         yield slice(0, len(weight))

@@ -412,8 +412,8 @@ def project(
     Args:
         h: Descriptor of the unperturbed inputs of the layer, [N, width], in the dtype of ``out``, in tiles [BN, BK];
             None for zero.
-        d: Descriptor of their differences divided by sigma, [M MEMBERS N, width], in the dtype of ``out``, in tiles [BN, BK]; None
-            for zero, as at layer 0.
+        d: Descriptor of their differences divided by sigma, [M MEMBERS N, width], in the dtype of ``out``, in tiles
+            [BN, BK]; None for zero, as at layer 0.
         right_factors: Descriptor of the factors B_m, [M RANK, width], in the dtype of ``out``, in tiles [RANK, BK].
         coefficients: Pointer to the scales c_m of the products of factors, [M], float32.
         scales: Pointer to the scales s_m, [M], float32.
