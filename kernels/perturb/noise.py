@@ -342,7 +342,11 @@ class LowRankNoise(StructuredNoise):
     ) -> None:
         """Add rho q E^T with two products of rank R for each displacement."""
         assert not self._is_formed(layer.weight), "a layer whose E is formed multiplies by the displaced weights"
-        _add_multiplied(out, *self._inner_product(q, layer, units, samples), factor)
+        inner, left = self._inner_product(q, layer, units, samples)
+        if isinstance(factor, Tensor) and self._group.precision == "fp32":
+            # The inner product is the smallest tensor; where it is rounded, it must not depend on the scale.
+            inner, factor = inner.mul_(factor), 1.0
+        _add_multiplied(out, inner, left, factor)
 
     def _inner_product(self, q: Tensor, layer: Layer, units: slice, samples: slice) -> tuple[Tensor, Tensor]:
         """Return the rounded operand c q B^T, [samples, n, R], and A, [samples, R, units]."""

@@ -42,10 +42,7 @@ def mlp_differences(
     max_bytes: int,
     path: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Evaluate the op ``nntk::mlp_differences`` for CUDA tensors.
-
-    Float64, direct evaluation, and networks with ties that the kernels do not carry exactly use the reference.
-    """
+    """Evaluate the op ``nntk::mlp_differences`` for CUDA tensors, or leave it to the reference, as README.md says."""
     layers = [
         Layer(weight, bias, activation, None if w < 0 else w, None if b < 0 or bias is None else b)
         for weight, bias, activation, w, b in zip(
