@@ -94,10 +94,18 @@ def layers_with_ties(layers: Sequence[Layer], precision: str, directions: str) -
         elif layer.weight_ordinal is None:
             found.append(sums is None or not _jumps_are_exact(layer.activation, sums))
         else:
-            found.append(may_vanish or (directions in ("rademacher", "flipout") and _repeats(layer.weight)))
+            found.append(may_vanish or signs_may_cancel(layer, directions))
         grid = _grid_of_outputs(layer.activation, sums)
         may_vanish = _may_vanish(layer.activation, may_vanish and not has_bias_noise)
     return found
+
+
+def signs_may_cancel(layer: Layer, directions: str) -> bool:
+    """Return True if a displaced pre-activation may be zero because weights and their noise both have few values."""
+    if layer.weight_ordinal is None or directions not in ("rademacher", "flipout"):
+        return False
+    row = layer.weight.detach()[0].abs()
+    return len(torch.unique(row)) <= len(row) / 2
 
 
 def _exact_sums(layer: Layer, inputs: BinaryGrid | None, precision: str) -> BinaryGrid | None:
@@ -146,9 +154,3 @@ def _may_vanish(activation: Activation, pre_activations_may_vanish: bool) -> boo
     if activation.name in _ZERO_ON_INTERVALS:
         return True
     return activation.name not in _NEVER_ZERO and pre_activations_may_vanish
-
-
-def _repeats(weight: Tensor) -> bool:
-    """Return True if at most half of the magnitudes in a row are different, as those of binary weights."""
-    row = weight.detach()[0].abs()
-    return len(torch.unique(row)) <= len(row) / 2

@@ -17,13 +17,16 @@ from torch.nn.functional import linear
 
 from nntk.kernels.activations import State
 from nntk.kernels.mlp import Layer, displaced
-from nntk.kernels.perturb.exactness import layers_with_ties
+from nntk.kernels.perturb.exactness import layers_with_ties, signs_may_cancel
 from nntk.kernels.philox.reference import unit_displacements
 from nntk.kernels.slices import slices
 
 _ROUNDING_ERRORS = 4
 """Machine epsilons, relative to the product of the norms of both operands, within which a sum counts as rounded."""
 
+
+_ROUNDED_ZERO = 1000
+"""Machine epsilons, relative to what was subtracted, below which displaced inputs count as zero."""
 
 _FEW_INPUTS = 32
 """Inputs that are all evaluated where one of them must be."""
@@ -61,6 +64,12 @@ class TieBreaker:
         ]
         return [None if units is None or not units.any() else units for units in fixed]
 
+    @cached_property
+    def _needs_zero_inputs(self) -> list[bool]:
+        """True for each layer whose noise keeps its pre-activations off the jumps unless all of its inputs are zero."""
+        name = self.directions.partition("(")[0]
+        return [layer.weight_ordinal is not None and not signs_may_cancel(layer, name) for layer in self.layers]
+
     def rounding_error(
         self, number: int, h: Tensor, d: Tensor, q: Tensor | None, powers: Tensor, mantissas: Tensor
     ) -> Tensor:
@@ -77,12 +86,17 @@ class TieBreaker:
             mantissas: Mantissas rho, like ``powers``.
 
         Returns:
-            The bounds in units of z, [samples, members, N, 1]; zero where no input changes.
+            The bounds in units of z, [samples, members, N, 1]; zero where no input changes, and where noise keeps all
+            pre-activations off the jumps.
         """
         weight_norm = self._weight_norms[number]
         size = weight_norm * _norm(d)
         if q is not None:
-            size = size + (d.shape[-1] ** 0.5 * mantissas) * _norm(q)
+            noisy = _norm(q)
+            size = size + (d.shape[-1] ** 0.5 * mantissas) * noisy
+            if self._needs_zero_inputs[number]:
+                rounded_to_zero = _ROUNDED_ZERO * torch.finfo(d.dtype).eps * (_norm(h) + powers * _norm(d))
+                size = torch.where(noisy <= rounded_to_zero, size, torch.zeros_like(size))
         propagated = size * (_ROUNDING_ERRORS * torch.finfo(d.dtype).eps * powers)
         evaluated = _evaluation_error(weight_norm * _norm(h), self.layers[number]).to(d.dtype)
         return torch.where(propagated > 0, propagated + evaluated, propagated)
@@ -228,7 +242,8 @@ class _Evaluation:
 
 
 def _norm(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return norms
 
 
 def _evaluation_error(size: Tensor, layer: Layer) -> Tensor:
