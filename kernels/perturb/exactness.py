@@ -8,7 +8,7 @@ kinds of the layers alone; ties.py evaluates them.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ _NEVER_ZERO = ("sign", "sigmoid", "softplus")
 _ZERO_ON_INTERVALS = ("relu", "step", "quantise", "sawtooth")
 """Activations that may be exactly zero for many displacements; the others are zero only where z is."""
 
+
+_FEW_DIGITS = 8
+"""Binary digits of units whose sums with float32 weights are exact in float64."""
 
 _MANY_LEVELS = 4096
 """Levels of a quantiser beyond which its values are taken to have any digits."""
@@ -98,6 +101,33 @@ def layers_with_ties(layers: Sequence[Layer], precision: str, directions: str) -
         grid = _grid_of_outputs(layer.activation, sums)
         may_vanish = _may_vanish(layer.activation, may_vanish and not has_bias_noise)
     return found
+
+
+def with_integer_rows(layers: Sequence[Layer]) -> list[Layer]:
+    """Replace weights by their signs where that changes no output and makes sums exact.
+
+    In the rows of binary and ternary weights all numbers that are not zero have one magnitude. Behind them, sign and
+    step see only the sign of a sum, which does not depend on the magnitude. The weights must be float32 and not
+    displaced, without a bias, behind units of few digits: the sums of the model are then exact in float64.
+
+    Args:
+        layers: The MLP.
+
+    Returns:
+        Layers with the same outputs and differences.
+    """
+    replaced: list[Layer] = []
+    grid: BinaryGrid | None = None
+    for layer in layers:
+        sees_signs = isinstance(layer.activation, (Sign, Step)) and layer.bias is None and layer.weight_ordinal is None
+        weight = layer.weight
+        if sees_signs and grid is not None and grid.bits <= _FEW_DIGITS and weight.dtype == torch.float32:
+            magnitudes = weight.abs()
+            if bool(((magnitudes == magnitudes.amax(1, keepdim=True)) | (weight == 0)).all()):
+                layer = replace(layer, weight=weight.sign())
+        replaced.append(layer)
+        grid = _grid_of_outputs(layer.activation, None)
+    return replaced
 
 
 def signs_may_cancel(layer: Layer, directions: str) -> bool:

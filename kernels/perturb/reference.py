@@ -25,6 +25,7 @@ from torch import Tensor
 from nntk.kernels.activations import State, decode
 from nntk.kernels.mlp import Layer, unperturbed
 from nntk.kernels.perturb.config import plan_reference
+from nntk.kernels.perturb.exactness import with_integer_rows
 from nntk.kernels.perturb.noise import NOISE, DisplacementGroup, Noise, split_into_groups
 from nntk.kernels.perturb.ties import TieBreaker, tie_breaker
 from nntk.kernels.philox.directions import parse
@@ -250,6 +251,7 @@ def mlp_differences(
             weights, biases, decode(activations, activation_parameters), weight_ordinals, bias_ordinals, strict=True
         )
     ]
+    layers = with_integer_rows(layers) if propagation == "difference" else layers
     signs = torch.tensor([1.0] if pairs == "none" else [1.0, -1.0], dtype=x.dtype, device=x.device)[:, None, None]
     widths = [x.shape[1], *(weight.shape[0] for weight in weights)]
     family, key = parse(directions), (seed_low, seed_high)

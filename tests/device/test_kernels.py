@@ -279,8 +279,13 @@ def test_sums_of_signs_stay_exact(directions, path):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_ties_of_rounded_sums_are_left_to_the_reference(precision):
-    """Tenths have no exact sums: the kernels do not evaluate them unless a path is forced."""
-    check_ties(*network_with_ties("sign", magnitude=0.1), "gaussian", precision, path=None)
+    """Tenths of two magnitudes have no exact sums: the kernels do not evaluate them unless a path is forced."""
+    check_ties(*network_with_ties("sign", torch.tensor([0.1, 0.3]).repeat(16)), "gaussian", precision, path=None)
+
+
+def test_binary_weights_of_any_magnitude_are_exact():
+    """A sign sees the sum of signs whatever their common magnitude is."""
+    check_ties(*network_with_ties("sign", 0.1), "gaussian", "fp32", path="fused")
 
 
 @triton.jit

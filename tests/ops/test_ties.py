@@ -7,7 +7,7 @@ from torch import nn
 
 from nntk.activations import Quantise, Sawtooth, Sign, Step
 from nntk.kernels.perturb import definition, mlp_differences
-from nntk.kernels.perturb.exactness import BinaryGrid, layers_with_ties
+from nntk.kernels.perturb.exactness import BinaryGrid, layers_with_ties, with_integer_rows
 from nntk.kernels.perturb.ties import tie_breaker
 from nntk.models.recognise import recognise
 
@@ -48,6 +48,14 @@ def ternary(width):
     return model
 
 
+def two_magnitudes(width):
+    """Quantised weights of two magnitudes in every row."""
+    model = frozen(width, Sign)
+    with torch.no_grad():
+        model[2].weight.mul_(torch.tensor([0.1, 0.3]).repeat(width // 2))
+    return model
+
+
 def deep(width):
     """Two layers of signs that are not displaced, with relu between them."""
     layers = [linear(width, width, 1.0, frozen=True, bias=False) for _ in range(2)]
@@ -64,6 +72,7 @@ INTEGER = {
 
 ROUNDED = {
     "tenths": lambda width: frozen(width, Sign, 0.1),
+    "two magnitudes": two_magnitudes,
     "four levels": lambda width: frozen(width, lambda: Quantise(4)),
     "sixteen levels": lambda width: frozen(width, Quantise, 0.3),
     "sawtooth": lambda width: frozen(width, lambda: Sawtooth(2.0)),
@@ -148,7 +157,7 @@ def test_low_precision_carries_signs_exactly(kind, precision, directions):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-@pytest.mark.parametrize("kind", ["tenths", "all off, sign"])
+@pytest.mark.parametrize("kind", ["two magnitudes", "all off, sign"])
 def test_ties_that_a_precision_would_hide_are_evaluated_in_float32(kind, precision):
     """A rounding error of bfloat16 cannot be told from a difference, so these networks are not rounded."""
     check(make(kind, 64), inputs(12, FEATURES), torch.full((4,), 0.07), precision=precision)
@@ -213,6 +222,17 @@ def test_which_layers_may_have_ties():
     with torch.no_grad():
         many_digits[2].weight[0, 0] = 1.0
     assert ties(many_digits, "bf16") == [False, True, False] and not any(ties(many_digits, "tf32"))
+
+
+@pytest.mark.parametrize("kind", ["tenths", "ternary"])
+def test_binary_weights_of_any_magnitude_are_exact(kind):
+    """Float32 weights with one magnitude a row become signs; those of two magnitudes, or in float64, stay."""
+    layers = recognise(make(kind, 16)).layers
+    assert torch.equal(with_integer_rows(layers)[1].weight, layers[1].weight.sign())
+    assert not any(layers_with_ties(with_integer_rows(layers), "bf16", "gaussian"))
+    for model in (make(kind, 16, torch.float64), make("two magnitudes", 16), make("all off, sign", 16)):
+        layers = recognise(model).layers
+        assert all(a is b for a, b in zip(layers, with_integer_rows(layers), strict=True))
 
 
 def test_binary_grids():

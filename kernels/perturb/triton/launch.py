@@ -12,7 +12,7 @@ from nntk.kernels.activations import decode
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
-from nntk.kernels.perturb.exactness import layers_with_ties
+from nntk.kernels.perturb.exactness import layers_with_ties, with_integer_rows
 from nntk.kernels.perturb.triton.chunks import ChunkPlan, plan_chunks, plan_products
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup
@@ -49,6 +49,7 @@ def mlp_differences(
             weights, biases, decode(activations, activation_parameters), weight_ordinals, bias_ordinals, strict=True
         )
     ]
+    layers = with_integer_rows(layers)
     served = x.dtype == torch.float32 and propagation == "difference"
     if not served or (path is None and _has_ties(layers, precision, directions)):
         return reference.mlp_differences(
@@ -56,7 +57,7 @@ def mlp_differences(
             seed_low, seed_high, directions, pairs, propagation, precision, max_bytes,
         )  # fmt: skip
     target, key = target_of(x.device), (seed_low, seed_high)
-    operands = [pad_rows(as_operand(weight, precision, target)) for weight in weights[1:]]
+    operands = [pad_rows(as_operand(layer.weight, precision, target)) for layer in layers[1:]]
     context = LaunchContext(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes)
     shape = (len(sample_ids), len(x), context.widths[-1])
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
