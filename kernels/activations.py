@@ -57,6 +57,11 @@ class Activation:
     state_parts: ClassVar[int] = 1
     """Number of tensors of its state."""
 
+    @property
+    def jump_offset(self) -> float:
+        """Number that is added to z to find its place between jumps; a larger one blurs the jumps by its rounding."""
+        return 0.0
+
     def value(self, z: Tensor) -> Tensor:
         r"""Return :math:`\varphi(z)`, elementwise."""
         return z
@@ -72,6 +77,21 @@ class Activation:
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         r"""Return :math:`[\varphi(z + s\,dz) - \varphi(z)] / s`; ``dz`` and ``s`` broadcast against the state."""
         return dz
+
+    def jump_distance(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
+        r"""Return the distance of :math:`z + s\,dz` from the nearest jump, in units of z; infinity without jumps."""
+        return torch.full_like(dz, math.inf)
+
+    def difference_of_values(self, z: Tensor, displaced_z: Tensor, dz: Tensor, s: Tensor) -> Tensor:
+        r"""Return :math:`[\varphi(z') - \varphi(z)] / s` for a function that jumps.
+
+        Args:
+            z: Unperturbed pre-activations.
+            displaced_z: Displaced pre-activations z', which say what is jumped over.
+            dz: Their difference divided by s, which says the same more precisely between jumps.
+            s: Divisor.
+        """
+        return (self.value(displaced_z) - self.value(z)) / s
 
 
 @dataclass(frozen=True)
@@ -260,6 +280,9 @@ class Step(Activation):
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         return (self.value(state[0] + s * dz) - self.value(state[0])) / s
 
+    def jump_distance(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
+        return (state[0] + s * dz).abs_()
+
 
 @dataclass(frozen=True)
 class Sign(Activation):
@@ -277,6 +300,9 @@ class Sign(Activation):
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         return 2 * Step().difference(state, dz, s)
 
+    def jump_distance(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
+        return Step().jump_distance(state, dz, s)
+
 
 def _cells(v: Tensor, dtype: torch.dtype) -> State:
     """Return the nearest cell boundary of v and the signed distance from it, which is precise however near it is."""
@@ -293,6 +319,10 @@ class Quantise(Activation):
     name: ClassVar[str] = "quantise"
     jumps: ClassVar[bool] = True
     state_parts: ClassVar[int] = 2
+
+    @property
+    def jump_offset(self) -> float:
+        return self.clamp
 
     def _spacing(self) -> float:
         return 2 * self.clamp / (self.levels - 1)
@@ -316,6 +346,10 @@ class Quantise(Activation):
         top = self.levels - 1
         return (displaced_cell.clamp(0, top) - base_cell.clamp(0, top)) * (self._spacing() / s)
 
+    def jump_distance(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
+        displaced_offset = state[1] + (s / self._spacing()) * dz
+        return (displaced_offset - torch.round(displaced_offset)).abs_() * self._spacing()
+
 
 @dataclass(frozen=True)
 class Sawtooth(Activation):
@@ -338,6 +372,13 @@ class Sawtooth(Activation):
         (offset,) = state
         dv = dz / self.period
         return dv - (torch.floor(offset + s * dv) - torch.floor(offset)) / s
+
+    def jump_distance(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
+        displaced_offset = state[0] + s * (dz / self.period)
+        return (displaced_offset - torch.round(displaced_offset)).abs_() * self.period
+
+    def difference_of_values(self, z: Tensor, displaced_z: Tensor, dz: Tensor, s: Tensor) -> Tensor:
+        return dz / self.period - (torch.floor(displaced_z / self.period) - torch.floor(z / self.period)) / s
 
 
 ACTIVATIONS: dict[str, type[Activation]] = {
