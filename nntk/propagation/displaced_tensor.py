@@ -75,7 +75,7 @@ class DisplacedTensor(Tensor):
             assert self.param_index is not None, "only displaced values have a difference"
             ctx, shape = self.ctx, primal(self).shape
             noise = ctx.group.noise(self.param_index, shape, ctx.chunk)
-            self._tangent = noise[:, None] * ctx.broadcast_signs(len(shape))
+            self._tangent = noise[:, None] * ctx.broadcast_factors(len(shape))
             ctx.tangent_sizes.append(self._tangent.numel())
         return self._tangent
 

@@ -69,5 +69,5 @@ class DisplacedForward:
             raise NoRule(
                 "model must return a tensor that has a row for each input and depends on displaced parameters."
             )
-        tangent = outputs.tangent
+        tangent = outputs.tangent / ctx.mantissas.view(-1, *[1] * (outputs.tangent.dim() - 1))
         return tangent.flatten(3) if tangent.dim() > 3 else tangent[..., None]

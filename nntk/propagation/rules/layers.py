@@ -30,16 +30,23 @@ def _affine(ctx: PropagationContext, x: Any, weight: Any, bias: Any = None) -> A
         if tangent is None:
             products = _weight_products(ctx, weight, rounded_primal(ctx, x).reshape(-1, width))
         else:
-            products = _weight_products(ctx, weight, _signed(ctx, x).reshape(*ctx.leading_shape, -1, width))
+            products = _weight_products(ctx, weight, _noise_operand(ctx, x, weight).reshape(*ctx.leading_shape, -1, width))
         tangent = _accumulate(tangent, products.view(*ctx.leading_shape, *value.shape))
     return _with_bias(ctx, value, tangent, bias, (-1,))
 
 
-def _signed(ctx: PropagationContext, x: DisplacedTensor) -> Tensor:
-    """Return displaced values h + s d, times the sign of the displacement in each member: [M, members, *shape]."""
+def _noise_operand(ctx: PropagationContext, x: DisplacedTensor, weight: DisplacedTensor) -> Tensor:
+    """Return displaced values h + s d for the product with a displacement, [M, members, *shape].
+
+    The noise of a parameter has neither sign nor mantissa, so that the values are multiplied by these. A weight that is
+    computed from displaced values has them in its difference already.
+    """
     dims = x.tangent.dim() - 2
-    signs = ctx.broadcast_signs(dims)
-    return torch.addcmul(signs * x.rounded_primal, x.tangent, ctx.broadcast_scales(dims) * signs)
+    scales = ctx.broadcast_scales(dims)
+    if weight.param_index is None:
+        return torch.addcmul(x.rounded_primal, x.tangent, scales)
+    factors = ctx.broadcast_factors(dims)
+    return torch.addcmul(factors * x.rounded_primal, x.tangent, scales * factors)
 
 
 def _weight_products(ctx: PropagationContext, weight: DisplacedTensor, q: Tensor) -> Tensor:
@@ -48,23 +55,22 @@ def _weight_products(ctx: PropagationContext, weight: DisplacedTensor, q: Tensor
     Args:
         ctx: Context of the evaluation.
         weight: The weight, [H, ...].
-        q: Displaced values times their signs, [M, members, n, K], or unperturbed values, [n, K].
+        q: Displaced values as :func:`_noise_operand` returns them, [M, members, n, K], or unperturbed ones, [n, K].
 
     Returns:
         The products.
     """
-    shared, signs = q.dim() == 2, ctx.signs.view(-1, 1, 1)
+    shared = q.dim() == 2
     if weight.param_index is None:
-        # The weight is computed from displaced values, and so the signs are already in its difference.
         e: Tensor = weight.tangent.flatten(3).mT
-        return q @ e if shared else (q * signs) @ e
+        return q @ e
     shape, q_rows = primal(weight).shape, q if shared else q.flatten(1, 2)
     if ctx.group.holds_noise:
         products = q_rows @ ctx.group.noise(weight.param_index, shape, ctx.chunk).flatten(2).mT
     else:
         stream = (ctx.sample_ids, ctx.group.seed, ctx.group.directions)
         products = displacement_products(q_rows, shape[0], weight.param_index, *stream, ctx.max_bytes)
-    return products[:, None] * signs if shared else products.unflatten(1, q.shape[1:3])
+    return products[:, None] * ctx.broadcast_factors(2) if shared else products.unflatten(1, q.shape[1:3])
 
 
 def _accumulate(total: Tensor | None, term: Tensor) -> Tensor:
@@ -157,7 +163,7 @@ def _patch_products(
     """Return products of all patches, [n P, C k], with the weight's displacement, by the layer step."""
     window = Window.from_settings(tuple(primal(weight).shape[2:]), stride, padding, dilation)
     if is_displaced(x):
-        q = window.patches(_signed(ctx, x).flatten(0, 2)).unflatten(0, (*ctx.leading_shape, -1))
+        q = window.patches(_noise_operand(ctx, x, weight).flatten(0, 2)).unflatten(0, (*ctx.leading_shape, -1))
         ctx.tangent_sizes.append(q.numel())
     else:
         q = ctx.cached(lambda: window.patches(primal(x).to(ctx.dtype)))
@@ -171,21 +177,22 @@ def _one_by_one(ctx: PropagationContext, x: Any, weight: DisplacedTensor, convol
     """Convolve with one displacement of the weight after another."""
     if weight.param_index is None:
         # For a weight that is computed from displaced values, the two members are not mirror images.
-        return _each_member(ctx, x, weight.tangent, convolve)
+        return _each_member(ctx, x, weight, convolve)
     noise = ctx.group.noise(weight.param_index, primal(weight).shape, ctx.chunk)
     if not is_displaced(x):
         h = rounded_primal(ctx, x)
         products = torch.stack([convolve(h, e) for e in noise])
-        return products[:, None] * ctx.broadcast_signs(products.dim() - 1)
-    q = _signed(ctx, x).flatten(1, 2)
+        return products[:, None] * ctx.broadcast_factors(products.dim() - 1)
+    q = _noise_operand(ctx, x, weight).flatten(1, 2)
     products = torch.stack([convolve(*pair) for pair in zip(q, noise, strict=True)])
     return products.view(*ctx.leading_shape, -1, *products.shape[2:])
 
 
-def _each_member(ctx: PropagationContext, x: Any, tangents: Tensor, convolve: Callable[..., Tensor]) -> Tensor:
-    """Convolve with a displacement of the weight for each member, [M, members, *shape]."""
+def _each_member(ctx: PropagationContext, x: Any, weight: DisplacedTensor, convolve: Callable[..., Tensor]) -> Tensor:
+    """Convolve with the difference of a computed weight in each member, [M, members, *shape]."""
+    tangents = weight.tangent
     if is_displaced(x):
-        q = _signed(ctx, x) * ctx.broadcast_signs(x.tangent.dim() - 2)
+        q = _noise_operand(ctx, x, weight)
         pairs = zip(q.flatten(0, 1), tangents.flatten(0, 1), strict=True)
     else:
         h = rounded_primal(ctx, x)
@@ -214,4 +221,4 @@ def _embedding(
     noise = unit_slabs(ctx.group.directions, ctx.sample_ids, slabs, split_seed(ctx.group.seed), ctx.dtype)
     table = torch.cat([F.pad(slab, (0, 0, 0, align - slab.shape[1])) for slab in noise], 1)
     e = table[:, block_of_index * align + indices % align]
-    return with_tangent(ctx, value, e[:, None] * ctx.broadcast_signs(value.dim()))
+    return with_tangent(ctx, value, e[:, None] * ctx.broadcast_factors(value.dim()))
