@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nntk.kernels.philox import split_seed, unit_displacements
 from nntk.kernels.philox.reference import displacements
+from nntk.propagation.doubts import Doubts
 from nntk.propagation.registry import NoRule
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class PropagationContext:
             :meth:`cached`. All evaluations at the same input block share this list.
         cache_position: Number of calls of :meth:`cached` so far in this evaluation.
         tangent_sizes: Numbers of elements of the differences that were computed, in order.
+        refusal: Exception that said that the model cannot be propagated; None as long as there was none.
     """
 
     group: DisplacementGroup
@@ -80,6 +82,7 @@ class PropagationContext:
     cache: list[tuple[Any, Any]] = field(default_factory=list)
     cache_position: int = 0
     tangent_sizes: list[int] = field(default_factory=list)
+    refusal: NoRule | None = None
 
     @property
     def sample_ids(self) -> Tensor:
@@ -101,6 +104,11 @@ class PropagationContext:
         """Factors of the noise, [M, members]: the mantissa of the scale, and minus that for the minus member."""
         signs = torch.tensor([1.0, -1.0][: self.members], dtype=self.dtype, device=self.scales.device)
         return self.mantissas[:, None] * signs
+
+    @cached_property
+    def doubts(self) -> Doubts:
+        """What this evaluation cannot decide in the dtype of the differences."""
+        return Doubts.none(len(self.scales), self.scales.device)
 
     def broadcast_factors(self, dims: int) -> Tensor:
         """Return the factors, [M, members, 1, ...], shaped for differences of a value that has ``dims`` axes."""

@@ -19,6 +19,8 @@ IN_PLACE: dict[Any, Any] = {}
 """Functions that work in place, each with the function that computes the same result out of place."""
 WRITES: set[Any] = set()
 """Functions that write into their first argument."""
+RANDOM: set[Any] = set()
+"""Functions that draw random numbers whatever their arguments are."""
 
 
 class NoRule(Exception):

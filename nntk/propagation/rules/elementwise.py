@@ -13,6 +13,7 @@ from nntk.kernels import activations as functions
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import primal, with_tangent
 from nntk.propagation.registry import NoRule, rule
+from nntk.propagation.rules.jumps import jump
 
 DifferenceForm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Unit difference of a function, from z, dz and s."""
@@ -30,6 +31,8 @@ def _activation(
 
 @rule(also=[activate])
 def _activate(ctx: PropagationContext, z: Any, function: functions.Activation) -> Any:
+    if function.jumps:
+        return jump(ctx, function, z)
     return _activation(ctx, function.value, function, z)
 
 
