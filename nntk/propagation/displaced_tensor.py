@@ -10,13 +10,18 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nntk.propagation.context import PropagationContext
+from nntk.propagation.epsilon import ModelEpsilon
 from nntk.propagation.registry import COMPOSED, IN_PLACE, QUERIES, RANDOM, RULES, WRITES, NoRule, function_name
 
 T = TypeVar("T")
+
+_SMALLEST_SUM = 2.0**13
+"""Smallest share that may be left of a displaced value a + s da, in epsilons: a thousandth in float32."""
+_SMALLEST_ROOT = 2.0**11
+"""The same of the root of a sum of squares, whose own cancellation is known to be harmless down to that of its terms."""
 
 
 class DisplacedTensor(Tensor):
@@ -63,8 +68,9 @@ class DisplacedTensor(Tensor):
             The displaced tensor.
         """
         tensor: DisplacedTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            DisplacedTensor, value.shape, dtype=value.dtype, device=value.device
+            DisplacedTensor, value.shape, dtype=value.dtype, device=value.device, storage_size=0
         )
+        torch._C._set_throw_on_mutable_data_ptr(tensor)  # Else code that asks for memory would get a null pointer.
         tensor._value, tensor._displaced = value, displaced
         tensor.ctx, tensor._tangent, tensor.param_index, tensor._rounded_primal = ctx, tangent, param_index, rounded
         tensor.shares_memory = param_index is not None
@@ -106,9 +112,9 @@ class DisplacedTensor(Tensor):
         return torch.addcmul(self.rounded_primal, self.tangent, self.ctx.broadcast_scales(primal(self).dim()))
 
     @property
-    def keeps_digits(self) -> Callable[[], Tensor] | None:
-        """Function that computes the displaced value without cancellation, where there is one."""
-        return self._displaced
+    def keeps_digits(self) -> bool:
+        """True if the displaced value is computed without cancellation."""
+        return self._displaced is not None
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -147,6 +153,7 @@ def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, optio
         with torch._C.DisableTorchFunctionSubclass():
             result = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
             return _mark_shared_memory(operands, constant(ctx, result))
+    options = _without_dtype(function, arguments, options)
     try:
         if function in COMPOSED:
             return COMPOSED[function](*arguments, **options)
@@ -160,7 +167,15 @@ def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, optio
     raise NoRule(f"model calls {function_name(function)}, which has no rule for displaced values.")
 
 
-class UnsupportedOpGuard(TorchFunctionMode):
+def _without_dtype(function: Any, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options without a dtype: displaced values keep theirs if float32 or float64 is asked for."""
+    for dtype in (options.get("dtype"), *arguments):
+        if isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64):
+            raise NoRule(f"model calls {function_name(function)} with {dtype}, which rounds displaced values.")
+    return {name: option for name, option in options.items() if name != "dtype"} if "dtype" in options else options
+
+
+class UnsupportedOpGuard(ModelEpsilon):
     """Context manager that raises where PyTorch would lose differences, or digits of them, without calling a rule."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -172,7 +187,7 @@ class UnsupportedOpGuard(TorchFunctionMode):
             raise NoRule(f"model calls {function_name(function)}, which draws random numbers.")
         if function is torch.tensor and any(is_displaced(leaf) for leaf in tree_leaves(arguments)):
             raise NoRule("model calls torch.tensor on displaced values, which loses their differences.")
-        return function(*arguments, **(options or {}))
+        return super().__torch_function__(function, types, arguments, options)
 
 
 def is_displaced(operand: Any) -> bool:
@@ -197,6 +212,24 @@ def rounded_primal(ctx: PropagationContext, operand: Any) -> Any:
     if isinstance(operand, Tensor) and operand.is_floating_point():
         return ctx.cached(lambda: operand.to(ctx.dtype))
     return operand
+
+
+def displaced_with_digits(ctx: PropagationContext, z: DisplacedTensor) -> Tensor:
+    """Return displaced values for a function that needs the digits of a small argument, [M, members, *shape].
+
+    The displacements where a value has lost its digits are noted in the context.
+
+    Args:
+        ctx: Context of the evaluation.
+        z: Displaced tensor.
+
+    Returns:
+        The displaced values.
+    """
+    displaced, epsilon = z.displaced, torch.finfo(ctx.dtype).eps
+    smallest = (_SMALLEST_ROOT * epsilon) ** 2 if z.keeps_digits else _SMALLEST_SUM * epsilon
+    ctx.doubts.meet_sensitive(displaced, z.rounded_primal, smallest, zero_is_exact=z.keeps_digits)
+    return displaced
 
 
 def with_tangent(

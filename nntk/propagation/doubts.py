@@ -60,16 +60,19 @@ class Doubts:
             near &= ~((size == 0) & exact)
             self.near_jumps += near.flatten(1).sum(1)
 
-    def meet_sensitive(self, displaced: Tensor, value: Tensor, smallest: float) -> None:
-        """Note the displacements where a displaced value is a small share of the unperturbed one, and not exactly zero.
+    def meet_sensitive(self, displaced: Tensor, value: Tensor, smallest: float, zero_is_exact: bool) -> None:
+        """Note the displacements where a displaced value is a small share of the unperturbed one.
 
         Args:
             displaced: Displaced values, [M, members, *shape].
             value: Unperturbed values, broadcastable to that shape.
             smallest: The share, below which too few digits are left.
+            zero_is_exact: True if a displaced value of exactly zero was computed without cancellation.
         """
         size = displaced.abs()
-        self.lost |= ((size < smallest * value.abs()) & (size != 0)).flatten(1).any(1)
+        is_lost = size < smallest * value.abs()
+        if is_lost.any():
+            self.lost |= ((is_lost & (size != 0)) if zero_is_exact else is_lost).flatten(1).any(1)
 
     def add(self, position: slice, part: "Doubts") -> None:
         """Add the doubts of an evaluation for the displacements at a position."""

@@ -62,13 +62,17 @@ class DisplacedForward:
         inputs.shares_memory, num_cached = True, len(ctx.cache)
         with _no_random_numbers(x.device):
             try:
-                with UnsupportedOpGuard(), torch.compiler.set_stance("force_eager"):
+                with UnsupportedOpGuard(ctx.dtype), torch.compiler.set_stance("force_eager"):
                     outputs = self.forward(parameters, inputs)
             except Exception as error:
                 # An interpreter of scripted code reports the refusal in its own words.
-                if ctx.refusal is None or isinstance(error, NoRule):
+                if isinstance(error, NoRule):
                     raise
-                raise ctx.refusal from error
+                if ctx.refusal is not None:
+                    raise ctx.refusal from error
+                if "data pointer" in str(error):
+                    raise NoRule("model reads the memory of displaced values.") from error
+                raise
         if ctx.refusal is not None:
             raise ctx.refusal
         if num_cached and not num_cached == len(ctx.cache) == ctx.cache_position:
@@ -93,7 +97,9 @@ def _no_random_numbers(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        changed = [pair for pair in zip(generators, states, strict=True) if not torch.equal(pair[0].get_state(), pair[1])]
+        changed = [
+            pair for pair in zip(generators, states, strict=True) if not torch.equal(pair[0].get_state(), pair[1])
+        ]
         for generator, state in changed:
             generator.set_state(state)
     if changed:

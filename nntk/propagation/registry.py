@@ -40,6 +40,10 @@ def functions_named(*names: str) -> Iterator[Any]:
 
 def function_name(function: Any) -> str:
     """Return the name of a function as its users write it, for messages."""
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        return f"torch.ops.{function}"
+    if getattr(function, "__name__", "") == "__get__":
+        return f"Tensor.{function.__self__.__name__}"
     name = str(getattr(function, "__qualname__", function))
     return name.replace("TensorBase.", "Tensor.").replace("_VariableFunctionsClass.", "torch.")
 

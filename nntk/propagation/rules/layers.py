@@ -30,7 +30,9 @@ def _affine(ctx: PropagationContext, x: Any, weight: Any, bias: Any = None) -> A
         if tangent is None:
             products = _weight_products(ctx, weight, rounded_primal(ctx, x).reshape(-1, width))
         else:
-            products = _weight_products(ctx, weight, _noise_operand(ctx, x, weight).reshape(*ctx.leading_shape, -1, width))
+            products = _weight_products(
+                ctx, weight, _noise_operand(ctx, x, weight).reshape(*ctx.leading_shape, -1, width)
+            )
         tangent = _accumulate(tangent, products.view(*ctx.leading_shape, *value.shape))
     return _with_bias(ctx, value, tangent, bias, (-1,))
 
