@@ -21,7 +21,7 @@ T = TypeVar("T")
 _SMALLEST_SUM = 2.0**13
 """Smallest share that may be left of a displaced value a + s da, in epsilons: a thousandth in float32."""
 _SMALLEST_ROOT = 2.0**11
-"""The same of the root of a sum of squares, whose own cancellation is known to be harmless down to that of its terms."""
+"""The same of the root of a sum of squares, whose terms may cancel, but not the sum."""
 
 
 class DisplacedTensor(Tensor):

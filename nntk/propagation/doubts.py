@@ -38,7 +38,7 @@ class Doubts:
         return cls(0, near_jumps, torch.zeros_like(near_jumps, dtype=torch.bool))
 
     def meet_jumps(self, distance: Tensor, difference: Tensor, exact: Tensor) -> None:
-        r"""Count the values whose distance from a jump is within rounding: at most 8 epsilons of the largest difference.
+        """Count the values whose distance from a jump is within rounding: 8 epsilons of the largest difference.
 
         The unperturbed value keeps its digits relative to itself, and so the error of a displaced value is that of its
         difference. Where the unperturbed value is a short number, a distance of exactly zero is a tie that was carried

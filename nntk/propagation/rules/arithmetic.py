@@ -55,7 +55,15 @@ def _mul(ctx: PropagationContext, a: Any, b: Any) -> Any:
     displaced_a = torch.addcmul(rounded_a, da, ctx.broadcast_scales(value.dim()))
     if a is b:
         return with_tangent(ctx, value, da * (rounded_b + displaced_a), lambda: displaced_a.square())
-    return with_tangent(ctx, value, torch.addcmul(da * rounded_b, displaced_a, aligned_tangent(ctx, b, value.dim())))
+    db = aligned_tangent(ctx, b, value.dim())
+    if b.keeps_digits:
+        displaced_b = _align(ctx, b.displaced, value.dim())
+        shrinks = displaced_b.abs() < 0.5 * rounded_b.abs()
+        if shrinks.any():
+            # The difference is da b' + a db as well, in which nothing cancels where b' is much smaller than b.
+            tangent = da * torch.where(shrinks, displaced_b, rounded_b)
+            return with_tangent(ctx, value, tangent + torch.where(shrinks, rounded_a, displaced_a) * db)
+    return with_tangent(ctx, value, torch.addcmul(da * rounded_b, displaced_a, db))
 
 
 @rule("div", "divide", "true_divide")
