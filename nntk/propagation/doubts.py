@@ -1,5 +1,6 @@
 """What an evaluation by rules cannot decide in the dtype of its differences, so that float64 must decide it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,9 @@ class Doubts:
         near_jumps = torch.zeros(displacements, dtype=torch.int64, device=device)
         return cls(0, near_jumps, torch.zeros_like(near_jumps, dtype=torch.bool))
 
-    def meet_jumps(self, distance: Tensor, difference: Tensor, exact: Tensor) -> None:
+    def meet_jumps(
+        self, distance: Tensor, difference: Tensor, exact: Tensor, reachable: Callable[[], Tensor] | None = None
+    ) -> None:
         """Count the values whose distance from a jump is within rounding: 8 epsilons of the largest difference.
 
         The unperturbed value keeps its digits relative to itself, and so the error of a displaced value is that of its
@@ -48,16 +51,18 @@ class Doubts:
             distance: Displaced values less the nearest jump, [M, members, *shape].
             difference: Differences (not over the scale), in the same unit and shape.
             exact: True where the unperturbed value is a short number, [*shape].
+            reachable: Function that returns True where there is a jump at that place, in the shape of ``distance``;
+                None if there is one everywhere.
         """
         self.jumps_met += distance[0].numel()
         if not distance.numel():
             return
-        size = distance.abs()
-        rows = 3 if size.dim() > 3 else 2
+        size, rows = distance.abs(), 3 if distance.dim() > 3 else 2
         reach = difference.abs().flatten(rows).amax(rows) * (_ULPS * torch.finfo(size.dtype).eps)
         if (size.flatten(rows).amin(rows) <= reach).any():
-            near = size <= reach.view(*reach.shape, *[1] * (size.dim() - rows))
-            near &= ~((size == 0) & exact)
+            near = (size <= reach.view(*reach.shape, *[1] * (size.dim() - rows))) & ~((size == 0) & exact)
+            if reachable is not None:
+                near &= reachable()
             self.near_jumps += near.flatten(1).sum(1)
 
     def meet_sensitive(self, displaced: Tensor, value: Tensor, smallest: float, zero_is_exact: bool) -> None:
