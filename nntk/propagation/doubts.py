@@ -11,8 +11,8 @@ _ULPS = 8
 _CONTINUOUS_RATE = 1e-5
 """Share of values within rounding of a jump that a continuous law of the values explains: a density of order one times
 the width of the interval, which is a few epsilons of float32."""
-_CONTINUOUS_COUNT = 10**5
-"""Number of values that a judgement by that share needs."""
+_CONTINUOUS_COUNT = 3 * 10**6
+"""Number of values that a judgement by that share needs; for fewer, computing anew takes little time."""
 _CHEAP_SHARE = 1 / 32
 """Share of displacements that are always computed anew, because that takes little time."""
 

@@ -1,4 +1,4 @@
-"""Ties and near ties at jumps, norms of values that vanish, and values that lose their class: against the definition."""
+"""Ties at jumps, norms of values that vanish, and values that lose their class: against the definition."""
 
 import copy
 import warnings
@@ -100,7 +100,7 @@ def check(make, gamma, dtype, tolerance, propagation="auto", samples=16):
     model, x = make().to(dtype), torch.randn(20, 8, dtype=dtype)
     kernel = NonlocalNTK(model, gamma=gamma, samples=samples, propagation=propagation)
     expected = definition(model, kernel, x)
-    assert expected.isfinite().all() and expected.any()
+    assert expected.isfinite().all()
     assert (kernel.differences(x).double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
@@ -119,15 +119,21 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 @pytest.mark.parametrize("width", [16, 64, 256])
 @pytest.mark.parametrize("name", INTEGER)
 def test_integer_networks_have_no_wrong_entry(name, width, dtype):
-    """Sums of integers are carried exactly by rules alone, and so every tie is decided as the model decides it."""
-    for gamma in (0.1, 0.01, 1e-3):
-        samples = 16 if gamma > 1e-3 else 64
-        check(lambda: INTEGER[name](width), gamma, dtype, TOLERANCE[dtype], "difference", samples)
+    """Sums of integers are carried exactly, and so every tie is decided as the model decides it."""
+    for gamma, samples in ((0.1, 8), (0.01, 8), (1e-3, 64 if width == 16 else 8)):
+        check(lambda: INTEGER[name](width), gamma, dtype, TOLERANCE[dtype], samples=samples)
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_rules_alone_decide_integer_networks(name):
+    """No tie of integers is left to float64."""
+    for gamma in (0.1, 0.01):
+        check(lambda: INTEGER[name](32), gamma, torch.float32, TOLERANCE[torch.float32], "difference", 8)
 
 
 def test_a_wide_integer_network_has_no_wrong_entry():
     """The width of a thousand leaves integers exact in float32."""
-    check(lambda: SignWeights(1024), 0.01, torch.float32, 2e-6, "difference", 4)
+    check(lambda: Frozen(1024, Sign(), Sign()), 0.01, torch.float32, 2e-6, samples=8)
 
 
 NEAR = {
@@ -203,7 +209,7 @@ def test_uncertain_displacements_are_recomputed():
         return activate((0.3 + 0.15 * flips).expand(len(x), 1) - 0 * x[:, :1], SIGN) + F.linear(x, tensors["w"])
 
     arguments = (model, {"w": parameters["w"].double()}, parameters, {"w": 0}, x.double(), batch)
-    with pytest.raises(NoRule, match="model has values within rounding of a jump .* only float64 decides"):
+    with pytest.raises(NoRule, match="model has values within rounding of a jump.* only float64 decides"):
         propagate(*arguments)
     seen = []
 
