@@ -67,7 +67,7 @@ class DisplacedTensor(Tensor):
         Returns:
             The displaced tensor.
         """
-        tensor: DisplacedTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor: DisplacedTensor = Tensor._make_wrapper_subclass(
             DisplacedTensor, value.shape, dtype=value.dtype, device=value.device, storage_size=0
         )
         torch._C._set_throw_on_mutable_data_ptr(tensor)  # Else code that asks for memory would get a null pointer.
@@ -131,7 +131,9 @@ class DisplacedTensor(Tensor):
             raise
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> NoReturn:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> NoReturn:
         error = NoRule(
             f"model calls {function} on displaced values where no rule can be applied, for example in scripted code or "
             "where it removes the class of a tensor."

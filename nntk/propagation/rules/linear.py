@@ -48,7 +48,7 @@ def _displaced_by(
     ctx: PropagationContext, leaves: Sequence[Any], value: Any, function: Callable[[Tensor], Any]
 ) -> Callable[[], Tensor] | None:
     """Return a function that computes a linear function of the only tensor in ``leaves``, which keeps its digits."""
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors: list[Any] = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if len(tensors) != 1 or not isinstance(value, Tensor) or not (tensor := tensors[0]).keeps_digits:
         return None
     return lambda: torch.vmap(function)(tensor.displaced.flatten(0, 1)).unflatten(0, ctx.leading_shape)
