@@ -11,21 +11,25 @@ from nntk.propagation.differences import propagate
 from nntk.propagation.displaced_tensor import (
     DisplacedTensor,
     constant,
+    displaced_with_digits,
     is_displaced,
     primal,
     rounded_primal,
     with_tangent,
 )
+from nntk.propagation.epsilon import ModelEpsilon
 from nntk.propagation.registry import NoRule, composed, rule
 
 __all__ = [
     "DisplacedTensor",
     "DisplacementBatch",
     "DisplacementGroup",
+    "ModelEpsilon",
     "NoRule",
     "PropagationContext",
     "composed",
     "constant",
+    "displaced_with_digits",
     "is_displaced",
     "primal",
     "propagate",
