@@ -78,18 +78,19 @@ def _evaluate_members(
     chunks = zip(request.sample_ids.split(plan.displacements), request.scales.split(plan.displacements), strict=True)
     for sample_ids, scales in chunks:
         units = {
-            model.names[index]: unit_displacements(sample_ids, index, parameter.shape, *stream, dtype)
+            model.names[index]: unit_displacements(sample_ids, index, parameter.shape, *stream, model.dtype)
             for index, parameter in model.displaced.items()
         }
         for start in range(0, len(sample_ids), plan.stacked):
             stack = slice(start, start + plan.stacked)
-            s = scales[stack].to(dtype)
-            delta = {name: unit[stack] * s.view(-1, *[1] * (unit.dim() - 1)) for name, unit in units.items()}
+            s = scales[stack]
+            # The displacement is that of ``kernel.displacements(m)``, to the bit: ties may depend on it.
+            delta = {name: (u[stack] * s.view(-1, *[1] * (u.dim() - 1))).to(dtype) for name, u in units.items()}
             plus = evaluate(model, {name: base[name] + step for name, step in delta.items()}, x)
             minus = None
             if request.pairs != "none":
                 minus = evaluate(model, {name: base[name] - step for name, step in delta.items()}, x)
-            yield (plus, minus), s[:, None, None]
+            yield (plus, minus), s.to(dtype)[:, None, None]
 
 
 def evaluate_stacked(model: GeneralModel, parameters: Tensors, x: Tensor) -> Tensor:

@@ -123,7 +123,16 @@ def _propagate(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Te
     )
     param_indices = {name: index for index, name in model.names.items()}
     inputs = cast_floating(x, torch.float64)
-    return propagate(model.evaluate, model.tensors(torch.float64), model.originals, param_indices, inputs, batch)
+
+    def recompute(positions: Tensor) -> Tensor:
+        pairs = "both" if request.members == 2 else "none"
+        ids, scales = request.sample_ids[positions], request.scales[positions]
+        part = replace(request, sample_ids=ids, scales=scales, pairs=pairs, precision="auto")
+        differences = copy_differences(model, x, part)
+        return differences.transpose(0, 1) if request.members == 2 else differences[:, None]
+
+    originals = model.originals
+    return propagate(model.evaluate, model.tensors(torch.float64), originals, param_indices, inputs, batch, recompute)
 
 
 def _obstacle(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> str:

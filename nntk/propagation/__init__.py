@@ -4,6 +4,7 @@ This package exports what the author of a rule uses; its README explains how to 
 registers all rules.
 """
 
+from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.propagation import rules
 from nntk.propagation.batch import DisplacementBatch
 from nntk.propagation.context import DisplacementGroup, PropagationContext
@@ -17,7 +18,6 @@ from nntk.propagation.displaced_tensor import (
     rounded_primal,
     with_tangent,
 )
-from nntk.propagation.epsilon import ModelEpsilon
 from nntk.propagation.registry import NoRule, composed, rule
 
 __all__ = [

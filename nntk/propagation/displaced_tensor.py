@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.propagation.context import PropagationContext
-from nntk.propagation.epsilon import ModelEpsilon
 from nntk.propagation.registry import COMPOSED, IN_PLACE, QUERIES, RANDOM, RULES, WRITES, NoRule, function_name
 
 T = TypeVar("T")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.models.isolation.evaluation import ModuleEvaluation
 from nntk.models.isolation.findings import Findings
 from nntk.models.isolation.float64_casts import Float64Casts
@@ -171,8 +172,10 @@ def _observe(model: Probed, x: Tensor, way: _Way) -> _Pass:
     given = {**{name: tensor.clone() for name, tensor in tensors.items()}, "": x.clone()}
     with seeded(way.seed, model.device):
         watch, before = _Watch(model, way.dtype), _python_states()
-        with Observe(watch), Float64Casts() if way.names_float32 else nullcontext():
+        epsilon = ModelEpsilon(model.dtype)
+        with Observe(watch), epsilon, Float64Casts() if way.names_float32 else nullcontext():
             outputs = model.matrix_at(tensors, x).clone()
+        model.findings.leaves_epsilon |= epsilon.was_used
         if _python_states() != before:
             watch.random_operator = watch.random_operator or "Python's or NumPy's generator"
     writes = any(not _same(value, given[name]) for name, value in {**tensors, "": x}.items())

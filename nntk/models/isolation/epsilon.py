@@ -17,16 +17,19 @@ class ModelEpsilon(TorchFunctionMode):
 
     Args:
         dtype: Dtype of the model.
+
+    Attributes:
+        was_used: A norm was called that leaves its epsilon to PyTorch.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.epsilon = torch.finfo(dtype).eps
+        self.epsilon, self.was_used = torch.finfo(dtype).eps, False
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         options = options or {}
         if function in _FUNCTIONS and len(arguments) <= _POSITION and options.get("eps") is None:
-            options = {**options, "eps": self.epsilon}
+            options, self.was_used = {**options, "eps": self.epsilon}, True
         elif function in _FUNCTIONS and len(arguments) > _POSITION and arguments[_POSITION] is None:
-            arguments = (*arguments[:_POSITION], self.epsilon)
+            arguments, self.was_used = (*arguments[:_POSITION], self.epsilon), True
         return function(*arguments, **options)
