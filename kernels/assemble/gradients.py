@@ -53,6 +53,9 @@ def contract_gradients(
     For the unbiased form the pairs of a displacement with itself are subtracted, except for displacements with more
     than half of the weight at some input: their pairs with all others are summed apart, since a subtraction would leave
     nothing but rounding errors.
+
+    Returns:
+        [N1, N2] with the axes of the outputs, in the dtype of ``d1``.
     """
     weights2 = weights1 if weights2 is None else weights2
     a = gradient_weights(d1, weights1, squared_norms, num_params)

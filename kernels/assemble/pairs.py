@@ -1,8 +1,8 @@
 r"""Sums over pairs of different displacements, without the cancellation that the sums over all pairs have.
 
 If one displacement has nearly all the weight, :math:`1 - \sum_m \alpha_m \alpha'_m` is a difference of nearly equal
-numbers. The same number is a sum of positive terms, :math:`\sum_m \alpha_m \sum_{m' \ne m} \alpha'_{m'}`, which keeps its
-digits as long as the small weights do.
+numbers. The same number is a sum of positive terms, :math:`\sum_m \alpha_m \sum_{m' \ne m} \alpha'_{m'}`, which keeps
+its digits as long as the small weights do.
 """
 
 import torch

@@ -12,9 +12,9 @@ pages 791 to 801). With :math:`y = \sum w`, :math:`v = \sum w^2`, the size a of 
     \frac{v}{y} g_{y^2 / v}\left(\frac{1 - p}{2}\right) \le E[y] \le
     \frac{v + a^2}{y + a} g_{(y + a)^2 / (v + a^2)}\left(\frac{1 + p}{2}\right).
 
-Without an event the lower bound is zero. The upper one is 3.7 a for p = 95 %, and 3 a for a one-sided bound: the rule of
-three. Contributions of either sign are bounded apart. The size a is that of the largest contribution to any entry of the
-matrix, or of the largest that longer displacements show (:mod:`nntk.estimators.errors.event_size`): an event that is
+Without an event the lower bound is zero. The upper one is 3.7 a for p = 95 %, and 3 a for a one-sided bound: the rule
+of three. Contributions of either sign are bounded apart. The size a is that of the largest contribution to any entry of
+the matrix, or of the largest that longer displacements show (:mod:`nntk.estimators.errors.event_size`): an event that is
 larger than these is not covered. Where the weights of groups are unequal, both limits are lower, since an
 :class:`nntk.EffectiveSampleWarning` tells of few weights.
 

@@ -79,8 +79,8 @@ def jackknife_inner(
         groups: The groups.
         samples: Number of displacements of all groups.
         products: Returns, for coefficients [M, J, C], sample numbers [M], the size of a group, and squared norms [M] or
-            None, the products with the Gram matrix of displacements and with its diagonal blocks, with norms without the
-            diagonal; see :func:`nntk.estimators.errors.gram_products.gram_products`.
+            None, the products with the Gram matrix of displacements and with its diagonal blocks, with norms without
+            the diagonal; see :func:`nntk.estimators.errors.gram_products.gram_products`.
         rows: Number of inputs that belong to the rows; the others belong to the columns.
         symmetric: Rows and columns belong to the same inputs.
         num_params: Number d of displaced parameters.
@@ -102,7 +102,7 @@ def jackknife_inner(
     norms = torch.cat([group.squared_norms for group in groups]).double() if unbiased else None
     with_all, with_group = products(torch.cat(a), torch.cat([group.sample_ids for group in groups]), size, norms)
     total, parts = None, []
-    for group, group_a, q_all, q_group in zip(groups, a, with_all.split(size), with_group.split(size), strict=True):
+    for group_a, q_all, q_group in zip(a, with_all.split(size), with_group.split(size), strict=True):
         column = contract((q_all - q_group)[:, first], group_a[:, second], outputs)
         row = contract(group_a[:, first], q_all[:, second], outputs)
         total = row if total is None else total + row
