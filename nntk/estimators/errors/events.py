@@ -14,8 +14,8 @@ pages 791 to 801). With :math:`y = \sum w`, :math:`v = \sum w^2`, the size a of 
 
 Without an event the lower bound is zero. The upper one is 3.7 a for p = 95 %, and 3 a for a one-sided bound: the rule
 of three. Contributions of either sign are bounded apart. The size a is that of the largest contribution to any entry of
-the matrix, or of the largest that longer displacements show (:mod:`nntk.estimators.errors.event_size`): an event that is
-larger than these is not covered. Where the weights of groups are unequal, both limits are lower, since an
+the matrix, or of the largest that longer displacements show (:mod:`nntk.estimators.errors.event_size`): an event
+that is larger than these is not covered. Where the weights of groups are unequal, both limits are lower, since an
 :class:`nntk.EffectiveSampleWarning` tells of few weights.
 
 A true zero, such as the entry of a unit that never matters, cannot be told from an event that is rare. An estimate of
