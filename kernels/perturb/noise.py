@@ -196,7 +196,7 @@ class ExplicitNoise(Noise):
         """Add a slab to the squared norms, once, even if it is generated again for other inputs or a tied layer."""
         if not self._group.directions.has_fixed_norm and (ordinal, start) not in self._counted:
             self._counted.add((ordinal, start))
-            self.squared_norms += noise.flatten(1).square().sum(1)
+            self.squared_norms += noise.flatten(1).square().sum(1, dtype=torch.float64)
 
     def _displacement(self, ordinal: int | None, tensor: Tensor, units: slice, samples: slice) -> Tensor:
         assert ordinal is not None, "the tensor is displaced"
