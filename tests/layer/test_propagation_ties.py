@@ -284,8 +284,10 @@ def caught(h):
 
 
 @pytest.mark.parametrize("function", [*STRIPPED.values(), caught], ids=[*STRIPPED, "caught"])
-def test_stripped_values_are_seen(function):
+def test_stripped_values_are_seen(function, monkeypatch):
     """Code that loses differences raises where it runs, whatever the size of its effect."""
+    # The probe would refuse some of them before.
+    monkeypatch.setattr("nntk.models.general.probe", lambda model, x: None)
 
     def model(p, x):
         """Add the function in a branch that hardly matters."""

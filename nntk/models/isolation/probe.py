@@ -7,7 +7,7 @@ next, for parameters that are read past the copy, and for values in float32.
 
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from nntk.models.isolation.evaluation import ModuleEvaluation
 from nntk.models.isolation.findings import Findings
 from nntk.models.isolation.float64_casts import Float64Casts
 from nntk.models.isolation.generators import seeded
+from nntk.models.isolation.rounding import OtherRounding
 from nntk.models.observe import Observe
 
 _FEW = 4
@@ -113,12 +114,14 @@ class _Way:
         dtype: Dtype of parameters and inputs.
         names_float32: float64 takes the place of float32 where the model names it.
         is_displaced: The parameters are displaced, by about their own size.
+        other_rounding: The results of operators are changed by a few rounding errors.
         seed: Seed of the global generators.
     """
 
     dtype: torch.dtype
     names_float32: bool = False
     is_displaced: bool = False
+    other_rounding: bool = False
     seed: int = 1
 
 
@@ -173,7 +176,13 @@ def _observe(model: Probed, x: Tensor, way: _Way) -> _Pass:
     with seeded(way.seed, model.device):
         watch, before = _Watch(model, way.dtype), _python_states()
         epsilon = ModelEpsilon(model.dtype)
-        with Observe(watch), epsilon, Float64Casts() if way.names_float32 else nullcontext():
+        with ExitStack() as modes:
+            for mode in (Observe(watch), epsilon):
+                modes.enter_context(mode)
+            if way.names_float32:
+                modes.enter_context(Float64Casts())
+            if way.other_rounding:
+                modes.enter_context(OtherRounding(way.seed))
             outputs = model.matrix_at(tensors, x).clone()
         model.findings.leaves_epsilon |= epsilon.was_used
         if _python_states() != before:
@@ -290,9 +299,13 @@ def _refuse_mixing(model: Probed, few: Tensor, many: Tensor, way: _Way) -> None:
     if not suspects.any():
         return
     # In a batch of the same size, at the same position, rounding is the same: what differs depends on other inputs.
-    # Rounding alone carries a few outputs across a jump, where a position or a batch size changes most of them.
     mixing = differing(torch.cat([outputs_beside_itself(n) for n in range(len(few))])).any()
-    if mixing or 2 * int(suspects.sum()) > len(few):
+    if not mixing:
+        # Rounding differs from one batch size to another. It carries a value across a jump where it meets one: there
+        # other rounding errors in a batch of this size do the same.
+        for seed in range(1, 4):
+            suspects &= ~differing(_observe(model, few, replace(way, other_rounding=True, seed=seed)).outputs)
+    if mixing or suspects.any():
         which = "the other inputs of the batch" if mixing else "its place in the batch, or on the size of the batch"
         raise ValueError(
             f"model must treat the inputs of a batch one by one, with the batch as first axis, but the outputs at an "
