@@ -175,10 +175,10 @@ def _try_propagation(model: GeneralModel, x: Tensor, request: DifferenceRequest)
     plain = copy_differences(model, few, trial).double()
     plain = plain.transpose(0, 1) if trial.members == 2 else plain[:, None]
     if propagated.shape == plain.shape:
-        error, size = ((d.transpose(0, 2).flatten(1)).norm(dim=1) for d in (propagated.double() - plain, plain))
+        off, size = (d.transpose(0, 2).flatten(1).norm(dim=1) for d in (propagated.double() - plain, plain))
         # A difference that is zero at some input is zero by its rules too, up to the size at the other inputs.
         allowed = _TRIAL_TOLERANCE[model.dtype] * torch.maximum(size, _TRIAL_TOLERANCE[model.dtype] * size.max())
         # Written so that NaN disagrees.
-        if bool((error <= allowed).all()):
+        if bool((off <= allowed).all()):
             return ""
     return "Propagated differences disagree with a plain evaluation in float64."

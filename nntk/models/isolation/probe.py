@@ -48,10 +48,12 @@ class Probed(Protocol):
         device: Device of the parameters.
     """
 
-    names: dict[int, str]
-    evaluate: Callable[..., Tensor]
-    findings: Findings
-
+    @property
+    def names(self) -> dict[int, str]: ...  # noqa: D102
+    @property
+    def evaluate(self) -> Callable[..., Tensor]: ...  # noqa: D102
+    @property
+    def findings(self) -> Findings: ...  # noqa: D102
     @property
     def is_stochastic(self) -> bool: ...  # noqa: D102
     @property
@@ -322,4 +324,5 @@ def _differing_rows(first: Tensor, second: Tensor, lowest: torch.dtype) -> Tenso
     """Return the rows that differ by more than rounding in a dtype, [n]."""
     a, b = torch.nan_to_num(first.double()), torch.nan_to_num(second.double())
     tolerance = min(0.1, _SLACK * torch.finfo(lowest).eps) * torch.maximum(a.norm(dim=1), b.norm(dim=1))
-    return (a - b).norm(dim=1) > tolerance
+    differs: Tensor = (a - b).norm(dim=1) > tolerance
+    return differs

@@ -61,7 +61,7 @@ def _reason_against(module: nn.Module) -> str:
         return "exported by torch.export; give the module that was exported"
     if _type_name(module).startswith("torch.distributed.fsdp"):
         return "sharded (FullyShardedDataParallel); give the whole module"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return f"not initialised yet ({type(module).__name__}); evaluate it once"
     return ""
 
