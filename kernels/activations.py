@@ -34,6 +34,16 @@ def _tanh_difference(z: Tensor, u: Tensor) -> Tensor:
     return 2 * _sigmoid_difference(2 * z, 2 * u)
 
 
+def _signs(z: Tensor, size: float) -> Tensor:
+    """Return ``size`` where z >= 0, else ``-size``."""
+    # A comparison with a cast takes three times as long on a CPU. The sum turns -0 into +0.
+    return torch.copysign(torch.full((), size, dtype=z.dtype, device=z.device), z + 0.0)
+
+
+def _sign_difference(z: Tensor, dz: Tensor, s: Tensor, size: float) -> Tensor:
+    return _signs(z + s * dz, size).sub_(_signs(z, size)).div_(s)
+
+
 def _normal_cdf(z: Tensor) -> Tensor:
     return 0.5 * torch.erfc(z * -math.sqrt(0.5))
 
@@ -272,13 +282,13 @@ class Step(Activation):
     jumps: ClassVar[bool] = True
 
     def value(self, z: Tensor) -> Tensor:
-        return (z >= 0).to(z.dtype)
+        return _signs(z, 0.5) + 0.5
 
     def derivative(self, z: Tensor) -> Tensor:
         return torch.zeros_like(z)
 
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
-        return (self.value(state[0] + s * dz) - self.value(state[0])) / s
+        return _sign_difference(state[0], dz, s, 0.5)
 
     def jump_distance(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         return (state[0] + s * dz).abs_()
@@ -292,13 +302,13 @@ class Sign(Activation):
     jumps: ClassVar[bool] = True
 
     def value(self, z: Tensor) -> Tensor:
-        return (z >= 0).to(z.dtype).mul_(2).sub_(1)
+        return _signs(z, 1.0)
 
     def derivative(self, z: Tensor) -> Tensor:
         return torch.zeros_like(z)
 
     def difference(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
-        return 2 * Step().difference(state, dz, s)
+        return _sign_difference(state[0], dz, s, 1.0)
 
     def jump_distance(self, state: State, dz: Tensor, s: Tensor) -> Tensor:
         return Step().jump_distance(state, dz, s)

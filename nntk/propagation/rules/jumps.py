@@ -49,12 +49,15 @@ def jump(ctx: PropagationContext, function: functions.Activation, z: Any) -> Any
 
 def _step_difference(ctx: PropagationContext, base: Tensor, state: functions.State, dz: Tensor, s: Tensor) -> Tensor:
     """Return the difference of the unit step: 1, 0 or -1, [M, members, *shape]."""
-    (rounded,) = state
-    short, steps = ctx.cached(lambda: (_is_short(base), (rounded >= 0).to(ctx.dtype)))
+    # A sum with +0 is never -0, so that the sign bit of the displaced value tells on which side of the jump it lies. A
+    # comparison with a cast would take three times as long on a CPU.
+    half = torch.full((), 0.5, dtype=ctx.dtype, device=base.device)
+    rounded = ctx.cached(lambda: state[0] + 0.0)
+    short, sides = ctx.cached(lambda: (_is_short(base), torch.copysign(half, rounded)))
     change = dz * s
     displaced = change + rounded
     ctx.doubts.meet_jumps(displaced, change, short)
-    return (displaced >= 0).to(ctx.dtype).sub_(steps)
+    return torch.copysign(half, displaced).sub_(sides)
 
 
 def _cell_difference(
