@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from nntk import activations
 from nntk.attention import Attention
+from nntk.differences.digits import RoundingWarning
 from nntk.estimators.errors.estimate import Estimate
 from nntk.estimators.monte_carlo import monte_carlo_error
 from nntk.files.matrix_file import write_kernel
@@ -46,6 +47,7 @@ __all__ = [
     "KernelTracker",
     "NonlocalGradientDescent",
     "NonlocalNTK",
+    "RoundingWarning",
     "activations",
     "load",
     "local_ntk",

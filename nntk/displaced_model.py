@@ -13,6 +13,7 @@ from nntk.kernels.perturb import check_precision
 from nntk.kernels.philox import unit_displacements
 from nntk.models.black_box import BlackBox, Function
 from nntk.models.draws import Draws
+from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.models.view import FindingsByStructure, ModelView, check_model, view_model
 from nntk.settings import KernelSettings, SettingsOfKernel
 
@@ -46,7 +47,7 @@ class DisplacedModel(SettingsOfKernel):
         check_model(model, parameters, settings.propagation, settings.precision, settings.draws)
         check_precision(settings.precision, settings.propagation, self._view().dtype)
 
-    @torch.no_grad()
+    @plain_arithmetic()
     def differences(self, x: Tensor, halves: bool = False) -> Tensor:
         r"""Return differences :math:`D_m(x) = f(x; \theta + \delta_m) - f(x; \theta)`, or odd parts if antithetic.
 
@@ -77,7 +78,7 @@ class DisplacedModel(SettingsOfKernel):
         checks.finite("the differences of the model's outputs", result)
         return result
 
-    @torch.no_grad()
+    @plain_arithmetic()
     def displacement_weights(self, x: Tensor | None = None) -> Tensor:
         r"""Return the weights :math:`\alpha_m`, which sum to one over the displacements.
 

@@ -20,6 +20,7 @@ from nntk.kernels import checks
 from nntk.kernels.fixed_weights import FixedKernel, warn_if_few
 from nntk.linalg.operator import KernelOperator
 from nntk.models.black_box import BlackBox, Function
+from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.settings import KernelSettings
 
 _log = logging.getLogger("nntk")
@@ -132,7 +133,7 @@ class NonlocalNTK(DisplacedModel):
     def __repr__(self) -> str:
         return f"NonlocalNTK({', '.join(f'{name}={value!r}' for name, value in vars(self.settings).items())})"
 
-    @torch.no_grad()
+    @plain_arithmetic()
     def __call__(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
         """Return the kernel between inputs.
 
@@ -170,10 +171,10 @@ class NonlocalNTK(DisplacedModel):
             TypeError: If inputs have another dtype than the model.
         """
         displacements = self._displacements()
-        with torch.no_grad():
+        with plain_arithmetic():
             return plan(displacements, *self._inputs(displacements.model, x1, x2))
 
-    @torch.no_grad()
+    @plain_arithmetic()
     def jacobian(self, x: Tensor) -> Tensor:
         r"""Return the nonlocal gradients :math:`G f(x) = d \sum_m \alpha_m(x) D_m(x)\, \delta_m / |\delta_m|^2`.
 
@@ -194,7 +195,7 @@ class NonlocalNTK(DisplacedModel):
         displacements = self._displacements()
         return gradients(displacements, displacements.model.inputs("x", x))
 
-    @torch.no_grad()
+    @plain_arithmetic()
     def features(self, x: Tensor) -> Tensor:
         r"""Return features A with :math:`K(x, x') = A(x) A(x')^\top`.
 
@@ -224,7 +225,7 @@ class NonlocalNTK(DisplacedModel):
         """
         self.settings.check_features()
 
-    @torch.no_grad()
+    @plain_arithmetic()
     def diagonal(self, x: Tensor) -> Tensor:
         """Return the kernel of each input with itself.
 
@@ -271,17 +272,17 @@ class NonlocalNTK(DisplacedModel):
     def _operator(self, displacements: Displacements, x: Tensor) -> KernelOperator:
         """Return the operator of checked inputs; it evaluates one view of the model."""
 
-        @torch.no_grad()
+        @plain_arithmetic()
         def features_of(inputs: Tensor) -> Tensor:
             return features(displacements, displacements.model.inputs("x", inputs))
 
-        @torch.no_grad()
+        @plain_arithmetic()
         def kernel_of(inputs: Tensor) -> Tensor:
             return _assemble(displacements, displacements.model.inputs("x", inputs), None)
 
         return KernelOperator(features_of, kernel_of, x, self.settings.budget(displacements.model.device))
 
-    @torch.no_grad()
+    @plain_arithmetic()
     def estimate(
         self,
         x1: Tensor,

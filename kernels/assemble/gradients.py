@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from nntk.kernels.assemble.reference import contract, gradient_weights, mirror, unbiased_divisor
+from nntk.kernels.assemble.pairs import concentrated
+from nntk.kernels.assemble.reference import by_input, contract, gradient_weights, mirror, unbiased_divisor
 from nntk.kernels.philox.reference import generate
 from nntk.kernels.philox.slabs import TILE
 
@@ -47,17 +48,40 @@ def contract_gradients(
     unbiased: bool,
     outputs: str,
 ) -> Tensor:
-    """Compute inner products of nonlocal gradients from consecutive slabs of unit displacements, [M, n] each."""
+    """Compute inner products of nonlocal gradients from consecutive slabs of unit displacements, [M, n] each.
+
+    For the unbiased form the pairs of a displacement with itself are subtracted, except for displacements with more
+    than half of the weight at some input: their pairs with all others are summed apart, since a subtraction would leave
+    nothing but rounding errors.
+
+    Returns:
+        [N1, N2] with the axes of the outputs, in the dtype of ``d1``.
+    """
     weights2 = weights1 if weights2 is None else weights2
     a = gradient_weights(d1, weights1, squared_norms, num_params)
     b = a if d2 is None else gradient_weights(d2, weights2, squared_norms, num_params)
     kernel = contract(a[:0], b[:0], outputs)
+    divisor = unbiased_divisor(weights1, weights2, kernel.dim()) if unbiased else None
+    peaks = concentrated(by_input(weights1), by_input(weights2)) if unbiased else _no_displacements(a)
+    a_peaks, b_peaks = a[peaks], b[peaks]
+    if len(peaks):
+        a = a.index_fill(0, peaks, 0.0)
+        b = a if d2 is None else b.index_fill(0, peaks, 0.0)
+    gram = a.new_zeros(len(peaks), len(peaks))
     for noise in slabs:
-        g1 = torch.tensordot(noise.double().T, a, dims=1)
-        kernel += contract(g1, g1 if d2 is None else torch.tensordot(noise.double().T, b, dims=1), outputs)
-    if unbiased:
-        norms = squared_norms.double()[:, None, None]
-        kernel = (kernel - contract(a * norms, b, outputs)) / unbiased_divisor(weights1, weights2, kernel.dim())
+        noise = noise.double()
+        g1 = torch.tensordot(noise.T, a, dims=1)
+        g2 = g1 if d2 is None else torch.tensordot(noise.T, b, dims=1)
+        kernel += contract(g1, g2, outputs)
+        if len(peaks):
+            e = noise[peaks]
+            gram += e @ e.T
+            kernel += contract(a_peaks, torch.tensordot(e, g2, dims=1), outputs)
+            kernel += contract(torch.tensordot(e, g1, dims=1), b_peaks, outputs)
+    if divisor is not None:
+        kernel -= contract(a * squared_norms.double()[:, None, None], b, outputs)
+        kernel += contract(torch.tensordot(gram.fill_diagonal_(0), a_peaks, dims=1), b_peaks, outputs)
+        kernel /= divisor
     kernel = kernel.to(d1.dtype)
     return (mirror(kernel) if d2 is None else kernel).contiguous()
 
@@ -86,6 +110,10 @@ def gradients_of(slabs: Iterable[Tensor], d: Tensor, weights: Tensor, squared_no
         out[..., start : start + noise.shape[1]] = torch.tensordot(a, noise.double(), dims=([0], [0]))
         start += noise.shape[1]
     return out
+
+
+def _no_displacements(a: Tensor) -> Tensor:
+    return torch.zeros(0, dtype=torch.int64, device=a.device)
 
 
 def _double_slabs(

@@ -8,11 +8,14 @@ With unit differences D [M, N, C], weights alpha, squared norms :math:`|E_m|^2` 
     K_\text{plugin} &= d^2 \sum_{m, m'} \alpha_m(x) \alpha_{m'}(x') D_m(x) D_{m'}(x')
         \frac{Q_{mm'}}{|E_m|^2 |E_{m'}|^2} \\
     K_\text{unbiased} &= \frac{K_\text{plugin} \text{ without } m = m'}{1 - \sum_m \alpha_m(x) \alpha_m(x')}
+
+The divisor is summed over pairs of different displacements, see :mod:`nntk.kernels.assemble.pairs`.
 """
 
 import torch
 from torch import Tensor
 
+from nntk.kernels.assemble.pairs import check_pairs, sum_over_pairs
 from nntk.kernels.attention.reference import odd, relative_weights
 
 _BLOCK = 1024
@@ -156,9 +159,21 @@ def gradient_weights(d: Tensor, weights: Tensor, squared_norms: Tensor, num_para
 
 
 def unbiased_divisor(weights1: Tensor, weights2: Tensor, axes: int) -> Tensor:
-    """Return the divisor of the unbiased form, 1 - sum_m alpha_m(x) alpha_m(x'), with further axes of size 1."""
-    divisor = 1 - torch.einsum("mic,mjc->ij", _columns(weights1.double()), _columns(weights2.double()))
-    return divisor.view(*divisor.shape, *[1] * (axes - 2))
+    """Return the divisor of the unbiased form, 1 - sum_m alpha_m(x) alpha_m(x'), with further axes of size 1.
+
+    Raises:
+        ValueError: If one displacement has all the weight within float64.
+    """
+    first, second = by_input(weights1), by_input(weights2)
+    pairs = sum_over_pairs(first, second)
+    if first.numel() and second.numel():
+        check_pairs(pairs, min(float((w.sum(0).square() / w.square().sum(0)).min()) for w in (first, second)))
+    return pairs.view(*pairs.shape, *[1] * (axes - 2))
+
+
+def by_input(weights: Tensor) -> Tensor:
+    """Return weights [M] or [M, N] as [M, 1] or [M, N] in float64."""
+    return (weights[:, None] if weights.dim() == 1 else weights).double()
 
 
 def _broadcast(squared_norms: Tensor, weights: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ def squared_norms(
     for first in range(0, len(sample_ids), chunk_size):
         chunk = slice(first, first + chunk_size)
         for _, noise in generate(directions, sample_ids[chunk], shapes, (seed_low, seed_high), torch.float32):
-            total[chunk] += noise.flatten(1).square().sum(1)
+            # Squares of bfloat16 numbers are exact in float32; their sum needs float64.
+            total[chunk] += noise.flatten(1).square().sum(1, dtype=NORM_DTYPE)
     return total
 
 

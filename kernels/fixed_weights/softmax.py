@@ -108,13 +108,13 @@ def warn_if_few(effective: float, samples: int, remedy: str) -> None:
             f"the weights leave {effective:.3g} effective of {samples} displacements: the Monte-Carlo error is that of "
             f"so few. {remedy}",
             EffectiveSampleWarning,
-            stacklevel=_users_level(),
+            stacklevel=users_level(),
         )
 
 
-def _users_level() -> int:
+def users_level() -> int:
     """Return the stack level of the first caller outside of this package and of the decorators around it."""
-    frame, level, internal = sys._getframe(1), 1, ("nntk", "torch", "functools")
+    frame, level, internal = sys._getframe(1), 1, ("nntk", "torch", "functools", "contextlib")
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in internal:
         frame, level = frame.f_back, level + 1
     return level

@@ -78,6 +78,11 @@ class Noise(ABC):
         self.squared_norms = torch.full(group.sample_ids.shape, num_params, dtype=torch.float64, device=device)
         """Squared norms of the unit displacements, [M]; complete after an evaluation."""
 
+    @property
+    def sample_ids(self) -> Tensor:
+        """Stream numbers m of the group, [M], int64."""
+        return self._group.sample_ids
+
     def slabs(self, weight: Tensor) -> Iterator[slice]:
         """Yield the ranges of units that are evaluated together: here one range of all units."""
         yield slice(0, len(weight))
@@ -105,26 +110,26 @@ class Noise(ABC):
         round_operand = self._group.round_operand
         return round_operand(torch.addcmul(round_operand(weight), noise[:, None], step))
 
-    def operand(self, h: Tensor, d: Tensor, signs: Tensor, scales: Tensor) -> Tensor:
-        """Return the rounded operand q = +-(h + s d) of a layer behind the first.
+    def operand(self, h: Tensor, d: Tensor, signs: Tensor, powers: Tensor) -> Tensor:
+        """Return the rounded operand q = +-(h + sigma d) of a layer behind the first.
 
         Args:
             h: Unperturbed inputs of the layer, [N, K].
-            d: Their unit differences, [samples, members, N, K].
+            d: Their differences divided by sigma, [samples, members, N, K].
             signs: Signs of the members of a pair, [members, 1, 1].
-            scales: Scales s, [samples or 1, 1, 1, 1].
+            powers: Powers of two sigma, [samples or 1, 1, 1, 1].
 
         Returns:
             The operand, [samples, members, N, K].
         """
-        return self._group.round_operand(torch.addcmul(signs * h, d, scales * signs))
+        return self._group.round_operand(torch.addcmul(signs * h, d, powers * signs))
 
     @abstractmethod
     def bias(self, ordinal: int, bias: Tensor, samples: slice) -> Tensor:
         """Return the unit displacements of a bias, [samples, H]."""
 
     @abstractmethod
-    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice, out: Tensor | None = None) -> Tensor:
+    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice) -> Tensor:
         r"""Multiply by the unit displacements of a weight: :math:`q E^T`.
 
         Args:
@@ -132,10 +137,24 @@ class Noise(ABC):
             layer: A layer whose weight is displaced.
             units: Range of its units.
             samples: Range of displacements.
-            out: Tensor to which the products are added in place, [samples, n, units]; None for a new tensor.
 
         Returns:
-            The products, or ``out`` with the products added, [samples, n, units].
+            The products, [samples, n, units].
+        """
+
+    @abstractmethod
+    def add_product(
+        self, out: Tensor, q: Tensor, layer: Layer, units: slice, samples: slice, factor: float | Tensor
+    ) -> None:
+        r"""Add :math:`\rho\,q E^T` to ``out`` in place; sums are multiplied, not q, so that sums of signs stay exact.
+
+        Args:
+            out: Tensor to which the products are added, [samples, n, units].
+            q: Rounded operand, [samples, n, K].
+            layer: A layer whose weight is displaced.
+            units: Range of its units.
+            samples: Range of displacements.
+            factor: The factor rho, a number for all displacements, or [samples, 1, 1].
         """
 
     def displaced_product(self, h: Tensor, layer: Layer, units: slice, samples: slice, step: Tensor) -> Tensor:
@@ -177,7 +196,7 @@ class ExplicitNoise(Noise):
         """Add a slab to the squared norms, once, even if it is generated again for other inputs or a tied layer."""
         if not self._group.directions.has_fixed_norm and (ordinal, start) not in self._counted:
             self._counted.add((ordinal, start))
-            self.squared_norms += noise.flatten(1).square().sum(1)
+            self.squared_norms += noise.flatten(1).square().sum(1, dtype=torch.float64)
 
     def _displacement(self, ordinal: int | None, tensor: Tensor, units: slice, samples: slice) -> Tensor:
         assert ordinal is not None, "the tensor is displaced"
@@ -199,10 +218,16 @@ class ExplicitNoise(Noise):
         """Return the unit displacements of a bias, [samples, H]."""
         return self._displacement(ordinal, bias, slice(0, len(bias)), samples)
 
-    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice, out: Tensor | None = None) -> Tensor:
+    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice) -> Tensor:
         """Multiply by E with one product for each displacement."""
+        return torch.matmul(q, self._displacement(layer.weight_ordinal, layer.weight, units, samples).mT)
+
+    def add_product(
+        self, out: Tensor, q: Tensor, layer: Layer, units: slice, samples: slice, factor: float | Tensor
+    ) -> None:
+        """Add rho q E^T with one product for each displacement."""
         noise = self._displacement(layer.weight_ordinal, layer.weight, units, samples)
-        return torch.matmul(q, noise.mT) if out is None else out.baddbmm_(q, noise.mT)
+        _add_multiplied(out, q, noise.mT, factor)
 
     def displaced_product(self, h: Tensor, layer: Layer, units: slice, samples: slice, step: Tensor) -> Tensor:
         """Multiply by W + s E with one product for each displacement and member."""
@@ -242,12 +267,23 @@ class FlipoutNoise(StructuredNoise):
         else:
             yield from _split_units(weight, self._group.plan.slab_numbers)
 
-    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice, out: Tensor | None = None) -> Tensor:
+    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice) -> Tensor:
         """Multiply by E with one product with the base for all displacements, between multiplications by signs."""
+        product, r = self._product_and_signs(q, layer, units, samples)
+        return product.mul_(r)
+
+    def add_product(
+        self, out: Tensor, q: Tensor, layer: Layer, units: slice, samples: slice, factor: float | Tensor
+    ) -> None:
+        """Add rho q E^T; the signs r are multiplied by rho."""
+        product, r = self._product_and_signs(q, layer, units, samples)
+        out.addcmul_(product, r * factor)
+
+    def _product_and_signs(self, q: Tensor, layer: Layer, units: slice, samples: slice) -> tuple[Tensor, Tensor]:
+        """Return (q o s) S^T, [samples, n, units], and the signs r, [samples, 1, units]."""
         assert layer.weight_ordinal is not None, "the weight is displaced"
         r, s = (part[samples, None] for part in self._signs[layer.weight_ordinal])
-        product = torch.matmul(q * s, self._base_slab(layer.weight_ordinal, layer.weight, units).T)
-        return product.mul_(r[..., units]) if out is None else out.addcmul_(product, r[..., units])
+        return torch.matmul(q * s, self._base_slab(layer.weight_ordinal, layer.weight, units).T), r[..., units]
 
     def _base_slab(self, ordinal: int, weight: Tensor, units: slice) -> Tensor:
         if self._group.plan.keep_noise:
@@ -284,26 +320,40 @@ class LowRankNoise(StructuredNoise):
         formed = torch.matmul(left[..., units].mT, right).mul_(scale[:, None, None])
         return self._group.round_operand(formed)
 
-    def operand(self, h: Tensor, d: Tensor, signs: Tensor, scales: Tensor) -> Tensor:
-        """Return the operand q = +-(h + s d), where h and d are rounded separately."""
+    def operand(self, h: Tensor, d: Tensor, signs: Tensor, powers: Tensor) -> Tensor:
+        """Return the operand q = +-(h + sigma d), where h and d are rounded separately."""
         round_operand = self._group.round_operand
-        return torch.addcmul(signs * round_operand(h), round_operand(d), scales * signs)
+        return torch.addcmul(signs * round_operand(h), round_operand(d), powers * signs)
 
     def displaced_weights(self, layer: Layer, units: slice, samples: slice, step: Tensor) -> Tensor | None:
         """Form the operand W + s E for a layer of few units in low precision."""
         formed = self._form(layer, units, samples)
         return None if formed is None else self._rounded_sum(layer.weight[units], formed, step)
 
-    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice, out: Tensor | None = None) -> Tensor:
+    def product(self, q: Tensor, layer: Layer, units: slice, samples: slice) -> Tensor:
         """Multiply by E with two products of rank R for each displacement, or with one where E is formed."""
-        assert layer.weight_ordinal is not None, "the weight is displaced"
         formed = self._form(layer, units, samples)
         if formed is not None:
-            return torch.matmul(q, formed.mT) if out is None else out.baddbmm_(q, formed.mT)
-        left, right, scale = (factor[samples] for factor in self._factors[layer.weight_ordinal])
+            return torch.matmul(q, formed.mT)
+        return torch.matmul(*self._inner_product(q, layer, units, samples))
+
+    def add_product(
+        self, out: Tensor, q: Tensor, layer: Layer, units: slice, samples: slice, factor: float | Tensor
+    ) -> None:
+        """Add rho q E^T with two products of rank R for each displacement."""
+        assert not self._is_formed(layer.weight), "a layer whose E is formed multiplies by the displaced weights"
+        inner, left = self._inner_product(q, layer, units, samples)
+        if isinstance(factor, Tensor) and self._group.precision == "fp32":
+            # The inner product is the smallest tensor; where it is rounded, it must not depend on the scale.
+            inner, factor = inner.mul_(factor), 1.0
+        _add_multiplied(out, inner, left, factor)
+
+    def _inner_product(self, q: Tensor, layer: Layer, units: slice, samples: slice) -> tuple[Tensor, Tensor]:
+        """Return the rounded operand c q B^T, [samples, n, R], and A, [samples, R, units]."""
+        assert layer.weight_ordinal is not None, "the weight is displaced"
+        left, right, scale = (part[samples] for part in self._factors[layer.weight_ordinal])
         inner = torch.matmul(q, right.mT) * scale[:, None, None]
-        inner = self._group.round_operand(inner.to(q.dtype))
-        return torch.matmul(inner, left[..., units]) if out is None else out.baddbmm_(inner, left[..., units])
+        return self._group.round_operand(inner.to(q.dtype)), left[..., units]
 
 
 NOISE: dict[str, type[Noise]] = {
@@ -313,6 +363,14 @@ NOISE: dict[str, type[Noise]] = {
     "lowrank": LowRankNoise,
 }
 """Implementation of each family of displacements."""
+
+
+def _add_multiplied(out: Tensor, left: Tensor, right: Tensor, factor: float | Tensor) -> None:
+    """Add the product of two operands to ``out``, multiplied by one number or by a number for each displacement."""
+    if isinstance(factor, float):
+        out.baddbmm_(left, right, alpha=factor)
+    else:
+        out.addcmul_(torch.matmul(left, right), factor)
 
 
 def _split_units(weight: Tensor, numbers: int) -> Iterator[slice]:

@@ -1,18 +1,23 @@
 r"""Differences of an MLP's outputs at displaced parameters, in plain torch, blocked for the caches of a CPU.
 
 This is the backend of every device without Triton kernels, and the oracle of each precision for the kernels. It is
-tuned: read definition.py first, which states what is computed. With the unit displacement E of a layer's weight, e of
-its bias and the scale s, the unperturbed h and z, and :math:`d = \Delta h / s`, the layer step is
+tuned: read definition.py first, which states what is computed. Let E be the unit displacement of a layer's weight, e of
+its bias, and h, z the unperturbed activations. The scale is :math:`s = \rho\sigma`, with a power of two
+:math:`\sigma` and :math:`1 \le \rho < 2`. With :math:`d = \Delta h / \sigma` the layer step is
 
 .. math::
-    dz = d W^T + (h + s d) E^T + e, \qquad d' = [\varphi(z + s\,dz) - \varphi(z)] / s.
+    dz = d W^T + \rho\,[(h + \sigma d) E^T + e], \qquad d' = [\varphi(z + \sigma\,dz) - \varphi(z)] / \sigma.
 
-No two nearly equal numbers are subtracted, so the relative error does not depend on the scale. The minus member of an
-antithetic pair has -E and -e. Its sign is given to (h + s d) instead, so that one product serves both members.
+No two nearly equal numbers are subtracted, so the relative error does not depend on the scale. Division by
+:math:`\sigma` is exact, so differences of +-1 stay +-2 / :math:`\sigma`, their sums stay exact, and a pre-activation
+that is exactly zero at the displaced parameters comes out as zero. Where sums are not exact, ties.py decides. The minus
+member of an antithetic pair has -E and -e. Its sign is given to the product or to h + :math:`\sigma` d instead, so that
+one product serves both members.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +25,9 @@ from torch import Tensor
 from nntk.kernels.activations import State, decode
 from nntk.kernels.mlp import Layer, unperturbed
 from nntk.kernels.perturb.config import plan_reference
+from nntk.kernels.perturb.exactness import with_integer_rows
 from nntk.kernels.perturb.noise import NOISE, DisplacementGroup, Noise, split_into_groups
+from nntk.kernels.perturb.ties import TieBreaker, tie_breaker
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.slices import slices
 
@@ -58,6 +65,36 @@ class _EvaluationTile:
     signs: Tensor
     """Signs of the members, [members, 1, 1]: +1, and -1 for the minus member of an antithetic pair."""
     round_operand: Rounding
+    tie_breaker: TieBreaker | None = None
+    """Evaluation of ties; None where there are none that propagation does not carry exactly."""
+
+    @cached_property
+    def powers(self) -> Tensor:
+        """Powers of two sigma, the largest that do not exceed the scales; in the shape of the scales."""
+        return self.scales / self.mantissas
+
+    @cached_property
+    def mantissas(self) -> Tensor:
+        """Mantissas rho = s / sigma in [1, 2), exact; in the shape of the scales."""
+        return 2 * torch.frexp(self.scales).mantissa
+
+    @cached_property
+    def factor(self) -> float | Tensor:
+        """Mantissas as a factor of products with noise: one number, or one for each displacement, [samples, 1, 1]."""
+        return float(self.mantissas) if self.mantissas.numel() == 1 else self.mantissas[:, 0]
+
+    def evaluate_ties(self, x: Tensor, near: Tensor, out: Tensor) -> None:
+        """Replace differences that rounding at a jump may have spoilt.
+
+        Args:
+            x: Inputs of the network, [N, K].
+            near: Pairs of a displacement and an input, [samples, N].
+            out: Unit differences, [samples, members, N, C], of which those of the pairs are replaced.
+        """
+        if self.tie_breaker is not None and bool(near.any()):
+            sample_ids = self.noise.sample_ids[self.samples]
+            scales = self.scales.flatten().expand(len(sample_ids))
+            self.tie_breaker.evaluate(x, sample_ids, scales, len(self.signs), near, out)
 
     def bias(self, layer: Layer) -> Tensor | None:
         """Return the signed unit displacements of the bias, [samples, members, 1, H]; None if it is not displaced."""
@@ -102,10 +139,15 @@ def propagate_differences(layers: Sequence[Layer], base_pass: _UnperturbedPass, 
         Unit differences, [samples, members, N, C].
     """
     d: Tensor | None = None
-    for layer, (h, state) in zip(layers, base_pass.layers, strict=True):
+    near_jumps: list[Tensor] = []
+    for number, (layer, (h, state)) in enumerate(zip(layers, base_pass.layers, strict=True)):
         e = tile.bias(layer)
         operand = None if d is None else tile.round_operand(d)
-        q = None if d is None or layer.weight_ordinal is None else tile.noise.operand(h, d, tile.signs, tile.scales)
+        q = None if d is None or layer.weight_ordinal is None else tile.noise.operand(h, d, tile.signs, tile.powers)
+        breaker = tile.tie_breaker if tile.tie_breaker is not None and tile.tie_breaker.has_ties[number] else None
+        errors = None
+        if breaker is not None and d is not None:
+            errors = breaker.rounding_error(number, h, d, q, tile.powers, tile.mantissas)
         blocks = []
         for units in tile.noise.slabs(layer.weight):
             if operand is None:
@@ -115,20 +157,28 @@ def propagate_differences(layers: Sequence[Layer], base_pass: _UnperturbedPass, 
             else:
                 dz = torch.matmul(operand, tile.round_operand(layer.weight[units]).T)
                 if q is not None:
-                    tile.noise.product(q.flatten(1, 2), layer, units, tile.samples, out=dz.flatten(1, 2))
+                    tile.noise.add_product(dz.flatten(1, 2), q.flatten(1, 2), layer, units, tile.samples, tile.factor)
             if e is not None:
-                dz += e[..., units]
-            blocks.append(layer.activation.difference(tuple(part[:, units] for part in state), dz, tile.scales))
+                dz.addcmul_(e[..., units], tile.mantissas)
+            unit_state = tuple(part[:, units] for part in state)
+            if breaker is not None and errors is not None:
+                near_jumps.append(breaker.near_jumps(number, units, unit_state, dz, tile.powers, errors))
+            blocks.append(layer.activation.difference(unit_state, dz, tile.powers))
         d = _join_units(blocks)
     assert d is not None, "there is at least one layer"
+    d = d.div_(tile.mantissas)
+    if near_jumps:
+        tile.evaluate_ties(base_pass.layers[0][0], torch.stack(near_jumps).any(0), d)
     return d
 
 
 def _signed_product(layer: Layer, h: Tensor, units: slice, tile: _EvaluationTile) -> Tensor:
-    """Return +-h E^T, which is all of dz at layer 0; both members of a pair share one product."""
+    """Return +-rho h E^T, which is all of dz at layer 0; both members of a pair share one product."""
     if layer.weight_ordinal is None:
         return h.new_zeros(tile.samples.stop - tile.samples.start, len(tile.signs), len(h), units.stop - units.start)
-    return tile.noise.product(tile.round_operand(h), layer, units, tile.samples)[:, None] * tile.signs
+    return tile.noise.product(tile.round_operand(h), layer, units, tile.samples)[:, None] * (
+        tile.mantissas * tile.signs
+    )
 
 
 def _displaced_weights(layer: Layer, units: slice, tile: _EvaluationTile) -> Tensor | None:
@@ -201,10 +251,16 @@ def mlp_differences(
             weights, biases, decode(activations, activation_parameters), weight_ordinals, bias_ordinals, strict=True
         )
     ]
+    layers = with_integer_rows(layers) if propagation == "difference" else layers
     signs = torch.tensor([1.0] if pairs == "none" else [1.0, -1.0], dtype=x.dtype, device=x.device)[:, None, None]
     widths = [x.shape[1], *(weight.shape[0] for weight in weights)]
-    family, round_operand = parse(directions), ROUNDINGS[precision]
+    family, key = parse(directions), (seed_low, seed_high)
     plan = plan_reference(len(x), len(sample_ids), widths, family, len(signs), x.element_size(), max_bytes)
+    breaker = tie_breaker(layers, precision, directions, key, plan.slab_numbers)
+    if breaker is not None:
+        # A rounding error of a low precision cannot be told from a difference, so ties are evaluated in full precision.
+        precision = "fp32"
+    round_operand = ROUNDINGS[precision]
     one_scale = len(scales) > 0 and bool((scales == scales[0]).all())
 
     shape = (len(sample_ids), len(x), widths[-1])
@@ -214,16 +270,14 @@ def mlp_differences(
     for block in slices(max(1, len(x)), plan.block_inputs):
         base_pass = _UnperturbedPass.evaluate(layers, x[block])
         for indices in split_into_groups(family, sample_ids, plan.group_samples):
-            group = DisplacementGroup(
-                family, sample_ids[indices], layers, (seed_low, seed_high), plan, round_operand, precision
-            )
+            group = DisplacementGroup(family, sample_ids[indices], layers, key, plan, round_operand, precision)
             noise = NOISE[family.name](group)
             for inputs in slices(block.stop, plan.tile_inputs, block.start):
                 tile_pass = base_pass.narrow(inputs.start - block.start, inputs.stop - block.start)
                 for samples in slices(len(indices), plan.tile_samples):
                     tile_indices = indices[samples]
                     s = (scales[:1] if one_scale else scales[tile_indices]).to(x.dtype)[:, None, None, None]
-                    tile = _EvaluationTile(noise, samples, s, signs, round_operand)
+                    tile = _EvaluationTile(noise, samples, s, signs, round_operand, breaker)
                     d = FORMS[propagation](layers, tile_pass, tile)
                     if pairs == "both":
                         out[:, tile_indices, inputs] = d.transpose(0, 1)

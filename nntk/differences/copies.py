@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from nntk.differences.digits import check_digits
 from nntk.differences.request import DifferenceRequest
 from nntk.kernels.philox import unit_displacements
 from nntk.kernels.philox.slabs import TILE
@@ -40,17 +41,21 @@ def copy_differences(model: GeneralModel, x: Tensor, request: DifferenceRequest)
 
     Raises:
         TypeError: If the model cannot be evaluated in float64, or does not return a row for each input.
+        ValueError: If the displacements are so small that rounding leaves nothing of the differences.
     """
-    dtype, pairs = model.dtype if request.precision == "fp32" else torch.float64, request.pairs
+    dtype = model.dtype if request.precision == "fp32" else torch.float64
     base, inputs = model.parameters(dtype), cast_floating(x, dtype)
     plan = CopyPlan.of(model, base, inputs, request.max_bytes)
-    blocks = []
-    for block in inputs.split(plan.inputs) if len(inputs) else [inputs]:
-        unperturbed = None if pairs == "odd" else model.outputs_at(base, block)
-        evaluations = _evaluate_members(model, base, block, request, plan)
-        differences = [_unit_differences(*members, unperturbed, scale, pairs) for members, scale in evaluations]
-        blocks.append(torch.cat(differences, dim=1 if pairs == "both" else 0).to(model.dtype))
-    return torch.cat(blocks, dim=-2)
+
+    def differences_at(parameters: Tensors, block: Tensor, part: DifferenceRequest) -> Tensor:
+        unperturbed = None if part.pairs == "odd" else model.outputs_at(parameters, block)
+        evaluations = _evaluate_members(model, parameters, block, part, plan)
+        differences = [_unit_differences(*members, unperturbed, scale, part.pairs) for members, scale in evaluations]
+        return torch.cat(differences, dim=1 if part.pairs == "both" else 0)
+
+    check_digits(model, base, inputs, request, differences_at)
+    blocks = inputs.split(plan.inputs) if len(inputs) else [inputs]
+    return torch.cat([differences_at(base, block, request).to(model.dtype) for block in blocks], dim=-2)
 
 
 def _unit_differences(
@@ -73,18 +78,19 @@ def _evaluate_members(
     chunks = zip(request.sample_ids.split(plan.displacements), request.scales.split(plan.displacements), strict=True)
     for sample_ids, scales in chunks:
         units = {
-            model.names[index]: unit_displacements(sample_ids, index, parameter.shape, *stream, dtype)
+            model.names[index]: unit_displacements(sample_ids, index, parameter.shape, *stream, model.dtype)
             for index, parameter in model.displaced.items()
         }
         for start in range(0, len(sample_ids), plan.stacked):
             stack = slice(start, start + plan.stacked)
-            s = scales[stack].to(dtype)
-            delta = {name: unit[stack] * s.view(-1, *[1] * (unit.dim() - 1)) for name, unit in units.items()}
+            s = scales[stack]
+            # The displacement is that of ``kernel.displacements(m)``, to the bit: ties may depend on it.
+            delta = {name: (u[stack] * s.view(-1, *[1] * (u.dim() - 1))).to(dtype) for name, u in units.items()}
             plus = evaluate(model, {name: base[name] + step for name, step in delta.items()}, x)
             minus = None
             if request.pairs != "none":
                 minus = evaluate(model, {name: base[name] - step for name, step in delta.items()}, x)
-            yield (plus, minus), s[:, None, None]
+            yield (plus, minus), s.to(dtype)[:, None, None]
 
 
 def evaluate_stacked(model: GeneralModel, parameters: Tensors, x: Tensor) -> Tensor:
@@ -150,7 +156,9 @@ def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Tensor) -> int:
     def count(function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
         nonlocal total
         if not function.is_view:
-            total += sum(tensor.nbytes for tensor in tree_leaves(result) if isinstance(tensor, Tensor))
+            total += sum(
+                tensor.numel() * tensor.itemsize for tensor in tree_leaves(result) if isinstance(tensor, Tensor)
+            )
 
     try:
         with Observe(count):

@@ -1,11 +1,11 @@
 """Kernel matrices that do not fit in memory: written tile by tile to a file, and resumed after an interruption."""
 
 import errno
-import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ import torch
 from torch import Tensor
 
 from nntk.estimators.memory import format_bytes
-from nntk.files.fingerprint import fingerprint, hash_tensors
+from nntk.files.fingerprint import fingerprint
+from nntk.files.hashing import hash_tensors
+from nntk.files.journal import Checksums, checksum, journal_path, read_journal, synchronise_folder, write_journal
 from nntk.files.storage import MismatchError
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
+
+_log = logging.getLogger("nntk")
 
 TILE_BYTES = 256 * 2**20
 """Default size of a tile in bytes. Every tile generates its noise again, so that few large tiles are faster."""
@@ -34,8 +38,15 @@ def write_kernel(
 ) -> np.memmap[Any, Any]:
     """Write a kernel matrix to a NumPy file, tile by tile; the same call resumes a matrix that was interrupted.
 
-    The file ``path`` + ``.progress`` counts the finished tiles. A tile is on disk before it is counted, so that
-    finished tiles are complete whatever interrupts the call. A resumed matrix has the bits of an uninterrupted one.
+    The file ``path`` + ``.progress``, the journal, has the identity of the call (all that :func:`nntk.load` compares,
+    with the inputs and the tiles) and a checksum of each finished tile. A tile is on disk before it is in the journal,
+    and the journal is replaced as a whole: whatever interrupts the call, only the tile in work is lost. A resumed
+    matrix has the bits of an uninterrupted one.
+
+    A call that finds the files of an earlier one checks them. It refuses a matrix of another identity, size, shape,
+    dtype or order of bytes, a broken journal, and files of earlier versions of nntk, whose journals do not tell models
+    apart. It reads all finished tiles: one whose checksum is wrong is computed again, with a warning of the logger
+    ``nntk``; if none is right, the matrix belongs to something else and is refused.
 
     Args:
         path: The file, for ``numpy.load(path, mmap_mode="r")``.
@@ -54,8 +65,8 @@ def write_kernel(
             or are not finite, or for any reason that a call of the kernel names.
         TypeError: If inputs have another dtype than the model, ``tile`` is no integer, or for any reason that a call of
             the kernel names.
-        MismatchError: If the existing file belongs to another kernel, other inputs or tiles, or was not written by this
-            function.
+        MismatchError: If the existing file belongs to another kernel, other inputs or tiles, was changed or damaged,
+            has a broken journal, or was written by another program or version.
         OSError: If the file cannot be written, or the disk has no room for it.
 
     Example:
@@ -74,22 +85,26 @@ def write_kernel(
             kernel.check_inputs(name, x)
     path, symmetric = Path(path), x2 is None
     columns = x1 if x2 is None else x2
-    itemsize = x1.element_size() if x1.is_floating_point() else 8
-    tile = int((TILE_BYTES / itemsize) ** 0.5) if tile is None else checks.integer("tile", tile, 1)
+    dtype = _numpy_dtype(kernel)
+    tile = int((TILE_BYTES / dtype.itemsize) ** 0.5) if tile is None else checks.integer("tile", tile, 1)
     inputs = hash_tensors({"x1": x1} if x2 is None else {"x1": x1, "x2": x2})
     identity = {**fingerprint(kernel), "inputs": inputs, "tile": tile}
-    matrix, finished = _open_or_create(path, identity, (len(x1), len(columns)), _numpy_dtype(kernel))
     tiles = list(_tiles(len(x1), len(columns), tile, symmetric))
-    for index, (rows, cols) in enumerate(tiles[finished:], start=finished):
+    matrix, checksums = _open_or_create(path, identity, (len(x1), len(columns)), dtype, tiles, symmetric)
+    finished = len(tiles) - checksums.count(None)
+    for index in [index for index, value in enumerate(checksums) if value is None]:
+        rows, cols = tiles[index]
         is_diagonal = symmetric and rows == cols
         block = (kernel(x1[rows]) if is_diagonal else kernel(x1[rows], columns[cols])).cpu().numpy()
         matrix[rows, cols] = block
         if symmetric:
             matrix[cols, rows] = block.T
         matrix.flush()
-        _write_journal(path, identity, index + 1)
+        checksums[index] = checksum(block)
+        write_journal(path, identity, checksums)
+        finished += 1
         if progress:
-            progress(index + 1, len(tiles))
+            progress(finished, len(tiles))
     result: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
     return result
 
@@ -102,53 +117,99 @@ def _tiles(num_rows: int, num_columns: int, tile: int, symmetric: bool) -> Itera
 
 
 def _open_or_create(
-    path: Path, identity: dict[str, Any], shape: tuple[int, int], dtype: np.dtype[Any]
-) -> tuple[np.memmap[Any, Any], int]:
-    """Open the matrix of an interrupted call, or create a new one; return it with its number of finished tiles."""
-    journal = _journal_path(path)
-    if path.exists() and journal.exists():
-        return np.lib.format.open_memmap(path, mode="r+"), _read_journal(path, identity)
+    path: Path,
+    identity: dict[str, Any],
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    tiles: Sequence[tuple[slice, slice]],
+    symmetric: bool,
+) -> tuple[np.memmap[Any, Any], Checksums]:
+    """Open the matrix of an interrupted call, or create a new one; return it with the checksums of finished tiles."""
+    if path.exists() and not journal_path(path).exists():
+        raise MismatchError(
+            f"{path} is there without {journal_path(path).name}: no call of write_kernel began it; remove it, or write "
+            "to another path."
+        )
+    checksums: Checksums
     if path.exists():
-        raise MismatchError(f"{path} is there without {journal.name}: no call of write_kernel began it.")
+        checksums = read_journal(path, identity, len(tiles))
+        _check_matrix(path, shape, dtype)
+        _check_room(path, shape, dtype)
+        matrix = np.lib.format.open_memmap(path, mode="r+")
+        return matrix, _verified(path, matrix, checksums, tiles, symmetric)
+    checksums = [None] * len(tiles)
+    _create(path, identity, shape, dtype, checksums)
+    return np.lib.format.open_memmap(path, mode="r+"), checksums
+
+
+def _create(
+    path: Path, identity: dict[str, Any], shape: tuple[int, int], dtype: np.dtype[Any], checksums: Checksums
+) -> None:
+    """Create an empty matrix with its journal; the matrix has its name when both are complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    size, free = math.prod(shape) * dtype.itemsize, shutil.disk_usage(path.parent).free
+    _check_room(path, shape, dtype)
+    partial = path.with_name(f"{path.name}.tmp")
+    np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape).flush()
+    with open(partial, "rb+") as file:
+        os.fsync(file.fileno())
+    write_journal(path, identity, checksums)
+    partial.replace(path)
+    synchronise_folder(path)
+
+
+def _check_room(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    """Check that the disk has room for what of the matrix is not on it yet."""
+    # The disk blocks of a mapped file are allocated at its first writing, and a full disk then kills the process.
+    allocated = getattr(path.stat(), "st_blocks", 0) * 512 if path.exists() else 0
+    size, free = max(0, math.prod(shape) * dtype.itemsize - allocated), shutil.disk_usage(path.parent).free
     if size > free:
-        # The disk blocks of a mapped file are allocated at its first writing, and a full disk then kills the process.
         raise OSError(
             errno.ENOSPC, f"a kernel of {format_bytes(size)} does not fit in {format_bytes(free)} of disk", str(path)
         )
-    matrix = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    matrix.flush()
-    _write_journal(path, identity, 0)
-    return matrix, 0
+
+
+def _check_matrix(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    """Check that the file of an interrupted call holds a matrix of this shape and dtype, and all of it."""
+    try:
+        # Opened for reading, because a mapping for writing would lengthen a file that was cut.
+        matrix = np.lib.format.open_memmap(path, mode="r")
+        actual = f"holds an array of shape {matrix.shape}, {matrix.dtype}"
+        is_whole = matrix.shape == shape and matrix.dtype == dtype and matrix.flags.c_contiguous
+        offset = getattr(matrix, "offset", 0)
+        if is_whole and path.stat().st_size != offset + matrix.nbytes:
+            is_whole, actual = False, f"has {path.stat().st_size} bytes in place of {offset + matrix.nbytes}"
+    except (ValueError, OSError, SyntaxError, EOFError) as error:
+        is_whole, actual = False, f"is broken or cut ({error})"
+    if not is_whole:
+        raise MismatchError(
+            f"{path} must hold the kernel of shape {shape}, {dtype}, that write_kernel began, but it {actual}; remove "
+            f"it and {journal_path(path).name}, or write to another path."
+        )
+
+
+def _verified(
+    path: Path,
+    matrix: np.memmap[Any, Any],
+    checksums: Checksums,
+    tiles: Sequence[tuple[slice, slice]],
+    symmetric: bool,
+) -> Checksums:
+    """Return the checksums of the finished tiles that are as they were written; None stands for all others."""
+    verified: Checksums = []
+    for (rows, cols), expected in zip(tiles, checksums, strict=True):
+        parts = [matrix[rows, cols]] + ([matrix[cols, rows].T] if symmetric and rows != cols else [])
+        is_right = expected is not None and all(checksum(part) == expected for part in parts)
+        verified.append(expected if is_right else None)
+    finished, damaged = len(tiles) - checksums.count(None), verified.count(None) - checksums.count(None)
+    if damaged and damaged == finished:
+        raise MismatchError(
+            f"{path} must hold the tiles that write_kernel finished, but the checksum of none of {finished} is right; "
+            f"remove it and {journal_path(path).name}, or write to another path."
+        )
+    if damaged:
+        _log.warning("%s: %d of %d finished tiles are damaged and computed again.", path, damaged, finished)
+    return verified
 
 
 def _numpy_dtype(kernel: NonlocalNTK) -> np.dtype[Any]:
     return np.dtype(np.float64 if kernel.dtype == torch.float64 else np.float32)
-
-
-def _journal_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.progress")
-
-
-def _read_journal(path: Path, identity: dict[str, Any]) -> int:
-    """Return the number of finished tiles, after checking that the file has the same identity."""
-    journal = json.loads(_journal_path(path).read_text())
-    differing = [name for name in identity if journal["about"].get(name) != json.loads(json.dumps(identity[name]))]
-    if differing:
-        raise MismatchError(
-            f"{path} was begun with another {', '.join(differing)}; remove it, or write to another path."
-        )
-    finished: int = journal["finished"]
-    return finished
-
-
-def _write_journal(path: Path, identity: dict[str, Any], finished: int) -> None:
-    """Replace the journal as a whole, so that it is complete whatever interrupts the call."""
-    journal = _journal_path(path)
-    partial = journal.with_name(f"{journal.name}.tmp")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(json.dumps({"about": identity, "finished": finished}))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(journal)

@@ -1,14 +1,16 @@
 """Tensors of a kernel in safetensors files, with the kernel's fingerprint; files of another kernel are refused."""
 
 import json
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
-from nntk.files.fingerprint import fingerprint
+from nntk.files.fingerprint import SCHEMA, fingerprint
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
 
@@ -20,14 +22,17 @@ class MismatchError(ValueError):
 def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -> None:
     """Write results of a kernel to a safetensors file, with the kernel's fingerprint as metadata.
 
+    Views and tensors that share memory are kept as tensors of their own.
+
     Args:
         path: The file; an existing one is replaced as a whole.
         kernel: The kernel.
-        tensors: Results by name: kernel matrices, differences, inputs.
+        tensors: Results by name: kernel matrices, differences, inputs, labels. They may be empty, have no axes, and be
+            of any dtype that safetensors knows: floating, integers, booleans and complex64.
 
     Raises:
-        TypeError: If a result is no tensor.
-        ValueError: If ``tensors`` is empty.
+        TypeError: If a result is no dense tensor, has another dtype, or its name is no text.
+        ValueError: If ``tensors`` is empty, a tensor is on the meta device, or the name is ``"__metadata__"``.
         ImportError: If safetensors is not installed.
         OSError: If the file cannot be written.
 
@@ -43,14 +48,15 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
     if not tensors:
         raise ValueError("tensors must hold something to keep, got none.")
     for name, tensor in tensors.items():
-        checks.tensor(name, tensor)
+        _check_tensor(name, tensor)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.tmp")
     metadata = {"nntk": json.dumps(fingerprint(kernel), sort_keys=True)}
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        safetensors.torch.save_file(on_cpu, partial, metadata)
+        safetensors.torch.save_file(_separate(tensors), partial, metadata)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
     except safetensors.SafetensorError as error:
         raise OSError(f"path {path} must be one that can be written: {error}") from error
     partial.replace(path)
@@ -58,6 +64,15 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
 
 def load(path: str | Path, kernel: NonlocalNTK) -> dict[str, Tensor]:
     """Read results that :func:`save` wrote for the same kernel.
+
+    The kernels are the same if they have the same settings, weights, displaced parameters and random stream, and their
+    models the same architecture, parameters and buffers. The architecture is the types of the layers with their
+    settings, attributes and hooks, and the code of layers that PyTorch does not define. Of a function or a black box it
+    is the text of the function, with the values that it closes over and the global ones that it names. Comments,
+    layout, and the Python module that holds the code do not count. What code reads from files, from the environment or
+    from objects of other libraries cannot be known, nor can the versions of libraries. Code without a source is told
+    apart by its bytecode, which depends on the version of Python. Files of versions of nntk that did not yet record
+    all of this are refused.
 
     Args:
         path: The file.
@@ -67,7 +82,7 @@ def load(path: str | Path, kernel: NonlocalNTK) -> dict[str, Tensor]:
         The tensors by name, on the CPU.
 
     Raises:
-        MismatchError: If the file belongs to another kernel, or to none.
+        MismatchError: If the file belongs to another kernel, to another version of nntk, or to none.
         ImportError: If safetensors is not installed.
         OSError: If the file cannot be read.
     """
@@ -77,11 +92,69 @@ def load(path: str | Path, kernel: NonlocalNTK) -> dict[str, Tensor]:
     except safetensors.SafetensorError as error:
         raise MismatchError(f"{path} must be a file that nntk.save wrote, but is no safetensors: {error}.") from error
     with opened as file:
-        saved = json.loads((file.metadata() or {}).get("nntk", "null"))
+        saved = _parse((file.metadata() or {}).get("nntk", ""))
         if saved is None:
             raise MismatchError(f"{path} must be a file that nntk.save wrote; its metadata describe no kernel.")
+        if saved.get("schema") != SCHEMA:
+            refuse_schema(path, saved.get("schema"), "Save it again, or read the tensors alone by safetensors")
         _check_fingerprint(path, saved, fingerprint(kernel))
         return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def refuse_schema(path: str | Path, schema: object, remedy: str) -> NoReturn:
+    """Refuse a file whose fingerprint is of another version of nntk.
+
+    Args:
+        path: The file.
+        schema: Version of its fingerprint.
+        remedy: What a user can do, as the beginning of a sentence.
+
+    Raises:
+        MismatchError: Always.
+    """
+    is_earlier = isinstance(schema, int) and schema < SCHEMA
+    kind = "an earlier version of nntk, which did not record all that a kernel depends on" if is_earlier else ""
+    raise MismatchError(
+        f"{path} was written by {kind or 'another version of nntk'} (schema {schema!r}, not {SCHEMA}). {remedy}, or "
+        "use the version of nntk that wrote it."
+    )
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """Return the fingerprint in a file; None if there is none."""
+    try:
+        saved = json.loads(text)
+    except ValueError:
+        return None
+    return saved if isinstance(saved, dict) else None
+
+
+def _check_tensor(name: object, tensor: Tensor) -> None:
+    """Check that safetensors can hold a tensor under this name."""
+    if not isinstance(name, str):
+        raise TypeError(f"tensors must have texts as names, got {name!r} ({type(name).__name__}).")
+    if name == "__metadata__":
+        raise ValueError("tensors must not be named '__metadata__', which safetensors keeps for itself; rename it.")
+    checks.tensor(name, tensor)
+    if tensor.is_meta:
+        raise ValueError(f"{name} must hold numbers, but is on the meta device.")
+    if tensor.is_quantized or tensor.dtype == torch.complex128:
+        remedy = f"{name}.dequantize()" if tensor.is_quantized else f"torch.view_as_real({name})"
+        raise TypeError(f"{name} must be floating, integers, booleans or complex64, got {tensor.dtype}; use {remedy}.")
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU in row-major order, none of which shares memory with another."""
+    result: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        storage = plain.untyped_storage()
+        if storage.nbytes() != plain.nbytes or storage.data_ptr() in seen:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        result[name] = plain
+    return result
 
 
 def _check_fingerprint(path: str | Path, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:

@@ -12,10 +12,12 @@ from linear_operator.operators import (
     MatmulLinearOperator,
     RootLinearOperator,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from nntk.files.fingerprint import fingerprint, hash_tensors
+from nntk.files.fingerprint import fingerprint
+from nntk.files.hashing import hash_tensors
 from nntk.kernel import NonlocalNTK
+from nntk.linalg.vectors import result_dtype
 
 _CACHE_SIZE = 2
 """Number of sets of inputs whose features are cached: those of training and of the present prediction."""
@@ -48,6 +50,7 @@ class GPyTorchKernel(Kernel):
         TypeError: If the kernel is no :class:`nntk.NonlocalNTK`.
 
     Example:
+        >>> from torch import nn
         >>> network = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1)).double()
         >>> kernel = NonlocalNTK(network, samples=64)
         >>> x = torch.randn(100, 3, dtype=torch.float64)
@@ -105,6 +108,8 @@ class GPyTorchKernel(Kernel):
     def prediction_strategy(self, train_inputs: Any, train_prior_dist: Any, train_labels: Any, likelihood: Any) -> Any:
         """Choose how gpytorch predicts: in the space of features where there are fewer of them than training inputs."""
         covariance = train_prior_dist.lazy_covariance_matrix.evaluate_kernel()
+        # Class labels are integers or booleans, which gpytorch does not subtract from.
+        train_labels = train_labels.to(result_dtype(self.dtype, train_labels.dtype))
         is_narrow = isinstance(covariance, LowRankRootLinearOperator)
         strategy = LinearPredictionStrategy if is_narrow else DefaultPredictionStrategy
         return strategy(train_inputs, train_prior_dist, train_labels, likelihood)
@@ -129,10 +134,5 @@ class GPyTorchKernel(Kernel):
         return features
 
     def _cache_key(self, x: Tensor) -> str:
-        """Identify everything that features depend on: the fingerprint, displaced parameters, buffers and inputs."""
-        model = self.kernel.model
-        module = model if isinstance(model, nn.Module) else nn.Module()
-        requires_grad = [parameter.requires_grad for parameter in module.parameters()]
-        # The fingerprint has no buffers that are left out of the state_dict.
-        tensors = hash_tensors(dict(module.named_buffers())), hash_tensors({"x": x})
-        return repr((fingerprint(self.kernel), requires_grad, tensors, x.device))
+        """Identify everything that features depend on: the fingerprint of the kernel, and the inputs."""
+        return repr((fingerprint(self.kernel), hash_tensors({"x": x}), x.device))

@@ -78,7 +78,7 @@ class _Ridge(BaseEstimator):
             seed=self.seed,
             max_memory=self.max_memory,
         )
-        targets = torch.as_tensor(y, dtype=torch.float64)
+        targets = torch.as_tensor(np.asarray(y, dtype=np.float64))
         self.intercept_ = targets.mean(0).numpy()
         targets = targets - targets.mean(0)
         operator = self.kernel_.operator(self._to_tensor(x))
@@ -143,7 +143,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
     """
 
     def fit(self, X: Any, y: Any) -> "KernelRidge":
-        """Fit to inputs [N, K] and targets [N] or [N, T].
+        """Fit to inputs [N, K] and targets [N] or [N, T] of any real dtype, which are computed with in float64.
 
         Returns:
             The estimator.

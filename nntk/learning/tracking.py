@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
+from nntk.linalg.vectors import check_real
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class KernelTracker:
     Args:
         kernel: Kernel of the model that is trained in place; it has features.
         x: Inputs at which the kernel is recorded, [N, ...], for example a few hundred; they are copied.
-        targets: Targets of the inputs, [N] or [N, T], centred or signs of classes, for ``alignment``.
+        targets: Targets of the inputs, [N] or [N, T], of any real dtype, centred or signs of classes, for
+            ``alignment``.
         top: Number of largest eigenvalues to record; all if there are fewer.
 
     Attributes:
@@ -125,7 +127,7 @@ def _check_targets(targets: Tensor, number: int) -> Tensor:
     checks.tensor("targets", targets)
     if targets.dim() not in (1, 2) or len(targets) != number:
         raise ValueError(f"targets must have shape [{number}] or [{number}, T], got {tuple(targets.shape)}.")
-    checks.finite("targets", targets)
+    check_real("targets", targets)
     return targets.detach().clone()
 
 

@@ -13,19 +13,20 @@ def alignment(first: Tensor, second: Tensor, inner: Tensor | None = None) -> flo
     target y.
 
     Args:
-        first: K, [N, N], or a matrix of the same norm, such as :math:`A^\top A` where :math:`K = A A^\top`.
+        first: K, [N, N], of any real dtype, or a matrix of the same norm, such as :math:`A^\top A` where
+            :math:`K = A A^\top`.
         second: L, [N, N], or a matrix of the same norm.
         inner: Inner product :math:`\langle K, L \rangle`, a scalar tensor; by default that of the two arguments, which
             must then be K and L themselves.
 
     Returns:
-        The alignment, in [-1, 1]; in [0, 1] for positive semi-definite kernels.
+        The alignment, in [-1, 1], computed in float64; in [0, 1] for positive semi-definite kernels.
 
     Example:
         >>> import torch
         >>> round(alignment(torch.eye(4), torch.ones(4, 4)), 6)
         0.5
     """
-    second = second.to(first)
+    first, second = first.double(), second.double()
     inner = (first * second).sum() if inner is None else inner
     return float(inner / (first.norm() * second.norm()))

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.linalg import ridge
 from nntk.linalg.alignment import alignment
+from nntk.linalg.vectors import as_columns, result_dtype
 
 
 class KernelOperator:
@@ -29,6 +31,7 @@ class KernelOperator:
     Attributes:
         x: Inputs, detached.
         num_features: Number F of features.
+        dtype: Floating dtype of the kernel, that of its features.
 
     Example:
         >>> a = torch.randn(50, 3)
@@ -46,7 +49,8 @@ class KernelOperator:
         max_bytes: int,
     ) -> None:
         self._features, self._kernel, self.x = features, kernel, x.detach()
-        self.num_features = features(self.x[:1]).shape[1]
+        first = features(self.x[:1])
+        self.num_features, self.dtype = first.shape[1], first.dtype
         # Differences, features and float64 copies of a block take at most four times 8 bytes for each feature.
         self._block_size = max(1, max_bytes // (32 * max(1, self.num_features)))
 
@@ -81,14 +85,14 @@ class KernelOperator:
         r"""Multiply vectors by the transposed features, :math:`A^\top v`.
 
         Args:
-            vectors: v, [N] or [N, R].
+            vectors: v, [N] or [N, R], of any real dtype.
 
         Returns:
             [F] or [F, R], float64.
 
         Raises:
-            ValueError: If their number is another than that of the inputs.
-            TypeError: If they are no tensor.
+            ValueError: If their number is another than that of the inputs, or an entry is not finite.
+            TypeError: If they are no tensor, or complex.
         """
         vectors = self._vectors("vectors", vectors)
         total = vectors.new_zeros(self.num_features, *vectors.shape[1:])
@@ -100,24 +104,27 @@ class KernelOperator:
         r"""Multiply the features by weights, :math:`A(x) w`: at other inputs this is a prediction.
 
         Args:
-            weights: w, [F] or [F, R].
+            weights: w, [F] or [F, R], of any real dtype.
             x: Inputs, [N, ...]; those of the operator by default.
 
         Returns:
             [N] or [N, R], float64.
 
         Raises:
-            ValueError: If their number is another than that of the features, or the inputs do not fit the model.
-            TypeError: If the weights or the inputs are no tensor, or the inputs have another dtype than the model.
+            ValueError: If their number is another than that of the features, an entry is not finite, or the inputs do
+                not fit the model.
+            TypeError: If the weights or the inputs are no tensor, the weights are complex, or the inputs have another
+                dtype than the model.
         """
-        inputs, weights = self.x if x is None else x, _columns("weights", weights, self.num_features)
+        weights = as_columns("weights", weights, self.num_features, self.x.device)
+        inputs = self.x if x is None else x
         out = weights.new_empty(len(inputs), *weights.shape[1:])
         for block, a in self.features(x):
             out[block] = a @ weights
         return out
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        return self.expand(self.project(vectors)).to(vectors.dtype)
+        return self.expand(self.project(vectors)).to(result_dtype(self.dtype, vectors.dtype))
 
     @cached_property
     def gram(self) -> Tensor:
@@ -128,14 +135,14 @@ class KernelOperator:
         r"""Compute :math:`A^\top A` and :math:`A^\top v` in one pass over the inputs.
 
         Args:
-            vectors: v, [N] or [N, R].
+            vectors: v, [N] or [N, R], of any real dtype.
 
         Returns:
             [F, F], and [F] or [F, R], float64.
 
         Raises:
-            ValueError: If the number of vectors' entries is another than that of the inputs.
-            TypeError: If they are no tensor.
+            ValueError: If the number of vectors' entries is another than that of the inputs, or one is not finite.
+            TypeError: If they are no tensor, or complex.
         """
         vectors = self._vectors("vectors", vectors)
         gram = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.x.device)
@@ -172,15 +179,16 @@ class KernelOperator:
         r"""Solve :math:`(K + \alpha I) v = y`.
 
         Args:
-            y: Right-hand sides, [N] or [N, R].
+            y: Right-hand sides, [N] or [N, R], of any real dtype, for example class labels.
             alpha: The ridge, above 0.
 
         Returns:
-            v, like ``y``; by Woodbury's identity where N exceeds F.
+            v in the shape of ``y``, in the wider of the kernel's dtype and that of a floating ``y``; by Woodbury's
+            identity where N exceeds F.
 
         Raises:
-            ValueError: If a shape does not fit, or the ridge is out of range.
-            TypeError: If ``y`` is no tensor, or the ridge no number.
+            ValueError: If a shape does not fit, an entry is not finite, or the ridge is out of range.
+            TypeError: If ``y`` is no tensor, or complex, or the ridge no number.
         """
         alpha = checks.positive_float("alpha", alpha, 1e-30, 1e30, "The ridge is added to the diagonal.")
         right = self._vectors("y", y)
@@ -188,7 +196,7 @@ class KernelOperator:
             solution = ridge.solve(self.matrix, alpha, right)
         else:
             solution = (right - self.expand(ridge.solve(self.gram, alpha, self.project(right)))) / alpha
-        return solution.to(y.dtype)
+        return solution.to(result_dtype(self.dtype, y.dtype))
 
     def eigsh(self, k: int = 6) -> tuple[Tensor, Tensor]:
         """Compute the largest eigenvalues and their eigenvectors.
@@ -209,7 +217,8 @@ class KernelOperator:
         if self.is_wide:
             return values, vectors
         # An eigenvalue that is rounding has no meaningful eigenvector: the bound only keeps its length finite.
-        roots = values.clamp(min=torch.finfo(torch.float64).eps * float(values[0])).sqrt()
+        float64 = torch.finfo(torch.float64)
+        roots = values.clamp(min=max(float64.eps * float(values[0]), float64.tiny)).sqrt()
         return values, self.expand(vectors / roots)
 
     def eigvalsh(self, k: int = 6) -> Tensor:
@@ -245,15 +254,16 @@ class KernelOperator:
         r"""Return the alignment with targets, :math:`\langle y, K y \rangle / (|K|_F\,|y y^\top|_F)`, in [0, 1].
 
         Args:
-            y: Targets, [N] or [N, R]; inner products are summed over several targets. With the :meth:`root` of another
-                kernel K' as ``y`` it is the similarity :math:`\langle K, K' \rangle / (|K|_F\,|K'|_F)` of the two.
+            y: Targets, [N] or [N, R], of any real dtype; inner products are summed over several targets. With the
+                :meth:`root` of another kernel K' as ``y`` it is the similarity
+                :math:`\langle K, K' \rangle / (|K|_F\,|K'|_F)` of the two.
 
         Returns:
             The alignment.
 
         Raises:
-            ValueError: If their number is another than that of the inputs.
-            TypeError: If they are no tensor.
+            ValueError: If their number is another than that of the inputs, or an entry is not finite.
+            TypeError: If they are no tensor, or complex.
         """
         targets = self._vectors("y", y)
         columns = targets if targets.dim() == 2 else targets[:, None]
@@ -261,23 +271,23 @@ class KernelOperator:
         return alignment(columns.T @ columns, self.matrix, products.sum())
 
     def to_scipy(self) -> Any:
-        """Return the operator as a ``scipy.sparse.linalg.LinearOperator``, for SciPy's iterative methods."""
+        """Return the operator as a ``scipy.sparse.linalg.LinearOperator``, for SciPy's iterative methods.
+
+        Returns:
+            Operator on NumPy vectors of any dtype, integers and complex numbers included; its products are float64, or
+            complex128.
+        """
         from scipy.sparse.linalg import LinearOperator
 
         def multiply(vectors: Any) -> Any:
-            return (self @ torch.as_tensor(vectors, dtype=torch.float64, device=self.x.device)).cpu().numpy()
+            if np.iscomplexobj(vectors):
+                return multiply(vectors.real) + 1j * multiply(vectors.imag)
+            on_device = torch.as_tensor(np.asarray(vectors, dtype=np.float64), device=self.x.device)
+            return (self @ on_device).cpu().numpy()
 
         return LinearOperator(
             self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype="float64"
         )
 
     def _vectors(self, name: str, vectors: Tensor) -> Tensor:
-        return _columns(name, vectors, len(self.x))
-
-
-def _columns(name: str, vectors: Tensor, length: int) -> Tensor:
-    """Check that vectors are [length] or [length, R], and return them in float64."""
-    checks.tensor(name, vectors)
-    if vectors.dim() not in (1, 2) or len(vectors) != length:
-        raise ValueError(f"{name} must have shape [{length}] or [{length}, R], got {tuple(vectors.shape)}.")
-    return vectors.double()
+        return as_columns(name, vectors, len(self.x), self.x.device)

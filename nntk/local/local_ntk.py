@@ -1,29 +1,37 @@
-"""The ordinary (local) NTK by three methods: the limit of the nonlocal kernel, and the reference of its accuracy."""
+"""The ordinary (local) NTK of any model: the limit of the nonlocal kernel, and the reference of its accuracy."""
 
-from collections.abc import Callable, Iterator
+import logging
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev, jvp, vjp
 
 from nntk.kernels import checks
 from nntk.kernels.assemble import OUTPUTS
-from nntk.kernels.assemble.reference import contract, mirror
+from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.local_ntk import structured_ntk
 from nntk.kernels.perturb.config import default_bytes
-from nntk.kernels.slices import slices
+from nntk.local.agreement import Disagreement
+from nntk.local.evaluation import Evaluation, differentiable
+from nntk.local.jacobian import check_jacobian, jacobian_blocks, transformed_jacobian
+from nntk.local.memory import BlockSizes, Problem, plan, require_room
+from nntk.local.reverse_mode import ReverseJacobian
+from nntk.local.vector_products import vector_product_blocks
 from nntk.models.checks import check_evaluation_mode, check_inputs, check_parameters
-from nntk.models.functional import call
+from nntk.models.general import GeneralModel
+from nntk.models.isolation.wrappers import refuse_compiled, unwrap
+from nntk.models.mlp import Mlp
+from nntk.models.module import view_module
 from nntk.models.recognise import recognise
+from nntk.models.view import FindingsByStructure, ModelView, view_model
 
-METHODS = ("auto", "structured", "jacobian", "vector-products")
+METHODS = ("auto", "structured", "jacobian", "vector-products", "reverse")
 
-Parameters = dict[str, Tensor]
-"""Parameters that require a gradient, by name."""
-Forward = Callable[[Parameters, Tensor], Tensor]
-"""Function from parameters and inputs [N, ...] to outputs [N, C]."""
-Blocks = Iterator[tuple[slice, slice, Tensor]]
-"""Rows and columns of blocks of a kernel, and the blocks."""
+_FINDINGS: WeakKeyDictionary[nn.Module, FindingsByStructure] = WeakKeyDictionary()
+"""What earlier calls found out about each model that still exists, so that only the first call probes it."""
+
+_log = logging.getLogger("nntk")
 
 
 @torch.no_grad()
@@ -41,29 +49,45 @@ def local_ntk(
     .. math::
         \Theta_{nn'}^{cc'} = \langle \nabla_\theta f_c(x_n), \nabla_\theta f_{c'}(x_{n'}) \rangle
 
+    The contract: the kernel is that of :math:`f(x_n; \theta)` for each input by itself, with the gradients of
+    ``torch.autograd.grad``; the same call gives the same bits; the module with its ``.grad`` fields, the inputs and the
+    global generators are afterwards as before. Otherwise an error says in one sentence what is not supported. Any
+    module that can be trained has a local NTK, by ``"reverse"`` if by no other method.
+
+    ``"jacobian"`` and ``"vector-products"`` use ``torch.func``, which differentiates some functions wrongly and others
+    not at all. Each call holds their results against plain backward passes: weighted sums over the outputs at the first
+    and the last input of a block, and sums over inputs across all blocks. They must agree to a relative 1e-4 in
+    float32 (5e-3 on a GPU, where convolutions may round to TF32) and 1e-8 in float64.
+
     Args:
         model: The model. ``"structured"`` needs an MLP (see :func:`nntk.models.recognise.recognise`). The other methods
-            take any module that treats the inputs of a batch separately and that torch.func can differentiate. Only
-            parameters that require a gradient count; none is modified.
-        x1: Inputs of the rows, [N1, ...], float32 or float64 like the parameters, or integers (tokens).
+            take any module that treats the inputs of a batch separately. Only parameters that require a gradient
+            count; none is modified. A parameter that the outputs do not depend on adds zero.
+        x1: Inputs of the rows, [N1, ...], in the dtype of the parameters, float32 or float64; or tensors that are not
+            floating, such as tokens, images of bytes and masks, if the model accepts them.
         x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``.
         outputs: Treatment of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
         method: ``"structured"`` sums products of layer inputs and back-propagated derivatives in O(N^2) memory;
             ``"jacobian"`` contracts Jacobians [N, C, d] in blocks; ``"vector-products"`` computes columns by a backward
-            and a forward derivative; ``"auto"`` chooses the first for an MLP, else the second.
-        max_memory: Budget in bytes for Jacobians or columns, at least 2**20; None for 128 MiB, on a GPU 256 MiB. The
-            last two methods hold at least the Jacobian of one input, C d numbers. The activations of forward
-            derivatives come on top.
+            and a forward derivative; ``"reverse"`` contracts Jacobians that plain autograd computes an input at a time.
+            ``"auto"`` chooses the first for an MLP, else the second, and the last one where ``torch.func`` fails or
+            does not agree; the reason is logged by the logger ``"nntk"`` at level INFO.
+        max_memory: Budget in bytes for Jacobians or columns, at least 2**20; None for 128 MiB, on a GPU 256 MiB.
+            ``"jacobian"`` and ``"reverse"`` hold at least the Jacobian of one input, C d numbers, and
+            ``"vector-products"`` the gradient of one output; its activations take up to eight times the budget.
 
     Returns:
-        [N1, N2], with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``; exactly symmetric without ``x2``.
+        [N1, N2] in the dtype of the parameters, with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``;
+        exactly symmetric without ``x2``.
 
     Raises:
         ValueError: If a name is unknown, a number out of range, inputs do not fit or are not finite, a layer is in
-            training mode or mixes the inputs of a batch, a parameter is not finite, none requires a gradient,
-            ``"structured"`` is chosen for layers that share parameters, or the kernel is not finite.
-        TypeError: If the model is no module, an argument has the wrong type, dtypes do not fit, the model returns no
-            tensor [N, ...], or ``"structured"`` is chosen for a model that is no MLP.
+            training mode, the model draws random numbers or mixes the inputs of a batch, a parameter is not finite,
+            none requires a gradient, ``"structured"`` is chosen for layers that share parameters, ``torch.func`` fails
+            or is wrong for a chosen method, or the kernel is not finite.
+        TypeError: If the model is no module or a compiled one, an argument has the wrong type, dtypes do not fit, the
+            model returns no real tensor [N, ...], or ``"structured"`` is chosen for a model that is no MLP.
+        MemoryError: If the kernel and what makes it do not fit in the free memory; this is seen before any work.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -75,129 +99,144 @@ def local_ntk(
     checks.choice("method", method, METHODS)
     if max_memory is not None:
         checks.integer("max_memory", max_memory, 2**20)
-    parameters = _check_model(model)
-    first = next(iter(parameters.values()))
-    budget = default_bytes(first.device) if max_memory is None else max_memory
+    model = _checked(model)
+    view = view_model(model, None, findings=_FINDINGS.setdefault(model, {}))
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
             checks.tensor(name, x)
-            # Tokens are integers, which an MLP does not accept.
-            are_tokens = not x.is_floating_point() and method != "structured" and not _is_mlp(model)
-            check_inputs(name, x, x.dtype if are_tokens else first.dtype, first.device)
-    if method == "auto":
-        method = "structured" if _has_structured_form(model, x1) else "jacobian"
-    with torch.autocast(first.device.type, enabled=False):
-        if method == "structured":
-            mlp = recognise(model)
-            second = None if x2 is None else mlp.inputs("x2", x2)
-            kernel = structured_ntk(mlp.layers, mlp.inputs("x1", x1), second, outputs)
+    budget = default_bytes(view.device) if max_memory is None else max_memory
+    # Tensors that are made in inference mode cannot be differentiated.
+    with torch.autocast(view.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
+        if method == "structured" or method == "auto" and _has_structured_form(view, x1):
+            kernel = _structured(recognise(model), x1, x2, outputs)
         else:
-            kernel = _ntk_in_blocks(model, parameters, x1, x2, outputs, method, budget)
+            kernel = _by_gradients(model, view, x1, x2, outputs, method, budget)
     checks.finite("the kernel, from the model's gradients,", kernel)
     return kernel
 
 
-def _ntk_in_blocks(
-    model: nn.Module,
-    parameters: Parameters,
+def _checked(model: nn.Module) -> nn.Module:
+    """Check that the model has an NTK, and return it without wrappers."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    model = unwrap(model)
+    refuse_compiled(model)
+    check_evaluation_mode(model)
+    check_parameters(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model must have a parameter with requires_grad=True, got none.")
+    return model
+
+
+def _has_structured_form(view: ModelView, x: Tensor) -> bool:
+    return isinstance(view, Mlp) and not view.is_tied and (view.flattens or x.dim() == 2)
+
+
+def _structured(mlp: Mlp, x1: Tensor, x2: Tensor | None, outputs: str) -> Tensor:
+    """Compute the kernel of an MLP by its structure."""
+    x1, x2 = mlp.inputs("x1", x1), None if x2 is None else mlp.inputs("x2", x2)
+    num_outputs = mlp.num_outputs(x1)
+    widths = sum(layer.weight.shape[0] for layer in mlp.layers)
+    held = widths * (num_outputs + 4) * mlp.dtype.itemsize
+    problem = _problem(x1, x2, outputs, num_outputs, mlp, activations=held)
+    require_room(problem, "structured", plan(problem, "structured", 0), mlp.device)
+    return structured_ntk(mlp.layers, x1, x2, outputs)
+
+
+def _problem(
+    x1: Tensor, x2: Tensor | None, outputs: str, num_outputs: int, view: ModelView, activations: int
+) -> Problem:
+    return Problem(
+        rows=len(x1),
+        columns=len(x1 if x2 is None else x2),
+        outputs=num_outputs,
+        axes={"diagonal": 1, "full": 2}.get(outputs, 0),
+        parameters=view.num_params,
+        activations=activations,
+        dtype=view.dtype,
+    )
+
+
+def _by_gradients(
+    model: nn.Module, view: ModelView, x1: Tensor, x2: Tensor | None, outputs: str, method: str, budget: int
+) -> Tensor:
+    """Compute the kernel by a method for any module; ``"auto"`` tries the Jacobian first."""
+    general = view_module(model, None, findings=view.findings if isinstance(view, GeneralModel) else None)
+    with torch.enable_grad():  # A forward pass may itself compute a gradient.
+        x1 = _inputs(view, general, "x1", x1)
+        x2 = None if x2 is None else _inputs(view, general, "x2", x2)
+    evaluation = Evaluation.of(model, general)
+    filled = next((x for x in (x1, x2) if x is not None and len(x)), x1.new_zeros(1, *x1.shape[1:]))
+    num_outputs, activations = _size_up(evaluation, filled[:1])
+    problem = _problem(x1, x2, outputs, num_outputs, general, activations)
+    chosen = "jacobian" if method == "auto" else method
+    sizes = plan(problem, chosen, budget)
+    require_room(problem, chosen, sizes, general.device)
+    try:
+        return _assemble(evaluation, problem, x1, x2, outputs, chosen, sizes)
+    except Exception as error:  # The transforms may raise anything; what the model itself raises is raised again below.
+        if chosen == "reverse" or isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        reason = _reason(error)
+        if method != "auto":
+            raise ValueError(
+                f"method={method!r} does not give the NTK of this model, because {reason}; use method='auto' or "
+                "method='reverse'."
+            ) from error
+        _log.info("The local NTK is computed by method='reverse', an input at a time, because %s.", reason)
+    return _assemble(evaluation, problem, x1, x2, outputs, "reverse", plan(problem, "reverse", budget))
+
+
+def _inputs(view: ModelView, general: GeneralModel, name: str, x: Tensor) -> Tensor:
+    """Return checked inputs, at which the model is probed unless it is an MLP."""
+    if isinstance(view, GeneralModel):
+        return differentiable(view.inputs(name, x))
+    check_inputs(name, x, general.dtype, general.device)
+    return differentiable(x.detach())
+
+
+def _size_up(evaluation: Evaluation, single: Tensor) -> tuple[int, int]:
+    """Return the number of outputs, and bytes of an evaluation, of one input [1, ...]."""
+    try:
+        return evaluation.size_up(single)
+    except TypeError:
+        raise
+    except Exception as error:  # A model may raise anything.
+        raise ValueError(
+            f"model must be evaluable at these inputs, but fails: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _assemble(
+    evaluation: Evaluation,
+    problem: Problem,
     x1: Tensor,
     x2: Tensor | None,
     outputs: str,
     method: str,
-    budget: int,
+    sizes: BlockSizes,
 ) -> Tensor:
-    """Compute the kernel in blocks by a method for any module, from arguments that were checked."""
-
-    def forward(replaced: Parameters, x: Tensor) -> Tensor:
-        out = call(model, replaced, x)
-        if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(x):
-            description = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise TypeError(f"model must return a tensor with a row for each of {len(x)} inputs, got {description}.")
-        return out.reshape(len(x), -1)
-
-    num_outputs = forward(parameters, x1.new_zeros(1, *x1.shape[1:])).shape[1]
-    num_params = sum(parameter.numel() for parameter in parameters.values())
-    # Four arrays of C d numbers are held for each input of a block.
-    block_size = max(1, budget // (4 * num_outputs * num_params * x1.element_size()))
-    compute_blocks = _jacobian_blocks if method == "jacobian" else _vector_product_blocks
-    columns_x = x1 if x2 is None else x2
-    axes = {"trace": 0, "mean": 0, "diagonal": 1, "full": 2}[outputs]
-    kernel = x1.new_zeros(len(x1), len(columns_x), *[num_outputs] * axes)
-    for rows, columns, block in compute_blocks(forward, parameters, x1, columns_x, outputs, block_size, x2 is None):
-        kernel[rows, columns] = block
+    """Compute the kernel in blocks."""
+    if method == "vector-products":
+        blocks = vector_product_blocks(evaluation, x1, x2, outputs, problem.outputs, sizes)
+    elif method == "jacobian":
+        chunk_size = sizes.outputs if sizes.outputs < problem.outputs else None
+        jacobian, check = partial(transformed_jacobian, evaluation, chunk_size), partial(check_jacobian, evaluation)
+        blocks = jacobian_blocks(jacobian, check, x1, x2, outputs, sizes.rows)
+    else:
+        blocks = jacobian_blocks(
+            ReverseJacobian(evaluation, sizes.outputs), lambda *_: None, x1, x2, outputs, sizes.rows
+        )
+    axes = [problem.outputs] * problem.axes
+    kernel = torch.zeros(problem.rows, problem.columns, *axes, dtype=problem.dtype, device=x1.device)
+    for place, block in blocks:
+        kernel[place] += block
     return mirror(kernel) if x2 is None else kernel
 
 
-def _jacobian_blocks(
-    forward: Forward, parameters: Parameters, x1: Tensor, x2: Tensor, outputs: str, block_size: int, symmetric: bool
-) -> Blocks:
-    """Compute blocks J(x1) J(x2)^T; a symmetric kernel has no blocks above the diagonal."""
-
-    def jacobian(x: Tensor) -> Tensor:
-        """Return the Jacobians of a block of inputs, [d, n, C]."""
-
-        def outputs_of_one(replaced: Parameters, single: Tensor) -> Tensor:
-            return forward(replaced, single[None])[0]
-
-        by_parameter = torch.vmap(jacrev(outputs_of_one), (None, 0))(parameters, x).values()
-        return torch.cat([part.flatten(2) for part in by_parameter], dim=2).permute(2, 0, 1)
-
-    for rows in slices(len(x1), block_size):
-        j1 = jacobian(x1[rows])
-        for columns in slices(rows.stop if symmetric else len(x2), block_size):
-            j2 = j1 if symmetric and columns == rows else jacobian(x2[columns])
-            yield rows, columns, contract(j1, j2, outputs)
-
-
-def _vector_product_blocks(
-    forward: Forward, parameters: Parameters, x1: Tensor, x2: Tensor, outputs: str, block_size: int, symmetric: bool
-) -> Blocks:
-    """Compute columns Theta e: the gradient of one output at one input, times the Jacobian at all of x1."""
-
-    def column(x: Tensor, e: Tensor) -> Tensor:
-        pull_back = vjp(lambda replaced: forward(replaced, x[None])[0], parameters)[1]
-        product = jvp(lambda replaced: forward(replaced, x1), (parameters,), pull_back(e))[1]
-        assert isinstance(product, Tensor)
-        return product
-
-    if not len(x1):
-        return
-    eye = torch.eye(forward(parameters, x1[:1]).shape[1], dtype=x1.dtype, device=x1.device)
-    for columns in slices(len(x2), block_size):
-        products = torch.vmap(torch.vmap(column, (None, 0)), (0, None))(x2[columns], eye)
-        yield slice(None), columns, _reduce_outputs(products.permute(2, 0, 3, 1), outputs)
-
-
-def _reduce_outputs(full: Tensor, outputs: str) -> Tensor:
-    """Reduce a block [N1, N2, C, C] to the chosen treatment of the outputs."""
-    if outputs == "full":
-        return full
-    diagonal = torch.diagonal(full, dim1=2, dim2=3)
-    return {"diagonal": diagonal, "trace": diagonal.sum(2), "mean": diagonal.mean(2)}[outputs]
-
-
-def _check_model(model: nn.Module) -> Parameters:
-    """Check that the model has an NTK, and return its parameters that require a gradient, detached."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    check_evaluation_mode(model)
-    check_parameters(model)
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not parameters:
-        raise ValueError("model must have a parameter with requires_grad=True, got none.")
-    return parameters
-
-
-def _has_structured_form(model: nn.Module, x: Tensor) -> bool:
-    if not _is_mlp(model):
-        return False
-    mlp = recognise(model)
-    return not mlp.is_tied and (mlp.flattens or x.dim() == 2)
-
-
-def _is_mlp(model: nn.Module) -> bool:
-    try:
-        recognise(model)
-    except TypeError:
-        return False
-    return True
+def _reason(error: Exception) -> str:
+    """Return why a method failed, as a part of a sentence."""
+    if isinstance(error, Disagreement):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return f"torch.func raised {type(error).__name__}" + (f" ({lines[0].strip().rstrip('.')})" if lines else "")

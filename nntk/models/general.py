@@ -1,7 +1,7 @@
 """View of any model that is not an MLP: its tensors by name, and a function that evaluates it at others."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.models.checks import check_inputs
 from nntk.models.draws import Draws
+from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.models.isolation.findings import Findings, InputKind, input_kind
 from nntk.models.isolation.float64_casts import Float64Casts
 from nntk.models.isolation.probe import probe
@@ -138,9 +139,16 @@ class GeneralModel:
             copies = {name: t.clone() if keeps_state or name in self.written else t for name, t in tensors.items()}
             return _as_matrix(self.evaluate(copies, x.clone(), *seed), x)
 
-        widens = self.findings.names_float32 and dtype == torch.float64
-        with Float64Casts() if widens else nullcontext():
+        with ExitStack() as modes:
+            if self.findings.names_float32 and dtype == torch.float64:
+                modes.enter_context(Float64Casts())
+            if self.findings.leaves_epsilon and dtype != self.dtype:
+                modes.enter_context(ModelEpsilon(self.dtype))
             return evaluate() if self.draws is None else self.draws.mean(evaluate)
+
+    def displaced_storages(self) -> set[int]:
+        """Return the addresses of the memory of the displaced parameters."""
+        return {parameter.untyped_storage().data_ptr() for parameter in self.displaced.values() if parameter.numel()}
 
     def matrix_at(self, tensors: Tensors, x: Tensor) -> Tensor:
         """Return outputs as a matrix, [N, C], at all tensors of the model by name, which the evaluation may write to.

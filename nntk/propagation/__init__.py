@@ -4,6 +4,7 @@ This package exports what the author of a rule uses; its README explains how to 
 registers all rules.
 """
 
+from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.propagation import rules
 from nntk.propagation.batch import DisplacementBatch
 from nntk.propagation.context import DisplacementGroup, PropagationContext
@@ -11,6 +12,7 @@ from nntk.propagation.differences import propagate
 from nntk.propagation.displaced_tensor import (
     DisplacedTensor,
     constant,
+    displaced_with_digits,
     is_displaced,
     primal,
     rounded_primal,
@@ -22,10 +24,12 @@ __all__ = [
     "DisplacedTensor",
     "DisplacementBatch",
     "DisplacementGroup",
+    "ModelEpsilon",
     "NoRule",
     "PropagationContext",
     "composed",
     "constant",
+    "displaced_with_digits",
     "is_displaced",
     "primal",
     "propagate",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nntk.kernels.philox import split_seed, unit_displacements
 from nntk.kernels.philox.reference import displacements
+from nntk.propagation.doubts import Doubts
 from nntk.propagation.registry import NoRule
 
 T = TypeVar("T")
@@ -59,23 +60,29 @@ class PropagationContext:
     Attributes:
         group: Displacements whose noise is generated together; the chunk is a part of them.
         chunk: Position of the chunk in the group.
-        scales: Scales s of the chunk's displacements, [M], in the dtype of the differences.
+        scales: Powers of two that differences are divided by, [M], in the dtype of the differences: the scale of a
+            displacement is the product of this number and of ``mantissas``. Divided by a power of two, integers and
+            their sums stay exact, and so a pre-activation that is displaced to a jump is found there.
+        mantissas: What remains of the scales, [M], in [0.5, 1); only the noise is multiplied by it.
         members: Number of evaluations of a displacement: 1, or 2 for the members of an antithetic pair.
         max_bytes: Budget for the products with noise that is not held, in bytes.
         cache: Results that do not depend on the displacements, each with its key, in the order of the calls of
             :meth:`cached`. All evaluations at the same input block share this list.
         cache_position: Number of calls of :meth:`cached` so far in this evaluation.
         tangent_sizes: Numbers of elements of the differences that were computed, in order.
+        refusal: Exception that said that the model cannot be propagated; None as long as there was none.
     """
 
     group: DisplacementGroup
     chunk: slice
     scales: Tensor
+    mantissas: Tensor
     members: int
     max_bytes: int
     cache: list[tuple[Any, Any]] = field(default_factory=list)
     cache_position: int = 0
     tangent_sizes: list[int] = field(default_factory=list)
+    refusal: NoRule | None = None
 
     @property
     def sample_ids(self) -> Tensor:
@@ -93,13 +100,19 @@ class PropagationContext:
         return len(self.scales), self.members
 
     @cached_property
-    def signs(self) -> Tensor:
-        """Sign of the displacement in each member, [members]: +1, and -1 for the minus member."""
-        return torch.tensor([1.0, -1.0][: self.members], dtype=self.dtype, device=self.scales.device)
+    def noise_factors(self) -> Tensor:
+        """Factors of the noise, [M, members]: the mantissa of the scale, and minus that for the minus member."""
+        signs = torch.tensor([1.0, -1.0][: self.members], dtype=self.dtype, device=self.scales.device)
+        return self.mantissas[:, None] * signs
 
-    def broadcast_signs(self, dims: int) -> Tensor:
-        """Return the signs, [members, 1, ...], shaped for differences of a value that has ``dims`` axes."""
-        return self.signs.view(-1, *[1] * dims)
+    @cached_property
+    def doubts(self) -> Doubts:
+        """What this evaluation cannot decide in the dtype of the differences."""
+        return Doubts.none(len(self.scales), self.scales.device)
+
+    def broadcast_factors(self, dims: int) -> Tensor:
+        """Return the factors, [M, members, 1, ...], shaped for differences of a value that has ``dims`` axes."""
+        return self.noise_factors.view(*self.leading_shape, *[1] * dims)
 
     def broadcast_scales(self, dims: int) -> Tensor:
         """Return the scales, [M, 1, 1, ...], shaped for differences of a value that has ``dims`` axes."""

@@ -5,24 +5,31 @@ function of PyTorch that is called with one applies its rule (:mod:`nntk.propaga
 loses digits. The value itself is computed once, in float64, and serves all displacements.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.propagation.context import PropagationContext
-from nntk.propagation.registry import COMPOSED, IN_PLACE, QUERIES, RULES, WRITES, NoRule, function_name
+from nntk.propagation.registry import COMPOSED, IN_PLACE, QUERIES, RANDOM, RULES, WRITES, NoRule, function_name
 
 T = TypeVar("T")
+
+_SMALLEST_SUM = 2.0**13
+"""Smallest share that may be left of a displaced value a + s da, in epsilons: a thousandth in float32."""
+_SMALLEST_ROOT = 2.0**11
+"""The same of the root of a sum of squares, whose terms may cancel, but not the sum."""
 
 
 class DisplacedTensor(Tensor):
     """A value of a model in float64, together with its unit difference.
 
-    A displaced tensor without a difference is a value that no displacement changes.
+    A displaced tensor without a difference is a value that no displacement changes. A displaced tensor has no memory of
+    its own: the value is in an attribute. Code that gets below PyTorch's override protocol, such as scripted code,
+    finds no numbers that it could compute with, and :meth:`__torch_dispatch__` refuses it.
 
     Attributes:
         ctx: Context of the evaluation that the value belongs to.
@@ -33,8 +40,10 @@ class DisplacedTensor(Tensor):
     ctx: PropagationContext
     param_index: int | None
     shares_memory: bool
+    _value: Tensor
     _tangent: Tensor | None
     _rounded_primal: Tensor | None
+    _displaced: Callable[[], Tensor] | None
 
     @staticmethod
     def create(
@@ -43,8 +52,9 @@ class DisplacedTensor(Tensor):
         tangent: Tensor | None = None,
         param_index: int | None = None,
         rounded: Tensor | None = None,
+        displaced: Callable[[], Tensor] | None = None,
     ) -> "DisplacedTensor":
-        """Create a displaced tensor that has the memory of ``value``.
+        """Create a displaced tensor.
 
         Args:
             ctx: Context of the evaluation.
@@ -52,11 +62,16 @@ class DisplacedTensor(Tensor):
             tangent: The unit difference, [M, members, *shape]; None for a parameter, or for a value without one.
             param_index: Index in the random stream, for a displaced parameter.
             rounded: The value in the dtype of the differences, where it is known.
+            displaced: Function that computes the displaced value without cancellation, where there is one.
 
         Returns:
             The displaced tensor.
         """
-        tensor = value.as_subclass(DisplacedTensor)
+        tensor: DisplacedTensor = Tensor._make_wrapper_subclass(
+            DisplacedTensor, value.shape, dtype=value.dtype, device=value.device, storage_size=0
+        )
+        torch._C._set_throw_on_mutable_data_ptr(tensor)  # Else code that asks for memory would get a null pointer.
+        tensor._value, tensor._displaced = value, displaced
         tensor.ctx, tensor._tangent, tensor.param_index, tensor._rounded_primal = ctx, tangent, param_index, rounded
         tensor.shares_memory = param_index is not None
         if tangent is not None:
@@ -75,7 +90,7 @@ class DisplacedTensor(Tensor):
             assert self.param_index is not None, "only displaced values have a difference"
             ctx, shape = self.ctx, primal(self).shape
             noise = ctx.group.noise(self.param_index, shape, ctx.chunk)
-            self._tangent = noise[:, None] * ctx.broadcast_signs(len(shape))
+            self._tangent = noise[:, None] * ctx.broadcast_factors(len(shape))
             ctx.tangent_sizes.append(self._tangent.numel())
         return self._tangent
 
@@ -89,36 +104,80 @@ class DisplacedTensor(Tensor):
             )
         return self._rounded_primal
 
+    @property
+    def displaced(self) -> Tensor:
+        """Displaced value a + s da, [M, members, *shape]; free of cancellation for sums of squares and the like."""
+        if self._displaced is not None:
+            return self._displaced()
+        return torch.addcmul(self.rounded_primal, self.tangent, self.ctx.broadcast_scales(primal(self).dim()))
+
+    @property
+    def keeps_digits(self) -> bool:
+        """True if the displaced value is computed without cancellation."""
+        return self._displaced is not None
+
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         options = options or {}
         if function in QUERIES:
             with torch._C.DisableTorchFunctionSubclass():
-                return function(*arguments, **options)
+                return function(*map(primal, arguments), **options)
         operands = list(_displaced_tensors((*arguments, *options.values())))
-        ctx, displaced = operands[0].ctx, any(operand.is_displaced for operand in operands)
-        if any(operand.ctx is not ctx for operand in operands):
-            raise NoRule("model keeps values of one evaluation for another, whose displacements differ.")
-        if function in WRITES or options.get("inplace") or options.get("out") is not None:
-            return _write(function, arguments, options, displaced)
-        if not displaced:
-            with torch._C.DisableTorchFunctionSubclass():
-                result = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
-                return _mark_shared_memory(operands, constant(ctx, result))
         try:
-            if function in COMPOSED:
-                return COMPOSED[function](*arguments, **options)
-            if function in RULES:
-                with torch._C.DisableTorchFunctionSubclass():
-                    return _mark_shared_memory(operands, RULES[function](ctx, *arguments, **options))
-        except TypeError as error:
-            raise NoRule(
-                f"model calls {function_name(function)} with arguments that its rule does not support."
-            ) from error
-        raise NoRule(f"model calls {function_name(function)}, which has no rule for displaced values.")
+            return _apply(function, operands, arguments, options)
+        except NoRule as error:
+            # A model that catches the exception must not go on with something else.
+            operands[0].ctx.refusal = error
+            raise
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> NoReturn:
+        error = NoRule(
+            f"model calls {function} on displaced values where no rule can be applied, for example in scripted code or "
+            "where it removes the class of a tensor."
+        )
+        for leaf in tree_leaves((arguments, options)):
+            if isinstance(leaf, DisplacedTensor):
+                leaf.ctx.refusal = error
+        raise error
 
 
-class UnsupportedOpGuard(TorchFunctionMode):
+def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, options: Any) -> Any:
+    """Return the result of a function of displaced tensors, which are listed as ``operands``."""
+    ctx, displaced = operands[0].ctx, any(operand.is_displaced for operand in operands)
+    if any(operand.ctx is not ctx for operand in operands):
+        raise NoRule("model keeps values of one evaluation for another, whose displacements differ.")
+    if function in WRITES or options.get("inplace") or options.get("out") is not None:
+        return _write(function, arguments, options, displaced)
+    if not displaced:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
+            return _mark_shared_memory(operands, constant(ctx, result))
+    options = _without_dtype(function, arguments, options)
+    try:
+        if function in COMPOSED:
+            return COMPOSED[function](*arguments, **options)
+        if function in RULES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return _mark_shared_memory(operands, RULES[function](ctx, *arguments, **options))
+    except TypeError as error:
+        raise NoRule(
+            f"model calls {function_name(function)} with arguments that its rule does not support: {error}."
+        ) from error
+    raise NoRule(f"model calls {function_name(function)}, which has no rule for displaced values.")
+
+
+def _without_dtype(function: Any, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options without a dtype: displaced values keep theirs if float32 or float64 is asked for."""
+    for dtype in (options.get("dtype"), *arguments):
+        if isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64):
+            raise NoRule(f"model calls {function_name(function)} with {dtype}, which rounds displaced values.")
+    return {name: option for name, option in options.items() if name != "dtype"} if "dtype" in options else options
+
+
+class UnsupportedOpGuard(ModelEpsilon):
     """Context manager that raises where PyTorch would lose differences, or digits of them, without calling a rule."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -126,9 +185,11 @@ class UnsupportedOpGuard(TorchFunctionMode):
             raise NoRule("model transforms functions by torch.func, which has no rules for displaced values.")
         if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
             raise NoRule("model uses autocast, which rounds displaced values.")
+        if function in RANDOM:
+            raise NoRule(f"model calls {function_name(function)}, which draws random numbers.")
         if function is torch.tensor and any(is_displaced(leaf) for leaf in tree_leaves(arguments)):
             raise NoRule("model calls torch.tensor on displaced values, which loses their differences.")
-        return function(*arguments, **(options or {}))
+        return super().__torch_function__(function, types, arguments, options)
 
 
 def is_displaced(operand: Any) -> bool:
@@ -138,7 +199,11 @@ def is_displaced(operand: Any) -> bool:
 
 def primal(tree: T) -> T:
     """Return the arguments with the unperturbed values alone, as plain tensors; lists and dictionaries too."""
-    values: T = tree_map(lambda leaf: leaf.as_subclass(Tensor) if isinstance(leaf, DisplacedTensor) else leaf, tree)
+    if isinstance(tree, DisplacedTensor):
+        return tree._value  # type: ignore[return-value]
+    if isinstance(tree, Tensor):
+        return tree
+    values: T = tree_map(lambda leaf: leaf._value if isinstance(leaf, DisplacedTensor) else leaf, tree)
     return values
 
 
@@ -151,19 +216,41 @@ def rounded_primal(ctx: PropagationContext, operand: Any) -> Any:
     return operand
 
 
-def with_tangent(ctx: PropagationContext, value: Any, tangent: Any) -> Any:
+def displaced_with_digits(ctx: PropagationContext, z: DisplacedTensor) -> Tensor:
+    """Return displaced values for a function that needs the digits of a small argument, [M, members, *shape].
+
+    The displacements where a value has lost its digits are noted in the context.
+
+    Args:
+        ctx: Context of the evaluation.
+        z: Displaced tensor.
+
+    Returns:
+        The displaced values.
+    """
+    displaced, epsilon = z.displaced, torch.finfo(ctx.dtype).eps
+    smallest = (_SMALLEST_ROOT * epsilon) ** 2 if z.keeps_digits else _SMALLEST_SUM * epsilon
+    ctx.doubts.meet_sensitive(displaced, z.rounded_primal, smallest, zero_is_exact=z.keeps_digits)
+    return displaced
+
+
+def with_tangent(
+    ctx: PropagationContext, value: Any, tangent: Any, displaced: Callable[[], Tensor] | None = None
+) -> Any:
     """Return the result of a rule.
 
     Args:
         ctx: Context of the evaluation.
         value: The unperturbed result: a tensor, or a tuple or list of tensors.
         tangent: The unit difference, [M, members, *shape] or broadcastable to it; for a tuple or list, one for each.
+        displaced: Function that computes the displaced value [M, members, *shape] of a tensor without cancellation.
 
     Returns:
         A displaced tensor, or a tuple or list of them.
     """
     if isinstance(value, Tensor):
-        return DisplacedTensor.create(ctx, value, tangent.expand(*ctx.leading_shape, *value.shape))
+        expanded = tangent.expand(*ctx.leading_shape, *value.shape)
+        return DisplacedTensor.create(ctx, value, expanded, displaced=displaced)
     return type(value)(with_tangent(ctx, *pair) for pair in zip(value, tangent, strict=True))
 
 
@@ -185,9 +272,9 @@ def _displaced_tensors(arguments: Iterable[Any]) -> Iterator[DisplacedTensor]:
 def _mark_shared_memory(operands: Sequence[DisplacedTensor], result: T) -> T:
     """Return the result of a function, after marking the operands that it shares memory with."""
     for part in _displaced_tensors((result,)):
-        memory = part.untyped_storage().data_ptr()
+        memory = part._value.untyped_storage().data_ptr()
         for operand in operands:
-            if operand is not part and operand.untyped_storage().data_ptr() == memory:
+            if operand is not part and operand._value.untyped_storage().data_ptr() == memory:
                 operand.shares_memory = part.shares_memory = True
     return result
 
@@ -211,10 +298,9 @@ def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
     if target.shares_memory:
         raise NoRule(f"model calls {name} in place on a parameter, a view, or a value that a view was taken of.")
     result = IN_PLACE.get(function, function)(*arguments, **other_options)
-    with torch._C.DisableTorchFunctionSubclass():
-        if not isinstance(result, DisplacedTensor) or result.shape != target.shape:
-            raise NoRule(f"model calls {name} in place, with a result of another shape or without a difference.")
-        target.set_(result.untyped_storage(), result.storage_offset(), result.shape, result.stride())
+    if not isinstance(result, DisplacedTensor) or primal(result).shape != primal(target).shape:
+        raise NoRule(f"model calls {name} in place, with a result of another shape or without a difference.")
+    target._value, target._displaced = result._value, result._displaced
     target._tangent, target._rounded_primal = result._tangent, result._rounded_primal
     target.shares_memory = result.shares_memory
     return target

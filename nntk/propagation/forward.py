@@ -1,6 +1,7 @@
 """One evaluation of a model on displaced tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +60,21 @@ class DisplacedForward:
             parameters[name] = DisplacedTensor.create(ctx, value, None, self.param_indices.get(name), rounded)
         inputs = DisplacedTensor.create(ctx, x)
         inputs.shares_memory, num_cached = True, len(ctx.cache)
-        with UnsupportedOpGuard(), torch.compiler.set_stance("force_eager"):
-            outputs = self.forward(parameters, inputs)
+        with _no_random_numbers(x.device):
+            try:
+                with UnsupportedOpGuard(ctx.dtype), torch.compiler.set_stance("force_eager"):
+                    outputs = self.forward(parameters, inputs)
+            except Exception as error:
+                # An interpreter of scripted code reports the refusal in its own words.
+                if isinstance(error, NoRule):
+                    raise
+                if ctx.refusal is not None:
+                    raise ctx.refusal from error
+                if "data pointer" in str(error):
+                    raise NoRule("model reads the memory of displaced values.") from error
+                raise
+        if ctx.refusal is not None:
+            raise ctx.refusal
         if num_cached and not num_cached == len(ctx.cache) == ctx.cache_position:
             raise NoRule(
                 "model does not call the same functions at every evaluation, so that cached values do not fit."
@@ -69,5 +83,24 @@ class DisplacedForward:
             raise NoRule(
                 "model must return a tensor that has a row for each input and depends on displaced parameters."
             )
-        tangent = outputs.tangent
+        tangent = outputs.tangent / ctx.mantissas.view(-1, *[1] * (outputs.tangent.dim() - 1))
         return tangent.flatten(3) if tangent.dim() > 3 else tangent[..., None]
+
+
+@contextmanager
+def _no_random_numbers(device: torch.device) -> Iterator[None]:
+    """Restore the global generators afterwards, and raise NoRule if random numbers were drawn from one of them."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        changed = [
+            pair for pair in zip(generators, states, strict=True) if not torch.equal(pair[0].get_state(), pair[1])
+        ]
+        for generator, state in changed:
+            generator.set_state(state)
+    if changed:
+        raise NoRule("model draws random numbers.")

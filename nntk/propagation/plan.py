@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -111,5 +112,7 @@ def make_context(
     Returns:
         The context.
     """
-    scales = batch.scales[group_start + chunk.start : group_start + chunk.stop]
-    return PropagationContext(group, chunk, scales, batch.members, max(_MIN_PRODUCT_BYTES, batch.max_bytes // 4), cache)
+    mantissas, exponents = torch.frexp(batch.scales[group_start + chunk.start : group_start + chunk.stop])
+    powers = torch.ldexp(torch.ones_like(mantissas), exponents)
+    max_bytes = max(_MIN_PRODUCT_BYTES, batch.max_bytes // 4)
+    return PropagationContext(group, chunk, powers, mantissas, batch.members, max_bytes, cache)

@@ -19,6 +19,8 @@ IN_PLACE: dict[Any, Any] = {}
 """Functions that work in place, each with the function that computes the same result out of place."""
 WRITES: set[Any] = set()
 """Functions that write into their first argument."""
+RANDOM: set[Any] = set()
+"""Functions that draw random numbers whatever their arguments are."""
 
 
 class NoRule(Exception):
@@ -38,6 +40,10 @@ def functions_named(*names: str) -> Iterator[Any]:
 
 def function_name(function: Any) -> str:
     """Return the name of a function as its users write it, for messages."""
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        return f"torch.ops.{function}"
+    if getattr(function, "__name__", "") == "__get__":
+        return f"Tensor.{function.__self__.__name__}"
     name = str(getattr(function, "__qualname__", function))
     return name.replace("TensorBase.", "Tensor.").replace("_VariableFunctionsClass.", "torch.")
 

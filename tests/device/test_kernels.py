@@ -19,7 +19,7 @@ from triton_device import DEVICE, SEED, Allocated, NoKernel, Operators, kernel_d
 from nntk.bench.machine_code.cases import perturb as cases
 from nntk.kernels import dispatch, target
 from nntk.kernels.activations import ACTIVATIONS, encode
-from nntk.kernels.perturb import config, mlp_differences
+from nntk.kernels.perturb import config, definition, mlp_differences
 from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.perturb.reference import ROUNDINGS, round_to_tf32
 from nntk.kernels.perturb.reference import displacement_products as reference_products
@@ -244,6 +244,66 @@ def test_left_tails_keep_their_digits(name, s):
 def test_the_other_activations(activation):
     """Each difference formula on the device."""
     check(activation, "rademacher", "step", "fp32")
+
+
+def network_with_ties(activation, magnitude=1.0):
+    """A middle layer of signs times a magnitude that is not displaced; the inputs are signs too."""
+    model, x = mlp(8, 32, 32, 1, activation=activation), inputs(5, 8).sign()
+    with torch.no_grad():
+        model[2].weight.sign_().mul_(magnitude)
+        model[4].weight.sign_()
+    model[2].bias = None
+    model[2].weight.requires_grad_(False)
+    return model, x
+
+
+def check_ties(model, x, directions, precision, path):
+    """Every entry of D is that of the float64 definition on the reference's displacements."""
+    number, scales = rows(2), torch.tensor([0.3, 0.7])
+    result = kernel_differences(model, x, number, scales, directions, "both", precision=precision, path=path)[0].cpu()
+    layers = recognise(model.cpu()).layers
+    expected, _ = definition.mlp_differences(x, layers, number, scales, SEED, directions, "both")
+    tolerance = max(1e-5, against_the_reference(directions))
+    torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance * float(expected.abs().mean()))
+
+
+@pytest.mark.parametrize(("directions", "path"), ROUTES)
+def test_sums_of_signs_stay_exact(directions, path):
+    """Pre-activations of binary layers that are exactly zero take the side of zero, in each path.
+
+    Signs are operands of 16 bits, and so is noise; the product of low rank's factors is not.
+    """
+    precision = "bf16" if directions == "rademacher" else "fp32"
+    check_ties(*network_with_ties("step" if path == "staged" else "sign"), directions, precision, path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_ties_of_rounded_sums_are_left_to_the_reference(precision):
+    """Tenths of two magnitudes have no exact sums: the kernels do not evaluate them unless a path is forced."""
+    check_ties(*network_with_ties("sign", torch.tensor([0.1, 0.3]).repeat(16)), "gaussian", precision, path=None)
+
+
+def test_binary_weights_of_any_magnitude_are_exact():
+    """A sign sees the sum of signs whatever their common magnitude is."""
+    check_ties(*network_with_ties("sign", 0.1), "gaussian", "fp32", path="fused")
+
+
+@triton.jit
+def write_split_scales(sigma, rho, scales, BLOCK: tl.constexpr):
+    """Powers of two and mantissas."""
+    i = tl.arange(0, BLOCK)
+    first, second = kernel._split_scale(tl.load(scales + i))
+    tl.store(sigma + i, first)
+    tl.store(rho + i, second)
+
+
+def test_scales_are_split_exactly():
+    """A power of two times a number in [1, 2), over all scales that are allowed."""
+    scales = torch.cat([torch.logspace(-30, 30, 60), torch.tensor([1.0, 2.0, 0.5, 1.9999999])]).to(DEVICE)
+    sigma, rho = torch.empty_like(scales), torch.empty_like(scales)
+    write_split_scales[(1,)](sigma, rho, scales, len(scales))
+    assert torch.equal(sigma * rho, scales) and (torch.frexp(sigma).mantissa == 0.5).all()
+    assert ((rho >= 1) & (rho < 2)).all()
 
 
 OTHER_TILES = {

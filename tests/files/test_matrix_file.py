@@ -1,5 +1,8 @@
 """Kernel matrices in files: written tile by tile, and resumed to the same bits."""
 
+import itertools
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import inputs, mlp, relative_error
+from torch import nn
 
 import nntk
+from nntk.files.storage import MismatchError
 
 ARGUMENTS = """
 import sys; sys.path.insert(0, {folder!r})
@@ -64,11 +69,172 @@ def test_another_call_is_refused(tmp_path):
         (make_kernel(), inputs(8, 3, seed=9), 5, "inputs"),
         (make_kernel(), x, 4, "tile"),
     ):
-        with pytest.raises(nntk.files.storage.MismatchError, match=f"was begun with another {name}"):
+        with pytest.raises(MismatchError, match=f"was begun with another {name}"):
             nntk.write_kernel(tmp_path / "k.npy", kernel, other, tile=tile)
     (tmp_path / "mine.npy").write_bytes(b"")
-    with pytest.raises(nntk.files.storage.MismatchError, match="no call of write_kernel began it"):
+    with pytest.raises(MismatchError, match="no call of write_kernel began it"):
         nntk.write_kernel(tmp_path / "mine.npy", make_kernel(), x)
+
+
+class Stopped(Exception):
+    """Interruption of a call."""
+
+
+def begin(path, tiles=3, x=None, kernel=None):
+    """Begin a matrix of 15 tiles, and stop after some."""
+
+    def stop(finished, total):
+        if finished == tiles:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        nntk.write_kernel(path, kernel or make_kernel(), inputs(23, 3) if x is None else x, tile=5, progress=stop)
+    return path
+
+
+def write_array(path, array):
+    """Replace a matrix by another array."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array(file, array)
+
+
+DAMAGE = {
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "cut by a byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"0"),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no matrix"),
+    "another shape": lambda path: write_array(path, np.zeros((24, 23), "f")),
+    "flattened": lambda path: write_array(path, np.zeros(23 * 23, "f")),
+    "another dtype": lambda path: write_array(path, np.zeros((23, 23))),
+    "integers": lambda path: write_array(path, np.zeros((23, 23), "i4")),
+    "another order of bytes": lambda path: write_array(path, np.zeros((23, 23), ">f4")),
+    "by columns": lambda path: write_array(path, np.asfortranarray(np.ones((23, 23), "f"))),
+    "another matrix": lambda path: write_array(path, np.ones((23, 23), "f")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("tiles", [3, 15], ids=["begun", "finished"])
+def test_a_matrix_that_was_changed_is_refused(tmp_path, damage, tiles):
+    """The message names the file and what to do; the file stays as it is."""
+    path = begin(tmp_path / "k.npy", tiles)
+    damage(path)
+    before = path.read_bytes()
+    with pytest.raises(
+        MismatchError, match=r"k.npy must hold the .* write_kernel .*; remove it and k.npy.progress, or"
+    ):
+        nntk.write_kernel(path, make_kernel(), inputs(23, 3), tile=5)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", [(0, 0), (6, 1), (1, 6), (4, 4)])
+def test_a_damaged_tile_is_computed_again(tmp_path, place, caplog):
+    """One number of one finished tile, or of its mirror image, is wrong."""
+    path = begin(tmp_path / "k.npy")
+    matrix = np.load(path, mmap_mode="r+")
+    matrix[place] += 1e-3
+    matrix.flush()
+    counts = []
+    result = nntk.write_kernel(path, make_kernel(), inputs(23, 3), tile=5, progress=lambda *pair: counts.append(pair))
+    assert counts[0] == (3, 15) and counts[-1] == (15, 15)
+    assert "1 of 3 finished tiles are damaged and computed again" in caplog.text
+    assert np.array_equal(result, nntk.write_kernel(tmp_path / "whole.npy", make_kernel(), inputs(23, 3), tile=5))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", '{"about"', "{}", "[]", "3", "null", '{"about": 1}', "\ufffd", "[" * 5000, '{"finished": 3}'],
+    ids=repr,
+)
+def test_a_broken_journal_is_refused(tmp_path, text):
+    """The message names the journal, what is wrong, and what to do; the files stay as they are."""
+    path = begin(tmp_path / "k.npy")
+    journal, before = tmp_path / "k.npy.progress", path.read_bytes()
+    journal.write_text(text)
+    with pytest.raises(MismatchError, match=r"k.npy.progress must be the journal .*; remove it and k.npy, or write"):
+        nntk.write_kernel(path, make_kernel(), inputs(23, 3), tile=5)
+    journal.write_bytes(b"\xff\xfe")
+    with pytest.raises(MismatchError, match=r"k.npy.progress must be the journal .*; remove it and k.npy, or write"):
+        nntk.write_kernel(path, make_kernel(), inputs(23, 3), tile=5)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("tiles", [None, 3, [], ["0" * 16] * 14, [1] * 15], ids=repr)
+def test_a_journal_of_other_tiles_is_refused(tmp_path, tiles):
+    """Its list of checksums has another length, or other entries."""
+    path, journal = begin(tmp_path / "k.npy"), tmp_path / "k.npy.progress"
+    journal.write_text(json.dumps({**json.loads(journal.read_text()), "tiles": tiles}))
+    with pytest.raises(MismatchError, match="lists no checksums of 15 tiles; remove it and k.npy"):
+        nntk.write_kernel(path, make_kernel(), inputs(23, 3), tile=5)
+
+
+@pytest.mark.parametrize(("schema", "kind"), [(2, "an earlier"), (99, "another"), (None, "another")])
+def test_the_journal_of_another_version_is_refused(tmp_path, schema, kind):
+    """An earlier version did not tell models apart."""
+    path, journal = begin(tmp_path / "k.npy"), tmp_path / "k.npy.progress"
+    about = json.loads(journal.read_text())["about"]
+    journal.write_text(json.dumps({"about": {**about, "schema": schema}, "finished": 3}))
+    with pytest.raises(MismatchError, match=f"k.npy was written by {kind} version of nntk.* Remove it and k.npy.prog"):
+        nntk.write_kernel(path, make_kernel(), inputs(23, 3), tile=5)
+
+
+def test_another_model_does_not_go_on(tmp_path):
+    """Another architecture with the same parameters, other parameters, or another buffer."""
+    first = mlp(3, 8, 1)
+    path = begin(tmp_path / "k.npy", kernel=nntk.NonlocalNTK(first, samples=16))
+    relu, other = nn.Sequential(first[0], nn.ReLU(), first[2]), mlp(3, 8, 1, seed=5)
+    for model, name in ((relu, "architecture"), (other, "model")):
+        with pytest.raises(MismatchError, match=f"was begun with another {name}; remove it"):
+            nntk.write_kernel(path, nntk.NonlocalNTK(model, samples=16), inputs(23, 3), tile=5)
+
+
+def test_a_crash_between_any_two_writes_loses_no_tile(tmp_path, monkeypatch):
+    """Every file operation fails once; the next call goes on to the same bits, and no foreign file is in its way."""
+    x, kernel = inputs(11, 3), make_kernel()
+    whole = np.array(nntk.write_kernel(tmp_path / "whole.npy", kernel, x, tile=6))
+    names, calls = {"fsync": os, "replace": Path, "flush": np.memmap}, []
+    originals = {name: getattr(owner, name) for name, owner in names.items()}
+
+    def failing(name, limit):
+        def call(*arguments):
+            calls.append(name)
+            if len(calls) == limit:
+                raise Stopped
+            return originals[name](*arguments)
+
+        return call
+
+    for limit in itertools.count(1):
+        path, finished = tmp_path / f"{limit}.npy", []
+        calls.clear()
+        with monkeypatch.context() as patch:
+            for name, owner in names.items():
+                patch.setattr(owner, name, failing(name, limit))
+            try:
+                nntk.write_kernel(path, kernel, x, tile=6, progress=lambda *pair: finished.append(pair))  # noqa: B023
+            except Stopped:
+                pass
+            else:
+                break
+        resumed = []
+        matrix = nntk.write_kernel(path, kernel, x, tile=6, progress=lambda *pair: resumed.append(pair))  # noqa: B023
+        assert np.array_equal(matrix, whole) and len(finished) + len(resumed) <= 3
+        assert not list(tmp_path.glob("*.tmp"))
+    assert limit > 12
+
+
+def test_matrices_without_rows_and_tokens_have_files(tmp_path):
+    """No tile is computed for no inputs; the matrix of tokens has the dtype of the parameters."""
+    for other in (None, inputs(0, 3)):
+        path = tmp_path / f"{other is None}.npy"
+        for _ in range(2):
+            matrix = nntk.write_kernel(path, make_kernel(), inputs(0, 3), other)
+            assert matrix.shape == (0, 0)
+    model = nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(6, 1)).double()
+    kernel, tokens = nntk.NonlocalNTK(model, samples=4), torch.arange(12).reshape(4, 3) % 5
+    matrix = nntk.write_kernel(tmp_path / "tokens.npy", kernel, tokens, tile=3)
+    assert matrix.dtype == np.float64 and relative_error(torch.tensor(np.array(matrix)), kernel(tokens)) < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,85 @@ def test_functions_and_black_boxes_are_told_apart(tmp_path):
             nntk.load(tmp_path / "k", nntk.NonlocalNTK(samples=4, **other))
 
 
+@pytest.mark.parametrize(
+    "name", [*"bool uint8 int8 int16 int32 int64 uint16 float16 bfloat16 float32 float64 complex64".split()]
+)
+def test_tensors_of_every_dtype_and_shape_come_back(tmp_path, name):
+    """Also empty ones, and those without axes."""
+    dtype = getattr(torch, name)
+    tensors = {str(shape): torch.ones(shape).to(dtype) for shape in ((2, 3), (3,), (), (0,), (2, 0, 3))}
+    nntk.save(tmp_path / "k", make_kernel(), tensors)
+    loaded = nntk.load(tmp_path / "k", make_kernel())
+    assert all(torch.equal(loaded[key], value) and loaded[key].dtype == dtype for key, value in tensors.items())
+
+
+def test_views_are_kept_as_tensors_of_their_own(tmp_path):
+    """Parts of one another, transposed, expanded, strided, conjugate, overlapping, and the same tensor twice."""
+    x, z = torch.randn(6, 4), torch.randn(3, dtype=torch.complex64)
+    tensors = {
+        "x": x, "again": x, "first": x[:3], "last": x[3:], "columns": x[:, ::2], "transposed": x.T, "one": x[0, 0],
+        "expanded": x[:1].expand(5, 4), "windows": x.unfold(0, 3, 1), "empty": x[:0], "conjugate": z.conj(),
+        "imaginary": z.conj().imag, "parameter": torch.nn.Parameter(x)[1:], "graph": x.requires_grad_() * 2,
+    }  # fmt: skip
+    nntk.save(tmp_path / "k", make_kernel(), tensors)
+    loaded = nntk.load(tmp_path / "k", make_kernel())
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor.detach()) for name, tensor in tensors.items())
+    assert (tmp_path / "k").stat().st_size < 10_000  # The part of a large tensor is kept without the rest.
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (2, r"k was written by an earlier version of nntk, .* \(schema 2, not 3\). Save it again, or read the tensors"),
+        (4, r"k was written by another version of nntk \(schema 4, not 3\)"),
+        ("x", r"k was written by another version of nntk \(schema 'x', not 3\)"),
+    ],
+)
+def test_a_file_of_another_version_is_refused(tmp_path, monkeypatch, schema, message):
+    """The message says so, and what to do."""
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "SCHEMA", schema)
+        nntk.save(tmp_path / "k", make_kernel(), {"K": torch.ones(2)})
+    with pytest.raises(storage.MismatchError, match=message):
+        nntk.load(tmp_path / "k", make_kernel())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3"])
+def test_metadata_that_describe_no_kernel_are_refused(tmp_path, text):
+    """Another program wrote them, or they are broken."""
+    save_file({"K": torch.ones(2)}, tmp_path / "k", {"nntk": text})
+    with pytest.raises(storage.MismatchError, match="k must be a file that nntk.save wrote; its metadata describe no"):
+        nntk.load(tmp_path / "k", make_kernel())
+
+
+def test_a_file_that_was_cut_is_refused(tmp_path):
+    """At any length."""
+    nntk.save(tmp_path / "k", make_kernel(), {"K": torch.ones(2)})
+    whole = (tmp_path / "k").read_bytes()
+    for length in (0, 4, 20, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "k").write_bytes(whole[:length])
+        with pytest.raises(storage.MismatchError, match="k must be a file that nntk.save wrote, but is no safetensors"):
+            nntk.load(tmp_path / "k", make_kernel())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "message"),
+    [
+        ({3: torch.ones(1)}, TypeError, r"tensors must have texts as names, got 3 \(int\)"),
+        ({"__metadata__": torch.ones(1)}, ValueError, "tensors must not be named '__metadata__'"),
+        ({"K": torch.ones(1, device="meta")}, ValueError, "K must hold numbers, but is on the meta device"),
+        ({"K": torch.ones(1, dtype=torch.complex128)}, TypeError, "K must be .* got torch.complex128; use torch.view"),
+        ({"K": torch.eye(2).to_sparse()}, TypeError, "K must be a dense tensor"),
+    ],
+)
+def test_tensors_that_cannot_be_kept_are_errors(tmp_path, tensors, error, message):
+    """The error comes before anything is written."""
+    with pytest.raises(error, match=message):
+        nntk.save(tmp_path / "k", make_kernel(), tensors)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_and_no_tensors_are_errors(tmp_path):
     """The error comes before anything is written."""
     with pytest.raises(ValueError, match="tensors must hold something"):

@@ -156,3 +156,11 @@ def test_a_linear_layer_alone():
     operator = NonlocalNTK(nn.Linear(3, 1), samples=64).operator(inputs(50, 3))
     values, _ = operator.eigsh(6)
     assert float(values[4] / values[0]) < 1e-6 and operator.effective_rank() < 4
+
+
+def test_a_kernel_of_zeros_has_eigenvalues():
+    """They are zero, and products and solutions are those of the ridge alone, with fewer features than inputs."""
+    operator = NonlocalNTK(nn.Linear(3, 1, bias=False), samples=4).operator(torch.zeros(50, 3))
+    values, vectors = operator.eigsh(2)
+    assert not values.any() and torch.isfinite(vectors).all() and not (operator @ torch.ones(50)).any()
+    assert torch.equal(operator.solve(torch.ones(50, dtype=torch.bool), 2.0), torch.full((50,), 0.5))

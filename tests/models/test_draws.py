@@ -50,7 +50,8 @@ def test_the_kernel_is_that_of_the_mean_over_draws():
 
 def test_many_draws_of_dropout_are_its_mean():
     """For a network that is linear in the dropped units, the kernel tends to that in evaluation mode."""
-    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+    one, two = mlp(4, 16, 1)[::2]
+    model = nn.Sequential(one, nn.Dropout(0.5), two)
     expected = NonlocalNTK(model.eval(), samples=16)(X)
     few, many = (relative_error(NonlocalNTK(model.train(), samples=16, draws=n)(X), expected) for n in (4, 256))
     assert many < few / 3 and many < 0.1

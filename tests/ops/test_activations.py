@@ -54,6 +54,32 @@ def test_difference_finds_every_jump(name, gamma):
     assert ((result - expected).abs() > 1e-5 * (1 + expected.abs())).sum() <= 2
 
 
+@pytest.mark.parametrize("name", JUMPS)
+def test_distance_from_the_nearest_jump(name):
+    """The value changes only by its slope within that distance, and jumps beyond it on one side."""
+    function, s = function_of(name), torch.tensor(0.25, dtype=torch.float64)
+    z = torch.linspace(-0.93, 0.91, 47, dtype=torch.float64)
+    dz = torch.linspace(3.0, -0.2, 47, dtype=torch.float64).clamp(-0.2, 0.1)
+    distance = function.jump_distance(function.state(z, torch.float64), dz, s)
+    displaced_z = z + s * dz
+
+    def jumps(step):
+        change = function.value(displaced_z + step) - function.value(displaced_z)
+        return (change - (step if name == "sawtooth" else 0)).abs() > 1e-9
+
+    assert (distance > 0).all() and not (jumps(0.99 * distance) | jumps(-0.99 * distance)).any()
+    assert (jumps(1.01 * distance) | jumps(-1.01 * distance)).all()
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_difference_of_two_values_is_the_difference(name):
+    """Away from jumps, the displaced pre-activation and its difference say the same."""
+    function, s = function_of(name), torch.tensor(0.25, dtype=torch.float64)
+    z, dz = torch.linspace(-2.03, 2.11, 301, dtype=torch.float64), torch.linspace(7, -6, 301, dtype=torch.float64)
+    expected = function.difference(function.state(z, torch.float64), dz, s)
+    torch.testing.assert_close(function.difference_of_values(z, z + s * dz, dz, s), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_signs_survive_rounding():
     """A pre-activation too small for float32 stays on its side of the jump."""
     z = torch.tensor([-1e-50, 1e-50, -0.0, 0.0], dtype=torch.float64)

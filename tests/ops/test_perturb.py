@@ -333,7 +333,10 @@ ROUNDOFF = {"tf32": 2.0**-11, "bf16": 2.0**-8}
 @pytest.mark.parametrize("precision", ROUNDOFF)
 @pytest.mark.parametrize("directions", ["gaussian", "flipout(3)"])
 def test_precision_rounds_the_operands_of_the_products(directions, precision):
-    """Layer 0 sees rounded inputs; the next is its formula with d, q and W rounded, dz = d W^T + q E^T + e."""
+    """Layer 0 sees rounded inputs; the next is its formula with rounded operands, dz = d W^T + rho (q E^T + e).
+
+    Differences are divided by a power of two: the scale 0.01 is rho = 1.28 times 2^-7.
+    """
     rounded, settings = ROUNDINGS[precision], {"directions": directions, "pairs": "none"}
     model, x, rows = mlp(40, 30, 3, activation="identity"), inputs(20, 40), torch.arange(4)
     d, _ = unit(model[:1], x, rows, precision=precision, **settings)
@@ -343,7 +346,7 @@ def test_precision_rounds_the_operands_of_the_products(directions, precision):
     e, bias = (
         unit_displacements(rows, ordinal, p.shape, 3, directions) for ordinal, p in ((2, weight), (3, weight[:, 0]))
     )
-    expected = rounded(d) @ rounded(weight).T + rounded(q) @ e.mT + bias[:, None]
+    expected = rounded(1.28 * d) @ rounded(weight).T / 1.28 + rounded(q) @ e.mT + bias[:, None]
     # One operand in ten thousand may round the other way.
     assert relative_error(result, expected) < 0.05 * ROUNDOFF[precision]
     assert relative_error(result, unit(model, x, rows, **settings)[0]) > 0.2 * ROUNDOFF[precision]

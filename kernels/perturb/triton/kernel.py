@@ -1,9 +1,11 @@
-"""Triton kernels of perturbation evaluation: dz = d W^T + (h + s d) E^T + e, then the difference of the activation.
+"""Triton kernels of perturbation evaluation: dz = d W^T + rho [(h + sigma d) E^T + e], then the activation.
 
-Last file to read, after launch.py. A tile is [BH, BN]: BH units and BN columns. A column is one input at one
-displacement, for the plus or the minus member of a pair. Noise is the left operand of a product, generated in
-registers. The operands q = +-(h + s d) and d come from the previous step, in the precision of the products. Rows of
-matrices in memory are padded to 16 numbers. README.md draws the data flow; layers.py and fused.py launch the kernels.
+Last file to read, after launch.py. The scale is s = rho sigma with a power of two sigma, by which differences d are
+divided inside of the kernels: this is exact, and so are sums of signs. A tile is [BH, BN]: BH units and BN columns. A
+column is one input at one displacement, for the plus or the minus member of a pair. Noise is the left operand of a
+product, generated in registers. The operands q = +-(h + sigma d) and d come from the previous step, in the precision of
+the products. Rows of matrices in memory are padded to 16 numbers. README.md draws the data flow; layers.py and fused.py
+launch the kernels.
 """
 
 import triton
@@ -31,6 +33,15 @@ def _generate_noise(
         return gaussian_tile(h, k, width, ordinal, sample_id, key0, key1, BK, DISPLACEMENT, DTYPE, PTX)
     packed = sign_words(h0, k, width, ordinal, sample_id, key0, key1, BH, BK // 32, DISPLACEMENT)
     return unpack_signs(packed, DTYPE)
+
+
+@triton.jit
+def _split_scale(s):
+    """Split a normal number s = rho sigma into the power of two sigma <= s and rho in [1, 2); both are exact."""
+    bits = s.to(tl.uint32, bitcast=True)
+    sigma = (bits & 0x7F800000).to(tl.float32, bitcast=True)
+    rho = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    return sigma, rho
 
 
 @triton.jit
@@ -77,10 +88,10 @@ def _epilogue(
     is_unit = h < stride_out_n
     mask = is_unit[:, None] & (n < num_inputs)[None, :]
     offsets = n[None, :] * stride_out_n + h[:, None]
-    s = tl.load(scales + m)
-    inverse = 1.0 / s
+    sigma, rho = _split_scale(tl.load(scales + m))
+    inverse = 1.0 / sigma
     if bias_noise is not None:
-        e = tl.load(bias_noise + m * stride_out_n + h, mask=is_unit)[:, None]
+        e = rho * tl.load(bias_noise + m * stride_out_n + h, mask=is_unit)[:, None]
         plus += e
         minus -= e
     a = plus
@@ -101,14 +112,14 @@ def _epilogue(
             dz = -plus
         else:
             dz = minus
-        d = difference(a, b, dz, s, inverse, parameter0, parameter1, ACTIVATION, PTX)
+        d = difference(a, b, dz, sigma, inverse, parameter0, parameter1, ACTIVATION, PTX)
         out_offsets = (m * MEMBERS + member) * num_inputs * stride_out_n + offsets
         if LAST:
-            tl.store(d_out + out_offsets, d.to(d_out.dtype.element_ty), mask=mask)
+            tl.store(d_out + out_offsets, (d * (1.0 / rho)).to(d_out.dtype.element_ty), mask=mask)
         else:
             tl.store(d_out + out_offsets, _round_operand(d, d_out.dtype.element_ty, PRECISION), mask=mask)
         if q_out is not None:
-            q = h_base + s * d
+            q = h_base + sigma * d
             tl.store(
                 q_out + out_offsets, _round_operand(-q if member else q, q_out.dtype.element_ty, PRECISION), mask=mask
             )
@@ -211,11 +222,11 @@ def layer_step(
     argument that the family or the layer does not have is None.
 
     Args:
-        q: Descriptor of the operand that E multiplies, ``DTYPE``. With Q_PER_SAMPLE it is +-(h + s d),
+        q: Descriptor of the operand that E multiplies, ``DTYPE``. With Q_PER_SAMPLE it is +-(h + sigma d),
             [M, MEMBERS, N, width], in tiles [1, MEMBERS, BI, BK]; else it is h, [N, width], in tiles [BI, BK]. None
             with low rank, and where the weight is not displaced.
-        d: Descriptor of the unit differences of h, [M, MEMBERS, N, width], ``DTYPE``, in tiles [1, MEMBERS, BI, BK], or
-            [1, 1, BI, BK] where W + s E is formed; None at layer 0.
+        d: Descriptor of the differences of h divided by sigma, [M, MEMBERS, N, width], ``DTYPE``, in tiles [1, MEMBERS,
+            BI, BK], or [1, 1, BI, BK] where W + s E is formed; None at layer 0.
         weight: Descriptor of W, [height, width], ``DTYPE``, in tiles [BH, BK]; None at layer 0.
         noise: Descriptor of noise in memory, ``DTYPE``: matrices [M height, width] or bases of flipout
             [slots height, width], in tiles [BH, BK], or left factors of low rank [M RANK, height], in tiles [RANK, BH].
@@ -239,10 +250,10 @@ def layer_step(
         scales: Pointer to the scales s_m, [M], float32.
         parameter0: First parameter of the activation.
         parameter1: Second parameter of the activation.
-        d_out: Pointer to the unit differences behind the activation, [M, MEMBERS, N, stride_out_n], ``DTYPE``, or
-            float32 in the last layer.
-        q_out: Pointer to the next layer's +-(h + s d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the next
-            layer reads none.
+        d_out: Pointer to the differences behind the activation, [M, MEMBERS, N, stride_out_n]: divided by sigma,
+            ``DTYPE``; in the last layer divided by s, float32.
+        q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the
+            next layer reads none.
         stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states, h_next and out_signs: ``height`` padded
             to a multiple of 16.
         SOURCE: Family of the noise; ``"staged"`` for matrices in memory, ``"none"`` where the weight is not displaced.
@@ -290,6 +301,9 @@ def layer_step(
             else:
                 operand = q.load([n0, k])
             acc = tl.dot(e, operand.T, acc, input_precision=PRECISION)
+    if SOURCE != "none":
+        _, rho = _split_scale(tl.load(scales + m))
+        acc *= rho
     # Product with the weight, displaced or not.
     plus, minus = acc, -acc
     if FORMED:
@@ -326,9 +340,9 @@ def stationary_step(
 
     Args:
         q: Descriptor of the operand that E multiplies, ``DTYPE``: at layer 0 h, [N, width], in tiles [BI, BK]; behind
-            it +-(h + s d), [M, MEMBERS, N, width], in tiles [1, MEMBERS, BI, BK].
-        d: Descriptor of the unit differences of h, [M, MEMBERS, N, width], ``DTYPE``, in tiles [1, MEMBERS, BI, BK];
-            None at layer 0.
+            it +-(h + sigma d), [M, MEMBERS, N, width], in tiles [1, MEMBERS, BI, BK].
+        d: Descriptor of the differences of h divided by sigma, [M, MEMBERS, N, width], ``DTYPE``, in tiles [1, MEMBERS,
+            BI, BK]; None at layer 0.
         weight: Descriptor of W, [height, width], ``DTYPE``, in tiles [BH, BK]; None at layer 0.
         sample_ids: Pointer to the stream numbers m, [M], int64.
         key0: Low 32 bits of the seed, as int32.
@@ -345,10 +359,10 @@ def stationary_step(
         scales: Pointer to the scales s_m, [M], float32.
         parameter0: First parameter of the activation.
         parameter1: Second parameter of the activation.
-        d_out: Pointer to the unit differences behind the activation, [M, MEMBERS, N, stride_out_n], ``DTYPE``, or
-            float32 in the last layer.
-        q_out: Pointer to the next layer's +-(h + s d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the next
-            layer reads none.
+        d_out: Pointer to the differences behind the activation, [M, MEMBERS, N, stride_out_n]: divided by sigma,
+            ``DTYPE``; in the last layer divided by s, float32.
+        q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the
+            next layer reads none.
         stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states and h_next: ``height`` padded to a
             multiple of 16.
         SOURCE: Family of the noise, ``"gaussian"``.
@@ -370,6 +384,7 @@ def stationary_step(
     h0 = tile_h * BH
     h = h0 + tl.arange(0, BH)
     e = _generate_noise(h0, 0, width, ordinal, tl.load(sample_ids + m), key0, key1, SOURCE, DTYPE, PTX, BH, BK)
+    _, rho = _split_scale(tl.load(scales + m))
     if not FIRST:
         w = weight.load([h0, 0])
     layer = (num_inputs, stride_out_n, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
@@ -377,9 +392,9 @@ def stationary_step(
     for n0 in range(0, num_inputs, BI):
         acc = tl.zeros((BH, BN), tl.float32)
         if FIRST:
-            acc = tl.dot(e, q.load([n0, 0]).T, acc, input_precision=PRECISION)
+            acc = rho * tl.dot(e, q.load([n0, 0]).T, acc, input_precision=PRECISION)
         else:
-            acc = tl.dot(e, _load_columns(q, m, n0, 0).T, acc, input_precision=PRECISION)
+            acc = rho * tl.dot(e, _load_columns(q, m, n0, 0).T, acc, input_precision=PRECISION)
             acc = tl.dot(w, _load_columns(d, m, n0, 0).T, acc, input_precision=PRECISION)
         plus, minus = acc, acc
         if MEMBERS == 2 and not FIRST:
@@ -392,13 +407,13 @@ def project(
     h, d, right_factors, coefficients, scales, out, width, num_inputs,
     MEMBERS: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """Multiply q = +-(h + s d) by the right factors of low rank, c q B^T; h and d are multiplied apart, without q.
+    """Multiply q = +-(h + sigma d) by the right factors of low rank, c q B^T; h and d are multiplied apart.
 
     Args:
         h: Descriptor of the unperturbed inputs of the layer, [N, width], in the dtype of ``out``, in tiles [BN, BK];
             None for zero.
-        d: Descriptor of their unit differences, [M MEMBERS N, width], in the dtype of ``out``, in tiles [BN, BK]; None
-            for zero, as at layer 0.
+        d: Descriptor of their differences divided by sigma, [M MEMBERS N, width], in the dtype of ``out``, in tiles
+            [BN, BK]; None for zero, as at layer 0.
         right_factors: Descriptor of the factors B_m, [M RANK, width], in the dtype of ``out``, in tiles [RANK, BK].
         coefficients: Pointer to the scales c_m of the products of factors, [M], float32.
         scales: Pointer to the scales s_m, [M], float32.
@@ -419,7 +434,8 @@ def project(
         for k in range(0, width, BK):
             right = right_factors.load([m * RANK, k])
             acc = tl.dot(d.load([evaluation * num_inputs + n0, k]), right.T, acc, input_precision=PRECISION)
-        acc *= tl.load(scales + m)
+        sigma, _ = _split_scale(tl.load(scales + m))
+        acc *= sigma
     if h is not None:
         for k in range(0, width, BK):
             right = right_factors.load([m * RANK, k])
@@ -432,17 +448,17 @@ def project(
 
 @triton.jit
 def _small_epilogue(
-    dz, c0, n0, s, network, LAYER: tl.constexpr, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr,
+    dz, c0, n0, sigma, network, LAYER: tl.constexpr, WIDTH: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, PAD: tl.constexpr, BI: tl.constexpr,
     BP: tl.constexpr,
 ):  # fmt: skip
     """Return d and q behind the activation as operands, with d zero where padded, for BP columns of a member at a time.
 
     Args:
-        dz: Unit differences of z, [PAD, columns], float32.
+        dz: Differences of z divided by sigma, [PAD, columns], float32.
         c0: First column of ``dz`` in the tile.
         n0: First input of the tile.
-        s: Scale of the displacement.
+        sigma: Power of two of the displacement's scale.
         network: Tuple of arguments of ``small_mlp``, whose states, hidden and parameters are read.
         LAYER: Number of the layer.
         WIDTH: Number of units of the layer.
@@ -457,9 +473,11 @@ def _small_epilogue(
     if dz.shape[1] > BP:
         BN: tl.constexpr = dz.shape[1] // 2
         left, right = tl.split(tl.permute(tl.reshape(dz, (PAD, 2, BN)), (0, 2, 1)))
-        d0, q0 = _small_epilogue(left, c0, n0, s, network, LAYER, WIDTH, ACTIVATION, PRECISION, DTYPE, PTX, PAD, BI, BP)
+        d0, q0 = _small_epilogue(
+            left, c0, n0, sigma, network, LAYER, WIDTH, ACTIVATION, PRECISION, DTYPE, PTX, PAD, BI, BP
+        )
         d1, q1 = _small_epilogue(
-            right, c0 + BN, n0, s, network, LAYER, WIDTH, ACTIVATION, PRECISION, DTYPE, PTX, PAD, BI, BP
+            right, c0 + BN, n0, sigma, network, LAYER, WIDTH, ACTIVATION, PRECISION, DTYPE, PTX, PAD, BI, BP
         )
         d = tl.reshape(tl.permute(tl.join(d0, d1), (0, 2, 1)), (PAD, 2 * BN))
         q = tl.reshape(tl.permute(tl.join(q0, q1), (0, 2, 1)), (PAD, 2 * BN))
@@ -472,9 +490,10 @@ def _small_epilogue(
             a = states_a.load([LAYER * PAD, n])
         if ACTIVATION == "quantise":
             b = states_b.load([LAYER * PAD, n])
-        exact_d = difference(a, b, dz, s, 1.0 / s, parameters[2 * LAYER], parameters[2 * LAYER + 1], ACTIVATION, PTX)
+        p0, p1 = parameters[2 * LAYER], parameters[2 * LAYER + 1]
+        exact_d = difference(a, b, dz, sigma, 1.0 / sigma, p0, p1, ACTIVATION, PTX)
         exact_d = tl.where((tl.arange(0, PAD) < WIDTH)[:, None], exact_d, 0.0)
-        q = hidden.load([LAYER * PAD, n]) + s * exact_d
+        q = hidden.load([LAYER * PAD, n]) + sigma * exact_d
         q = _round_operand(q if c0 < BI else -q, DTYPE, PRECISION)
         d = _round_operand(exact_d, DTYPE, PRECISION)
     return d, q
@@ -482,11 +501,11 @@ def _small_epilogue(
 
 @triton.jit
 def _small_products(
-    q, d, sign, sample_id, network, LAYER: tl.constexpr, SOURCE: tl.constexpr, WIDTH: tl.constexpr,
+    q, d, sign, rho, sample_id, network, LAYER: tl.constexpr, SOURCE: tl.constexpr, WIDTH: tl.constexpr,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
     PTX: tl.constexpr, PAD: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """Return dz = E q + W d + e of one layer; the ordinals WEIGHT and BIAS are -1 for tensors without displacement."""
+    """Return dz = rho (E q + e) + W d of one layer; ordinals WEIGHT and BIAS of undisplaced tensors are -1."""
     weights, last_weight, _, _, _, _, key0, key1, sample_id_pointer = network
     unit = tl.arange(0, BH)
     dz = tl.zeros((BH, q.shape[1]), tl.float32)
@@ -496,16 +515,16 @@ def _small_products(
         # if the compiler kept their results for all layers, registers would spill.
         h0 = (tl.load(sample_id_pointer, volatile=True) - sample_id).to(tl.int32)
         e = _generate_noise(h0, 0, WIDTH, ordinal, sample_id, key0, key1, SOURCE, DTYPE, PTX, BH, q.shape[0])
-        dz = tl.dot(e, q, dz, input_precision=PRECISION)
+        dz = rho * tl.dot(e, q, dz, input_precision=PRECISION)
     if LAYER > 0:
         w = last_weight.load([0, 0]) if LAST else weights.load([LAYER * PAD, 0])
         dz = tl.dot(w, d, dz, input_precision=PRECISION)
     if BIAS >= 0:
         ordinal = tl.full((), BIAS, tl.int64)
         if SOURCE == "gaussian":
-            dz += sign * gaussian_vector(unit, ordinal, sample_id, key0, key1, PTX)[:, None]
+            dz += (rho * sign) * gaussian_vector(unit, ordinal, sample_id, key0, key1, PTX)[:, None]
         else:
-            dz += sign * sign_vector(unit, ordinal, sample_id, key0, key1, DISPLACEMENT)[:, None]
+            dz += (rho * sign) * sign_vector(unit, ordinal, sample_id, key0, key1, DISPLACEMENT)[:, None]
     return dz
 
 
@@ -559,7 +578,8 @@ def small_mlp(
     m, n0 = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BI
     column, k, unit = tl.arange(0, BN), tl.arange(0, BK), tl.arange(0, BC)
     n, sign = n0 + column % BI, (1 - 2 * (column // BI)).to(tl.float32)[None, :]
-    sample_id, s = tl.load(sample_ids + m), tl.load(scales + m)
+    sample_id = tl.load(sample_ids + m)
+    sigma, rho = _split_scale(tl.load(scales + m))
     mask = (k < WIDTHS[0])[:, None] & (n < num_inputs)[None, :]
     q = sign * tl.load(inputs + k[:, None] * num_inputs + n[None, :], mask=mask, other=0.0)
     q = _round_operand(q, DTYPE, PRECISION)
@@ -568,19 +588,20 @@ def small_mlp(
     # Hidden layers.
     for layer in tl.static_range(LAYERS - 1):
         dz = _small_products(
-            q, d, sign, sample_id, network, layer, SOURCE, WIDTHS[layer], ORDINALS[2 * layer], ORDINALS[2 * layer + 1],
-            False, PRECISION, DTYPE, PTX, PAD, PAD,
+            q, d, sign, rho, sample_id, network, layer, SOURCE, WIDTHS[layer], ORDINALS[2 * layer],
+            ORDINALS[2 * layer + 1], False, PRECISION, DTYPE, PTX, PAD, PAD,
         )  # fmt: skip
         # Triton 3.6 passes a string of a tuple on as Python's, which no jitted function accepts: hence constexpr.
         d, q = _small_epilogue(
-            dz, 0, n0, s, network, layer, WIDTHS[layer + 1], tl.constexpr(ACTIVATIONS[layer]), PRECISION, DTYPE, PTX,
-            PAD, BI, BP,
+            dz, 0, n0, sigma, network, layer, WIDTHS[layer + 1], tl.constexpr(ACTIVATIONS[layer]), PRECISION, DTYPE,
+            PTX, PAD, BI, BP,
         )  # fmt: skip
     # Last layer, and the stores.
     out_d = _small_products(
-        q, d, sign, sample_id, network, LAYERS - 1, SOURCE, WIDTHS[LAYERS - 1], ORDINALS[2 * LAYERS - 2],
+        q, d, sign, rho, sample_id, network, LAYERS - 1, SOURCE, WIDTHS[LAYERS - 1], ORDINALS[2 * LAYERS - 2],
         ORDINALS[2 * LAYERS - 1], True, PRECISION, DTYPE, PTX, PAD, BC,
     )  # fmt: skip
+    out_d *= 1.0 / rho
     if PAIRS == "odd":
         out_d = tl.sum(tl.reshape(out_d * (0.5 * sign), (BC, 2, BI)), axis=1)
         n = n0 + tl.arange(0, BI)

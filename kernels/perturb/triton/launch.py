@@ -12,6 +12,7 @@ from nntk.kernels.activations import decode
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
+from nntk.kernels.perturb.exactness import layers_with_ties, with_integer_rows
 from nntk.kernels.perturb.triton.chunks import ChunkPlan, plan_chunks, plan_products
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup
@@ -41,26 +42,35 @@ def mlp_differences(
     max_bytes: int,
     path: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Evaluate the op ``nntk::mlp_differences`` for CUDA tensors; float64 and direct evaluation use the reference."""
-    if x.dtype != torch.float32 or propagation != "difference":
-        return reference.mlp_differences(
-            x, weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals, sample_ids, scales,
-            seed_low, seed_high, directions, pairs, propagation, precision, max_bytes,
-        )  # fmt: skip
+    """Evaluate the op ``nntk::mlp_differences`` for CUDA tensors, or leave it to the reference, as README.md says."""
     layers = [
         Layer(weight, bias, activation, None if w < 0 else w, None if b < 0 or bias is None else b)
         for weight, bias, activation, w, b in zip(
             weights, biases, decode(activations, activation_parameters), weight_ordinals, bias_ordinals, strict=True
         )
     ]
+    layers = with_integer_rows(layers)
+    served = x.dtype == torch.float32 and propagation == "difference"
+    if not served or (path is None and _has_ties(layers, precision, directions)):
+        return reference.mlp_differences(
+            x, weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals, sample_ids, scales,
+            seed_low, seed_high, directions, pairs, propagation, precision, max_bytes,
+        )  # fmt: skip
     target, key = target_of(x.device), (seed_low, seed_high)
-    operands = [pad_rows(as_operand(weight, precision, target)) for weight in weights[1:]]
+    operands = [pad_rows(as_operand(layer.weight, precision, target)) for layer in layers[1:]]
     context = LaunchContext(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes)
     shape = (len(sample_ids), len(x), context.widths[-1])
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
     if out.numel():
         _evaluate(context, x, sample_ids.contiguous(), scales.float().contiguous(), out)
     return out, squared_norms(displaced(layers), sample_ids, seed_low | seed_high << 32, directions)
+
+
+def _has_ties(layers: list[Layer], precision: str, directions: str) -> bool:
+    """Return True if rounding may put a pre-activation on the wrong side of a jump at which it lies exactly."""
+    # The kernels multiply float32 as three products of TF32, which are exact for operands that TF32 holds.
+    precision = "tf32" if precision == "fp32" else precision
+    return any(layers_with_ties(layers, precision, parse(directions).name))
 
 
 def displacement_products(

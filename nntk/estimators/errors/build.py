@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nntk.displacements import displacements_of
 from nntk.estimators.energy import attention_energy, energy
+from nntk.estimators.errors.event_size import event_size
 from nntk.estimators.errors.gram_products import gram_products
 from nntk.estimators.errors.groups import LEAST_GROUPS, ErrorEstimator, GroupMeans
 from nntk.estimators.errors.jackknife import EnergyGroup, Jackknife, jackknife_energy, join_energies
@@ -34,23 +35,28 @@ def error_estimator(settings: KernelSettings, model: ModelView, x1: Tensor, x2: 
     """
     size, symmetric = max(1, settings.samples // LEAST_GROUPS), x2 is None
     first = displacements_of(settings, model)
+    # Found once, and only if some entry rests on too few events.
+    find_size = functools.cache(functools.partial(event_size, settings, model, x1, x2))
     if settings.estimator == "energy":
         make = functools.partial(energy_group, settings, model, x1, x2, query_outputs(first, x1, x2))
         if isinstance(settings.weights, FixedKernel) and settings.weights.proposal is None:
-            return GroupMeans(lambda sample_ids: make(sample_ids).kernel, size)
-        return Jackknife(make, join_energies, functools.partial(jackknife_energy, symmetric=symmetric), size)
+            return GroupMeans(lambda sample_ids: make(sample_ids).kernel, size, symmetric, find_size)
+        combine_energies = functools.partial(jackknife_energy, symmetric=symmetric, event_size=find_size)
+        return Jackknife(make, join_energies, combine_energies, size)
     joint = joint_inputs(x1, x2)
     stream = (model.displaced, settings.seed, settings.directions, settings.budget(model.device))
     combine = functools.partial(
         jackknife_inner,
-        products=lambda coefficients, sample_ids, group_size: gram_products(
-            coefficients, sample_ids, group_size, *stream
+        products=lambda coefficients, sample_ids, group_size, squared_norms: gram_products(
+            coefficients, sample_ids, group_size, *stream, squared_norms
         ),
         rows=len(x1),
         symmetric=symmetric,
+        num_params=model.num_params,
         factor=1 if settings.normalization == "paper" else model.num_params,
         unbiased=settings.estimator == "unbiased",
         outputs=settings.outputs,
+        event_size=find_size,
     )
     make_group = functools.partial(difference_group, settings, model, joint, query_outputs(first, joint, None))
     # An error check multiplies all displacements again, so that fewer checks are made.

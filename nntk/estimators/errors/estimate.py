@@ -1,5 +1,6 @@
 """Kernel with error bars: displacements are drawn in groups until the error is small enough."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from nntk.estimators.errors.events import RareEvents
 from nntk.estimators.errors.groups import LEAST_GROUPS, ErrorEstimator
 from nntk.kernels import checks
 
@@ -19,15 +21,18 @@ class Estimate:
         kernel: Kernel of all displacements.
         standard_error: Standard error of each entry: the standard deviation of kernels of this many displacements, from
             the scatter of the groups' means, or, for plugin, unbiased and weighted kernels, from the kernels without
-            one group.
-        relative_error: Standard error of the whole matrix over its Frobenius norm.
+            one group. For entries that rest on too few events it is at least the size of one event: see
+            :mod:`nntk.estimators.errors.events`.
+        relative_error: Standard error of the whole matrix over its Frobenius norm; inf for a matrix of zeros.
         samples: Number of displacements.
         effective_samples: Number of displacements of equal weight with the same error,
             :math:`1 / \sum_m \alpha_m^2`; where weights depend on the input, the least over the inputs.
         evaluations: Displaced evaluations of the model for each input.
         groups: Number of groups of displacements.
-        converged: True if the tolerance was met.
+        converged: True if the tolerance was met, and no entry rests on too few events.
         trace: Samples and relative error at each error check.
+        events: Entries that rest on too few events, ``events.too_few``, with their bounds. Such an entry may be a true
+            zero, or rest on jumps that few displacements crossed: these cannot be told apart.
     """
 
     kernel: Tensor
@@ -39,6 +44,7 @@ class Estimate:
     groups: int
     converged: bool
     trace: tuple[tuple[int, float], ...]
+    events: RareEvents
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         r"""Return bounds that hold the expectation of each entry with a given probability.
@@ -48,11 +54,15 @@ class Estimate:
         the mean of plugin kernels of **as many** displacements, which for a linear model exceeds the limit by
         (d - 1) / M: the scatter does not show that bias. Use the unbiased form for bounds of the limit.
 
+        The bounds are quantiles of Student's t distribution. Where an entry rests on too few events, they are widened
+        to those of a weighted sum of Poisson counts. Without any event these are [0, b] for diagonal entries and
+        [-b, b] for others, where b is 3.7 times the size of one event for ``level=0.95``.
+
         Args:
             level: Probability, in (0, 1).
 
         Returns:
-            Lower and upper bounds, each like ``kernel``, by quantiles of Student's t distribution.
+            Lower and upper bounds, each like ``kernel``. They are infinite where no event of any size is known.
 
         Raises:
             ValueError: If ``level`` is out of range.
@@ -60,7 +70,12 @@ class Estimate:
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1, got {level!r}.")
         half_width = float(student_t.ppf(0.5 + level / 2, self.groups - 1)) * self.standard_error
-        return self.kernel - half_width, self.kernel + half_width
+        lower, upper = self.kernel - half_width, self.kernel + half_width
+        few = self.events.too_few
+        if not bool(few.any()):
+            return lower, upper
+        rare_lower, rare_upper = (bound.to(lower.dtype) for bound in self.events.interval(level))
+        return torch.where(few, rare_lower, lower), torch.where(few, rare_upper, upper)
 
 
 def estimate(
@@ -96,18 +111,28 @@ def estimate(
         if samples < next_check and not is_last:
             continue
         next_check = errors.size * max(errors.count + 1, int(errors.count * errors.growth))
-        kernel, error, effective = errors.evaluate()
+        kernel, error, effective, events = errors.evaluate()
         checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
-        relative = float(error.norm() / kernel.norm()) if bool(kernel.any()) else 0.0
+        few = events.too_few
+        if is_uncertain := bool(few.any()):
+            error = torch.where(few, torch.maximum(error, events.error), error)
+        relative = relative_error(error, kernel)
         trace.append((samples, relative))
         result = Estimate(
             kernel.to(dtype), error.to(dtype), relative, samples, effective, samples * evaluations, errors.count,
-            relative <= rtol, tuple(trace),
+            relative <= rtol and not is_uncertain, tuple(trace), events,
         )  # fmt: skip
         if progress:
             progress(result)
         if result.converged or is_last:
             return result
+
+
+def relative_error(error: Tensor, kernel: Tensor) -> float:
+    """Return the norm of an error over that of a kernel: inf for a kernel of zeros, zero if there is no entry."""
+    if not kernel.numel():
+        return 0.0
+    return float(error.norm() / kernel.norm()) if bool(kernel.any()) else math.inf
 
 
 def check_limits(rtol: float, max_samples: int, samples: int) -> tuple[float, int]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nntk.kernels.assemble import displacement_gram, nonlocal_gradients
 from nntk.kernels.attention import multiply_displacements
+from nntk.kernels.philox import unit_displacements
 
 
 def gram_products(
@@ -17,6 +18,7 @@ def gram_products(
     seed: int,
     directions: str,
     budget: int,
+    squared_norms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Products :math:`\sum_{m'} Q_{mm'} a_{m'}` with :math:`Q_{mm'} = \langle E_m, E_{m'} \rangle`.
 
@@ -33,6 +35,8 @@ def gram_products(
         seed: Seed of the stream, in [0, 2**64).
         directions: Family of the displacements.
         budget: Bytes for gradients, which are formed for a block of inputs at a time.
+        squared_norms: Squared norms of the unit displacements, [M], float64, to leave out the terms m' = m; None to
+            keep them.
 
     Returns:
         Sums over all displacements, and sums over the group that m belongs to, both [M, N, C], float64.
@@ -45,17 +49,56 @@ def gram_products(
     """
     (count, inputs, c), d = coefficients.shape, sum(parameter.numel() for parameter in parameters.values())
     if count * (d / 2 + inputs * c) <= (3 * inputs * c + 200) * d:
-        return _by_matrix(coefficients, size, displacement_gram(parameters, sample_ids, seed, directions))
+        gram = displacement_gram(parameters, sample_ids, seed, directions)
+        return _by_matrix(coefficients, size, gram if squared_norms is None else gram.fill_diagonal_(0))
+    peaks = coefficients.new_zeros(0, dtype=torch.int64) if squared_norms is None else _peaks(coefficients)
+    others = coefficients.index_fill(0, peaks, 0.0) if len(peaks) else coefficients
     sums = torch.zeros_like(coefficients), torch.zeros_like(coefficients)
     for index, parameter in parameters.items():
         # Two gradients of a block of inputs are held.
         block_size = max(1, budget // (16 * c * max(1, parameter.numel())))
         for start in range(0, inputs, block_size):
             block = slice(start, start + block_size)
-            products = _by_gradients(coefficients[:, block], sample_ids, size, {index: parameter}, seed, directions)
+            products = _by_gradients(others[:, block], sample_ids, size, {index: parameter}, seed, directions)
             for total, part in zip(sums, products, strict=True):
                 total[:, block] += part
+        if len(peaks):
+            _add_peaks(sums, coefficients, peaks, sample_ids, size, {index: parameter}, seed, directions)
+    if squared_norms is not None:
+        for total in sums:
+            total -= others * squared_norms[:, None, None]
     return sums
+
+
+def _peaks(coefficients: Tensor) -> Tensor:
+    """Return the positions of displacements whose coefficients at some input are larger than those of all others.
+
+    Their terms are summed apart: a difference of sums with and without them would leave nothing but rounding errors.
+    """
+    sizes = coefficients.abs().amax(2)
+    return (sizes > sizes.sum(0) / 2).any(1).nonzero().flatten()
+
+
+def _add_peaks(
+    sums: tuple[Tensor, Tensor],
+    coefficients: Tensor,
+    peaks: Tensor,
+    sample_ids: Tensor,
+    size: int,
+    tensor: dict[int, Tensor],
+    seed: int,
+    directions: str,
+) -> None:
+    """Add the terms of some displacements m', other than m' = m, for one parameter tensor."""
+    ((index, parameter),) = tensor.items()
+    units = unit_displacements(sample_ids[peaks], index, parameter.shape, seed, directions, torch.float64)
+    gram = multiply_displacements(tensor, sample_ids, seed, units.flatten(1), directions)
+    positions = torch.arange(len(sample_ids), device=sample_ids.device)[:, None]
+    gram = gram.masked_fill(positions == peaks, 0.0)
+    with_all, with_group = sums
+    with_all += torch.tensordot(gram, coefficients[peaks], dims=1)
+    gram = gram.masked_fill(positions // size != peaks // size, 0.0)
+    with_group += torch.tensordot(gram, coefficients[peaks], dims=1)
 
 
 def _by_matrix(coefficients: Tensor, size: int, gram: Tensor) -> tuple[Tensor, Tensor]:

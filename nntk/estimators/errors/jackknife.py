@@ -18,7 +18,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from nntk.estimators.errors.groups import LEAST_GROUPS
+from nntk.estimators.errors.events import Contributions, EventsOfEntries, RareEvents
+from nntk.estimators.errors.groups import LEAST_GROUPS, Evaluation, with_known_size
 from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.fixed_weights import check_statistics, effective_samples, merge
 
@@ -35,8 +36,7 @@ class Jackknife(Generic[Group]):
     Attributes:
         make: Returns the group of a range of displacements.
         join: Returns one group for two that follow each other in the stream.
-        combine: Returns kernel and standard error in float64, and the effective samples, for groups of a given total
-            number of displacements.
+        combine: Returns the kernel with its error for groups of a given total number of displacements.
         size: Displacements of a group.
         growth: Growth of the number of samples between error checks.
         groups: Groups drawn so far.
@@ -44,7 +44,7 @@ class Jackknife(Generic[Group]):
 
     make: Callable[[range], Group]
     join: Callable[[Group, Group], Group]
-    combine: Callable[[Sequence[Group], int], tuple[Tensor, Tensor, float]]
+    combine: Callable[[Sequence[Group], int], Evaluation]
     size: int
     growth: float = 1.25
     groups: list[Group] = field(default_factory=list)
@@ -62,8 +62,8 @@ class Jackknife(Generic[Group]):
             self.groups = [self.join(*self.groups[first : first + 2]) for first in range(0, self.count, 2)]
             self.size *= 2
 
-    def evaluate(self) -> tuple[Tensor, Tensor, float]:
-        """Return kernel, standard error and effective samples of all groups."""
+    def evaluate(self) -> Evaluation:
+        """Return the kernel of all groups with its error."""
         return self.combine(self.groups, self.count * self.size)
 
 
@@ -93,23 +93,36 @@ def join_energies(first: EnergyGroup, second: EnergyGroup) -> EnergyGroup:
     return EnergyGroup(kernel.to(first.kernel.dtype), merge(first.statistics, second.statistics))
 
 
-def jackknife_energy(groups: Sequence[EnergyGroup], samples: int, symmetric: bool) -> tuple[Tensor, Tensor, float]:
+def jackknife_energy(
+    groups: Sequence[EnergyGroup], samples: int, symmetric: bool, event_size: Callable[[], float]
+) -> Evaluation:
     """Return the energy form of all groups and its error.
 
     Args:
         groups: The groups.
         samples: Number of displacements of all groups.
         symmetric: Rows and columns belong to the same inputs.
+        event_size: Returns the size that an event has where none was seen, for one displacement of weight one.
 
     Returns:
-        Kernel and standard error in float64, and effective samples.
+        The kernel with its error.
     """
     shares, effective = combine_weights([group.statistics for group in groups], samples)
     kernel = running_sum(group.part(share) for group, share in zip(groups, shares, strict=True))
+    contributions = Contributions.of(group.part(share) for group, share in zip(groups, shares, strict=True))
+    contributions = with_known_size(contributions.under_shares(shares), samples, event_size)
+    events = EventsOfEntries(contributions, symmetric)
     parts = (group.part(share) for group, share in zip(groups, shares, strict=True))
     rests = (outer_product(rest.sqrt(), kernel) for rest in leave_one_out(shares))
     error = standard_error(kernel, parts, rests)
-    return (mirror(kernel), mirror(error), effective) if symmetric else (kernel, error, effective)
+    return evaluation_of(kernel, error, effective, events, symmetric)
+
+
+def evaluation_of(kernel: Tensor, error: Tensor, effective: float, events: RareEvents, symmetric: bool) -> Evaluation:
+    """Return a kernel with its error, both exactly symmetric if rows and columns belong to the same inputs."""
+    if symmetric:
+        kernel, error = mirror(kernel), mirror(error)
+    return Evaluation(kernel, error, effective, events)
 
 
 def standard_error(total: Tensor, parts: Iterable[Tensor], rests: Iterable[Tensor]) -> Tensor:

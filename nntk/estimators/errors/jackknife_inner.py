@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nntk.estimators.errors.events import Contributions, EventsOfInputs
+from nntk.estimators.errors.groups import Evaluation, with_known_size
 from nntk.estimators.errors.jackknife import (
     combine_weights,
+    evaluation_of,
     group_shares,
     leave_one_out,
     outer_product,
@@ -22,7 +25,8 @@ from nntk.estimators.errors.jackknife import (
     standard_error,
     with_output_axes,
 )
-from nntk.kernels.assemble.reference import contract, gradient_weights, mirror
+from nntk.kernels.assemble.pairs import check_pairs, sum_over_pairs
+from nntk.kernels.assemble.reference import contract, gradient_weights
 from nntk.kernels.fixed_weights import merge
 
 
@@ -60,52 +64,80 @@ def join_differences(first: DifferenceGroup, second: DifferenceGroup) -> Differe
 def jackknife_inner(
     groups: Sequence[DifferenceGroup],
     samples: int,
-    products: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    products: Callable[[Tensor, Tensor, int, Tensor | None], tuple[Tensor, Tensor]],
     rows: int,
     symmetric: bool,
+    num_params: int,
     factor: int,
     unbiased: bool,
     outputs: str,
-) -> tuple[Tensor, Tensor, float]:
+    event_size: Callable[[], float],
+) -> Evaluation:
     """Return the plugin or the unbiased form of all groups and its error.
 
     Args:
         groups: The groups.
         samples: Number of displacements of all groups.
-        products: Returns, for coefficients [M, J, C], sample numbers [M] and the size of a group, the products with the
-            Gram matrix of displacements and with its diagonal blocks; see
-            :func:`nntk.estimators.errors.gram_products.gram_products`.
+        products: Returns, for coefficients [M, J, C], sample numbers [M], the size of a group, and squared norms [M] or
+            None, the products with the Gram matrix of displacements and with its diagonal blocks, with norms without
+            the diagonal; see :func:`nntk.estimators.errors.gram_products.gram_products`.
         rows: Number of inputs that belong to the rows; the others belong to the columns.
         symmetric: Rows and columns belong to the same inputs.
-        factor: Factor of a gradient: the number d of parameters, or 1 for the paper's normalisation.
+        num_params: Number d of displaced parameters.
+        factor: Factor of a gradient: d, or 1 for the paper's normalisation.
         unbiased: Leave out the pairs of a displacement with itself.
         outputs: ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
+        event_size: Returns the size that an event has where none was seen, for one displacement of weight one.
 
     Returns:
-        Kernel and standard error in float64, and effective samples.
+        The kernel with its error.
+
+    Raises:
+        ValueError: If the weights leave no pair of displacements for the unbiased form.
     """
     shares, effective = combine_weights([group.statistics for group in groups], samples)
     weights = [group.weights.double() * share for group, share in zip(groups, shares, strict=True)]
     a = [gradient_weights(g.unit, w, g.squared_norms, factor) for g, w in zip(groups, weights, strict=True)]
     size, first, second = samples // len(groups), slice(rows), slice(0 if symmetric else rows, None)
-    with_all, with_group = products(torch.cat(a), torch.cat([group.sample_ids for group in groups]), size)
+    norms = torch.cat([group.squared_norms for group in groups]).double() if unbiased else None
+    with_all, with_group = products(torch.cat(a), torch.cat([group.sample_ids for group in groups]), size, norms)
     total, parts = None, []
-    for group, group_a, q_all, q_group in zip(groups, a, with_all.split(size), with_group.split(size), strict=True):
+    for group_a, q_all, q_group in zip(a, with_all.split(size), with_group.split(size), strict=True):
         column = contract((q_all - q_group)[:, first], group_a[:, second], outputs)
-        if unbiased:
-            q_all = q_all - group_a * group.squared_norms.double()[:, None, None]
         row = contract(group_a[:, first], q_all[:, second], outputs)
         total = row if total is None else total + row
         parts.append(row + column)
     assert total is not None, "there are groups"
-    squares = torch.stack([_squares(w, total) if unbiased else torch.zeros_like(total[:1, :1]) for w in weights])
-    rests = zip(leave_one_out(shares), leave_one_out(squares), strict=True)
-    denominators = (outer_product(rest, total) - lost for rest, lost in rests)
-    kernel, error = total / (1 - squares.sum(0)), standard_error(total, parts, denominators)
-    return (mirror(kernel), mirror(error), effective) if symmetric else (kernel, error, effective)
+    energies = (_energies(g, w, factor**2 / num_params, outputs) for g, w in zip(groups, weights, strict=True))
+    contributions = with_known_size(Contributions.of(energies).under_shares(shares), samples, event_size)
+    bias = 0.0 if unbiased else num_params / effective
+    events = EventsOfInputs(contributions, rows, symmetric, total.dim(), 1 + bias)
+    if not unbiased:
+        rests = (outer_product(rest, total) for rest in leave_one_out(shares))
+        return evaluation_of(total, standard_error(total, parts, rests), effective, events, symmetric)
+    within = torch.stack([_pairs(w, total) for w in weights])
+    pairs = within.sum(0) + _pairs(shares, total)
+    check_pairs(pairs, effective)
+    # Relative to the pairs of all groups, which are few where one displacement has nearly all the weight.
+    rests = ((rest + _pairs(_without(shares, g), total)) / pairs for g, rest in enumerate(leave_one_out(within)))
+    error = standard_error(total / pairs, (part / pairs for part in parts), rests)
+    return evaluation_of(total / pairs, error, effective, events, symmetric)
 
 
-def _squares(weights: Tensor, kernel: Tensor) -> Tensor:
-    r"""Return the sum of :math:`\alpha_m(x) \alpha_m(x')` over a group, with the axes of a kernel."""
-    first, second = split_rows_and_columns(weights, kernel.shape[:2])
-    return with_output_axes(first.T @ second, kernel)
+def _energies(group: DifferenceGroup, weights: Tensor, factor: float, outputs: str) -> Tensor:
+    """Return the contribution of a group to the energy form of each input with itself, [J], or [J, C]."""
+    squares = group.unit.double().square() * (factor * weights / group.squared_norms.double()[:, None])[:, :, None]
+    energies = squares.sum(0)
+    if outputs in ("diagonal", "full"):
+        return energies
+    return energies.mean(1) if outputs == "mean" else energies.sum(1)
+
+
+def _pairs(weights: Tensor, kernel: Tensor) -> Tensor:
+    """Return the weights of pairs of different displacements, or of different groups, with the axes of a kernel."""
+    return with_output_axes(sum_over_pairs(*split_rows_and_columns(weights, kernel.shape[:2])), kernel)
+
+
+def _without(shares: Tensor, group: int) -> Tensor:
+    """Return the shares of all groups but one."""
+    return torch.cat((shares[:group], shares[group + 1 :]))

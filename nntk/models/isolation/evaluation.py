@@ -1,8 +1,8 @@
 """Evaluation of a module on a private copy, so that the user's module stays as it is."""
 
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from threading import RLock
 from typing import Any
@@ -68,6 +68,16 @@ class ModuleEvaluation:
                 return call(module, tensors, x, self._places)
             with _GENERATORS, seeded(seed, x.device):
                 return call(module, tensors, x, self._places)
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """Compute without gradients, and in the dtypes that are given even where the caller's code uses autocast."""
+    with torch.no_grad(), ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -20,6 +20,8 @@ class Findings:
         probed: Kinds of inputs at which the model was probed, each with the number of inputs, up to two.
         keeps_state: A forward pass changes attributes, parameters or buffers of the model.
         names_float32: A forward pass computes values in float32 when it is given float64.
+        leaves_epsilon: A norm of the model leaves its epsilon to PyTorch.
+        eps: Relative rounding error of the floating dtype with the fewest digits that values are computed in.
         digits: Relative rounding errors of differences at displaced copies, by kind of input, scale and precision.
     """
 
@@ -27,6 +29,8 @@ class Findings:
     probed: set[tuple[InputKind, int]] = field(default_factory=set)
     keeps_state: bool = False
     names_float32: bool = False
+    leaves_epsilon: bool = False
+    eps: float = 0.0
     digits: dict[tuple[Any, ...], float] = field(default_factory=dict)
 
 

@@ -4,7 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ def _copy_module(module: nn.Module, memo: Memo) -> Any:
         memo[id(module)] = twin
         for name, value in vars(module).items():
             twin.__dict__[name] = _copy_value(value, memo)
+        if "_orig_mod" in module._modules:
+            # A module of torch.compile calls the module that it was made from; its copy calls that module's copy.
+            twin.__dict__["forward"] = cast(nn.Module, twin._orig_mod).__call__
     return memo[id(module)]
 
 
@@ -61,7 +64,8 @@ def _copy_value(value: Any, memo: Memo) -> Any:
         memo[id(value)] = twin = type(value)()
         twin.update({key: _copy_value(part, memo) for key, part in value.items()})
     elif type(value) is list:
-        memo[id(value)] = parts = []
+        parts: list[Any] = []
+        memo[id(value)] = parts
         parts.extend(_copy_value(part, memo) for part in value)
     elif type(value) in (tuple, set):
         memo[id(value)] = type(value)(_copy_value(part, memo) for part in value)

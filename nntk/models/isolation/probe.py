@@ -1,23 +1,33 @@
-"""Probe of a model at a few inputs: does it draw random numbers, mix the inputs of a batch, or keep state?"""
+"""Probe of a model at a few inputs: what does a forward pass besides?
+
+Each evaluation is of a fresh private copy, with copies of all tensors, so that nothing of the user's is changed. The
+probe looks for random numbers, for outputs that depend on other inputs, for state that one evaluation leaves to the
+next, for parameters that are read past the copy, and for values in float32.
+"""
 
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.models.isolation.evaluation import ModuleEvaluation
 from nntk.models.isolation.findings import Findings
 from nntk.models.isolation.float64_casts import Float64Casts
 from nntk.models.isolation.generators import seeded
+from nntk.models.isolation.rounding import OtherRounding
 from nntk.models.observe import Observe
 
 _FEW = 4
 """Most inputs of a probe."""
+_MANY, _BYTES = 64, 2**27
+"""Most inputs of the one larger batch, and most bytes that its evaluation may take."""
 _SLACK = 1e4
 """Rounding errors by which outputs may differ when the same input stands in another batch."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -29,6 +39,7 @@ class Probed(Protocol):
     """A model as the probe evaluates it.
 
     Attributes:
+        names: Names of the displaced parameters.
         evaluate: Function from all tensors by name, and inputs, to outputs.
         findings: What is known of the model.
         is_stochastic: The model is evaluated under given seeds.
@@ -37,9 +48,12 @@ class Probed(Protocol):
         device: Device of the parameters.
     """
 
-    evaluate: Callable[..., Tensor]
-    findings: Findings
-
+    @property
+    def names(self) -> dict[int, str]: ...  # noqa: D102
+    @property
+    def evaluate(self) -> Callable[..., Tensor]: ...  # noqa: D102
+    @property
+    def findings(self) -> Findings: ...  # noqa: D102
     @property
     def is_stochastic(self) -> bool: ...  # noqa: D102
     @property
@@ -49,14 +63,14 @@ class Probed(Protocol):
     @property
     def device(self) -> torch.device: ...  # noqa: D102
     def tensors(self, dtype: torch.dtype) -> Tensors: ...  # noqa: D102
+    def displaced_storages(self) -> set[int]: ...  # noqa: D102
     def matrix_at(self, tensors: Tensors, x: Tensor) -> Tensor: ...  # noqa: D102
 
 
 def probe(model: Probed, x: Tensor) -> None:
     """Evaluate a model at a few of its inputs, and record in its findings what a forward pass does besides.
 
-    The model is evaluated some ten times, at four inputs or fewer. Its own tensors, the inputs and the global
-    generators stay as they are.
+    The model is evaluated some twenty times, mostly at four inputs or fewer.
 
     Args:
         model: The model.
@@ -64,19 +78,53 @@ def probe(model: Probed, x: Tensor) -> None:
 
     Raises:
         ValueError: If the model draws random numbers although it is not evaluated under seeds, does not repeat, mixes
-            the inputs of a batch, or cannot be evaluated at these inputs.
+            the inputs of a batch, reads parameters that cannot be displaced, or cannot be evaluated at these inputs.
         TypeError: If the model does not return a tensor with a row for each input.
     """
-    positions = torch.linspace(0, len(x) - 1, min(_FEW, len(x))).round().long()
-    few = x[positions.to(x.device)].clone()
-    first = _first_pass(model, few, seed=1)
-    model.findings.names_float32 = model.findings.names_float32 or first.names_float32
-    second = _observe(model, few, first.dtype, first.names_float32, seed=2)
+    findings = model.findings
+    kept_state = findings.keeps_state
+    # Until the probe is over, nothing that one evaluation leaves behind may reach another one.
+    findings.keeps_state = True
+    few = _spread(x, _FEW)
+    first = _first_pass(model, few)
+    second = _observe(model, few, replace(first.way, seed=2))
     _refuse_randomness(model, first, second)
-    if not model.findings.keeps_state:
-        model.findings.keeps_state = second.writes or _changes_module(model, few, first)
-    if len(few) > 1 and not model.is_stochastic:
-        _refuse_mixing(model, few, first)
+    if first.reads_originals:
+        raise ValueError(
+            "model must read its parameters from itself, but a closure, a hook or a global name of it refers to the "
+            "original ones, which are not displaced; refer to them as self.name."
+        )
+    if len(x) > 1 and not model.is_stochastic:
+        many = _spread(x, max(_FEW, min(_MANY, _BYTES * len(few) // max(1, first.bytes))))
+        for way in (first.way, replace(first.way, is_displaced=True)):
+            _refuse_mixing(model, few, many, way)
+    findings.names_float32 = findings.names_float32 or first.way.names_float32
+    findings.eps = max(findings.eps, torch.finfo(first.lowest).eps)
+    findings.keeps_state = kept_state or second.writes or _changes_module(model, few, first.way)
+
+
+def _spread(x: Tensor, count: int) -> Tensor:
+    """Return that many inputs, or all, from the first to the last."""
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long().to(x.device)].clone()
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Way of an evaluation.
+
+    Attributes:
+        dtype: Dtype of parameters and inputs.
+        names_float32: float64 takes the place of float32 where the model names it.
+        is_displaced: The parameters are displaced, by about their own size.
+        other_rounding: The results of operators are changed by a few rounding errors.
+        seed: Seed of the global generators.
+    """
+
+    dtype: torch.dtype
+    names_float32: bool = False
+    is_displaced: bool = False
+    other_rounding: bool = False
+    seed: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,33 +132,35 @@ class _Pass:
     """What one evaluation showed.
 
     Attributes:
+        way: How the model was evaluated.
         outputs: The outputs, [n, C].
-        dtype: Dtype of the parameters and inputs.
-        names_float32: float32 was taken for float64.
         lowest: Floating dtype with the fewest digits that values were computed in.
         random_operator: Name of an operator that drew random numbers; empty if there was none.
+        reads_originals: The model's own parameters were read, not those that were given.
+        bytes: Bytes of all tensors that were made.
         writes: Parameters, buffers or inputs were changed.
     """
 
+    way: _Way
     outputs: Tensor
-    dtype: torch.dtype
-    names_float32: bool
     lowest: torch.dtype
     random_operator: str
+    reads_originals: bool
+    bytes: int
     writes: bool
 
 
-def _first_pass(model: Probed, few: Tensor, seed: int) -> _Pass:
+def _first_pass(model: Probed, few: Tensor) -> _Pass:
     """Evaluate in float64 if the model allows it, with float64 in place of float32 if it names that; else as it is."""
     done, failure = None, None
-    for dtype, names_float32 in ((torch.float64, False), (torch.float64, True), (model.dtype, False)):
+    for way in (_Way(torch.float64), _Way(torch.float64, names_float32=True), _Way(model.dtype)):
         try:
-            result = _observe(model, few, dtype, names_float32, seed)
+            result = _observe(model, few, way)
         except Exception as error:  # A model may raise anything; the last error is the one that counts.
             failure = error
             continue
-        if dtype != torch.float64 or names_float32 or result.lowest != torch.float32:
-            return result if done is None or result.dtype == torch.float64 else done
+        if way.dtype != torch.float64 or way.names_float32 or result.lowest != torch.float32:
+            return result if done is None or result.way.dtype == torch.float64 else done
         done = result
     if done is not None:
         return done
@@ -121,19 +171,38 @@ def _first_pass(model: Probed, few: Tensor, seed: int) -> _Pass:
     ) from failure
 
 
-def _observe(model: Probed, few: Tensor, dtype: torch.dtype, names_float32: bool, seed: int) -> _Pass:
-    """Evaluate a model once, with the global generators at a seed."""
-    tensors = {name: tensor.clone() for name, tensor in model.tensors(dtype).items()}
-    x = few.to(dtype) if few.is_floating_point() else few.clone()
+def _observe(model: Probed, x: Tensor, way: _Way) -> _Pass:
+    """Evaluate a model once."""
+    tensors, x = _arguments(model, x, way)
     given = {**{name: tensor.clone() for name, tensor in tensors.items()}, "": x.clone()}
-    with seeded(seed, model.device):
-        watch, before = _Watch(model.device, dtype), _python_states()
-        with Observe(watch), Float64Casts() if names_float32 else nullcontext():
+    with seeded(way.seed, model.device):
+        watch, before = _Watch(model, way.dtype), _python_states()
+        epsilon = ModelEpsilon(model.dtype)
+        with ExitStack() as modes:
+            for mode in (Observe(watch), epsilon):
+                modes.enter_context(mode)
+            if way.names_float32:
+                modes.enter_context(Float64Casts())
+            if way.other_rounding:
+                modes.enter_context(OtherRounding(way.seed))
             outputs = model.matrix_at(tensors, x).clone()
+        model.findings.leaves_epsilon |= epsilon.was_used
         if _python_states() != before:
             watch.random_operator = watch.random_operator or "Python's or NumPy's generator"
     writes = any(not _same(value, given[name]) for name, value in {**tensors, "": x}.items())
-    return _Pass(outputs, dtype, names_float32, watch.lowest, watch.random_operator, writes)
+    return _Pass(way, outputs, watch.lowest, watch.random_operator, watch.reads_originals, watch.bytes, writes)
+
+
+def _arguments(model: Probed, x: Tensor, way: _Way) -> tuple[Tensors, Tensor]:
+    """Return copies of all tensors of a model, and of inputs."""
+    tensors = {name: tensor.clone() for name, tensor in model.tensors(way.dtype).items()}
+    if way.is_displaced:
+        generator = torch.Generator().manual_seed(0)
+        for name in model.names.values():
+            p = tensors[name]
+            size = p.square().mean().sqrt() if p.numel() else 1.0
+            p += (0.5 * size + 0.05) * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
+    return tensors, x.to(way.dtype, copy=True) if x.is_floating_point() else x.clone()
 
 
 def _python_states() -> tuple[Any, ...]:
@@ -143,10 +212,12 @@ def _python_states() -> tuple[Any, ...]:
 
 
 class _Watch:
-    """Observer of operators: which of them draw random numbers, and in which dtypes they compute."""
+    """Observer of operators: which of them draw random numbers, what they read, and in which dtypes they compute."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.lowest, self.random_operator = device, dtype, ""
+    def __init__(self, model: Probed, dtype: torch.dtype) -> None:
+        self.device, self.lowest, self.random_operator = model.device, dtype, ""
+        self.reads_originals, self.bytes = False, 0
+        self._originals = model.displaced_storages()
         self._state = self._generator_state()
 
     def _generator_state(self) -> Tensor:
@@ -154,13 +225,21 @@ class _Watch:
 
     def __call__(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
         """Look at an operator that was run."""
-        if isinstance(result, Tensor) and result.dtype in _FLOATS[_FLOATS.index(self.lowest) + 1 :]:
-            self.lowest = result.dtype
+        if isinstance(result, Tensor):
+            self.bytes += result.numel() * result.itemsize
+            if result.dtype in _FLOATS[_FLOATS.index(self.lowest) + 1 :]:
+                self.lowest = result.dtype
+        if not self.reads_originals:
+            self.reads_originals = any(
+                leaf.untyped_storage().data_ptr() in self._originals
+                for leaf in tree_leaves(arguments)
+                if isinstance(leaf, Tensor) and leaf.layout == torch.strided
+            )
         # Operators with this tag may draw from the global generator; a dropout with probability zero does not.
         if torch.Tag.nondeterministic_seeded in function.tags and not self.random_operator:
             state = self._generator_state()
             if not torch.equal(state, self._state):
-                self.random_operator = str(function)
+                self.random_operator = function.overloadpacket.__name__
             self._state = state
 
 
@@ -168,17 +247,15 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _changes_module(model: Probed, few: Tensor, first: _Pass) -> bool:
+def _changes_module(model: Probed, few: Tensor, way: _Way) -> bool:
     if not isinstance(model.evaluate, ModuleEvaluation):
         return False
-    tensors = {name: tensor.clone() for name, tensor in model.tensors(first.dtype).items()}
-    x = few.to(first.dtype) if few.is_floating_point() else few.clone()
-    with Float64Casts() if first.names_float32 else nullcontext():
-        return model.evaluate.changes_module(tensors, x, *([1] if model.is_stochastic else []))
+    with Float64Casts() if way.names_float32 else nullcontext():
+        return model.evaluate.changes_module(*_arguments(model, few, way), *([1] if model.is_stochastic else []))
 
 
 def _refuse_randomness(model: Probed, first: _Pass, second: _Pass) -> None:
-    repeats = not _differing_rows(first, second.outputs).any()
+    repeats = not _differing_rows(first.outputs, second.outputs, first.lowest).any()
     if model.is_stochastic:
         if not repeats:
             raise ValueError(
@@ -195,21 +272,42 @@ def _refuse_randomness(model: Probed, first: _Pass, second: _Pass) -> None:
         )
 
 
-def _refuse_mixing(model: Probed, few: Tensor, first: _Pass) -> None:
-    """Compare each input's outputs with those that it has alone, and in the reversed batch."""
+def _refuse_mixing(model: Probed, few: Tensor, many: Tensor, way: _Way) -> None:
+    """Compare each input's outputs with those that it has alone, in the reversed batch, and in a larger batch."""
 
-    def outputs(x: Tensor) -> Tensor:
-        return _observe(model, x, first.dtype, first.names_float32, seed=1).outputs
+    def observe(x: Tensor) -> _Pass:
+        try:
+            return _observe(model, x, way)
+        except Exception as error:
+            raise ValueError(
+                f"model must treat the inputs of a batch one by one, but fails for {len(x)} of {len(many)} inputs: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
-    alone = torch.cat([outputs(one) for one in few.split(1)])
-    suspects = _differing_rows(first, alone) | _differing_rows(first, outputs(few.flip(0)).flip(0))
+    def outputs_beside_itself(n: int) -> Tensor:
+        return observe(few[n : n + 1].expand_as(few).contiguous()).outputs[n : n + 1]
+
+    together = observe(few)
+
+    def differing(outputs: Tensor, rows: slice = slice(None)) -> Tensor:
+        return _differing_rows(together.outputs[rows], outputs, together.lowest)
+
+    suspects = differing(torch.cat([observe(one).outputs for one in few.split(1)]))
+    suspects |= differing(observe(few.flip(0)).outputs.flip(0))
+    if len(many) > len(few):
+        suspects |= differing(observe(_beside(few, many)).outputs[: len(few)])
+    # Copies of one input compete for the same parts of a model, such as an expert of limited capacity.
+    suspects[-1:] |= differing(outputs_beside_itself(len(few) - 1), slice(-1, None))
     if not suspects.any():
         return
     # In a batch of the same size, at the same position, rounding is the same: what differs depends on other inputs.
-    # Rounding alone carries a few outputs across a jump, where a position or a batch size changes most of them.
-    filled = torch.stack([outputs(one.expand_as(few).contiguous())[n] for n, one in enumerate(few.split(1))])
-    mixing = _differing_rows(first, filled).any()
-    if mixing or 2 * int(suspects.sum()) > len(few):
+    mixing = differing(torch.cat([outputs_beside_itself(n) for n in range(len(few))])).any()
+    if not mixing:
+        # Rounding differs from one batch size to another. It carries a value across a jump where it meets one: there
+        # other rounding errors in a batch of this size do the same.
+        for seed in range(1, 11):
+            suspects &= ~differing(_observe(model, few, replace(way, other_rounding=True, seed=seed)).outputs)
+    if mixing or suspects.any():
         which = "the other inputs of the batch" if mixing else "its place in the batch, or on the size of the batch"
         raise ValueError(
             f"model must treat the inputs of a batch one by one, with the batch as first axis, but the outputs at an "
@@ -217,9 +315,14 @@ def _refuse_mixing(model: Probed, few: Tensor, first: _Pass) -> None:
         )
 
 
-def _differing_rows(first: _Pass, others: Tensor) -> Tensor:
-    """Return the rows that differ by more than rounding, [n]."""
-    a, b = (torch.nan_to_num(outputs.double()) for outputs in (first.outputs, others))
-    eps = torch.finfo(first.lowest).eps
-    tolerance = min(0.1, _SLACK * eps) * torch.maximum(a.norm(dim=1), b.norm(dim=1))
-    return (a - b).norm(dim=1) > tolerance
+def _beside(few: Tensor, many: Tensor) -> Tensor:
+    """Return a batch that begins with the few inputs, and goes on with many."""
+    return torch.cat((few, many[len(few) :]))
+
+
+def _differing_rows(first: Tensor, second: Tensor, lowest: torch.dtype) -> Tensor:
+    """Return the rows that differ by more than rounding in a dtype, [n]."""
+    a, b = torch.nan_to_num(first.double()), torch.nan_to_num(second.double())
+    tolerance = min(0.1, _SLACK * torch.finfo(lowest).eps) * torch.maximum(a.norm(dim=1), b.norm(dim=1))
+    differs: Tensor = (a - b).norm(dim=1) > tolerance
+    return differs

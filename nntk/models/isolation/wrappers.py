@@ -53,15 +53,12 @@ def refuse_compiled(model: Any) -> None:
 
 def _reason_against(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
-        return (
-            f"compiled by TorchScript ({getattr(module, 'original_name', type(module).__name__)}); give the module "
-            + ("before torch.jit.script or torch.jit.trace")
-        )
+        return "compiled by TorchScript; give the module before torch.jit.script or torch.jit.trace"
     if "_guards_fn" in module._modules:
         return "exported by torch.export; give the module that was exported"
     if _type_name(module).startswith("torch.distributed.fsdp"):
         return "sharded (FullyShardedDataParallel); give the whole module"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return f"not initialised yet ({type(module).__name__}); evaluate it once"
     return ""
 

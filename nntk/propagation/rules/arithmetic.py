@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nntk.propagation.context import PropagationContext
-from nntk.propagation.displaced_tensor import is_displaced, primal, rounded_primal, with_tangent
+from nntk.propagation.displaced_tensor import displaced_with_digits, is_displaced, primal, rounded_primal, with_tangent
 from nntk.propagation.registry import NoRule, rule
 from nntk.propagation.rules.linear import aligned_tangent, linear_rule, split_leading_axis
 
@@ -15,7 +16,11 @@ def _sum(ctx: PropagationContext, function: Any, a: Any, b: Any, factor_a: float
     value = ctx.cached(lambda: function(primal(a), primal(b)))
     da, db = (aligned_tangent(ctx, part, value.dim()) for part in (a, b))
     if not is_displaced(b):
-        return with_tangent(ctx, value, da if factor_a == 1 else da * factor_a)
+        # A positive number that is added to a sum of squares, such as an epsilon, cancels nothing.
+        is_positive = isinstance(b, int | float) and factor_a > 0 and factor_b * b >= 0
+        keeps_digits = is_positive and a.keeps_digits
+        displaced = (lambda: a.displaced * factor_a + factor_b * b) if keeps_digits else None
+        return with_tangent(ctx, value, da if factor_a == 1 else da * factor_a, displaced)
     if not is_displaced(a):
         return with_tangent(ctx, value, db if factor_b == 1 else db * factor_b)
     return with_tangent(ctx, value, (da if factor_a == 1 else da * factor_a).add(db, alpha=factor_b))
@@ -40,13 +45,25 @@ def _rsub(ctx: PropagationContext, a: Any, b: Any) -> Any:
 def _mul(ctx: PropagationContext, a: Any, b: Any) -> Any:
     value = ctx.cached(lambda: primal(a) * primal(b))
     rounded_a, rounded_b = rounded_primal(ctx, a), rounded_primal(ctx, b)
-    if not is_displaced(a):
+    if not is_displaced(a) or (is_displaced(b) and a.keeps_digits and not b.keeps_digits):
+        # The first factor is displaced; of a vector and its norm it is the vector, which may be exactly zero.
         a, b, rounded_a, rounded_b = b, a, rounded_b, rounded_a
     da = aligned_tangent(ctx, a, value.dim())
     if not is_displaced(b):
-        return with_tangent(ctx, value, da * rounded_b)
+        keeps_digits = a.keeps_digits and primal(a).dim() == value.dim()
+        return with_tangent(ctx, value, da * rounded_b, (lambda: a.displaced * rounded_b) if keeps_digits else None)
     displaced_a = torch.addcmul(rounded_a, da, ctx.broadcast_scales(value.dim()))
-    return with_tangent(ctx, value, torch.addcmul(da * rounded_b, displaced_a, aligned_tangent(ctx, b, value.dim())))
+    if a is b:
+        return with_tangent(ctx, value, da * (rounded_b + displaced_a), lambda: displaced_a.square())
+    db = aligned_tangent(ctx, b, value.dim())
+    if b.keeps_digits:
+        displaced_b = _align(ctx, b.displaced, value.dim())
+        shrinks = displaced_b.abs() < 0.5 * rounded_b.abs()
+        if shrinks.any():
+            # The difference is da b' + a db as well, in which nothing cancels where b' is much smaller than b.
+            tangent = da * torch.where(shrinks, displaced_b, rounded_b)
+            return with_tangent(ctx, value, tangent + torch.where(shrinks, rounded_a, displaced_a) * db)
+    return with_tangent(ctx, value, torch.addcmul(da * rounded_b, displaced_a, db))
 
 
 @rule("div", "divide", "true_divide")
@@ -54,10 +71,22 @@ def _div(ctx: PropagationContext, a: Any, b: Any) -> Any:
     value = ctx.cached(lambda: primal(a) / primal(b))
     da, rounded_b = aligned_tangent(ctx, a, value.dim()), rounded_primal(ctx, b)
     if not is_displaced(b):
-        return with_tangent(ctx, value, da / rounded_b)
+        keeps_digits = a.keeps_digits and primal(a).dim() == value.dim()
+        return with_tangent(ctx, value, da / rounded_b, (lambda: a.displaced / rounded_b) if keeps_digits else None)
     quotient, db = ctx.cached(lambda: value.to(ctx.dtype)), aligned_tangent(ctx, b, value.dim())
-    displaced_b = torch.addcmul(rounded_b, db, ctx.broadcast_scales(value.dim()))
-    return with_tangent(ctx, value, (da - quotient * db) / displaced_b)
+    s, displaced_b = ctx.broadcast_scales(value.dim()), _align(ctx, displaced_with_digits(ctx, b), value.dim())
+    tangent = (da - quotient * db) / displaced_b
+    is_small = displaced_b.abs() < 0.5 * rounded_b.abs()
+    if is_small.any():
+        # Where little is left of the denominator, the numerator of that form has lost its digits.
+        displaced_a = rounded_primal(ctx, a) + s * da
+        tangent = torch.where(is_small, (displaced_a / displaced_b - quotient) / s, tangent)
+    return with_tangent(ctx, value, tangent)
+
+
+def _align(ctx: PropagationContext, displaced: Tensor, dims: int) -> Tensor:
+    """Return displaced values [M, members, *shape], shaped for a result that has ``dims`` axes."""
+    return displaced.reshape(*ctx.leading_shape, *[1] * (dims + 2 - displaced.dim()), *displaced.shape[2:])
 
 
 @rule("__rdiv__", "__rtruediv__")

@@ -11,25 +11,29 @@ from torch import Tensor
 from nntk.activations import activate
 from nntk.kernels import activations as functions
 from nntk.propagation.context import PropagationContext
-from nntk.propagation.displaced_tensor import primal, with_tangent
+from nntk.propagation.displaced_tensor import displaced_with_digits, primal, with_tangent
 from nntk.propagation.registry import NoRule, rule
+from nntk.propagation.rules.jumps import jump
 
-DifferenceForm = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Unit difference of a function, from z, dz and s."""
+DifferenceForm = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def _activation(
-    ctx: PropagationContext, function: Any, form: functions.Activation, z: Any, *arguments: Any, **options: Any
-) -> Any:
+    ctx: PropagationContext, function: Any, form: functions.Activation, z: Any, *arguments: Any,
+    displaced: Callable[[], Tensor] | None = None, **options: Any
+) -> Any:  # fmt: skip
     """Return a function's value with the difference form of the activation that it is."""
     base = primal(z)
     value = ctx.cached(lambda: function(base, *arguments, **options))
     state = ctx.cached(lambda: form.state(base, ctx.dtype))
-    return with_tangent(ctx, value, form.difference(state, z.tangent, ctx.broadcast_scales(base.dim())))
+    tangent = form.difference(state, z.tangent, ctx.broadcast_scales(base.dim()))
+    return with_tangent(ctx, value, tangent, displaced)
 
 
 @rule(also=[activate])
 def _activate(ctx: PropagationContext, z: Any, function: functions.Activation) -> Any:
+    if function.jumps:
+        return jump(ctx, function, z)
     return _activation(ctx, function.value, function, z)
 
 
@@ -39,7 +43,6 @@ _FORMS: dict[str, functions.Activation] = {
     "sigmoid": functions.Sigmoid(),
     "silu": functions.Silu(),
     "sin": functions.Sin(),
-    "abs": functions.LeakyRelu(-1.0),
 }
 for _name, _form in _FORMS.items():
 
@@ -48,6 +51,11 @@ for _name, _form in _FORMS.items():
         ctx: PropagationContext, z: Any, inplace: bool = False, *, form: Any = _form, name: str = _name
     ) -> Any:
         return _activation(ctx, getattr(F if name == "silu" else torch, name), form, z)
+
+
+@rule("abs", "absolute")
+def _abs(ctx: PropagationContext, z: Any) -> Any:
+    return _activation(ctx, torch.abs, functions.LeakyRelu(-1.0), z, displaced=lambda: z.displaced.abs())
 
 
 @rule("gelu")
@@ -91,9 +99,12 @@ def _clamp_tangent(ctx: PropagationContext, z: Any, low: float | None, high: flo
 def _clamp(ctx: PropagationContext, z: Any, min: Any = None, max: Any = None) -> Any:
     if any(isinstance(limit, Tensor) for limit in (min, max)) or (min is None and max is None):
         raise NoRule("model calls clamp with tensors as limits, or with none; only numbers have a rule.")
+    if min is not None and max is not None and min > max:
+        raise NoRule(f"model calls clamp with limits in the wrong order, {min} and {max}, which have no rule.")
     base = primal(z)
     value = ctx.cached(lambda: torch.clamp(base, min, max))
-    return with_tangent(ctx, value, _clamp_tangent(ctx, z, min, max))
+    displaced = (lambda: z.displaced.clamp(min, max)) if z.keeps_digits else None
+    return with_tangent(ctx, value, _clamp_tangent(ctx, z, min, max), displaced)
 
 
 @rule("clamp_min")
@@ -118,41 +129,57 @@ def _relu6(ctx: PropagationContext, z: Any, inplace: bool = False) -> Any:
     return _clamp(ctx, z, 0.0, 6.0)
 
 
-def _sqrt_difference(z: Tensor, dz: Tensor, s: Tensor) -> Tensor:
-    displaced = torch.addcmul(z, s, dz)
+def _log_difference(z: Tensor, dz: Tensor, displaced: Tensor, s: Tensor) -> Tensor:
+    # Where little is left of a value, the quotient has lost the digits that the displaced value has.
+    return torch.where(displaced < 0.5 * z, displaced.log() - z.log(), torch.log1p(s * dz / z)) / s
+
+
+def _sqrt_difference(z: Tensor, dz: Tensor, displaced: Tensor, s: Tensor) -> Tensor:
     # A value that is displaced to zero may be rounded to slightly less than zero, which has no root.
     displaced = torch.where(displaced.abs() < 4 * torch.finfo(z.dtype).eps * z, displaced.abs(), displaced)
     # At z = 0 without a displacement the quotient would be 0 / 0.
     return torch.where(dz == 0, 0.0, dz / (displaced.sqrt() + z.sqrt()))
 
 
-def _rsqrt_difference(z: Tensor, dz: Tensor, s: Tensor) -> Tensor:
-    base_root, displaced_root = z.rsqrt(), torch.addcmul(z, s, dz).rsqrt()
+def _rsqrt_difference(z: Tensor, dz: Tensor, displaced: Tensor, s: Tensor) -> Tensor:
+    base_root, displaced_root = z.rsqrt(), displaced.rsqrt()
     product = base_root * displaced_root
     return -dz * product * (product / (base_root + displaced_root))
 
 
-_DIFFERENCE_FORMS: dict[str, DifferenceForm] = {
-    "log": lambda z, dz, s: torch.log1p(s * dz / z) / s,
+_SENSITIVE: dict[str, DifferenceForm] = {
+    "log": _log_difference,
     "sqrt": _sqrt_difference,
     "rsqrt": _rsqrt_difference,
-    "square": lambda z, dz, s: dz * (2 * z + s * dz),
-    "reciprocal": lambda z, dz, s: -dz / z / torch.addcmul(z, s, dz),
+    "reciprocal": lambda z, dz, displaced, s: -dz / z / displaced,
 }
+"""Unit differences of functions that need the digits of a small argument, from z, dz, z + s dz and s."""
 
 
-def _apply_difference_form(ctx: PropagationContext, name: str, z: Any) -> Any:
+def _sensitive_function(ctx: PropagationContext, name: str, z: Any) -> Any:
+    base, function = primal(z), getattr(torch, name)
+    value = ctx.cached(lambda: function(base))
+    displaced = displaced_with_digits(ctx, z)
+    tangent = _SENSITIVE[name](z.rounded_primal, z.tangent, displaced, ctx.broadcast_scales(base.dim()))
+    return with_tangent(ctx, value, tangent, (lambda: function(displaced)) if z.keeps_digits else None)
+
+
+def _square(ctx: PropagationContext, z: Any) -> Any:
     base = primal(z)
-    value = ctx.cached(lambda: getattr(torch, name)(base))
-    tangent = _DIFFERENCE_FORMS[name](z.rounded_primal, z.tangent, ctx.broadcast_scales(base.dim()))
-    return with_tangent(ctx, value, tangent)
+    tangent = z.tangent * (2 * z.rounded_primal + ctx.broadcast_scales(base.dim()) * z.tangent)
+    return with_tangent(ctx, ctx.cached(lambda: torch.square(base)), tangent, lambda: z.displaced.square())
 
 
-for _name in _DIFFERENCE_FORMS:
+for _name in _SENSITIVE:
 
     @rule(_name)
     def _named_function(ctx: PropagationContext, z: Any, *, name: str = _name) -> Any:
-        return _apply_difference_form(ctx, name, z)
+        return _sensitive_function(ctx, name, z)
+
+
+@rule("square")
+def _square_rule(ctx: PropagationContext, z: Any) -> Any:
+    return _square(ctx, z)
 
 
 @rule("exp")
@@ -163,18 +190,18 @@ def _exp(ctx: PropagationContext, z: Any) -> Any:
     return with_tangent(ctx, value, ctx.cached(lambda: value.to(ctx.dtype)) * torch.expm1(s * z.tangent) / s)
 
 
-_POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+_POWERS = {0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
 
 
 @rule("pow", "__pow__")
 def _pow(ctx: PropagationContext, z: Any, exponent: Any) -> Any:
     if isinstance(exponent, Tensor):
         raise NoRule("model calls pow with a tensor as exponent, which has no rule.")
-    if exponent not in (*_POWERS, 3):
+    if exponent not in (*_POWERS, 2, 3):
         raise NoRule(f"model calls pow with the exponent {exponent}; only -1, -0.5, 0.5, 2 and 3 have a rule.")
     if exponent == 3:
         base, rounded = primal(z), z.rounded_primal
         displaced = torch.addcmul(rounded, ctx.broadcast_scales(base.dim()), z.tangent)
         slope = rounded * rounded + displaced * rounded + displaced * displaced
         return with_tangent(ctx, ctx.cached(lambda: base**3), z.tangent * slope)
-    return _apply_difference_form(ctx, _POWERS[exponent], z)
+    return _square(ctx, z) if exponent == 2 else _sensitive_function(ctx, _POWERS[exponent], z)

@@ -30,46 +30,61 @@ def _affine(ctx: PropagationContext, x: Any, weight: Any, bias: Any = None) -> A
         if tangent is None:
             products = _weight_products(ctx, weight, rounded_primal(ctx, x).reshape(-1, width))
         else:
-            products = _weight_products(ctx, weight, _signed(ctx, x).reshape(*ctx.leading_shape, -1, width))
-        tangent = _accumulate(tangent, products.view(*ctx.leading_shape, *value.shape))
+            products = _weight_products(ctx, weight, _displaced(ctx, x).reshape(*ctx.leading_shape, -1, width))
+        tangent = _accumulate(ctx, tangent, products.reshape(*products.shape[:2], *value.shape), weight)
     return _with_bias(ctx, value, tangent, bias, (-1,))
 
 
-def _signed(ctx: PropagationContext, x: DisplacedTensor) -> Tensor:
-    """Return displaced values h + s d, times the sign of the displacement in each member: [M, members, *shape]."""
-    dims = x.tangent.dim() - 2
-    signs = ctx.broadcast_signs(dims)
-    return torch.addcmul(signs * x.rounded_primal, x.tangent, ctx.broadcast_scales(dims) * signs)
+def _displaced(ctx: PropagationContext, x: DisplacedTensor) -> Tensor:
+    """Return displaced values h + s d, [M, members, *shape]."""
+    return torch.addcmul(x.rounded_primal, x.tangent, ctx.broadcast_scales(x.tangent.dim() - 2))
 
 
 def _weight_products(ctx: PropagationContext, weight: DisplacedTensor, q: Tensor) -> Tensor:
-    """Return products with the unit displacement of a weight, [M, members, n, H].
+    """Return products with the unit displacement of a weight, [M, members, n, H], or [M, 1, n, H] if members agree.
+
+    For a parameter they lack the factors of the noise, which :func:`_accumulate` supplies.
 
     Args:
         ctx: Context of the evaluation.
         weight: The weight, [H, ...].
-        q: Displaced values times their signs, [M, members, n, K], or unperturbed values, [n, K].
+        q: Displaced values, [M, members, n, K], or unperturbed ones, [n, K].
 
     Returns:
         The products.
     """
-    shared, signs = q.dim() == 2, ctx.signs.view(-1, 1, 1)
+    shared = q.dim() == 2
     if weight.param_index is None:
-        # The weight is computed from displaced values, and so the signs are already in its difference.
         e: Tensor = weight.tangent.flatten(3).mT
-        return q @ e if shared else (q * signs) @ e
+        return q @ e
     shape, q_rows = primal(weight).shape, q if shared else q.flatten(1, 2)
     if ctx.group.holds_noise:
         products = q_rows @ ctx.group.noise(weight.param_index, shape, ctx.chunk).flatten(2).mT
     else:
         stream = (ctx.sample_ids, ctx.group.seed, ctx.group.directions)
         products = displacement_products(q_rows, shape[0], weight.param_index, *stream, ctx.max_bytes)
-    return products[:, None] * signs if shared else products.unflatten(1, q.shape[1:3])
+    return products[:, None] if shared else products.unflatten(1, q.shape[1:3])
 
 
-def _accumulate(total: Tensor | None, term: Tensor) -> Tensor:
-    """Add a term to a total in place; without a total the term becomes it."""
-    return term if total is None else total.add_(term)
+def _accumulate(ctx: PropagationContext, total: Tensor | None, products: Tensor, weight: DisplacedTensor) -> Tensor:
+    """Add the products with a displaced weight to a total in place; without a total they become it.
+
+    The noise of a parameter is multiplied by its factors. A weight that is computed from displaced values has them in
+    its difference already.
+
+    Args:
+        ctx: Context of the evaluation.
+        total: Difference so far, [M, members, *shape], which is overwritten; None if there is none.
+        products: Products as :func:`_weight_products` returns them, [M, members or 1, *shape].
+        weight: The weight.
+
+    Returns:
+        The total.
+    """
+    if weight.param_index is None:
+        return products if total is None else total.add_(products)
+    factors = ctx.broadcast_factors(products.dim() - 2)
+    return products * factors if total is None else total.addcmul_(products, factors)
 
 
 def _with_bias(
@@ -140,7 +155,7 @@ def _convolved(
         tangent = flat.unflatten(0, x.tangent.shape[:3])
     if is_displaced(weight):
         products = weight_products(value) if weight_products else _one_by_one(ctx, x, weight, convolve)
-        tangent = _accumulate(tangent, products)
+        tangent = _accumulate(ctx, tangent, products, weight)
     return _with_bias(ctx, value, tangent, bias, (-1, *[1] * (dims - 2)))
 
 
@@ -157,12 +172,13 @@ def _patch_products(
     """Return products of all patches, [n P, C k], with the weight's displacement, by the layer step."""
     window = Window.from_settings(tuple(primal(weight).shape[2:]), stride, padding, dilation)
     if is_displaced(x):
-        q = window.patches(_signed(ctx, x).flatten(0, 2)).unflatten(0, (*ctx.leading_shape, -1))
+        q = window.patches(_displaced(ctx, x).flatten(0, 2)).unflatten(0, (*ctx.leading_shape, -1))
         ctx.tangent_sizes.append(q.numel())
     else:
         q = ctx.cached(lambda: window.patches(primal(x).to(ctx.dtype)))
     n, channels, *size = value.shape
-    products = _weight_products(ctx, weight, q).view(*ctx.leading_shape, n, *size, channels)
+    flat = _weight_products(ctx, weight, q)
+    products = flat.reshape(*flat.shape[:2], n, *size, channels)
     result: Tensor = products.movedim(-1, 3)
     return result
 
@@ -171,21 +187,21 @@ def _one_by_one(ctx: PropagationContext, x: Any, weight: DisplacedTensor, convol
     """Convolve with one displacement of the weight after another."""
     if weight.param_index is None:
         # For a weight that is computed from displaced values, the two members are not mirror images.
-        return _each_member(ctx, x, weight.tangent, convolve)
+        return _each_member(ctx, x, weight, convolve)
     noise = ctx.group.noise(weight.param_index, primal(weight).shape, ctx.chunk)
     if not is_displaced(x):
         h = rounded_primal(ctx, x)
-        products = torch.stack([convolve(h, e) for e in noise])
-        return products[:, None] * ctx.broadcast_signs(products.dim() - 1)
-    q = _signed(ctx, x).flatten(1, 2)
+        return torch.stack([convolve(h, e) for e in noise])[:, None]
+    q = _displaced(ctx, x).flatten(1, 2)
     products = torch.stack([convolve(*pair) for pair in zip(q, noise, strict=True)])
     return products.view(*ctx.leading_shape, -1, *products.shape[2:])
 
 
-def _each_member(ctx: PropagationContext, x: Any, tangents: Tensor, convolve: Callable[..., Tensor]) -> Tensor:
-    """Convolve with a displacement of the weight for each member, [M, members, *shape]."""
+def _each_member(ctx: PropagationContext, x: Any, weight: DisplacedTensor, convolve: Callable[..., Tensor]) -> Tensor:
+    """Convolve with the difference of a computed weight in each member, [M, members, *shape]."""
+    tangents = weight.tangent
     if is_displaced(x):
-        q = _signed(ctx, x) * ctx.broadcast_signs(x.tangent.dim() - 2)
+        q = _displaced(ctx, x)
         pairs = zip(q.flatten(0, 1), tangents.flatten(0, 1), strict=True)
     else:
         h = rounded_primal(ctx, x)
@@ -214,4 +230,4 @@ def _embedding(
     noise = unit_slabs(ctx.group.directions, ctx.sample_ids, slabs, split_seed(ctx.group.seed), ctx.dtype)
     table = torch.cat([F.pad(slab, (0, 0, 0, align - slab.shape[1])) for slab in noise], 1)
     e = table[:, block_of_index * align + indices % align]
-    return with_tangent(ctx, value, e[:, None] * ctx.broadcast_signs(value.dim()))
+    return with_tangent(ctx, value, e[:, None] * ctx.broadcast_factors(value.dim()))

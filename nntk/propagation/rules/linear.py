@@ -1,5 +1,6 @@
 """Functions that are linear in their displaced values, so that f(da) is the difference; choices; changes of dtype."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +38,20 @@ def linear_rule(function: Any, integers_are_indices: bool = True) -> Rule:
             # A difference has other strides than its value, and a view may not exist.
             return (Tensor.reshape if function is Tensor.view else function)(*tangent_arguments, **tangent_options)
 
-        return with_tangent(ctx, value, split_leading_axis(ctx, torch.vmap(apply_to_tangents)(*tangents)))
+        tangent = split_leading_axis(ctx, torch.vmap(apply_to_tangents)(*tangents))
+        return with_tangent(ctx, value, tangent, _displaced_by(ctx, leaves, value, apply_to_tangents))
 
     return apply
+
+
+def _displaced_by(
+    ctx: PropagationContext, leaves: Sequence[Any], value: Any, function: Callable[[Tensor], Any]
+) -> Callable[[], Tensor] | None:
+    """Return a function that computes a linear function of the only tensor in ``leaves``, which keeps its digits."""
+    tensors: list[Any] = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if len(tensors) != 1 or not isinstance(value, Tensor) or not (tensor := tensors[0]).keeps_digits:
+        return None
+    return lambda: torch.vmap(function)(tensor.displaced.flatten(0, 1)).unflatten(0, ctx.leading_shape)
 
 
 def _zero(ctx: PropagationContext, leaf: Any, integers_are_indices: bool) -> Any:

@@ -1,8 +1,8 @@
-"""Functions and attributes whose result no displacement changes."""
+"""Functions and attributes whose result no displacement changes, and functions that draw random numbers."""
 
 from torch import Tensor
 
-from nntk.propagation.registry import QUERIES, functions_named
+from nntk.propagation.registry import QUERIES, RANDOM, functions_named
 
 QUERY_FUNCTIONS = (
     "size", "dim", "ndimension", "numel", "stride", "__len__", "is_floating_point", "is_complex", "is_contiguous",
@@ -15,3 +15,10 @@ _ATTRIBUTES = (
 )  # fmt: skip
 QUERIES.update(functions_named(*QUERY_FUNCTIONS))
 QUERIES.update(getattr(Tensor, name).__get__ for name in _ATTRIBUTES if hasattr(Tensor, name))
+
+_RANDOM_FUNCTIONS = (
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli", "poisson",
+    "binomial", "multinomial", "gumbel_softmax", "normal_", "uniform_", "random_", "bernoulli_", "exponential_",
+    "cauchy_", "geometric_", "log_normal_", "fractional_max_pool2d", "fractional_max_pool3d",
+)  # fmt: skip
+RANDOM.update(functions_named(*_RANDOM_FUNCTIONS))

@@ -1,0 +1,122 @@
+"""Journal of a matrix that is written tile by tile: what it belongs to, and a checksum of each finished tile."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nntk.files.fingerprint import SCHEMA
+from nntk.files.storage import MismatchError, refuse_schema
+
+Checksums = list[str | None]
+"""A checksum for each finished tile, and None for each one that remains."""
+
+
+def journal_path(path: Path) -> Path:
+    """Return the path of the journal of a matrix.
+
+    Args:
+        path: The file of the matrix.
+
+    Returns:
+        The path with ``.progress`` appended.
+    """
+    return path.with_name(f"{path.name}.progress")
+
+
+def checksum(tile: np.ndarray[Any, Any]) -> str:
+    """Return a checksum of the bytes of a tile.
+
+    Args:
+        tile: Part of the matrix, [n1, n2].
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    return hashlib.blake2b(np.ascontiguousarray(tile).reshape(-1).view(np.uint8).data, digest_size=8).hexdigest()
+
+
+def read_journal(path: Path, identity: dict[str, Any], number: int) -> Checksums:
+    """Read the journal of a matrix, after checking that it has the same identity.
+
+    Args:
+        path: The file of the matrix.
+        identity: Fingerprint of the kernel, hash of the inputs, and size of the tiles.
+        number: Number of tiles of the matrix.
+
+    Returns:
+        Checksums of the tiles in their order, [number].
+
+    Raises:
+        MismatchError: If the journal is broken, is of another program or version, or has another identity.
+    """
+    journal = _parse(path)
+    about, checksums = journal["about"], journal.get("tiles")
+    if about.get("schema") != SCHEMA:
+        refuse_schema(path, about.get("schema"), f"Remove it and {journal_path(path).name}")
+    expected = json.loads(json.dumps(identity))
+    differing = [name for name in sorted({*about, *expected}) if about.get(name) != expected.get(name)]
+    if differing:
+        raise MismatchError(
+            f"{path} was begun with another {', '.join(differing)}; remove it, or write to another path."
+        )
+    if not isinstance(checksums, list) or len(checksums) != number:
+        raise MismatchError(_broken(path, f"lists no checksums of {number} tiles"))
+    if not all(isinstance(value, str | None) for value in checksums):
+        raise MismatchError(_broken(path, f"lists no checksums of {number} tiles"))
+    return checksums
+
+
+def write_journal(path: Path, identity: dict[str, Any], checksums: Checksums) -> None:
+    """Replace the journal as a whole, so that it is complete whatever interrupts the call.
+
+    Args:
+        path: The file of the matrix, whose finished tiles are on disk.
+        identity: Fingerprint of the kernel, hash of the inputs, and size of the tiles.
+        checksums: Checksums of the tiles in their order.
+    """
+    journal = journal_path(path)
+    partial = journal.with_name(f"{journal.name}.tmp")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(json.dumps({"about": identity, "tiles": checksums}))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(journal)
+    synchronise_folder(path)
+
+
+def synchronise_folder(path: Path) -> None:
+    """Write the names of the files in a file's folder to disk, where the system can do that for a folder.
+
+    Args:
+        path: The file.
+    """
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError:
+        return  # Windows opens no folders.
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """Return the journal of a matrix as a dictionary with a dictionary ``"about"``."""
+    try:
+        journal = json.loads(journal_path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise MismatchError(_broken(path, f"is no JSON ({error})")) from error
+    if not isinstance(journal, dict) or not isinstance(journal.get("about"), dict):
+        raise MismatchError(_broken(path, "describes no kernel"))
+    return journal
+
+
+def _broken(path: Path, reason: str) -> str:
+    return (
+        f"{journal_path(path)} must be the journal of a call of write_kernel, but {reason}; remove it and {path.name}, "
+        "or write to another path."
+    )

@@ -1,0 +1,110 @@
+"""Kernels from Jacobians in blocks of inputs, and Jacobians by ``torch.func``."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jacrev
+
+from nntk.kernels.assemble.reference import contract
+from nntk.kernels.slices import slices
+from nntk.local.agreement import fixed_weights, require_agreement
+from nntk.local.evaluation import Evaluation, Parameters
+from nntk.local.reverse_mode import weighted_gradient
+
+Jacobian = Callable[[Tensor], Tensor]
+"""Function from inputs [n, ...] to Jacobians [n, C, d]."""
+Check = Callable[[Tensor, Tensor], None]
+"""Check of Jacobians [n, C, d] at inputs [n, ...]."""
+Blocks = Iterator[tuple[tuple[Any, ...], Tensor]]
+"""Indices of blocks of a kernel, and what is added there."""
+
+
+def jacobian_blocks(
+    jacobian: Jacobian, check: Check, x1: Tensor, x2: Tensor | None, outputs: str, block_size: int
+) -> Blocks:
+    """Compute blocks J(x1) J(x2)^T; a symmetric kernel has no blocks above the diagonal.
+
+    Args:
+        jacobian: The Jacobians of some inputs.
+        check: Called once for the Jacobians of each block of inputs.
+        x1: Inputs of the rows.
+        x2: Inputs of the columns; None for the symmetric kernel of ``x1``.
+        outputs: Treatment of the outputs.
+        block_size: Number of inputs of a block.
+
+    Yields:
+        Places in the kernel, and what is added there.
+    """
+
+    def compute(x: Tensor, is_new: bool) -> Tensor:
+        jacobians = jacobian(x)
+        if is_new:
+            check(jacobians, x)
+        return jacobians.permute(2, 0, 1)
+
+    columns_x = x1 if x2 is None else x2
+    for rows in slices(len(x1), block_size):
+        j1 = compute(x1[rows], is_new=True)
+        for columns in slices(rows.stop if x2 is None else len(columns_x), block_size):
+            is_diagonal = x2 is None and columns == rows
+            j2 = j1 if is_diagonal else compute(columns_x[columns], is_new=x2 is not None and rows.start == 0)
+            block = contract(j1, j2, outputs)
+            del j2  # Its memory serves the next one.
+            yield (rows, columns), block
+        del j1
+
+
+def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Tensor) -> Tensor:
+    """Return the Jacobians of a model by ``torch.func``.
+
+    Args:
+        evaluation: The model.
+        chunk_size: Number of outputs that are differentiated at once; None for all.
+        x: Inputs, [n, ...], n at least 1.
+
+    Returns:
+        [n, C, d].
+    """
+    parameters = evaluation.parameters
+
+    def outputs_of_one(replaced: Parameters, single: Tensor) -> Tensor:
+        return evaluation.outputs(replaced, single[None])[0]
+
+    # The transforms give wrong derivatives of some functions, such as the determinant, where gradients are disabled.
+    with torch.enable_grad():
+        by_parameter = torch.vmap(jacrev(outputs_of_one, chunk_size=chunk_size), (None, 0))(parameters, x)
+    num_outputs = next(iter(by_parameter.values())).shape[1]
+    parts = [by_parameter[name].reshape(len(x), num_outputs, p.numel()) for name, p in parameters.items()]
+    return torch.cat(parts, dim=2).detach()
+
+
+def check_jacobian(evaluation: Evaluation, jacobians: Tensor, x: Tensor) -> None:
+    """Hold the Jacobians of a block against plain autograd.
+
+    Args:
+        evaluation: The model.
+        jacobians: Jacobians, [n, C, d].
+        x: Inputs, [n, ...].
+
+    Raises:
+        Disagreement: If a weighted sum over the outputs differs at the first or the last input, or one over inputs
+            spread over the block.
+    """
+    weights = fixed_weights(jacobians.shape[0], jacobians.shape[1], jacobians)
+    for rows, where in _compared(len(x)):
+        actual = weights[rows].flatten() @ jacobians[rows].flatten(0, 1)
+        expected = weighted_gradient(evaluation, x[rows], weights[rows])
+        require_agreement(actual, expected, evaluation.tolerance, where)
+
+
+_COMPARED = 32
+"""Most inputs of a block that are compared in one sum: reading more of the Jacobians would cost time."""
+
+
+def _compared(num_inputs: int) -> list[tuple[slice, str]]:
+    """Return the inputs of a block at which it is held against plain autograd, each with their description."""
+    single = [(slice(0, 1), "the first input"), (slice(num_inputs - 1, num_inputs), "the last input")]
+    step = -(-num_inputs // _COMPARED)
+    return single[:num_inputs] + ([(slice(0, None, step), "inputs across a block")] if num_inputs > 1 else [])
