@@ -385,13 +385,13 @@ situation("depth by numpy", RANDOM, lambda m, h: h if np.random.rand() < 0.5 els
 situation("depth by python", RANDOM, lambda m, h: h if random.random() < 0.5 else 2 * h)
 situation(
     "generator of its own",
-    RANDOM,
+    EITHER,
     lambda m, h: h + torch.randn(6, generator=m.own.generator),
     with_attribute(own=Seeded),
 )
 situation(
     "generator as an attribute",
-    RANDOM,
+    EITHER,
     lambda m, h: h + torch.randn(6, generator=m.own),
     with_attribute(own=lambda: torch.Generator().manual_seed(0)),
 )
