@@ -172,10 +172,12 @@ def _by_gradients(
     chosen = "jacobian" if method == "auto" else method
     sizes = plan(problem, chosen, budget)
     require_room(problem, chosen, sizes, general.device)
+    if chosen == "reverse":
+        return _assemble_in_reverse(evaluation, problem, x1, x2, outputs, sizes)
     try:
         return _assemble(evaluation, problem, x1, x2, outputs, chosen, sizes)
     except Exception as error:  # The transforms may raise anything; what the model itself raises is raised again below.
-        if chosen == "reverse" or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
         reason = _reason(error)
         if method != "auto":
@@ -184,7 +186,23 @@ def _by_gradients(
                 "method='reverse'."
             ) from error
         _log.info("The local NTK is computed by method='reverse', an input at a time, because %s.", reason)
-    return _assemble(evaluation, problem, x1, x2, outputs, "reverse", plan(problem, "reverse", budget))
+    return _assemble_in_reverse(evaluation, problem, x1, x2, outputs, plan(problem, "reverse", budget))
+
+
+def _assemble_in_reverse(
+    evaluation: Evaluation, problem: Problem, x1: Tensor, x2: Tensor | None, outputs: str, sizes: BlockSizes
+) -> Tensor:
+    """Compute the kernel by plain backward passes, the last resort: what they cannot differentiate has no NTK."""
+    try:
+        return _assemble(evaluation, problem, x1, x2, outputs, "reverse", sizes)
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        _log.info("Autograd fails: %s", error)
+        raise ValueError(
+            "model must be differentiable for its local NTK, but PyTorch's autograd fails in a plain backward pass; "
+            "nntk.NonlocalNTK needs no gradient."
+        ) from error
 
 
 def _inputs(view: ModelView, general: GeneralModel, name: str, x: Tensor) -> Tensor:
