@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from judge import report
 
+pytestmark = pytest.mark.contract
+
 CODES = st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=6)
 
 

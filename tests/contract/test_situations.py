@@ -6,6 +6,8 @@ import pytest
 from judge import report
 from situations import BASES, BATCH, EITHER, RANDOM, REFUSED, RIGHT, SITUATIONS
 
+pytestmark = pytest.mark.contract
+
 CASES = [(name, list(BASES)[number % len(BASES)]) for number, name in enumerate(SITUATIONS)]
 """Each situation with one kind of model, in turn; ``run_matrix.py --situations`` judges every pair."""
 
