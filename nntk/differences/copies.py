@@ -168,7 +168,7 @@ def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Tensor) -> int:
         if dtype == model.dtype:
             raise
         raise TypeError(
-            f"model must be evaluable in {dtype}, in which differences keep their digits, but fails: {error} "
-            "Use precision='fp32' to evaluate it in the dtype of its parameters."
+            f"model must be evaluable in {dtype}, in which differences keep their digits, but fails: "
+            f"{str(error).rstrip('.')}. Use precision='fp32' to evaluate it in the dtype of its parameters."
         ) from error
     return total

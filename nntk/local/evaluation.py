@@ -134,7 +134,7 @@ class Evaluation:
             nonlocal total
             # A view, or a tensor that is written to, takes no further memory.
             if not any(value.alias_info for value in function._schema.returns):
-                total += sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+                total += sum(leaf.numel() * leaf.itemsize for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
 
         with torch.enable_grad():
             outputs = self.apply(self.parameters, x, lambda outputs: outputs, Observe(add))

@@ -198,9 +198,10 @@ def _assemble_in_reverse(
     except (RuntimeError, NotImplementedError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        _log.info("Autograd fails: %s", error)
+        # PyTorch's text on functions in place is a page on its insides.
+        reason = "a function in place changes what the gradient needs" if "inplace" in str(error) else f"{error}"
         raise ValueError(
-            "model must be differentiable for its local NTK, but PyTorch's autograd fails in a plain backward pass; "
+            f"model must be differentiable for its local NTK, but PyTorch's autograd fails: {reason.rstrip('.')}; "
             "nntk.NonlocalNTK needs no gradient."
         ) from error
 

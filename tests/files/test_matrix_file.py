@@ -266,7 +266,7 @@ def test_a_path_that_cannot_be_is_an_error(tmp_path):
 def test_a_model_without_outputs_is_an_error(tmp_path):
     """The error is that of a call of the kernel."""
     kernel = nntk.NonlocalNTK(lambda p, x: p["a"], parameters={"a": torch.ones(3)}, samples=4)
-    with pytest.raises(TypeError, match="model must return a tensor with a row for each of 1 inputs, got shape"):
+    with pytest.raises(TypeError, match="model must return a tensor with a row for each of 4 inputs, got shape"):
         nntk.write_kernel(tmp_path / "rows.npy", kernel, inputs(8, 3))
     kernel = make_kernel()
     with torch.no_grad():

@@ -223,6 +223,14 @@ class _Watch:
     def _generator_state(self) -> Tensor:
         return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
 
+    def _is_original(self, leaf: Any) -> bool:
+        if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
+            return False
+        try:
+            return leaf.untyped_storage().data_ptr() in self._originals
+        except (RuntimeError, NotImplementedError):  # A tensor of a transform of torch.func has no memory of its own.
+            return False
+
     def __call__(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
         """Look at an operator that was run."""
         if isinstance(result, Tensor):
@@ -230,11 +238,7 @@ class _Watch:
             if result.dtype in _FLOATS[_FLOATS.index(self.lowest) + 1 :]:
                 self.lowest = result.dtype
         if not self.reads_originals:
-            self.reads_originals = any(
-                leaf.untyped_storage().data_ptr() in self._originals
-                for leaf in tree_leaves(arguments)
-                if isinstance(leaf, Tensor) and leaf.layout == torch.strided
-            )
+            self.reads_originals = any(map(self._is_original, tree_leaves(arguments)))
         # Operators with this tag may draw from the global generator; a dropout with probability zero does not.
         if torch.Tag.nondeterministic_seeded in function.tags and not self.random_operator:
             state = self._generator_state()
