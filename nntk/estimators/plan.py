@@ -9,6 +9,8 @@ from nntk.displacements import Displacements, displacements_of
 from nntk.estimators.memory import format_bytes, free_bytes
 from nntk.estimators.weighted import bytes_per_displacement, chunk_size, joint_inputs
 from nntk.kernels.assemble import inner_product_route
+from nntk.models.mlp import Mlp
+from nntk.models.view import ModelView
 
 
 @dataclass(frozen=True)
@@ -19,15 +21,21 @@ class MemoryPlan:
 
     Attributes:
         result: Bytes of the kernel matrix.
+        sums: Bytes of two more matrices of that size, for the sum over chunks and for its symmetric form.
+        copies: Bytes of copies: of the inputs together and in float64, of a model's tensors in float64, and of one
+            displacement of all parameters with the displaced values.
         held: Bytes held beside it: differences of the displacements that are assembled together, and for plugin and
             unbiased their products.
-        temporary: Budget of the evaluation, ``max_memory``.
+        temporary: Budget of the evaluation, ``max_memory``; for a model that is no MLP half of it more, and at least
+            1 MiB more, for products and for one evaluation at a time.
         displacements: Number of displacements that are assembled together.
         samples: Number of all displacements.
         free: Free memory of the device in bytes; None where it is not known.
     """
 
     result: int
+    sums: int
+    copies: int
     held: int
     temporary: int
     displacements: int
@@ -37,12 +45,13 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Sum of all bytes."""
-        return self.result + self.held + self.temporary
+        return self.result + self.sums + self.copies + self.held + self.temporary
 
     def __str__(self) -> str:
         free = "" if self.free is None else f" of {format_bytes(self.free)} that are free"
         return (
-            f"{format_bytes(self.total)}{free}: the kernel {format_bytes(self.result)}, "
+            f"{format_bytes(self.total)}{free}: the kernel {format_bytes(self.result)} and its sums "
+            f"{format_bytes(self.sums)}, copies of inputs and model {format_bytes(self.copies)}, "
             f"differences {format_bytes(self.held)} ({self.displacements} of {self.samples} displacements at a time), "
             f"evaluation {format_bytes(self.temporary)}"
         )
@@ -92,15 +101,32 @@ def memory_plan(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> 
     if settings.estimator != "energy":
         sides, is_full = (len(x1), inputs - len(x1)), settings.outputs == "full"
         route = inner_product_route(settings.samples, sides, outputs, model.num_params, is_full)
-        held += 8 * (settings.samples**2 if route != "gradients" else inputs * outputs * model.num_params)
+        # Twice: a sum of products is formed beside its terms.
+        held += 16 * (settings.samples**2 if route != "gradients" else inputs * outputs * model.num_params)
+    budget = settings.budget(model.device)
+    result = len(x1) * columns * entries * model.dtype.itemsize
     return MemoryPlan(
-        result=len(x1) * columns * entries * model.dtype.itemsize,
+        result=result,
+        sums=2 * result,
+        copies=_bytes_of_copies(model, x1, x2),
         held=held,
-        temporary=settings.budget(model.device),
+        temporary=budget if isinstance(model, Mlp) else budget + max(budget // 2, 2**20),
         displacements=together,
         samples=settings.samples,
         free=free_bytes(model.device),
     )
+
+
+def _bytes_of_copies(model: ModelView, x1: Tensor, x2: Tensor | None) -> int:
+    numbers = x1.numel() + (0 if x2 is None else x2.numel())
+    joint = 0 if x2 is None else numbers * x1.element_size()
+    if isinstance(model, Mlp):
+        return joint + 8 * max(layer.weight.numel() for layer in model.layers)
+    # Inputs in float64, and what an evaluation is given of them, twice while a displacement is evaluated again.
+    inputs = 4 * 8 * numbers if x1.is_floating_point() else 4 * x1.element_size() * numbers
+    tensors = sum(tensor.numel() for tensor in model.originals.values())
+    # Of one displacement: its noise, the step, and the displaced parameters, in float64.
+    return joint + inputs + 8 * tensors + 32 * model.num_params
 
 
 def plan(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> Plan:

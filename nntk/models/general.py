@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import checks
+from nntk.kernels.philox.slabs import TILE
 from nntk.models.checks import check_inputs
 from nntk.models.draws import Draws
 from nntk.models.isolation.epsilon import ModelEpsilon
@@ -113,7 +114,11 @@ class GeneralModel:
 
     def outputs(self, x: Tensor) -> Tensor:
         """Return the outputs [N, C] at the unperturbed parameters, in their dtype, computed in float64."""
-        return self.outputs_at(self.parameters(torch.float64), cast_floating(x, torch.float64)).to(self.dtype)
+        parameters = self.parameters(torch.float64)
+        # With draws, the noise of an input depends on its place in the batch.
+        size = max(1, TILE // max(1, x[:1].numel())) if self.draws is None else max(1, len(x))
+        blocks = [self.outputs_at(parameters, cast_floating(block, torch.float64)) for block in x.split(size)]
+        return torch.cat(blocks).to(self.dtype)
 
     def num_outputs(self, x: Tensor) -> int:
         """Return the number C of outputs, by an evaluation at the first of the inputs ``x``."""

@@ -59,8 +59,9 @@ def test_a_plan_is_for_reading(machine, caplog):
     machine(64 * GIB)
     said = str(made().plan(torch.zeros(10**5, 3)))
     assert said == (
-        "37.6 GiB of 64 GiB that are free: the kernel 37.3 GiB, differences 195 MiB (64 of 512 displacements at a "
-        "time), evaluation 128 MiB; by layers, direct, fp32: The model is an MLP of known layers."
+        "112 GiB of 64 GiB that are free: the kernel 37.3 GiB and its sums 74.5 GiB, copies of inputs and model 192 B, "
+        "differences 195 MiB (64 of 512 displacements at a time), evaluation 128 MiB; by layers, direct, fp32: The "
+        "model is an MLP of known layers."
     )
     machine(None)
     with caplog.at_level(logging.INFO, logger="nntk"):
@@ -72,7 +73,7 @@ def test_a_plan_is_for_reading(machine, caplog):
 def test_what_does_not_fit_is_refused(machine):
     """Before any work; the message says what would fit."""
     machine(GIB)
-    with pytest.raises(MemoryError, match=r"makes it take 37.6 GiB, and 1 GiB are free. kernel.operator\(x\)"):
+    with pytest.raises(MemoryError, match=r"makes it take 112 GiB, and 1 GiB are free. kernel.operator\(x\)"):
         made()(torch.zeros(10**5, 3))
     with pytest.raises(MemoryError, match="displacements take 1.91 GiB, and 1 GiB are free. Fewer inputs"):
         made().differences(torch.zeros(10**6, 3)[:500_000])
