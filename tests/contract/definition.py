@@ -104,7 +104,7 @@ class Definition:
         generator, values = torch.Generator().manual_seed(0), {}
         for name, part in delta.items():
             # A wrapper (DataParallel, torch.compile) has another name for the parameter of the module within.
-            place = next(full for full in base if full == name or full.endswith(f".{name}"))
+            place = name if name in base else next(full for full in base if full.endswith(f".{name}"))
             value = base[place].detach().to(self.dtype) + sign * part.to(self.dtype)
             if disturb:
                 signs = torch.randint(0, 2, value.shape, generator=generator).to(self.dtype) * 2 - 1
