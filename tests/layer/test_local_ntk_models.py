@@ -28,6 +28,7 @@ METHODS_FOR_ANY_MODEL = ("jacobian", "vector-products", "reverse")
 
 # Warnings of PyTorch about models that it advises against.
 pytestmark = [
+    pytest.mark.contract,
     pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),
     pytest.mark.filterwarnings("ignore:There is a performance drop"),
     pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),

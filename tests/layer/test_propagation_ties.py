@@ -16,6 +16,8 @@ from nntk.propagation import NoRule
 from nntk.propagation.batch import DisplacementBatch
 from nntk.propagation.differences import propagate
 
+pytestmark = pytest.mark.contract
+
 SIGN = Sign().function
 
 
