@@ -68,6 +68,12 @@ class Activation:
     """Number of tensors of its state."""
 
     @property
+    def parameters(self) -> tuple[float, float]:
+        """Both parameters; zero where there is none."""
+        first, second, *_ = (*(float(value) for value in astuple(self)), 0.0, 0.0)
+        return first, second
+
+    @property
     def jump_offset(self) -> float:
         """Number that is added to z to find its place between jumps; a larger one blurs the jumps by its rounding."""
         return 0.0
@@ -402,9 +408,8 @@ ACTIVATIONS: dict[str, type[Activation]] = {
 
 def encode(activations: Sequence[Activation]) -> tuple[list[str], list[float]]:
     """Return names and parameters (two a layer, zero where unused), as the ops' schemas carry them."""
-    parameters = [[float(value) for value in astuple(activation)] for activation in activations]
-    padded = [p for layer_parameters in parameters for p in (layer_parameters + [0.0, 0.0])[:2]]
-    return [activation.name for activation in activations], padded
+    parameters = [parameter for activation in activations for parameter in activation.parameters]
+    return [activation.name for activation in activations], parameters
 
 
 def decode(names: Sequence[str], parameters: Sequence[float]) -> list[Activation]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import cost as costs
+from nntk.kernels import cpu
 from nntk.kernels.cost import Cost, CostFunction
 from nntk.kernels.target import serves
 
@@ -72,6 +73,7 @@ def register(
     cost: CostFunction,
     fake: Callable[..., Tensor | tuple[Tensor, ...]],
     launcher: str | None = None,
+    compiled: str | None = None,
 ) -> Op:
     """Define ``nntk::<name>`` by its schema, with a reference for every backend and a fake kernel for tracing.
 
@@ -83,6 +85,8 @@ def register(
         launcher: Module whose function of the op's name serves CUDA tensors by Triton kernels. It is imported at the
             first such call. The reference serves cards that the kernels are not written for (``target.serves``), and
             all tensors where Triton is not installed.
+        compiled: Module whose function of the op's name serves CPU tensors by kernels that Numba compiles. It is
+            imported at the first such call; the reference serves where Numba is not installed.
 
     Returns:
         The op, with the signature of its reference.
@@ -102,7 +106,13 @@ def register(
         with torch.cuda.device(device):
             return _without_autocast(function, arguments, device)
 
+    def call_compiled(*arguments: Any) -> Any:
+        function = getattr(importlib.import_module(compiled), name) if compiled and cpu.serves() else reference
+        return _without_autocast(function, arguments, torch.device("cpu"))
+
     _LIBRARY.impl(name, call_reference, "CompositeExplicitAutograd")
+    if compiled is not None:
+        _LIBRARY.impl(name, call_compiled, "CPU")
     if launcher is not None:
         _LIBRARY.impl(name, call_launcher, "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)

@@ -9,6 +9,7 @@ from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.reference import flipout_signs, generate, lowrank_factors
 from nntk.kernels.philox.slabs import TILE
+from nntk.kernels.philox.source import source_of
 
 _LONGEST_PRODUCT = 1024
 """Number of terms of a product that are added in the dtype of the noise before float64: an error of 3e-7 in float32."""
@@ -47,7 +48,8 @@ def _add_generated(
     dtype: torch.dtype,
 ) -> None:
     # All samples are needed together: slabs become narrower as the number of samples grows.
-    for _, noise in generate(directions, sample_ids, shapes, key, dtype, 4 * TILE):
+    source = source_of(sample_ids.device)
+    for _, noise in generate(directions, sample_ids, shapes, key, dtype, 4 * TILE, source):
         add_products(gram, noise.flatten(1))
 
 
@@ -59,7 +61,8 @@ def add_products(gram: Tensor, noise: Tensor) -> None:
 
 def _add_flipout(gram: Tensor, sample_ids: Tensor, shapes: dict[int, tuple[int, ...]], key: tuple[int, int]) -> None:
     """Add inner products (r . r') (s . s') of samples of one base, whose squares are one; these are integers."""
-    for r, s in flipout_signs(sample_ids, shapes, key, torch.float64).values():
+    source = source_of(sample_ids.device)
+    for r, s in flipout_signs(sample_ids, shapes, key, torch.float64, source=source).values():
         gram.addcmul_(r @ r.T, s @ s.T)
 
 
@@ -72,7 +75,9 @@ def _add_lowrank(
     gram: Tensor, sample_ids: Tensor, shapes: dict[int, tuple[int, ...]], rank: int, key: tuple[int, int]
 ) -> None:
     r"""Add inner products of displacements :math:`c A^T B`: c c' times the sum over :math:`A A'^T \circ B B'^T`."""
-    for left, right, scale in lowrank_factors(sample_ids, shapes, rank, key, torch.float64).values():
+    source = source_of(sample_ids.device)
+    factors = lowrank_factors(sample_ids, shapes, rank, key, torch.float64, source=source)
+    for left, right, scale in factors.values():
         a, b = left.flatten(0, 1), right.flatten(0, 1)
         # R x R products of every pair of samples: a chunk of samples at a time.
         for chunk in torch.split(

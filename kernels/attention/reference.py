@@ -21,9 +21,9 @@ from torch import Tensor
 
 from nntk.kernels.fixed_weights.softmax import share
 from nntk.kernels.philox.integers import PROJECTION
-from nntk.kernels.philox.noise import normals
 from nntk.kernels.philox.reference import generate, unit_slabs
 from nntk.kernels.philox.slabs import TILE, Slab, slabs_of
+from nntk.kernels.philox.source import source_of
 
 
 def attention_scores(d: Tensor, keys: Tensor | None, score: str) -> Tensor:
@@ -90,7 +90,7 @@ def project_displacements(
     key, projections = (seed_low, seed_high), torch.arange(dim, device=sample_ids.device)
     total = torch.zeros(len(sample_ids), dim, dtype=torch.float64, device=sample_ids.device)
     for slab in _slabs(parameters, ordinals, len(sample_ids) + dim):
-        (noise,) = unit_slabs(directions, sample_ids, [slab], key, torch.float64)
+        (noise,) = unit_slabs(directions, sample_ids, [slab], key, torch.float64, source_of(sample_ids.device))
         total += noise.flatten(1) @ _projection(projections, slab, key).T
     return total / _normaliser(parameters)
 
@@ -118,7 +118,9 @@ def multiply_displacements(
 ) -> Tensor:
     """Compute products W E_m of unit displacements with a matrix W [k, d]: [M, k], float64."""
     shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
-    return add_slabs(generate(directions, sample_ids, shapes, (seed_low, seed_high), torch.float64), sample_ids, matrix)
+    key, source = (seed_low, seed_high), source_of(sample_ids.device)
+    slabs = generate(directions, sample_ids, shapes, key, torch.float64, source=source)
+    return add_slabs(slabs, sample_ids, matrix)
 
 
 def add_slabs(slabs: Iterable[tuple[int, Tensor]], sample_ids: Tensor, matrix: Tensor) -> Tensor:
@@ -139,7 +141,9 @@ def _slabs(parameters: list[Tensor], ordinals: list[int], copies: int) -> Iterat
 
 
 def _projection(projections: Tensor, slab: Slab, key: tuple[int, int]) -> Tensor:
-    (noise,) = normals(projections, [replace(slab, purpose=PROJECTION)], key, torch.float64)
+    (noise,) = source_of(projections.device).normals(
+        projections, [replace(slab, purpose=PROJECTION)], key, torch.float64
+    )
     return noise.flatten(1)
 
 

@@ -11,6 +11,7 @@ from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.integers import RADIUS, stream_words
 from nntk.kernels.philox.reference import generate
 from nntk.kernels.philox.slabs import TILE
+from nntk.kernels.philox.source import source_of
 
 NORM_DTYPE = torch.float64
 """Dtype of norms, lengths and weights."""
@@ -25,10 +26,11 @@ def squared_norms(
     if parse(directions).has_fixed_norm:
         return total + num_params
     shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
-    chunk_size = max(1, TILE // max(1, num_params))
+    chunk_size, source = max(1, TILE // max(1, num_params)), source_of(sample_ids.device)
     for first in range(0, len(sample_ids), chunk_size):
         chunk = slice(first, first + chunk_size)
-        for _, noise in generate(directions, sample_ids[chunk], shapes, (seed_low, seed_high), torch.float32):
+        slabs = generate(directions, sample_ids[chunk], shapes, (seed_low, seed_high), torch.float32, source=source)
+        for _, noise in slabs:
             # Squares of bfloat16 numbers are exact in float32; their sum needs float64.
             total[chunk] += noise.flatten(1).square().sum(1, dtype=NORM_DTYPE)
     return total

@@ -49,6 +49,7 @@ _op = register(
     cost.mlp_differences,
     _fake,
     launcher="nntk.kernels.perturb.triton.launch",
+    compiled="nntk.kernels.perturb.cpu.launch",
 )
 
 _products = register(
@@ -58,6 +59,7 @@ _products = register(
     cost.displacement_products,
     lambda q, height, ordinal, sample_ids, *rest: q.new_empty((sample_ids.shape[0], q.shape[-2], height)),
     launcher="nntk.kernels.perturb.triton.launch",
+    compiled="nntk.kernels.perturb.cpu.launch",
 )
 
 
@@ -138,7 +140,7 @@ def mlp_differences(
     if not smallest > 0:
         raise ValueError(f"scales must be positive, got {smallest:g} among them.")
     samples = max(1, len(sample_ids)) if samples is None else checks.integer("samples", samples, 1)
-    propagation, precision = resolve(layers, smallest, samples, x.device, propagation, precision)
+    propagation, precision = resolve(layers, smallest, samples, x.device, propagation, precision, directions)
     names, parameters = encode([layer.activation for layer in layers])
     low, high = split_seed(seed)
     return _op(

@@ -11,7 +11,7 @@ import torch
 
 from nntk.kernels import checks
 from nntk.kernels.mlp import Layer
-from nntk.kernels.philox.directions import Directions
+from nntk.kernels.philox.directions import Directions, parse
 from nntk.kernels.philox.slabs import TILE
 from nntk.kernels.target import serves
 
@@ -154,23 +154,27 @@ def predicted_direct_error(layers: Sequence[Layer], scale: float) -> float:
     return math.sqrt(error) if any(layer.activation.jumps for layer in layers) else error
 
 
-def choose_propagation(layers: Sequence[Layer], scale: float, samples: int, device: torch.device) -> str:
+def choose_propagation(
+    layers: Sequence[Layer], scale: float, samples: int, device: torch.device, directions: str
+) -> str:
     """Choose direct evaluation, with one product a layer instead of two, where its error is negligible.
 
     The error is negligible where its prediction is below a tenth of sqrt(2 / (M C)), the smallest relative Monte-Carlo
-    error that a kernel of M displacements and C outputs can have. Direct evaluation is chosen on a CPU only. Elsewhere
-    the differences are propagated. The choice depends on the model and the settings alone, never on the inputs.
+    error that a kernel of M displacements and C outputs can have. Direct evaluation is chosen on a CPU only, and only
+    for gaussian and rademacher displacements: for the others it saves no product. Elsewhere the differences are
+    propagated. The choice depends on the model and the settings alone, never on the inputs.
 
     Args:
         layers: The MLP.
         scale: Smallest standard deviation s of a displacement, per coordinate.
         samples: Number M of displacements of the whole kernel.
         device: Device of the evaluation.
+        directions: Family of the displacements.
 
     Returns:
         ``"direct"`` or ``"difference"``.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or parse(directions).count:
         return "difference"
     smallest_error = math.sqrt(2 / (samples * layers[-1].weight.shape[0]))
     return "direct" if predicted_direct_error(layers, scale) < 0.1 * smallest_error else "difference"
@@ -247,7 +251,13 @@ def check_precision(precision: str, propagation: str, dtype: torch.dtype) -> str
 
 
 def resolve(
-    layers: Sequence[Layer], scale: float, samples: int, device: torch.device, propagation: str, precision: str
+    layers: Sequence[Layer],
+    scale: float,
+    samples: int,
+    device: torch.device,
+    propagation: str,
+    precision: str,
+    directions: str,
 ) -> tuple[str, str]:
     """Replace ``"auto"`` by the chosen propagation and the chosen precision of the operands.
 
@@ -258,13 +268,16 @@ def resolve(
         device: Device of the evaluation.
         propagation: One of ``PROPAGATION``.
         precision: One of ``PRECISIONS``.
+        directions: Family of the displacements.
 
     Returns:
         ``"difference"`` or ``"direct"``, and ``"fp32"``, ``"tf32"`` or ``"bf16"``.
     """
     if propagation == "auto":
         is_rounded = precision in _ROUNDOFF
-        propagation = "difference" if is_rounded else choose_propagation(layers, scale, samples, device)
+        propagation = "difference"
+        if not is_rounded:
+            propagation = choose_propagation(layers, scale, samples, device, directions)
     if precision == "auto":
         dtype = layers[0].weight.dtype
         precision = "fp32" if propagation == "direct" else choose_precision(layers, samples, dtype, device)

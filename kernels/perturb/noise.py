@@ -17,7 +17,6 @@ from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb.config import ReferencePlan
 from nntk.kernels.philox.directions import Directions
 from nntk.kernels.philox.integers import BASE
-from nntk.kernels.philox.noise import signs
 from nntk.kernels.philox.reference import (
     displacements,
     flipout_bases,
@@ -26,6 +25,7 @@ from nntk.kernels.philox.reference import (
     unit_slabs,
 )
 from nntk.kernels.philox.slabs import Slab, slabs_of
+from nntk.kernels.philox.source import PLAIN, Source
 
 FORMED_UNITS = 64
 """Largest number of units of a layer for which the kernels form E of low rank. Such a layer fits one tile of units, so
@@ -45,6 +45,8 @@ class DisplacementGroup:
     round_operand: Callable[[Tensor], Tensor]
     """Function that rounds an operand of a product to the precision of the evaluation."""
     precision: str = "fp32"
+    source: Source = PLAIN
+    """Source of normals and signs."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,7 +190,9 @@ class ExplicitNoise(Noise):
             self.squared_norms.zero_()
         if group.plan.keep_noise:
             shapes, numbers = group.shapes(axes=(1, 2)), group.plan.slab_numbers
-            self._kept = displacements(self._family, group.sample_ids, shapes, group.key, group.dtype, numbers)
+            self._kept = displacements(
+                self._family, group.sample_ids, shapes, group.key, group.dtype, numbers, group.source
+            )
             for ordinal, noise in self._kept.items():
                 self._count_norm(ordinal, 0, noise)
 
@@ -203,7 +207,8 @@ class ExplicitNoise(Noise):
         if self._group.plan.keep_noise:
             return self._kept[ordinal][samples, units]
         slab = Slab(ordinal, tuple(tensor.shape), units.start, units.stop)
-        (noise,) = unit_slabs(self._family, self._group.sample_ids, [slab], self._group.key, tensor.dtype)
+        group = self._group
+        (noise,) = unit_slabs(self._family, group.sample_ids, [slab], group.key, tensor.dtype, group.source)
         self._count_norm(ordinal, units.start, noise)
         return noise[samples]
 
@@ -241,7 +246,9 @@ class StructuredNoise(Noise):
     def __init__(self, group: DisplacementGroup) -> None:
         super().__init__(group)
         shapes, numbers = group.shapes(axes=(1,)), group.plan.slab_numbers
-        self._biases = displacements("rademacher", group.sample_ids, shapes, group.key, group.dtype, numbers)
+        self._biases = displacements(
+            "rademacher", group.sample_ids, shapes, group.key, group.dtype, numbers, group.source
+        )
 
     def bias(self, ordinal: int, bias: Tensor, samples: slice) -> Tensor:
         """Return the unit displacements of a bias, [samples, H]."""
@@ -254,11 +261,11 @@ class FlipoutNoise(StructuredNoise):
     def __init__(self, group: DisplacementGroup) -> None:
         super().__init__(group)
         shapes, numbers = group.shapes(axes=(2,)), group.plan.slab_numbers
-        self._signs = flipout_signs(group.sample_ids, shapes, group.key, group.dtype, numbers)
+        self._signs = flipout_signs(group.sample_ids, shapes, group.key, group.dtype, numbers, group.source)
         self._base = group.sample_ids[:1] % group.directions.count
         self._kept: dict[int, Tensor] = {}
         if group.plan.keep_noise:
-            self._kept = flipout_bases(self._base, shapes, group.key, group.dtype, numbers)
+            self._kept = flipout_bases(self._base, shapes, group.key, group.dtype, numbers, group.source)
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
         """Yield one range of all units where the base is kept, else ranges that fill a slab."""
@@ -289,7 +296,7 @@ class FlipoutNoise(StructuredNoise):
         if self._group.plan.keep_noise:
             return self._kept[ordinal][0, units]
         slab = Slab(ordinal, tuple(weight.shape), units.start, units.stop, BASE)
-        return signs(self._base, [slab], self._group.key, weight.dtype)[0][0]
+        return self._group.source.signs(self._base, [slab], self._group.key, weight.dtype)[0][0]
 
 
 class LowRankNoise(StructuredNoise):
@@ -302,7 +309,7 @@ class LowRankNoise(StructuredNoise):
     def __init__(self, group: DisplacementGroup) -> None:
         super().__init__(group)
         rank, shapes, numbers = group.directions.count, group.shapes(axes=(2,)), group.plan.slab_numbers
-        self._factors = lowrank_factors(group.sample_ids, shapes, rank, group.key, group.dtype, numbers)
+        self._factors = lowrank_factors(group.sample_ids, shapes, rank, group.key, group.dtype, numbers, group.source)
 
     def slabs(self, weight: Tensor) -> Iterator[slice]:
         """Yield ranges that fill a slab where E is formed, else one range of all units."""

@@ -29,6 +29,7 @@ from nntk.kernels.perturb.exactness import with_integer_rows
 from nntk.kernels.perturb.noise import NOISE, DisplacementGroup, Noise, split_into_groups
 from nntk.kernels.perturb.ties import TieBreaker, tie_breaker
 from nntk.kernels.philox.directions import parse
+from nntk.kernels.philox.source import PLAIN, Source
 from nntk.kernels.slices import slices
 
 Rounding = Callable[[Tensor], Tensor]
@@ -104,7 +105,7 @@ class _EvaluationTile:
 
 
 @dataclass(frozen=True)
-class _UnperturbedPass:
+class UnperturbedPass:
     """Results of the unperturbed forward pass, which is computed in float64 and rounded once."""
 
     layers: list[tuple[Tensor, State]]
@@ -112,7 +113,7 @@ class _UnperturbedPass:
     outputs: Tensor
 
     @classmethod
-    def evaluate(cls, layers: Sequence[Layer], x: Tensor) -> "_UnperturbedPass":
+    def evaluate(cls, layers: Sequence[Layer], x: Tensor) -> "UnperturbedPass":
         """Evaluate the layers at the inputs ``x``; the results have the dtype of ``x``."""
         float64_layers, outputs = unperturbed(layers, x)
         rounded = [
@@ -121,13 +122,27 @@ class _UnperturbedPass:
         ]
         return cls(rounded, outputs.to(x.dtype))
 
-    def narrow(self, start: int, stop: int) -> "_UnperturbedPass":
+    @classmethod
+    def joined(cls, parts: Sequence["UnperturbedPass"]) -> "UnperturbedPass":
+        """Return the results for the inputs of all parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        layers = [
+            (
+                torch.cat([h for h, _ in same_layer]),
+                tuple(torch.cat(same_part) for same_part in zip(*(state for _, state in same_layer), strict=True)),
+            )
+            for same_layer in zip(*(part.layers for part in parts), strict=True)
+        ]
+        return cls(layers, torch.cat([part.outputs for part in parts]))
+
+    def narrow(self, start: int, stop: int) -> "UnperturbedPass":
         """Return the results for the inputs [start, stop)."""
         layers = [(h[start:stop], tuple(part[start:stop] for part in state)) for h, state in self.layers]
-        return _UnperturbedPass(layers, self.outputs[start:stop])
+        return UnperturbedPass(layers, self.outputs[start:stop])
 
 
-def propagate_differences(layers: Sequence[Layer], base_pass: _UnperturbedPass, tile: _EvaluationTile) -> Tensor:
+def propagate_differences(layers: Sequence[Layer], base_pass: UnperturbedPass, tile: _EvaluationTile) -> Tensor:
     """Propagate differences through the layers: two products a layer, and no cancellation.
 
     Args:
@@ -188,7 +203,7 @@ def _displaced_weights(layer: Layer, units: slice, tile: _EvaluationTile) -> Ten
     return tile.noise.displaced_weights(layer, units, tile.samples, tile.scales * tile.signs)
 
 
-def evaluate_directly(layers: Sequence[Layer], base_pass: _UnperturbedPass, tile: _EvaluationTile) -> Tensor:
+def evaluate_directly(layers: Sequence[Layer], base_pass: UnperturbedPass, tile: _EvaluationTile) -> Tensor:
     """Evaluate f(theta + delta) and subtract f(theta): one product a layer, but digits are lost as the scale falls.
 
     Args:
@@ -221,7 +236,7 @@ def _join_units(blocks: list[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
 
 
-Form = Callable[[Sequence[Layer], _UnperturbedPass, _EvaluationTile], Tensor]
+Form = Callable[[Sequence[Layer], UnperturbedPass, _EvaluationTile], Tensor]
 FORMS: dict[str, Form] = {"difference": propagate_differences, "direct": evaluate_directly}
 """Implementation of each propagation."""
 
@@ -243,6 +258,7 @@ def mlp_differences(
     propagation: str,
     precision: str,
     max_bytes: int,
+    source: Source = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate the op ``nntk::mlp_differences`` on any device; an ordinal of -1 marks a tensor without displacement."""
     layers = [
@@ -256,7 +272,7 @@ def mlp_differences(
     widths = [x.shape[1], *(weight.shape[0] for weight in weights)]
     family, key = parse(directions), (seed_low, seed_high)
     plan = plan_reference(len(x), len(sample_ids), widths, family, len(signs), x.element_size(), max_bytes)
-    breaker = tie_breaker(layers, precision, directions, key, plan.slab_numbers)
+    breaker = tie_breaker(layers, precision, directions, key, plan.slab_numbers, source)
     if breaker is not None:
         # A rounding error of a low precision cannot be told from a difference, so ties are evaluated in full precision.
         precision = "fp32"
@@ -268,9 +284,9 @@ def mlp_differences(
     norms = torch.empty(len(sample_ids), dtype=torch.float64, device=x.device)
     # Without inputs there is one empty block, since the norms are returned all the same.
     for block in slices(max(1, len(x)), plan.block_inputs):
-        base_pass = _UnperturbedPass.evaluate(layers, x[block])
+        base_pass = UnperturbedPass.evaluate(layers, x[block])
         for indices in split_into_groups(family, sample_ids, plan.group_samples):
-            group = DisplacementGroup(family, sample_ids[indices], layers, key, plan, round_operand, precision)
+            group = DisplacementGroup(family, sample_ids[indices], layers, key, plan, round_operand, precision, source)
             noise = NOISE[family.name](group)
             for inputs in slices(block.stop, plan.tile_inputs, block.start):
                 tile_pass = base_pass.narrow(inputs.start - block.start, inputs.stop - block.start)
@@ -296,15 +312,17 @@ def displacement_products(
     seed_high: int,
     directions: str,
     max_bytes: int,
+    source: Source = PLAIN,
 ) -> Tensor:
-    """Evaluate the op ``nntk::displacement_products`` on any device."""
+    """Evaluate the op ``nntk::displacement_products`` on any device, with noise from a source."""
     family, (length, width) = parse(directions), q.shape[-2:]
     # Only the shape of this weight is read.
     layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
     plan = plan_reference(length, len(sample_ids), [width, height], family, 1, q.element_size(), max_bytes)
     out = q.new_empty(len(sample_ids), length, height)
     for indices in split_into_groups(family, sample_ids, plan.group_samples):
-        group = DisplacementGroup(family, sample_ids[indices], [layer], (seed_low, seed_high), plan, ROUNDINGS["fp32"])
+        key, identity = (seed_low, seed_high), ROUNDINGS["fp32"]
+        group = DisplacementGroup(family, sample_ids[indices], [layer], key, plan, identity, source=source)
         noise = NOISE[family.name](group)
         for units in noise.slabs(layer.weight):
             for inputs in slices(length, plan.tile_inputs):

@@ -18,7 +18,8 @@ from torch.nn.functional import linear
 from nntk.kernels.activations import State
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb.exactness import layers_with_ties, signs_may_cancel
-from nntk.kernels.philox.reference import unit_displacements
+from nntk.kernels.philox.reference import unit_displacements_from
+from nntk.kernels.philox.source import Source
 from nntk.kernels.slices import slices
 
 _ROUNDING_ERRORS = 4
@@ -46,6 +47,8 @@ class TieBreaker:
     key: tuple[int, int]
     slab_numbers: int
     """Random numbers generated together."""
+    source: Source
+    """Source of normals and signs."""
 
     @cached_property
     def _weight_norms(self) -> list[float]:
@@ -156,7 +159,10 @@ class TieBreaker:
         def noise(ordinal: int | None, tensor: Tensor) -> Tensor | None:
             if ordinal is None:
                 return None
-            return unit_displacements(sample_ids, ordinal, list(tensor.shape), *self.key, self.directions, weight.dtype)
+            shape = tuple(tensor.shape)
+            return unit_displacements_from(
+                self.source, sample_ids, ordinal, shape, self.key, self.directions, weight.dtype
+            )
 
         weight = layer.weight.double()
         bias = None if layer.bias is None else layer.bias.double()
@@ -188,11 +194,11 @@ def _rows(near: Tensor) -> Tensor:
 
 
 def tie_breaker(
-    layers: Sequence[Layer], precision: str, directions: str, key: tuple[int, int], slab_numbers: int
+    layers: Sequence[Layer], precision: str, directions: str, key: tuple[int, int], slab_numbers: int, source: Source
 ) -> TieBreaker | None:
     """Return the tie breaker of an evaluation; None where every pre-activation at a jump is exact."""
     has_ties = layers_with_ties(layers, precision, directions.partition("(")[0])
-    return TieBreaker(layers, has_ties, directions, key, slab_numbers) if any(has_ties) else None
+    return TieBreaker(layers, has_ties, directions, key, slab_numbers, source) if any(has_ties) else None
 
 
 @dataclass(frozen=True)

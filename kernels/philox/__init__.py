@@ -22,6 +22,7 @@ _op = register(
         (sample_ids.shape[0], *shape), dtype=dtype
     ),
     launcher="nntk.kernels.philox.triton.launch",
+    compiled="nntk.kernels.philox.cpu.launch",
 )
 
 

@@ -102,7 +102,8 @@ def route_of(model: ModelView, x: Tensor, request: DifferenceRequest) -> Route:
     """
     if isinstance(model, Mlp):
         smallest = float(request.scales.min()) if len(request.scales) else 1.0
-        chosen = resolve(model.layers, smallest, request.samples, model.device, request.propagation, request.precision)
+        choice = (request.propagation, request.precision, request.directions)
+        chosen = resolve(model.layers, smallest, request.samples, model.device, *choice)
         precision = "fp64" if model.dtype == torch.float64 else chosen[1]
         return Route("layers", "The model is an MLP of known layers.", chosen[0], precision)
     precision = "fp64" if model.dtype == torch.float64 else "fp32"

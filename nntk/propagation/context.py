@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nntk.kernels.philox import split_seed, unit_displacements
 from nntk.kernels.philox.reference import displacements
+from nntk.kernels.philox.source import source_of
 from nntk.propagation.doubts import Doubts
 from nntk.propagation.registry import NoRule
 
@@ -46,7 +47,10 @@ class DisplacementGroup:
     def _held_noise(self) -> dict[int, Tensor]:
         if self.sample_ids.device.type == "cpu":
             # Small parameters are generated together, because one call for each of them would dominate the time.
-            return displacements(self.directions, self.sample_ids, self.shapes, split_seed(self.seed), self.dtype)
+            return displacements(
+                self.directions, self.sample_ids, self.shapes, split_seed(self.seed), self.dtype,
+                source=source_of(self.sample_ids.device),
+            )  # fmt: skip
         return {
             index: unit_displacements(self.sample_ids, index, shape, self.seed, self.directions, self.dtype)
             for index, shape in self.shapes.items()

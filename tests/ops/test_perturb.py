@@ -218,13 +218,14 @@ def test_auto_takes_the_direct_form_only_where_its_error_is_small():
     for name in ("relu", "sign"):
         model, x = mlp(33, 256, 130, 1, activation=name), inputs(40, 33)
         layers = recognise(model).layers
-        chosen = [choose_propagation(layers, gamma / math.sqrt(2), 1024, cpu) for gamma in GAMMAS]
+        chosen = [choose_propagation(layers, gamma / math.sqrt(2), 1024, cpu, "gaussian") for gamma in GAMMAS]
         assert chosen[0] == "direct" and chosen[-1] == "difference"
         for gamma, form in zip(GAMMAS, chosen, strict=True):
             kernel = NonlocalNTK(model, gamma=gamma, samples=16, propagation=form)
             seen = relative_error(kernel.differences(x), float64_differences(kernel, x))
             assert seen < 0.1 * math.sqrt(2 / 1024)
-    assert choose_propagation(layers, 0.1, 1024, torch.device("cuda")) == "difference"
+    assert choose_propagation(layers, 0.1, 1024, torch.device("cuda"), "gaussian") == "difference"
+    assert choose_propagation(layers, 0.1, 1024, cpu, "lowrank(1)") == "difference"  # direct evaluation saves nothing
 
 
 @pytest.mark.parametrize("case", ["frozen weights", "saturated output", "sawtooth"])

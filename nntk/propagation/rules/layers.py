@@ -13,6 +13,7 @@ from nntk.kernels.perturb import displacement_products
 from nntk.kernels.philox import split_seed
 from nntk.kernels.philox.reference import unit_slabs
 from nntk.kernels.philox.slabs import Slab, alignment
+from nntk.kernels.philox.source import source_of
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import DisplacedTensor, is_displaced, primal, rounded_primal, with_tangent
 from nntk.propagation.registry import NoRule, rule
@@ -227,7 +228,8 @@ def _embedding(
         lambda: torch.unique(indices.div(align, rounding_mode="floor"), return_inverse=True)
     )
     slabs = [Slab(weight.param_index, shape, n * align, min(n * align + align, shape[0])) for n in blocks.tolist()]
-    noise = unit_slabs(ctx.group.directions, ctx.sample_ids, slabs, split_seed(ctx.group.seed), ctx.dtype)
+    source, key = source_of(ctx.sample_ids.device), split_seed(ctx.group.seed)
+    noise = unit_slabs(ctx.group.directions, ctx.sample_ids, slabs, key, ctx.dtype, source)
     table = torch.cat([F.pad(slab, (0, 0, 0, align - slab.shape[1])) for slab in noise], 1)
     e = table[:, block_of_index * align + indices % align]
     return with_tangent(ctx, value, e[:, None] * ctx.broadcast_factors(value.dim()))

@@ -1,0 +1,36 @@
+"""How Numba compiles the kernels of a CPU, and what it says of it."""
+
+import logging
+from typing import Any
+
+from numba import njit
+from numba.core import event
+
+compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+"""Decorator of kernels: no division raises, products and sums may fuse, other Python threads run on, and machine code
+is kept on disk."""
+
+inlined = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}, inline="always")
+"""Decorator of functions that become part of the loop that calls them."""
+
+compiled_sum = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+"""Decorator of sums, whose terms may be added in any order: several at a time."""
+
+_log = logging.getLogger("nntk")
+
+
+class _Announcement(event.Listener):
+    """Says once that kernels are compiled; loading them from disk is no compilation."""
+
+    was_made = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.was_made:
+            self.was_made = True
+            _log.warning("Compiling kernels for this CPU; they are kept on disk for later processes.")
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Announcement())  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""The random stream on a CPU by kernels that Numba compiles."""
