@@ -26,7 +26,7 @@ class ExplicitProgram(Program):
     """Gaussian and rademacher displacements."""
 
     def record_displaced_layer(
-        self, number: int, layer: Layer, h: Tensor, d: Tensor | None, e: Array | None, out: Tensor
+        self, number: int, layer: Layer, h: Tensor, d: Tensor | None, e: Tensor, out: Tensor
     ) -> None:
         """Record E and W + s E of a slab of units, their products, and what follows."""
         for units in self.unit_slabs(layer):
@@ -40,7 +40,7 @@ class ExplicitProgram(Program):
                 own = None if d is None or weights is None else self.record_own_products(d, weights, tile, out)
                 self.record_finish(number, tile, out, e, own=own, shared=shared)
 
-    def _record_noise(self, layer: Layer, units: slice, noise: Tensor | None, weights: Tensor | None) -> None:
+    def _record_noise(self, layer: Layer, units: slice, noise: Tensor, weights: Tensor | None) -> None:
         """Record the generation of E, [T, U, K], and W + s E, [T, members, U, K]; what is None is left out."""
         assert layer.weight_ordinal is not None, "the weight is displaced"
         displaced = None
@@ -49,7 +49,8 @@ class ExplicitProgram(Program):
         self.record(
             *self.problem.stream.matrix(
                 self.problem.family.name == "gaussian", self.samples, layer.weight_ordinal, units,
-                layer.weight.shape[1], array(noise), displaced, self.squares_of(layer.weight_ordinal),
+                layer.weight.shape[1], array(noise), displaced,
+                self.squares_of(layer.weight_ordinal),
             )
         )  # fmt: skip
 
@@ -58,7 +59,7 @@ class ExplicitProgram(Program):
         samples, members = self.num_samples, self.problem.members
         h = self._inputs[0].expand(samples, members, -1, -1)
         for number, layer in enumerate(self.problem.layers):
-            e = self._record_bias_noise(layer)
+            e = self.record_bias_noise(layer)
             out = self.buffer(f"d{number % 2}", samples, members, h.shape[2], len(layer.weight))
             for units in self.unit_slabs(layer):
                 weights = layer.weight[units].expand(samples, members, -1, -1)
@@ -76,10 +77,11 @@ class ExplicitProgram(Program):
         self.record(h.sub_, self._outputs)
         self.result = h
 
-    def _record_finish_values(self, layer: Layer, tile: Tile, out: Tensor, e: Array | None, own: Tensor) -> None:
+    def _record_finish_values(self, layer: Layer, tile: Tile, out: Tensor, e: Tensor, own: Tensor) -> None:
         kind = kernel.KINDS.get(layer.activation.name)
+        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
         self.record(
-            kernel.finish_values, own.numpy(), array(layer.bias), e, self.steps,
+            kernel.finish_values, own.numpy(), bias.numpy(), e.numpy(), self.steps,
             kind if kind in kernel.VALUE_KINDS else kernel.IDENTITY, layer.activation.parameters, tile.place,
             out.numpy(),
         )  # fmt: skip
@@ -89,17 +91,17 @@ class FlipoutProgram(Program):
     r"""Displacements :math:`S \circ r s^T` of one base S: :math:`q E^T = ((q \circ s) S^T) \circ r`."""
 
     def record_displaced_layer(
-        self, number: int, layer: Layer, h: Tensor, d: Tensor | None, e: Array | None, out: Tensor
+        self, number: int, layer: Layer, h: Tensor, d: Tensor | None, e: Tensor, out: Tensor
     ) -> None:
         """Record the signs, the base of a slab of units, and products that all displacements share."""
         assert layer.weight_ordinal is not None, "the weight is displaced"
         samples, ordinal, (height, width) = self.num_samples, layer.weight_ordinal, layer.weight.shape
-        r, s = self.buffer("r", samples, 1, height).numpy(), self.buffer("s", samples, 1, width).numpy()
+        r, s = self.buffer("r", samples, 1, height), self.buffer("s", samples, 1, width)
         stream = self.problem.stream
-        self.record(*stream.vector(False, self.samples, ordinal, slice(0, height), r, purpose=OUTPUT_SIGNS))
-        self.record(*stream.vector(False, self.samples, ordinal, slice(0, width), s, purpose=INPUT_SIGNS))
+        self.record(*stream.vector(False, self.samples, ordinal, slice(0, height), r.numpy(), purpose=OUTPUT_SIGNS))
+        self.record(*stream.vector(False, self.samples, ordinal, slice(0, width), s.numpy(), purpose=INPUT_SIGNS))
         q = self.buffer("q", samples, 1 if d is None else self.problem.members, len(h), width)
-        self.record(kernel.flip_operands, h.numpy(), array(d), self.powers, s, q.numpy())
+        self.record(kernel.flip_operands, h.numpy(), array(d), self.powers, s.numpy(), q.numpy())
         base = np.zeros(1, dtype=np.int64)
         self.record(np.remainder, self.samples[:1], self.problem.family.count, out=base)
         for units in self.unit_slabs(layer):
@@ -119,7 +121,7 @@ class LowRankProgram(Program):
     r"""Displacements :math:`c A^T B`: :math:`q E^T = (c\,q B^T) A`, where h and d are multiplied by B apart."""
 
     def record_displaced_layer(
-        self, number: int, layer: Layer, h: Tensor, d: Tensor | None, e: Array | None, out: Tensor
+        self, number: int, layer: Layer, h: Tensor, d: Tensor | None, e: Tensor, out: Tensor
     ) -> None:
         """Record the factors, the inner products, and the product with W, to which outer products are added."""
         samples, members, rank = self.num_samples, self.problem.members, self.problem.family.count
@@ -133,13 +135,19 @@ class LowRankProgram(Program):
             projected_d = self.buffer("projected d", samples, members, len(h), rank)
             rows = d.view(samples, -1, d.shape[3])
             self.record(torch.bmm, rows, right.mT, out=projected_d.view(samples, -1, rank))
-        inner = self.buffer("inner", samples, members, len(h), rank).numpy()
+        inner = self.buffer("inner", samples, members, len(h), rank)
         self.record(
-            kernel.combine_inner, projected_h.numpy(), array(projected_d), c, self.mantissas, self.powers, inner
+            kernel.combine_inner,
+            projected_h.numpy(),
+            array(projected_d),
+            c,
+            self.mantissas,
+            self.powers,
+            inner.numpy(),
         )
         for tile in self.tiles(layer):
             own = None if d is None else self.record_product("own", d[:, :, tile.inputs], layer.weight[tile.units])
-            self.record_finish(number, tile, out, e, own=own, inner=inner, factors=left.numpy())
+            self.record_finish(number, tile, out, e, own=own, inner=inner, factors=left)
 
     def _record_factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Record the generation of A [T, R, H] and B [T, R, K]."""

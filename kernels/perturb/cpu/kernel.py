@@ -16,45 +16,69 @@ KINDS = {
 }  # fmt: skip
 """Numbers of the activations that are evaluated here."""
 
+_ROWS = 16
+"""Rows that are added together before the activation passes over them, in the first-level cache."""
+
 
 @compiled
-def _add_rows(own, product, shared, signs, bias_noise, factor, sign, out):
-    """Write dz = own + factor [signs product + sign (signs shared + bias_noise)]; a row that is None is left out."""
+def _add_shared(own, shared, bias_noise, signed, out):
+    """Write own + signed (shared + bias_noise)."""
     for u in range(len(out)):
-        dz = out.dtype.type(0) if own is None else own[u]
-        if product is not None:
-            dz += factor * (product[u] if signs is None else signs[u] * product[u])
-        if shared is not None:
-            dz += (sign * factor) * (shared[u] if signs is None else signs[u] * shared[u])
-        if bias_noise is not None:
-            dz += (sign * factor) * bias_noise[u]
-        out[u] = dz
+        out[u] = own[u] + signed * (shared[u] + bias_noise[u])
 
 
 @compiled
-def _add_multiple(number, factor, row):
-    """Add a multiple of one row to another."""
-    for u in range(len(row)):
-        row[u] += number * factor[u]
+def _multiply_shared(shared, bias_noise, signed, out):
+    """Write signed (shared + bias_noise)."""
+    for u in range(len(out)):
+        out[u] = signed * (shared[u] + bias_noise[u])
 
 
 @compiled
-def _relu_row(z, sigma, slope, row):
-    """Replace dz by the difference of relu, or of leaky relu with a slope below zero."""
+def _add_flipped(own, signs, product, bias_noise, factor, signed, out):
+    """Write own + factor signs product + signed bias_noise."""
+    for u in range(len(out)):
+        out[u] = own[u] + (factor * signs[u]) * product[u] + signed * bias_noise[u]
+
+
+@compiled
+def _multiply_flipped(signs, product, bias_noise, signed, out):
+    """Write signed (signs product + bias_noise)."""
+    for u in range(len(out)):
+        out[u] = signed * (signs[u] * product[u] + bias_noise[u])
+
+
+@compiled
+def _add_bias(own, bias_noise, signed, out):
+    """Write own + signed bias_noise."""
+    for u in range(len(out)):
+        out[u] = own[u] + signed * bias_noise[u]
+
+
+@compiled
+def _add_multiple(number, part, out):
+    """Add a multiple of a row."""
+    for u in range(len(out)):
+        out[u] += number * part[u]
+
+
+@compiled
+def _relu_row(z, inverse, slope, row):
+    """Replace dz by the difference of relu, or of leaky relu with a slope below zero; ``inverse`` is 1 / sigma."""
     zero, largest = row.dtype.type(0), row.dtype.type(np.finfo(row.dtype).max)
     for u in range(len(row)):
-        kink = min(max(z[u] / sigma, -largest), largest)
+        kink = min(max(z[u] * inverse, -largest), largest)
         d = max(row[u], -kink) + min(kink, zero)
         row[u] = slope * row[u] + (row.dtype.type(1) - slope) * d
 
 
 @compiled
-def _sign_row(z, sigma, size, row):
-    """Replace dz by the difference of ``size`` times sign."""
+def _sign_row(z, sigma, inverse, size, row):
+    """Replace dz by the difference of ``size`` times sign; ``inverse`` is 1 / sigma."""
     for u in range(len(row)):
         after = size if z[u] + sigma * row[u] >= 0 else -size
         before = size if z[u] >= 0 else -size
-        row[u] = (after - before) / sigma
+        row[u] = (after - before) * inverse
 
 
 @compiled
@@ -78,6 +102,29 @@ def _sawtooth_row(offset, sigma, period, row):
 
 
 @compiled
+def _difference_rows(kind, parameters, sigma, states, t, member, inputs, units, out):
+    """Replace dz of some inputs by the difference of an activation, whose state has one part or two."""
+    number = out.dtype.type
+    inverse = number(1) / sigma
+    if kind == RELU or kind == LEAKY_RELU:
+        slope = number(0 if kind == RELU else parameters[0])
+        for n in range(inputs[0], inputs[1]):
+            _relu_row(states[0, n, units], inverse, slope, out[t, member, n, units])
+    elif kind == STEP or kind == SIGN:
+        size = number(0.5 if kind == STEP else 1)
+        for n in range(inputs[0], inputs[1]):
+            _sign_row(states[0, n, units], sigma, inverse, size, out[t, member, n, units])
+    elif kind == QUANTISE:
+        levels, clamp = parameters
+        for n in range(inputs[0], inputs[1]):
+            boundary, offset = states[0, n, units], states[states.shape[0] - 1, n, units]
+            _quantise_row(boundary, offset, sigma, levels, clamp, out[t, member, n, units])
+    elif kind == SAWTOOTH:
+        for n in range(inputs[0], inputs[1]):
+            _sawtooth_row(states[0, n, units], sigma, number(parameters[0]), out[t, member, n, units])
+
+
+@compiled
 def finish_differences(
     own, product, shared, signs, inner, factors, bias_noise, mantissas, powers, states, kind, parameters, place, out
 ):
@@ -85,12 +132,13 @@ def finish_differences(
 
     Args:
         own: Products of each member, [T, members, n, U]; None for zero.
-        product: Products of q with noise, of each member, multiplied by rho, [T, members, n, U]; None for zero.
-        shared: Products with noise that both members share, multiplied by +-rho, [T, n, U]; None for zero.
-        signs: Factors r of flipout for ``product`` and ``shared``, [T, 1, H]; None for one.
+        product: Products of q with flipout's base, of each member, multiplied by rho r, [T, members, n, U], beside
+            ``own``; None for zero.
+        shared: Products with noise that both members share, multiplied by +-rho and by r, [T, n, U]; None for zero.
+        signs: Factors r of flipout, [T, 1, H]; None for one.
         inner: Inner products of low rank, +-rho c q B^T, [T, members, N, R]; None for zero.
         factors: Their factors A, [T, R, H]; None with ``inner``.
-        bias_noise: Unit displacements of the bias, multiplied by +-rho, [T, 1, H]; None for zero.
+        bias_noise: Unit displacements of the bias, multiplied by +-rho, [T, 1, H]; zeros if it is not displaced.
         mantissas: Mantissas rho of the scales, [T].
         powers: Powers of two sigma of the scales, [T].
         states: State of the activation's unperturbed z, [parts, N, H].
@@ -103,56 +151,58 @@ def finish_differences(
     for t in range(out.shape[0]):
         rho, sigma = mantissas[t], powers[t]
         for member in range(out.shape[1]):
-            sign = number(1 - 2 * member)
-            for n in range(place[1]):
-                row, z = out[t, member, first_input + n, units], states[0, first_input + n, units]
-                _add_rows(
-                    None if own is None else own[t, member, n],
-                    None if product is None else product[t, member, n],
-                    None if shared is None else shared[t, n],
-                    None if signs is None else signs[t, 0, units],
-                    None if bias_noise is None else bias_noise[t, 0, units],
-                    rho,
-                    sign,
-                    row,
-                )
-                if inner is not None:
-                    for r in range(factors.shape[1]):
-                        _add_multiple(inner[t, member, first_input + n, r], factors[t, r, units], row)
-                if kind == RELU:
-                    _relu_row(z, sigma, number(0), row)
-                elif kind == LEAKY_RELU:
-                    _relu_row(z, sigma, number(parameters[0]), row)
-                elif kind == STEP:
-                    _sign_row(z, sigma, number(0.5), row)
-                elif kind == SIGN:
-                    _sign_row(z, sigma, number(1), row)
-                elif kind == QUANTISE:
-                    _quantise_row(z, states[-1, first_input + n, units], sigma, parameters[0], parameters[1], row)
-                elif kind == SAWTOOTH:
-                    _sawtooth_row(z, sigma, number(parameters[0]), row)
+            signed = number(1 - 2 * member) * rho
+            for begin in range(0, place[1], _ROWS):
+                end = min(begin + _ROWS, place[1])
+                for n in range(begin, end):
+                    row, e = out[t, member, first_input + n, units], bias_noise[t, 0, units]
+                    # Which parts are None is known when this is compiled; one of these branches remains.
+                    if product is not None:
+                        _add_flipped(own[t, member, n], signs[t, 0, units], product[t, member, n], e, rho, signed, row)
+                    elif shared is None:
+                        if own is None:
+                            row[:] = 0
+                            _add_multiple(signed, e, row)
+                        else:
+                            _add_bias(own[t, member, n], e, signed, row)
+                    elif signs is not None:
+                        _multiply_flipped(signs[t, 0, units], shared[t, n], e, signed, row)
+                    elif own is None:
+                        _multiply_shared(shared[t, n], e, signed, row)
+                    else:
+                        _add_shared(own[t, member, n], shared[t, n], e, signed, row)
+                    if inner is not None:
+                        for k in range(factors.shape[1]):
+                            _add_multiple(inner[t, member, first_input + n, k], factors[t, k, units], row)
+                inputs = (first_input + begin, first_input + end)
+                _difference_rows(kind, parameters, sigma, states, t, member, inputs, units, out)
 
 
 @compiled
-def _value_row(kind, slope, row):
-    """Replace pre-activations by values of the activation."""
-    zero, one = row.dtype.type(0), row.dtype.type(1)
-    if kind == RELU:
-        for u in range(len(row)):
-            row[u] = max(row[u], zero)
-    elif kind == LEAKY_RELU:
-        for u in range(len(row)):
-            row[u] = row[u] if row[u] > zero else slope * row[u]
-    elif kind == STEP:
-        for u in range(len(row)):
-            row[u] = one if row[u] >= zero else zero
-    elif kind == SIGN:
-        for u in range(len(row)):
-            row[u] = one if row[u] >= zero else -one
+def _relu_values(slope, row):
+    """Replace pre-activations by values of relu, or of leaky relu with a slope below zero."""
+    zero = row.dtype.type(0)
+    for u in range(len(row)):
+        row[u] = row[u] if row[u] > zero else slope * row[u]
+
+
+@compiled
+def _sign_values(low, row):
+    """Replace pre-activations by 1 where they are not negative, else by ``low``."""
+    one = row.dtype.type(1)
+    for u in range(len(row)):
+        row[u] = one if row[u] >= 0 else low
 
 
 VALUE_KINDS = (IDENTITY, RELU, LEAKY_RELU, STEP, SIGN)
 """Activations whose values :func:`finish_values` computes."""
+
+
+@compiled
+def _add_displaced_bias(product, bias, bias_noise, step, out):
+    """Write product + b + s e."""
+    for u in range(len(out)):
+        out[u] = product[u] + bias[u] + step * bias_noise[u]
 
 
 @compiled
@@ -161,32 +211,26 @@ def finish_values(products, bias, bias_noise, steps, kind, parameters, place, ou
 
     Args:
         products: Products with displaced weights, [T, members, n, U].
-        bias: b, [H]; None for zero.
-        bias_noise: Unit displacements of the bias, [T, 1, H]; None if it is not displaced.
+        bias: b, [H]; zeros where there is none.
+        bias_noise: Unit displacements of the bias, [T, 1, H]; zeros if it is not displaced.
         steps: Signed scales of the members, [T, members].
         kind: Number of the activation, one of ``VALUE_KINDS``; that of the identity leaves pre-activations.
         parameters: Two parameters of the activation.
         place: First input and number of inputs n, first unit and number of units U.
         out: Array for the values, [T, members, N, H].
     """
-    slope, first_input, units = out.dtype.type(parameters[0]), place[0], slice(place[2], place[2] + place[3])
+    number, first_input, units = out.dtype.type, place[0], slice(place[2], place[2] + place[3])
+    slope, low = number(0 if kind == RELU else parameters[0]), number(0 if kind == STEP else -1)
     for t in range(products.shape[0]):
         for member in range(products.shape[1]):
-            step = steps[t, member]
             for n in range(place[1]):
-                product, row = products[t, member, n], out[t, member, first_input + n, units]
-                if bias is None:
-                    row[:] = product
-                else:
-                    b = bias[units]
-                    if bias_noise is None:
-                        for u in range(len(row)):
-                            row[u] = product[u] + b[u]
-                    else:
-                        e = bias_noise[t, 0, units]
-                        for u in range(len(row)):
-                            row[u] = product[u] + b[u] + step * e[u]
-                _value_row(kind, slope, row)
+                row = out[t, member, first_input + n, units]
+                e, step = bias_noise[t, 0, units], steps[t, member]
+                _add_displaced_bias(products[t, member, n], bias[units], e, step, row)
+                if kind == RELU or kind == LEAKY_RELU:
+                    _relu_values(slope, row)
+                elif kind == STEP or kind == SIGN:
+                    _sign_values(low, row)
 
 
 @compiled

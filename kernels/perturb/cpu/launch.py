@@ -46,13 +46,14 @@ def mlp_differences(
 ) -> tuple[Tensor, Tensor]:
     """Evaluate the op ``nntk::mlp_differences`` for CPU tensors; the reference takes what is not compiled."""
     # Not compiled are rounding to a precision of a GPU, pre-activations that may lie on a jump and are decided in
-    # float64, and direct evaluation of flipout and low rank, which saves no product.
+    # float64, scales whose inverse overflows, and direct evaluation of flipout and low rank, which saves no product.
     arguments = (
         x, weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals, sample_ids, scales,
         seed_low, seed_high, directions, pairs, propagation, precision, max_bytes,
     )  # fmt: skip
     family, is_direct = parse(directions), propagation == "direct"
-    if precision != "fp32" or not len(x) or not len(sample_ids) or (is_direct and family.count):
+    is_empty = not len(x) or not len(sample_ids)
+    if precision != "fp32" or is_empty or (is_direct and family.count) or scales.min() < torch.finfo(x.dtype).tiny:
         return reference.mlp_differences(*arguments, source=source_of(x.device))
     layers = [
         Layer(_plain(weight), None if bias is None else _plain(bias), activation, _ordinal(w), _ordinal(b))

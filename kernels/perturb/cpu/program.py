@@ -129,7 +129,7 @@ class Program(ABC):
     def _record_layer(self, number: int, layer: Layer, d: Tensor | None) -> Tensor:
         h = self._inputs[number]
         out = self.buffer(f"d{number % 2}", self.num_samples, self.problem.members, len(h), len(layer.weight))
-        e = self._record_bias_noise(layer)
+        e = self.record_bias_noise(layer)
         if layer.weight_ordinal is None:
             for tile in self.tiles(layer):
                 own = None if d is None else self.record_product("own", d[:, :, tile.inputs], layer.weight[tile.units])
@@ -144,7 +144,7 @@ class Program(ABC):
 
     @abstractmethod
     def record_displaced_layer(
-        self, number: int, layer: Layer, h: Tensor, d: Tensor | None, e: Array | None, out: Tensor
+        self, number: int, layer: Layer, h: Tensor, d: Tensor | None, e: Tensor, out: Tensor
     ) -> None:
         """Record a layer whose weight is displaced.
 
@@ -153,7 +153,7 @@ class Program(ABC):
             layer: The layer.
             h: Its unperturbed inputs, [N, K].
             d: Their differences divided by sigma, [T, members, N, K]; None at layer 0, which has none.
-            e: Noise of the bias, [T, 1, H]; None if it is not displaced.
+            e: Noise of the bias, [T, 1, H]; zeros if it is not displaced.
             out: Tensor for the differences behind the layer, [T, members, N, H].
         """
 
@@ -201,13 +201,15 @@ class Program(ABC):
         )
         return own
 
-    def _record_bias_noise(self, layer: Layer) -> Array | None:
+    def record_bias_noise(self, layer: Layer) -> Tensor:
+        """Record the unit displacements of a bias; return their tensor, [T, 1, H], zeros if it is not displaced."""
         if layer.bias is None or layer.bias_ordinal is None:
-            return None
+            return layer.weight.new_zeros(1, 1, len(layer.weight)).expand(self.num_samples, -1, -1).contiguous()
         ordinal, length = layer.bias_ordinal, len(layer.bias)
-        noise: Array = self.buffer("bias", self.num_samples, 1, length).numpy()
+        noise = self.buffer("bias", self.num_samples, 1, length)
         is_gaussian, squares = self.problem.family.name == "gaussian", self.squares_of(ordinal)
-        self.record(*self.problem.stream.vector(is_gaussian, self.samples, ordinal, slice(0, length), noise, squares))
+        indices = slice(0, length)
+        self.record(*self.problem.stream.vector(is_gaussian, self.samples, ordinal, indices, noise.numpy(), squares))
         self._counted.add(ordinal)
         return noise
 
@@ -216,20 +218,20 @@ class Program(ABC):
         number: int,
         tile: Tile,
         out: Tensor,
-        e: Array | None,
+        e: Tensor,
         own: Tensor | None = None,
         product: Tensor | None = None,
         shared: Tensor | None = None,
-        signs: Array | None = None,
-        inner: Array | None = None,
-        factors: Array | None = None,
+        signs: Tensor | None = None,
+        inner: Tensor | None = None,
+        factors: Tensor | None = None,
     ) -> None:
         """Record what follows the products of a tile: :func:`nntk.kernels.perturb.cpu.kernel.finish_differences`."""
         activation = self.problem.layers[number].activation
         self.record(
-            kernel.finish_differences, array(own), array(product), array(shared), signs, inner, factors, e,
-            self.mantissas, self.powers, self._states[number], kernel.KINDS.get(activation.name, kernel.IDENTITY),
-            activation.parameters, tile.place, out.numpy(),
+            kernel.finish_differences, array(own), array(product), array(shared), array(signs), array(inner),
+            array(factors), e.numpy(), self.mantissas, self.powers, self._states[number],
+            kernel.KINDS.get(activation.name, kernel.IDENTITY), activation.parameters, tile.place, out.numpy(),
         )  # fmt: skip
 
 

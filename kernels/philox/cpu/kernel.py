@@ -198,11 +198,11 @@ def fill_normals(stream, samples, rows, shape, noise, weight, steps, displaced, 
         samples: Stream numbers m of the samples, int64, [T].
         rows: First row and end of the rows; of a vector the first index, a multiple of 4, and the end.
         shape: Rows and columns of the tensor; of a vector 0 and its length.
-        noise: Array for E, [T, rows, columns], or [T, 1, length] for a vector; None to leave it out.
-        weight: W, [rows, columns]; None without displaced weights.
-        steps: Signed steps s of the members, [T, members]; None without displaced weights.
-        displaced: Array for W + s E, [T, members, rows, columns]; None to leave it out.
-        squares: Array to which the squared norms of E are added, float64, [T]; None to leave it out.
+        noise: Array for E, [T, rows, columns], or [T, 1, length] for a vector; empty to leave it out.
+        weight: W, [rows, columns].
+        steps: Signed steps s of the members, [T, members].
+        displaced: Array for W + s E, [T, members, rows, columns]; empty to leave it out.
+        squares: Array to which the squared norms of E are added, float64, [T]; empty to leave it out.
     """
     ordinal, key0, key1 = _u(stream[0]), _u(stream[2]), _u(stream[3])
     is_vector = shape[0] == 0
@@ -228,9 +228,9 @@ def fill_normals(stream, samples, rows, shape, noise, weight, steps, displaced, 
                 row, column = first // padded, first % padded
                 length = min(width - column, end - first)
                 here = pairs[(first - 4 * (block - begin)) // 2 :]
-                if noise is not None:
+                if noise.size > 0:
                     _unpack_normals(here, noise[t, row, column : column + length])
-                if displaced is not None:
+                if displaced.size > 0:
                     for member in range(displaced.shape[1]):
                         _displace_by_normals(
                             here,
@@ -238,7 +238,7 @@ def fill_normals(stream, samples, rows, shape, noise, weight, steps, displaced, 
                             weight[row, column : column + length],
                             displaced[t, member, row, column : column + length],
                         )
-                if squares is not None:
+                if squares.size > 0:
                     squares[t] += _sum_of_squares(here, length)
                 first = min((row + 1) * padded, end)
             block += count
@@ -299,7 +299,7 @@ def fill_signs(stream, samples, rows, shape, noise, weight, steps, displaced):
                     for j in range(4):
                         line[4 * b + j] = words[j, b]
                 length = min(width - 128 * first, 128 * count)
-                if noise is not None:
+                if noise.size > 0:
                     _unpack_signs(line, noise[t, 0, 128 * first : 128 * first + length])
             else:
                 while first < end:
@@ -309,9 +309,9 @@ def fill_signs(stream, samples, rows, shape, noise, weight, steps, displaced):
                     for r in range(min(4, num_rows - 4 * quad)):
                         row, here = 4 * quad + r, words[r, first - (block - begin) :]
                         span = slice(32 * column, 32 * column + length)
-                        if noise is not None:
+                        if noise.size > 0:
                             _unpack_signs(here, noise[t, row, span])
-                        if displaced is not None:
+                        if displaced.size > 0:
                             for member in range(displaced.shape[1]):
                                 _displace_by_signs(
                                     here, steps[t, member], weight[row, span], displaced[t, member, row, span]

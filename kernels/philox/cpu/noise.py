@@ -37,6 +37,7 @@ def _fill(
 
     def fill(task: Task) -> None:
         slab, noise, group, part = task
+        # Either all rows of some samples, or some rows of one: contiguous, which the kernels are compiled for.
         into = noise[group, part] if slab.is_matrix else noise[group, :, part]
         begin = slice(slab.start + part.start, slab.start + part.stop)
         if slab.is_matrix:

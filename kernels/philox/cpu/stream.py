@@ -70,7 +70,12 @@ class Stream:
         Returns:
             The kernel and its arguments.
         """
-        weight, steps, out = (displaced.weight, displaced.steps, displaced.out) if displaced else (None, None, None)
+        if noise is None:
+            assert displaced is not None, "something is to be filled"
+            noise = np.empty((0, 0, 0), displaced.out.dtype)
+        if displaced is None:
+            displaced = Displaced(*(np.empty((0,) * axes, noise.dtype) for axes in (2, 2, 4)))
+        weight, steps, out = displaced.weight, displaced.steps, displaced.out
         stream, shape = self._words(ordinal, purpose), (rows.stop, width)
         if is_gaussian:
             return (
@@ -83,7 +88,7 @@ class Stream:
                 weight,
                 steps,
                 out,
-                squares,
+                _squares(squares),
             )
         return kernel.fill_signs, stream, samples, (rows.start, rows.stop), shape, noise, weight, steps, out
 
@@ -112,6 +117,11 @@ class Stream:
             The kernel and its arguments.
         """
         stream, span = self._words(ordinal, purpose), (indices.start, indices.stop)
+        nothing = (np.empty((0,) * axes, noise.dtype) for axes in (2, 2, 4))
         if is_gaussian:
-            return kernel.fill_normals, stream, samples, span, (0, indices.stop), noise, None, None, None, squares
-        return kernel.fill_signs, stream, samples, span, (0, indices.stop), noise, None, None, None
+            return kernel.fill_normals, stream, samples, span, (0, indices.stop), noise, *nothing, _squares(squares)
+        return kernel.fill_signs, stream, samples, span, (0, indices.stop), noise, *nothing
+
+
+def _squares(squares: Array | None) -> Array:
+    return np.empty(0) if squares is None else squares
