@@ -73,7 +73,7 @@ def register(
     cost: CostFunction,
     fake: Callable[..., Tensor | tuple[Tensor, ...]],
     launcher: str | None = None,
-    compiled: str | None = None,
+    compiled: str | Callable[..., Any] | None = None,
 ) -> Op:
     """Define ``nntk::<name>`` by its schema, with a reference for every backend and a fake kernel for tracing.
 
@@ -85,8 +85,9 @@ def register(
         launcher: Module whose function of the op's name serves CUDA tensors by Triton kernels. It is imported at the
             first such call. The reference serves cards that the kernels are not written for (``target.serves``), and
             all tensors where Triton is not installed.
-        compiled: Module whose function of the op's name serves CPU tensors by kernels that Numba compiles. It is
-            imported at the first such call; the reference serves where Numba is not installed.
+        compiled: Function that serves CPU tensors by kernels that Numba compiles, or the module whose function of the
+            op's name does. The module is imported at the first such call. The reference serves where Numba is not
+            installed.
 
     Returns:
         The op, with the signature of its reference.
@@ -107,7 +108,9 @@ def register(
             return _without_autocast(function, arguments, device)
 
     def call_compiled(*arguments: Any) -> Any:
-        function = getattr(importlib.import_module(compiled), name) if compiled and cpu.serves() else reference
+        function: Callable[..., Any] = reference
+        if cpu.serves() and compiled is not None:
+            function = getattr(importlib.import_module(compiled), name) if isinstance(compiled, str) else compiled
         return _without_autocast(function, arguments, torch.device("cpu"))
 
     _LIBRARY.impl(name, call_reference, "CompositeExplicitAutograd")

@@ -10,7 +10,7 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.kernels.activations import Activation
 
-_FLOAT64_COEFFICIENTS = 2**21
+FLOAT64_COEFFICIENTS = 2**21
 """Coefficients of a weight that are converted to float64 together."""
 
 
@@ -84,7 +84,7 @@ def unperturbed(layers: Sequence[Layer], x: Tensor) -> tuple[list[tuple[Tensor, 
 
 def _affine(layer: Layer, h: Tensor) -> Tensor:
     """Compute W h + b in float64, a few units at a time, so that their float64 weights take 16 MB."""
-    units = max(1, _FLOAT64_COEFFICIENTS // layer.weight.shape[1])
+    units = max(1, FLOAT64_COEFFICIENTS // layer.weight.shape[1])
     biases = itertools.repeat(None) if layer.bias is None else layer.bias.double().split(units)
     parts = zip(layer.weight.split(units), biases, strict=False)
     return torch.cat([torch.nn.functional.linear(h, weight.double(), bias) for weight, bias in parts], dim=1)

@@ -1,6 +1,7 @@
 """Models and inputs that many tests share."""
 
 import os
+from contextlib import contextmanager
 
 # Workers of pytest-xdist share the cores: each computes on one thread, and so does every process that it starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from nntk import activations
+from nntk.kernels import cpu
 
 
 def pytest_configure():
@@ -104,6 +106,14 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@contextmanager
+def plain_torch():
+    """Let plain torch serve the CPU, as it does without Numba: the reference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "serves", lambda: False)
+        yield
 
 
 FAMILIES = ("gaussian", "rademacher", "flipout(3)", "lowrank(2)")

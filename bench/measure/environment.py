@@ -13,7 +13,7 @@ import torch
 from nntk.kernels import target
 from nntk.kernels.philox import STREAM_VERSION
 
-_PACKAGES = ("nntk", "torch", "triton", "numpy", "scipy", "scikit-learn", "matplotlib")
+_PACKAGES = ("nntk", "torch", "triton", "numba", "numpy", "scipy", "scikit-learn", "matplotlib")
 _SOURCES = tuple(f":(top){name}" for name in ("nntk", "kernels", "bench", "pyproject.toml"))
 """Paths of the sources that figures depend on; changed results or notes do not count as uncommitted sources."""
 

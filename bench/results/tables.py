@@ -32,6 +32,7 @@ def _seconds(value: float) -> str:
 
 UNITS: dict[str, Callable[[float], str]] = {
     "seconds": _seconds,
+    "nanoseconds": lambda value: f"{value * 1e9:.2f} ns",
     "times": lambda value: f"{value:.2f}x",
     "bytes": lambda value: f"{value / 2**20:,.0f} MiB",
     "percent": lambda value: f"{100 * value:.1f} %",

@@ -32,6 +32,7 @@ def catalogue(suite: str) -> Sequence[Section]:
             accuracy.DIFFERENCES,
             throughput.DIFFERENCES,
             throughput.KERNELS,
+            throughput.NOISE,
             accuracy.GAMMA,
             accuracy.SAMPLES,
             accuracy.FAMILIES,

@@ -1,7 +1,11 @@
 """Throughput: differences and kernels against torch.func over stacked parameters and the local NTKs, side by side."""
 
 import copy
+import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +19,8 @@ from nntk.bench.measure.work import work_of
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
 from nntk.bench.suites.section import Section, Setting
+from nntk.kernels.philox import unit_displacements
+from nntk.kernels.philox.reference import unit_displacements as reference_displacements
 
 _WIDTHS = (64, 256, 256, 1)
 _GAMMA = 1e-2
@@ -62,12 +68,14 @@ class _Form:
 
 
 def _forms(device: torch.device) -> list[_Form]:
-    """Return both forms on a CPU; on a GPU, which has tensor cores, every family in every precision."""
+    """Return the forms of each family on a CPU; on a GPU, which has tensor cores, every family in every precision."""
     if device.type == "cpu":
+        forms = [("gaussian", "difference"), ("gaussian", "direct"), ("rademacher", "difference")]
+        forms += [("rademacher", "direct"), ("flipout(8)", "difference"), ("lowrank(1)", "difference")]
+        tolerances = {"difference": 1e-5, "direct": 1e-3}
         return [
-            _Form(f"nntk {directions}, {form}", directions, form, "fp32", tolerance)
-            for directions in ("gaussian", "rademacher")
-            for form, tolerance in (("difference", 1e-5), ("direct", 1e-3))
+            _Form(f"nntk {directions}, {form}", directions, form, "fp32", tolerances[form])
+            for directions, form in forms
         ]
     return [
         _Form(f"nntk {directions}, {precision}", directions, "difference", precision, tolerance)
@@ -210,4 +218,90 @@ KERNELS = Section(
         Column("error", "error", ".1e"),
     ),
     rows=_kernels,
+)
+
+
+@contextmanager
+def _busy_process() -> Iterator[None]:
+    """Keep one core busy, as another program on the machine does."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+_NOISE = (256, 256)
+"""Shape of the weight whose noise is generated, a few displacements at a time, since no more is needed at once."""
+
+
+_RANDN = "torch.randn"
+_FAMILIES = {"nntk normals": "gaussian", "nntk signs": "rademacher"}
+
+
+def _noise(setting: Setting) -> Iterator[Row | str]:
+    samples, group, shape = 128, 8, _NOISE
+    model = data.he_network(_WIDTHS, nn.ReLU, setting.seed, setting.device)
+    x = _batches(setting)[0]
+    groups = torch.arange(samples, device=setting.device).split(group)
+
+    def stream(directions: str) -> Callable[[int], object]:
+        return lambda number: [unit_displacements(ids, 0, shape, setting.seed + number, directions) for ids in groups]
+
+    def by_torch(number: int) -> object:
+        generator = torch.Generator(setting.device).manual_seed(setting.seed + number)
+        return [torch.randn(group, *shape, device=setting.device, generator=generator) for _ in groups]
+
+    def differences(number: int) -> Tensor:
+        kernel = nntk.NonlocalNTK(model, gamma=_GAMMA, samples=samples, propagation="difference", seed=number)
+        return kernel.differences(x)
+
+    noise = {_RANDN: by_torch, "nntk normals": stream("gaussian"), "nntk signs": stream("rademacher")}
+    cases = {
+        **noise,
+        f"differences by {_BASELINE}": lambda n: baselines.stacked_differences(model, x, _GAMMA, samples, n),
+        "differences by nntk, gaussian": differences,
+    }
+    yield "checking against the definition"
+    failures = {name: _noise_failure(directions) for name, directions in _FAMILIES.items()}
+    yield "timing noise, alone and beside a busy process"
+    quiet = side_by_side(cases, 7, setting.device)
+    with _busy_process():
+        busy = side_by_side(cases, 3, setting.device)
+    for name in cases:
+        if failures.get(name):
+            yield {"case": name, "failure": failures[name]}
+            continue
+        row: Row = {"case": name, **quiet[name].row(), "busy_s": busy[name].median}
+        row["slowdown"] = busy[name].median / quiet[name].median
+        if name in noise:
+            row["number_s"] = quiet[name].median / (samples * math.prod(shape))
+            row["speed_up"] = quiet[name].ratio_to(quiet[_RANDN])
+        yield row
+
+
+def _noise_failure(directions: str) -> str:
+    """Compare a displacement with plain torch, the definition; return what is wrong, or nothing."""
+    ids, key = torch.arange(4), (0, 0)
+    noise = unit_displacements(ids, 0, _NOISE, 0, directions)
+    expected = reference_displacements(ids, 0, list(_NOISE), *key, directions, torch.float32)
+    # One rounding of a normal to bfloat16.
+    error = float((noise - expected).abs().max() / expected.abs().max())
+    return "" if error <= 2.0**-8 else f"error {error:.1e} > {2.0**-8:.0e}"
+
+
+NOISE = Section(
+    name="noise",
+    title="Noise of 128 displacements of a 256 x 256 weight, eight at a time; and what a busy process costs",
+    caption="Median of seven rounds side by side; beside a process that keeps one core busy, of three. The differences "
+    "are those of the table of differences.",
+    columns=(
+        Column("case", "case"),
+        Column("time", "median_s", "seconds"),
+        Column("a number", "number_s", "nanoseconds"),
+        Column("against torch.randn", "speed_up", "times"),
+        Column("beside a busy process", "busy_s", "seconds"),
+        Column("slower by", "slowdown", "times"),
+    ),
+    rows=_noise,
 )

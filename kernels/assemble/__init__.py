@@ -13,6 +13,7 @@ from nntk.kernels.assemble.validation import check_gram, check_samples, check_sh
 from nntk.kernels.attention import AttentionState
 from nntk.kernels.dispatch import register
 from nntk.kernels.philox import parse, split_seed
+from nntk.kernels.philox.source import with_fastest_noise
 
 __all__ = [
     "ESTIMATORS",
@@ -67,6 +68,7 @@ _gram = register(
         (sample_ids.shape[0], sample_ids.shape[0]), dtype=torch.float64
     ),
     launcher="nntk.kernels.assemble.triton.launch",
+    compiled=with_fastest_noise(gram.displacement_gram),
 )
 _by_gradients = register(
     "inner_product_of_gradients(Tensor d1, Tensor? d2, Tensor weights1, Tensor? weights2, Tensor squared_norms,"
@@ -75,6 +77,7 @@ _by_gradients = register(
     cost.inner_product_of_gradients,
     lambda d1, d2, *others: d1.new_empty(_shape(d1, d2, others[-1])),
     launcher="nntk.kernels.assemble.triton.launch",
+    compiled=with_fastest_noise(gradients.inner_product_of_gradients),
 )
 _gradients = register(
     f"nonlocal_gradients(Tensor d, Tensor weights, Tensor squared_norms, {_STREAM}) -> Tensor",
@@ -84,6 +87,7 @@ _gradients = register(
         (*d.shape[1:], sum(parameter.numel() for parameter in parameters))
     ),
     launcher="nntk.kernels.assemble.triton.launch",
+    compiled=with_fastest_noise(gradients.nonlocal_gradients),
 )
 
 

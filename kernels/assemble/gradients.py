@@ -15,6 +15,7 @@ from nntk.kernels.assemble.pairs import concentrated
 from nntk.kernels.assemble.reference import by_input, contract, gradient_weights, mirror, unbiased_divisor
 from nntk.kernels.philox.reference import generate
 from nntk.kernels.philox.slabs import TILE
+from nntk.kernels.philox.source import PLAIN, Source
 
 
 def inner_product_of_gradients(
@@ -31,9 +32,10 @@ def inner_product_of_gradients(
     directions: str,
     unbiased: bool,
     outputs: str,
+    source: Source = PLAIN,
 ) -> Tensor:
     """Compute the plugin or unbiased form without a Gram matrix, so that M may be large."""
-    slabs = _double_slabs(parameters, ordinals, sample_ids, (seed_low, seed_high), directions)
+    slabs = _double_slabs(parameters, ordinals, sample_ids, (seed_low, seed_high), directions, source)
     return contract_gradients(slabs, d1, d2, weights1, weights2, squared_norms, _count(parameters), unbiased, outputs)
 
 
@@ -96,9 +98,10 @@ def nonlocal_gradients(
     seed_low: int,
     seed_high: int,
     directions: str,
+    source: Source = PLAIN,
 ) -> Tensor:
     """Compute nonlocal gradients [N, C, d] in the dtype of ``d``, with parameters in the given order."""
-    slabs = _double_slabs(parameters, ordinals, sample_ids, (seed_low, seed_high), directions)
+    slabs = _double_slabs(parameters, ordinals, sample_ids, (seed_low, seed_high), directions, source)
     return gradients_of(slabs, d, weights, squared_norms, _count(parameters))
 
 
@@ -117,10 +120,15 @@ def _no_displacements(a: Tensor) -> Tensor:
 
 
 def _double_slabs(
-    parameters: list[Tensor], ordinals: list[int], sample_ids: Tensor, key: tuple[int, int], directions: str
+    parameters: list[Tensor],
+    ordinals: list[int],
+    sample_ids: Tensor,
+    key: tuple[int, int],
+    directions: str,
+    source: Source,
 ) -> Iterator[Tensor]:
     shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
-    for _, noise in generate(directions, sample_ids, shapes, key, torch.float64, 4 * TILE):
+    for _, noise in generate(directions, sample_ids, shapes, key, torch.float64, 4 * TILE, source):
         yield noise.flatten(1)
 
 

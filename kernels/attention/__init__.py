@@ -10,6 +10,7 @@ from nntk.kernels import checks
 from nntk.kernels.attention import cost, reference
 from nntk.kernels.dispatch import register
 from nntk.kernels.philox import parse, split_seed
+from nntk.kernels.philox.source import source_of, with_fastest_noise
 
 __all__ = [
     "SCORES",
@@ -57,6 +58,7 @@ _project = register(
         (sample_ids.shape[0], dim), dtype=torch.float64
     ),
     launcher="nntk.kernels.attention.triton.launch",
+    compiled=with_fastest_noise(reference.project_displacements),
 )
 _multiply = register(
     f"multiply_displacements({_STREAM}, Tensor matrix) -> Tensor",
@@ -66,6 +68,7 @@ _multiply = register(
         (sample_ids.shape[0], matrix.shape[0]), dtype=torch.float64
     ),
     launcher="nntk.kernels.attention.triton.launch",
+    compiled=with_fastest_noise(reference.multiply_displacements),
 )
 
 
@@ -298,7 +301,9 @@ def project_parameters(parameters: Mapping[int, Tensor], seed: int, dim: int) ->
     """
     checks.integer("dim", dim, 1, 2**16)
     checks.displaced_parameters(parameters)
-    return reference.project_parameters(list(parameters.values()), list(parameters), *split_seed(seed), dim)
+    tensors = list(parameters.values())
+    source = source_of(tensors[0].device)
+    return reference.project_parameters(tensors, list(parameters), *split_seed(seed), dim, source)
 
 
 def multiply_displacements(

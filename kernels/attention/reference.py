@@ -23,7 +23,7 @@ from nntk.kernels.fixed_weights.softmax import share
 from nntk.kernels.philox.integers import PROJECTION
 from nntk.kernels.philox.reference import generate, unit_slabs
 from nntk.kernels.philox.slabs import TILE, Slab, slabs_of
-from nntk.kernels.philox.source import source_of
+from nntk.kernels.philox.source import PLAIN, Source
 
 
 def attention_scores(d: Tensor, keys: Tensor | None, score: str) -> Tensor:
@@ -85,25 +85,26 @@ def project_displacements(
     seed_high: int,
     directions: str,
     dim: int,
+    source: Source = PLAIN,
 ) -> Tensor:
     r"""Compute products :math:`\Pi E_m` of unit displacements with a projection of the stream: [M, dim], float64."""
     key, projections = (seed_low, seed_high), torch.arange(dim, device=sample_ids.device)
     total = torch.zeros(len(sample_ids), dim, dtype=torch.float64, device=sample_ids.device)
     for slab in _slabs(parameters, ordinals, len(sample_ids) + dim):
-        (noise,) = unit_slabs(directions, sample_ids, [slab], key, torch.float64, source_of(sample_ids.device))
-        total += noise.flatten(1) @ _projection(projections, slab, key).T
+        (noise,) = unit_slabs(directions, sample_ids, [slab], key, torch.float64, source)
+        total += noise.flatten(1) @ _projection(projections, slab, key, source).T
     return total / _normaliser(parameters)
 
 
 def project_parameters(
-    parameters: list[Tensor], ordinals: list[int], seed_low: int, seed_high: int, dim: int
+    parameters: list[Tensor], ordinals: list[int], seed_low: int, seed_high: int, dim: int, source: Source = PLAIN
 ) -> Tensor:
     r"""Compute the product :math:`\Pi \theta` of the parameters themselves, [dim], float64."""
     projections = torch.arange(dim, device=parameters[0].device)
     total, by_ordinal = projections.double().zero_(), dict(zip(ordinals, parameters, strict=True))
     for slab in _slabs(parameters, ordinals, dim):
         values = by_ordinal[slab.ordinal].detach().reshape(slab.shape)[slab.start : slab.stop]
-        total += _projection(projections, slab, (seed_low, seed_high)) @ values.double().flatten()
+        total += _projection(projections, slab, (seed_low, seed_high), source) @ values.double().flatten()
     return total / _normaliser(parameters)
 
 
@@ -115,10 +116,11 @@ def multiply_displacements(
     seed_high: int,
     directions: str,
     matrix: Tensor,
+    source: Source = PLAIN,
 ) -> Tensor:
     """Compute products W E_m of unit displacements with a matrix W [k, d]: [M, k], float64."""
     shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
-    key, source = (seed_low, seed_high), source_of(sample_ids.device)
+    key = (seed_low, seed_high)
     slabs = generate(directions, sample_ids, shapes, key, torch.float64, source=source)
     return add_slabs(slabs, sample_ids, matrix)
 
@@ -140,10 +142,8 @@ def _slabs(parameters: list[Tensor], ordinals: list[int], copies: int) -> Iterat
         yield from slabs_of(ordinal, tuple(parameter.shape), max(1, 4 * TILE // max(1, copies)))
 
 
-def _projection(projections: Tensor, slab: Slab, key: tuple[int, int]) -> Tensor:
-    (noise,) = source_of(projections.device).normals(
-        projections, [replace(slab, purpose=PROJECTION)], key, torch.float64
-    )
+def _projection(projections: Tensor, slab: Slab, key: tuple[int, int], source: Source) -> Tensor:
+    (noise,) = source.normals(projections, [replace(slab, purpose=PROJECTION)], key, torch.float64)
     return noise.flatten(1)
 
 

@@ -10,7 +10,10 @@ compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract
 """Decorator of kernels: no division raises, products and sums may fuse, other Python threads run on, and machine code
 is kept on disk."""
 
-inlined = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"}, inline="always")
+exact = njit(cache=True, nogil=True, error_model="numpy")
+"""Decorator of kernels whose numbers must be the same wherever they stand in a vector: what fuses is written out."""
+
+inlined = njit(cache=True, nogil=True, error_model="numpy", inline="always")
 """Decorator of functions that become part of the loop that calls them."""
 
 compiled_sum = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})

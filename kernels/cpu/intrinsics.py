@@ -73,6 +73,17 @@ def select(context: Any, word: Any, where_set: Any, elsewhere: Any) -> Any:
 
 
 @intrinsic
+def multiply_add(context: Any, left: Any, right: Any, addend: Any) -> Any:
+    """Return left * right + addend, rounded once where the CPU can: the same for one number as for a vector."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function = ir.FunctionType(_FLOAT, [_FLOAT] * 3)
+        return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", [_FLOAT], function), arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), emit
+
+
+@intrinsic
 def larger(context: Any, left: Any, right: Any) -> Any:
     """Return the larger of two numbers, the right one where one is NaN."""
 

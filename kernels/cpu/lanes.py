@@ -6,7 +6,7 @@ out of that core's cache. The results of a task do not depend on the number of l
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
 from threading import Barrier, Lock
@@ -43,31 +43,42 @@ def run(tasks: Sequence[Task], start: Callable[[], Callable[[Task], None]], most
         # The caller's modes belong to its thread. None of the results is part of a graph.
         with torch.inference_mode():
             work = start()
-            while True:
-                try:
-                    task = queue.get_nowait()
-                except Empty:
-                    return
-                work(task)
+            try:
+                for task in _taken(queue):
+                    work(task)
+            except BaseException:
+                _empty(queue)
+                raise
 
     threads = torch.get_num_threads()
-    lanes = min(threads, most, queue.qsize())
     if threads == 1:
         lane()
         return
     executor = _start(threads)
-    futures = [executor.submit(lane) for _ in range(lanes)]
+    futures = [executor.submit(lane) for _ in range(min(threads, most, len(tasks)))]
     try:
         for future in futures:
             future.result()
     finally:
         # After an error or an interrupt no further task begins, and nothing of this call runs on.
-        while not queue.empty():
-            try:
-                queue.get_nowait()
-            except Empty:
-                break
+        _empty(queue)
         wait(futures)
+
+
+def _taken(queue: "SimpleQueue[Task]") -> Iterator[Task]:
+    """Yield tasks until none is left."""
+    while True:
+        try:
+            task = queue.get_nowait()
+        except Empty:
+            return
+        yield task
+
+
+def _empty(queue: "SimpleQueue[Task]") -> None:
+    """Take all tasks without running them."""
+    for _ in _taken(queue):
+        pass
 
 
 def _start(threads: int) -> ThreadPoolExecutor:

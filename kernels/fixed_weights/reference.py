@@ -11,14 +11,20 @@ from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.integers import RADIUS, stream_words
 from nntk.kernels.philox.reference import generate
 from nntk.kernels.philox.slabs import TILE
-from nntk.kernels.philox.source import source_of
+from nntk.kernels.philox.source import PLAIN, Source
 
 NORM_DTYPE = torch.float64
 """Dtype of norms, lengths and weights."""
 
 
 def squared_norms(
-    parameters: list[Tensor], ordinals: list[int], sample_ids: Tensor, seed_low: int, seed_high: int, directions: str
+    parameters: list[Tensor],
+    ordinals: list[int],
+    sample_ids: Tensor,
+    seed_low: int,
+    seed_high: int,
+    directions: str,
+    source: Source = PLAIN,
 ) -> Tensor:
     """Sum the squares of the generated coefficients; squares of signs are counted. The op ``nntk::squared_norms``."""
     total = torch.zeros(len(sample_ids), dtype=NORM_DTYPE, device=sample_ids.device)
@@ -26,7 +32,7 @@ def squared_norms(
     if parse(directions).has_fixed_norm:
         return total + num_params
     shapes = {ordinal: tuple(parameter.shape) for ordinal, parameter in zip(ordinals, parameters, strict=True)}
-    chunk_size, source = max(1, TILE // max(1, num_params)), source_of(sample_ids.device)
+    chunk_size = max(1, TILE // max(1, num_params))
     for first in range(0, len(sample_ids), chunk_size):
         chunk = slice(first, first + chunk_size)
         slabs = generate(directions, sample_ids[chunk], shapes, (seed_low, seed_high), torch.float32, source=source)

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from nntk.kernels.activations import State
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb.exactness import layers_with_ties, signs_may_cancel
-from nntk.kernels.philox.reference import unit_displacements_from
+from nntk.kernels.philox.reference import unit_displacements
 from nntk.kernels.philox.source import Source
 from nntk.kernels.slices import slices
 
@@ -159,10 +159,8 @@ class TieBreaker:
         def noise(ordinal: int | None, tensor: Tensor) -> Tensor | None:
             if ordinal is None:
                 return None
-            shape = tuple(tensor.shape)
-            return unit_displacements_from(
-                self.source, sample_ids, ordinal, shape, self.key, self.directions, weight.dtype
-            )
+            shape = list(tensor.shape)
+            return unit_displacements(sample_ids, ordinal, shape, *self.key, self.directions, weight.dtype, self.source)
 
         weight = layer.weight.double()
         bias = None if layer.bias is None else layer.bias.double()

@@ -244,26 +244,14 @@ def unit_displacements(
     seed_high: int,
     directions: str,
     dtype: torch.dtype,
+    source: Source = PLAIN,
 ) -> Tensor:
-    """Generate one whole parameter: the op ``nntk::unit_displacements`` for every backend."""
-    key = (seed_low, seed_high)
-    return unit_displacements_from(PLAIN, sample_ids, ordinal, tuple(shape), key, directions, dtype)
-
-
-def unit_displacements_from(
-    source: Source,
-    sample_ids: Tensor,
-    ordinal: int,
-    shape: tuple[int, ...],
-    key: tuple[int, int],
-    directions: str,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Generate one whole parameter, ``TILE`` coefficients at a time, from a source of normals and signs."""
-    out = torch.empty(len(sample_ids), *shape, dtype=dtype, device=sample_ids.device)
-    chunk_size = max(1, TILE // max(1, math.prod(shape)))
+    """Generate one whole parameter, ``TILE`` coefficients at a time: the op ``nntk::unit_displacements``."""
+    size, key = tuple(shape), (seed_low, seed_high)
+    out = torch.empty(len(sample_ids), *size, dtype=dtype, device=sample_ids.device)
+    chunk_size = max(1, TILE // max(1, math.prod(size)))
     for first in range(0, len(sample_ids), chunk_size):
         chunk = slice(first, first + chunk_size)
-        noise = displacements(directions, sample_ids[chunk], {ordinal: shape}, key, dtype, source=source)
+        noise = displacements(directions, sample_ids[chunk], {ordinal: size}, key, dtype, source=source)
         out[chunk] = noise[ordinal]
     return out

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from conftest import ACTIVATIONS as MODULES
-from conftest import JUMPS, covering, inputs, mlp, relative_error
+from conftest import JUMPS, covering, inputs, mlp, plain_torch, relative_error
 from triton_device import DEVICE, SEED, Allocated, NoKernel, Operators, kernel_differences, without_kernels
 
 from nntk.bench.machine_code.cases import perturb as cases
@@ -102,8 +102,9 @@ def reference(model, x, samples, directions, precision):
     model = model.cpu()
     scales = torch.full((samples,), SCALE)
     layers = recognise(model).layers
-    return mlp_differences(x, layers, rows(samples), scales, SEED, directions, precision=precision,
-                           propagation="difference")[0]  # fmt: skip
+    with plain_torch():
+        return mlp_differences(x, layers, rows(samples), scales, SEED, directions, precision=precision,
+                               propagation="difference")[0]  # fmt: skip
 
 
 def without_flips(made, expected, may_flip):

@@ -21,6 +21,7 @@ from nntk.kernels.attention import (
 from nntk.kernels.attention.triton import launch
 from nntk.kernels.fixed_weights import merge
 from nntk.kernels.philox import unit_displacements
+from nntk.kernels.philox.source import source_of
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -166,7 +167,7 @@ def test_projections_equal_explicit_products(directions):
     parameters = {0: random(7, 33), 1: random(9), 4: random(3, 5, 2)}
     rows, dim, seed = torch.tensor([0, 5, 2**32 - 1]), 4, 3
     slabs = [reference.Slab.whole(o, tuple(p.shape), reference.PROJECTION) for o, p in parameters.items()]
-    lines = reference.normals(torch.arange(dim), slabs, (seed, 0), torch.float64)
+    lines = source_of(rows.device).normals(torch.arange(dim), slabs, (seed, 0), torch.float64)
     count = sum(parameter.numel() for parameter in parameters.values())
     projection = torch.cat([line.flatten(1) for line in lines], 1) / count**0.5
     noise = torch.cat(

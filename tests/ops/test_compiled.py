@@ -240,13 +240,13 @@ def test_workers_of_a_data_loader_compute_the_same():
 
 @pytest.mark.parametrize("cache", [2**18, 2**20, 2**22])
 def test_lanes_fit_the_budget(cache, directions):
-    """A lane takes half of the budget at most, unless one input and one displacement need more."""
+    """A lane takes half of the budget at most, unless one input and four rows of a weight need more."""
     for widths in ((64, 256, 256, 1), (8, 8, 8), (784, 1024, 1024, 10), (3072, 4096, 10), (10, 1)):
         for number, samples, members in ((1, 1, 1), (300, 128, 2), (10**6, 10**5, 2)):
             for budget in (2**20, 2**24, 2**27):
                 plan = plan_lanes(number, samples, widths, members, "(" in directions, 4, budget, cache)
-                floor = 4 * 16 * members * max(widths) * 8
-                assert plan.lane_numbers * 4 <= max(budget / 2, floor)
+                smallest = 4 * 4 * (8 * max(widths) + 3 * members * max(widths) * 64)
+                assert plan.lane_numbers * 4 <= max(budget / 2, smallest)
                 assert 1 <= plan.tile_inputs <= plan.block_inputs <= number and 1 <= plan.task_samples <= samples
 
 

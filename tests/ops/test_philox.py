@@ -1,17 +1,28 @@
 """The random stream: known answers, an independent oracle, and independence of how it is cut."""
 
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import philox_oracle as oracle
 import pytest
 import scipy.stats
 import torch
+from conftest import plain_torch
 
 from nntk.kernels.philox import Directions, integers, noise, parse, reference, slabs, split_seed, unit_displacements
+from nntk.kernels.philox.source import source_of
 
+CPU = torch.device("cpu")
 EDGES = (0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
 SEED = 0xA4093822_299F31D0
+
+
+@pytest.fixture(autouse=True, params=["plain", "compiled"])
+def backend(request):
+    """Plain torch, the definition, and the compiled kernels."""
+    with plain_torch() if request.param == "plain" else nullcontext():
+        yield
 
 
 def words(counters, key):
@@ -92,11 +103,11 @@ def test_lowrank_equals_the_oracle(shape, rank):
 def test_the_factors_of_a_displacement_multiply_to_it():
     """The factors that an evaluation uses for flipout and lowrank multiply to the displacement itself."""
     rows, shape, key = torch.tensor([4, 0, 9]), (13, 37), split_seed(SEED)
-    r, s = reference.flipout_signs(rows, {2: shape}, key, torch.float64)[2]
-    base = reference.flipout_bases(rows % 4, {2: shape}, key, torch.float64)[2]
+    r, s = reference.flipout_signs(rows, {2: shape}, key, torch.float64, source=source_of(CPU))[2]
+    base = reference.flipout_bases(rows % 4, {2: shape}, key, torch.float64, source=source_of(CPU))[2]
     result = unit_displacements(rows, 2, shape, SEED, "flipout(4)", torch.float64)
     assert torch.equal(base * r[:, :, None] * s[:, None], result)
-    left, right, scale = reference.lowrank_factors(rows, {2: shape}, 3, key, torch.float32)[2]
+    left, right, scale = reference.lowrank_factors(rows, {2: shape}, 3, key, torch.float32, source=source_of(CPU))[2]
     result = unit_displacements(rows, 2, shape, SEED, "lowrank(3)", torch.float64)
     torch.testing.assert_close(scale[:, None, None] * (left.double().mT @ right.double()), result, rtol=1e-12, atol=0)
     torch.testing.assert_close(result.square().sum((1, 2)), torch.full_like(scale, 13 * 37), rtol=1e-14, atol=0)
@@ -128,9 +139,11 @@ def test_slabs_and_row_subsets_give_the_same_numbers(shape, directions):
     key = split_seed(SEED)
     cut = list(slabs.slabs_of(3, shape, 5))
     assert len(cut) > 1
-    parts = [reference.unit_slabs(directions, order, [slab], key, torch.float32)[0] for slab in cut]
+    parts = [reference.unit_slabs(directions, order, [slab], key, torch.float32, source_of(CPU))[0] for slab in cut]
     assert torch.equal(torch.cat(parts, 1), whole[order])
-    assert torch.equal(torch.cat(reference.unit_slabs(directions, order, cut, key, torch.float32), 1), whole[order])
+    assert torch.equal(
+        torch.cat(reference.unit_slabs(directions, order, cut, key, torch.float32, source_of(CPU)), 1), whole[order]
+    )
 
 
 def test_parameters_made_together_are_those_made_alone(directions):
@@ -139,7 +152,9 @@ def test_parameters_made_together_are_those_made_alone(directions):
     rows = torch.tensor([3, 1, 8])
     alone = {ordinal: unit_displacements(rows, ordinal, shape, SEED, directions) for ordinal, shape in shapes.items()}
     for numbers in (1, 200, 10**6):
-        result = reference.displacements(directions, rows, shapes, split_seed(SEED), torch.float32, numbers)
+        result = reference.displacements(
+            directions, rows, shapes, split_seed(SEED), torch.float32, numbers, source_of(CPU)
+        )
         assert list(result) == list(shapes) and all(torch.equal(result[ordinal], alone[ordinal]) for ordinal in shapes)
 
 

@@ -9,6 +9,7 @@ from nntk.activations import Quantise, Sawtooth, Sign, Step
 from nntk.kernels.perturb import definition, mlp_differences
 from nntk.kernels.perturb.exactness import BinaryGrid, layers_with_ties, with_integer_rows
 from nntk.kernels.perturb.ties import tie_breaker
+from nntk.kernels.philox.source import PLAIN
 from nntk.models.recognise import recognise
 
 FEATURES, SEED = 8, 3
@@ -203,7 +204,7 @@ def test_integer_networks_need_no_second_evaluation(kind):
 def test_displaced_biases_leave_no_ties(activation, directions):
     """A network all of whose parameters are displaced pays nothing."""
     layers = recognise(mlp(8, 16, 16, 1, activation=activation)).layers
-    assert tie_breaker(layers, "fp32", directions, (0, 0), 1) is None
+    assert tie_breaker(layers, "fp32", directions, (0, 0), 1, PLAIN) is None
 
 
 def test_which_layers_may_have_ties():

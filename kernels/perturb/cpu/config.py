@@ -78,22 +78,44 @@ def plan_lanes(
         The plan. It does not depend on the number of threads, and so neither do the bits of the result.
     """
     cached = min(cache_bytes // itemsize, max_bytes // (16 * itemsize))
-    hidden = max(widths[1:])
+    slab, hidden = max(1, cached // 4), max(widths[1:])
     layers = list(zip(widths[:-1], widths[1:], strict=True))
-    slab = max(1, cached // 4)
-    most_inputs = max(1, max_bytes // (16 * itemsize * members * hidden))
-    block = _clamp(num_inputs, min(max(_FEWEST_INPUTS, cached // (members * hidden)), most_inputs))
-    # What a displacement takes of the cache: its noise, and differences before and behind a layer.
-    noise = max(min(k * h, slab) for k, h in layers)
-    differences = members * block * hidden
-    task = _clamp(math.ceil(num_samples / _FEWEST_TASKS), cached // differences)
+    # The unperturbed pass of a block has up to four numbers a unit.
+    held = max(1, max_bytes // (16 * itemsize * sum(widths)))
+    block = _clamp(num_inputs, min(held, max(_FEWEST_INPUTS, cached // (members * hidden))))
+    task = _clamp(math.ceil(num_samples / _FEWEST_TASKS), cached // (members * block * hidden))
     if not is_structured:
-        task = _clamp(task, slab // noise)
-    units = max(min(h, max(4, slab // k // 4 * 4)) for k, h in layers)
+        task = _clamp(task, slab // max(min(k * h, slab) for k, h in layers))
+    while True:
+        plan = _plan(layers, block, task, members, is_structured, slab, cached)
+        if plan.lane_numbers * itemsize <= max_bytes // 2 or block == task == 1:
+            return plan
+        block, task = (block, task // 2) if task > 1 else (max(1, block // 2), task)
+
+
+def _plan(
+    layers: Sequence[tuple[int, int]],
+    block: int,
+    task: int,
+    members: int,
+    is_structured: bool,
+    slab: int,
+    cached: int,
+) -> LanePlan:
+    """Return the plan for blocks and tasks of given sizes, with the numbers that a lane then holds."""
+    plan = LanePlan(block, block, task, max(1, slab // task), 0)
+    shapes = [(plan.units(h, k), k) for k, h in layers]
+    units = max(u for u, _ in shapes)
     tile = block if is_structured else _clamp(block, max(64, cached // (2 * (1 + members) * units * task)))
-    operands = task * max(widths) * members * block
-    lane = 3 * max(task * noise, slab) + 2 * task * differences + 2 * (1 + members) * task * units * tile + operands
-    return LanePlan(block, tile, task, max(slab // task, 1), lane)
+    rows = task * members * block
+    differences = 2 * rows * max(h for _, h in layers)
+    if is_structured:
+        # One slab of a base or the factors, operands q, and three products of a slab.
+        noise = max(u * k for u, k in shapes) + rows * max(k for _, k in shapes) + 3 * rows * units
+    else:
+        # E and W + s E of a slab, and the products of a tile.
+        noise = (1 + members) * task * (max(u * k for u, k in shapes) + tile * units)
+    return LanePlan(block, tile, task, plan.slab_numbers, differences + noise)
 
 
 def _clamp(length: int, limit: int) -> int:

@@ -40,7 +40,7 @@ class ExplicitProgram(Program):
                 own = None if d is None or weights is None else self.record_own_products(d, weights, tile, out)
                 self.record_finish(number, tile, out, e, own=own, shared=shared)
 
-    def _record_noise(self, layer: Layer, units: slice, noise: Tensor, weights: Tensor | None) -> None:
+    def _record_noise(self, layer: Layer, units: slice, noise: Tensor | None, weights: Tensor | None) -> None:
         """Record the generation of E, [T, U, K], and W + s E, [T, members, U, K]; what is None is left out."""
         assert layer.weight_ordinal is not None, "the weight is displaced"
         displaced = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nntk.kernels.activations import decode
 from nntk.kernels.cpu import lanes
-from nntk.kernels.mlp import Layer, displaced
+from nntk.kernels.mlp import FLOAT64_COEFFICIENTS, Layer, displaced
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.cpu import kernel
 from nntk.kernels.perturb.cpu.config import plan_lanes, second_level_cache
@@ -82,7 +82,7 @@ def mlp_differences(
     tasks = _tasks(family, sample_ids, plan.task_samples)
     most = max(1, (max_bytes // 2) // (plan.lane_numbers * x.element_size()))
     for block in slices(len(x), plan.block_inputs):
-        base_pass = _unperturbed(layers, _plain(x[block]))
+        base_pass = _unperturbed(layers, _plain(x[block]), max_bytes)
 
         def start(base_pass: UnperturbedPass = base_pass, first_input: int = block.start) -> Callable[[Array], None]:
             workspace, programs = Workspace(x.dtype), dict[int, Program]()
@@ -135,7 +135,7 @@ def _tasks(family: Directions, sample_ids: Tensor, size: int) -> Sequence[Array]
     return [positions.numpy() for positions in split_into_groups(family, sample_ids, size)]
 
 
-def _unperturbed(layers: Sequence[Layer], x: Tensor) -> UnperturbedPass:
+def _unperturbed(layers: Sequence[Layer], x: Tensor, max_bytes: int) -> UnperturbedPass:
     """Evaluate the unperturbed pass, a few inputs on each lane."""
     parts: dict[int, UnperturbedPass] = {}
 
@@ -145,8 +145,13 @@ def _unperturbed(layers: Sequence[Layer], x: Tensor) -> UnperturbedPass:
 
         return evaluate
 
-    lanes.run(list(slices(len(x), _PASS_INPUTS)), start, len(x), products=True)
-    return UnperturbedPass.joined([parts[start] for start in sorted(parts)])
+    blocks = list(slices(len(x), _PASS_INPUTS))
+    # In float64: a piece of a weight, and four numbers of each unit.
+    widths = x.shape[1] + sum(len(layer.weight) for layer in layers)
+    largest = max(layer.weight.numel() for layer in layers)
+    lane_bytes = 8 * (min(largest, FLOAT64_COEFFICIENTS) + 4 * _PASS_INPUTS * widths)
+    lanes.run(blocks, start, max(1, max_bytes // 2 // lane_bytes), products=True)
+    return UnperturbedPass.joined([parts[block.start] for block in blocks])
 
 
 def _record(

@@ -8,7 +8,7 @@ tests/ops/test_philox_cpu.py looks for vector instructions in what it compiled.
 
 import numpy as np
 
-from nntk.kernels.cpu.compiler import compiled, compiled_sum, inlined
+from nntk.kernels.cpu.compiler import compiled, compiled_sum, exact, inlined
 from nntk.kernels.cpu.intrinsics import (
     add,
     bits_of,
@@ -17,6 +17,7 @@ from nntk.kernels.cpu.intrinsics import (
     exclusive_or,
     float_of,
     larger,
+    multiply_add,
     multiply_high,
     multiply_low,
     select,
@@ -79,9 +80,14 @@ def _minus_log(u):
     """Return -ln u for a normal number; a polynomial on [sqrt(1/2), sqrt(2)], to 1e-7."""
     exponent = shift_right_signed(subtract(bits_of(u), _u(0x3F3504F3)), _u(23))
     t = float_of(subtract(bits_of(u), shift_left(exponent, _u(23)))) - _f(1.0)
-    p = _f(0.14914787) + t * (_f(-0.142674763) + t * _f(0.0870035996))
-    p = _f(0.333339108) + t * (_f(-0.25001337) + t * (_f(0.199630623) + t * (_f(-0.16577586) + t * p)))
-    return signed_to_float(exponent) * _f(-0.6931471805599453) - (t + t * t * (t * p - _f(0.5)))
+    p = multiply_add(t, _f(0.0870035996), _f(-0.142674763))
+    p = multiply_add(t, p, _f(0.14914787))
+    p = multiply_add(t, p, _f(-0.16577586))
+    p = multiply_add(t, p, _f(0.199630623))
+    p = multiply_add(t, p, _f(-0.25001337))
+    p = multiply_add(t, p, _f(0.333339108))
+    p = multiply_add(t * t, multiply_add(t, p, _f(-0.5)), t)
+    return multiply_add(signed_to_float(exponent), _f(-0.6931471805599453), -p)
 
 
 @inlined
@@ -94,17 +100,21 @@ def _rounded_bits(x):
 @inlined
 def _normal_pair(word, angle):
     """Return two unit normals from the words of radius and angle: packed bfloat16, the cosine low."""
-    radius = square_root(larger(_f(2.0) * _minus_log(to_float(word) * _f(2.0**-32) + _f(2.0**-33)), _f(0.0)))
+    u = multiply_add(to_float(word), _f(2.0**-32), _f(2.0**-33))
+    radius = square_root(larger(_f(2.0) * _minus_log(u), _f(0.0)))
     # Sine and cosine of a turn by its nearest quarter q and the rest x, an eighth of a turn at most.
     q = shift_right(add(angle, _u(0x20000000)), _u(30))
     x = signed_to_float(subtract(angle, shift_left(q, _u(30)))) * _f(2.0**-32)
     y = x * x
-    near = x * (
-        _f(6.283185307) + y * (_f(-41.34170224) + y * (_f(81.60524928) + y * (_f(-76.70585975) + y * _f(42.05869394))))
-    )
-    far = _f(1.0) + y * (
-        _f(-19.73920880) + y * (_f(64.93939402) + y * (_f(-85.45681720) + y * (_f(60.24464137) + y * _f(-26.42625678))))
-    )
+    near = multiply_add(y, _f(42.05869394), _f(-76.70585975))
+    near = multiply_add(y, near, _f(81.60524928))
+    near = multiply_add(y, near, _f(-41.34170224))
+    near = x * multiply_add(y, near, _f(6.283185307))
+    far = multiply_add(y, _f(-26.42625678), _f(60.24464137))
+    far = multiply_add(y, far, _f(-85.45681720))
+    far = multiply_add(y, far, _f(64.93939402))
+    far = multiply_add(y, far, _f(-19.73920880))
+    far = multiply_add(y, far, _f(1.0))
     odd = both(q, _ONE)
     sine_sign = shift_left(both(q, _TWO), _u(30))
     cosine_sign = shift_left(both(add(q, _ONE), _TWO), _u(30))
@@ -113,7 +123,7 @@ def _normal_pair(word, angle):
     return either(shift_right(_rounded_bits(cosine), _BYTE2), _rounded_bits(sine))
 
 
-@compiled
+@exact
 def fill_pairs(first, count, ordinal, sample, high, key0, key1, pairs01, pairs23):
     """Write the two pairs of normals of ``count`` consecutive blocks, each packed into a word."""
     for b in range(count):

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from nntk.kernels.philox import reference
 from nntk.kernels.philox.directions import parse
-from nntk.kernels.philox.reference import displacements, unit_displacements_from
 from nntk.kernels.philox.source import source_of
 
 
@@ -22,8 +22,8 @@ def unit_displacements(
     """Generate one whole parameter: the op ``nntk::unit_displacements`` for CPU tensors."""
     source, size = source_of(sample_ids.device), tuple(shape)
     if parse(directions).count:
-        return unit_displacements_from(source, sample_ids, ordinal, size, (seed_low, seed_high), directions, dtype)
+        return reference.unit_displacements(sample_ids, ordinal, shape, seed_low, seed_high, directions, dtype, source)
     # Nothing but the result is held, so it is generated at once.
     numbers = max(1, len(sample_ids) * math.prod(size))
-    noise = displacements(directions, sample_ids, {ordinal: size}, (seed_low, seed_high), dtype, numbers, source)
-    return noise[ordinal]
+    key = (seed_low, seed_high)
+    return reference.displacements(directions, sample_ids, {ordinal: size}, key, dtype, numbers, source)[ordinal]
