@@ -15,10 +15,11 @@ def mlp_differences(
 ) -> Cost:  # fmt: skip
     """Count the unperturbed pass, and one or two products a layer for each evaluation.
 
-    Propagated differences have a product with the displacement and, behind layer 0, one with the weight. Direct
-    evaluation has one product with the displaced weight; structured displacements have two products there. At layer 0
-    all evaluations share the product with the weight, and both members of a pair share the product with the
-    displacement. A product with a displacement of rank R has R (H + K) multiply-adds instead of H K.
+    Propagated differences have a product with the displacement and, behind layer 0, one with the weight. With gaussian
+    and rademacher displacements a pair has three: one of each member with its displaced weight, and one that they
+    share. Direct evaluation has one product with the displaced weight; structured displacements have two products
+    there. At layer 0 all evaluations share the product with the weight, and both members of a pair share the product
+    with the displacement. A product with a displacement of rank R has R (H + K) multiply-adds instead of H K.
 
     Returns:
         The cost.
@@ -34,11 +35,14 @@ def mlp_differences(
         by_displacement = by_weight if family.name != "lowrank" else float(family.count * sum(weight.shape))
         # Behind layer 0 each evaluation has different inputs.
         evaluations = len(sample_ids) * len(x) * (members if number else 1)
-        if propagation == "direct" and ordinal >= 0 and family.name in ("gaussian", "rademacher"):
+        is_explicit = ordinal >= 0 and family.name in ("gaussian", "rademacher")
+        if propagation == "direct" and is_explicit:
             products = len(sample_ids) * len(x) * members * by_weight
         elif propagation == "direct":
             shared = (evaluations if number else len(x)) * by_weight
             products = shared + (evaluations * by_displacement if ordinal >= 0 else 0.0)
+        elif is_explicit and number:
+            products = len(sample_ids) * len(x) * (members + 1) * by_weight
         else:
             products = evaluations * ((by_weight if number else 0.0) + (by_displacement if ordinal >= 0 else 0.0))
         flops += 2.0 * (len(x) * by_weight + products)
