@@ -1,7 +1,7 @@
 """Operations on 32-bit words and single numbers that LLVM turns into vector instructions.
 
 Numba widens the result of every operation on 32-bit integers to 64 bits, which halves the width of a vector. Each
-function below is one LLVM instruction, or two; ``word`` means uint32.
+function below is one LLVM instruction, or two; ``word`` means uint32, and a wide number is uint64.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from numba.extending import intrinsic
 _WORD, _WIDE, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
-def _of_words(emit: Callable[[Any, Any, Any], Any]) -> Any:
-    """Return the intrinsic of two words that ``emit`` builds; its result is a word."""
+def _of_two(number: Any, emit: Callable[[Any, Any, Any], Any]) -> Any:
+    """Return the intrinsic of two integers of a type that ``emit`` builds; its result has their type."""
 
     @intrinsic
     def function(context: Any, left: Any, right: Any) -> Any:
-        return types.uint32(types.uint32, types.uint32), lambda c, builder, s, a: emit(builder, a[0], a[1])
+        return number(number, number), lambda c, builder, s, a: emit(builder, a[0], a[1])
 
     return function
 
@@ -34,25 +34,30 @@ def _of_one(argument: Any, result: Any, emit: Callable[[Any, Any], Any]) -> Any:
     return function
 
 
-def _high_product(builder: Any, left: Any, right: Any) -> Any:
-    product = builder.mul(builder.zext(left, _WIDE), builder.zext(right, _WIDE))
-    return builder.trunc(builder.lshr(product, ir.Constant(_WIDE, 32)), _WORD)
+def _product(builder: Any, left: Any, right: Any) -> Any:
+    """Return the product of the low halves: one instruction of a vector, which ignores the high halves."""
+    mask = ir.Constant(_WIDE, 0xFFFFFFFF)
+    return builder.mul(builder.and_(left, mask), builder.and_(right, mask))
 
 
 def _square_root(builder: Any, number: Any) -> Any:
     return builder.call(builder.module.declare_intrinsic("llvm.sqrt", [_FLOAT]), [number])
 
 
-add = _of_words(lambda builder, left, right: builder.add(left, right))
-subtract = _of_words(lambda builder, left, right: builder.sub(left, right))
-multiply_low = _of_words(lambda builder, left, right: builder.mul(left, right))
-multiply_high = _of_words(_high_product)
-exclusive_or = _of_words(lambda builder, left, right: builder.xor(left, right))
-both = _of_words(lambda builder, left, right: builder.and_(left, right))
-either = _of_words(lambda builder, left, right: builder.or_(left, right))
-shift_left = _of_words(lambda builder, left, right: builder.shl(left, right))
-shift_right = _of_words(lambda builder, left, right: builder.lshr(left, right))
-shift_right_signed = _of_words(lambda builder, left, right: builder.ashr(left, right))
+add = _of_two(types.uint32, lambda builder, left, right: builder.add(left, right))
+subtract = _of_two(types.uint32, lambda builder, left, right: builder.sub(left, right))
+both = _of_two(types.uint32, lambda builder, left, right: builder.and_(left, right))
+either = _of_two(types.uint32, lambda builder, left, right: builder.or_(left, right))
+exclusive_or = _of_two(types.uint32, lambda builder, left, right: builder.xor(left, right))
+shift_left = _of_two(types.uint32, lambda builder, left, right: builder.shl(left, right))
+shift_right = _of_two(types.uint32, lambda builder, left, right: builder.lshr(left, right))
+shift_right_signed = _of_two(types.uint32, lambda builder, left, right: builder.ashr(left, right))
+
+wide_add = _of_two(types.uint64, lambda builder, left, right: builder.add(left, right))
+wide_exclusive_or = _of_two(types.uint64, lambda builder, left, right: builder.xor(left, right))
+wide_product = _of_two(types.uint64, _product)
+high_half = _of_one(types.uint64, types.uint64, lambda builder, number: builder.lshr(number, ir.Constant(_WIDE, 32)))
+low_half = _of_one(types.uint64, types.uint32, lambda builder, number: builder.trunc(number, _WORD))
 
 bits_of = _of_one(types.float32, types.uint32, lambda builder, number: builder.bitcast(number, _WORD))
 float_of = _of_one(types.uint32, types.float32, lambda builder, word: builder.bitcast(word, _FLOAT))

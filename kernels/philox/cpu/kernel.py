@@ -2,8 +2,8 @@
 
 The integers are those of integers.py, bit for bit; README.md draws the layouts. A call fills a slab for one sample, on
 the thread that calls it. Blocks are taken ``_CHUNK`` at a time, so that their words stay in the first-level cache. The
-loops over a chunk have no branch, no call and no integer wider than 32 bits: only then does LLVM vectorise them, and
-tests/ops/test_philox_cpu.py looks for vector instructions in what it compiled.
+loops over a chunk have no branch and no call: only then does LLVM vectorise them, and tests/ops/test_compiled.py looks
+for vector instructions in what it compiled.
 """
 
 import numpy as np
@@ -16,10 +16,10 @@ from nntk.kernels.cpu.intrinsics import (
     either,
     exclusive_or,
     float_of,
+    high_half,
     larger,
+    low_half,
     multiply_add,
-    multiply_high,
-    multiply_low,
     select,
     shift_left,
     shift_right,
@@ -28,26 +28,29 @@ from nntk.kernels.cpu.intrinsics import (
     square_root,
     subtract,
     to_float,
+    wide_add,
+    wide_exclusive_or,
+    wide_product,
 )
 
 _CHUNK = 256
 """Blocks whose words are generated together: 1024 normals or 32,768 signs."""
 
-_u = np.uint32
-_f = np.float32
-_M0, _M1 = _u(0xD2511F53), _u(0xCD9E8D57)
-_W0, _W1 = _u(0x9E3779B9), _u(0xBB67AE85)
+_u, _w, _f = np.uint32, np.uint64, np.float32
+_M0, _M1 = _w(0xD2511F53), _w(0xCD9E8D57)
+_W0, _W1 = _w(0x9E3779B9), _w(0xBB67AE85)
 _ONE, _TWO, _BYTE2, _SIGN, _HIGH = _u(1), _u(2), _u(16), _u(0x80000000), _u(0xFFFF0000)
 
 
 @inlined
 def _round(c0, c1, c2, c3, k0, k1):
-    """Apply one round of Philox."""
+    """Apply one round of Philox to wide numbers, of whose high halves nothing is read."""
+    p0, p1 = wide_product(c0, _M0), wide_product(c2, _M1)
     return (
-        exclusive_or(exclusive_or(multiply_high(c2, _M1), c1), k0),
-        multiply_low(c2, _M1),
-        exclusive_or(exclusive_or(multiply_high(c0, _M0), c3), k1),
-        multiply_low(c0, _M0),
+        wide_exclusive_or(wide_exclusive_or(high_half(p1), c1), k0),
+        p1,
+        wide_exclusive_or(wide_exclusive_or(high_half(p0), c3), k1),
+        p0,
     )
 
 
@@ -55,24 +58,23 @@ def _round(c0, c1, c2, c3, k0, k1):
 def _philox(c0, c1, c2, c3, k0, k1):
     """Apply Philox-4x32-10. The rounds are written out: LLVM does not vectorise a loop around a loop."""
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = add(k0, _W0), add(k1, _W1)
+    k0, k1 = wide_add(k0, _W0), wide_add(k1, _W1)
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = add(k0, _W0), add(k1, _W1)
+    k0, k1 = wide_add(k0, _W0), wide_add(k1, _W1)
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = add(k0, _W0), add(k1, _W1)
+    k0, k1 = wide_add(k0, _W0), wide_add(k1, _W1)
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = add(k0, _W0), add(k1, _W1)
+    k0, k1 = wide_add(k0, _W0), wide_add(k1, _W1)
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = add(k0, _W0), add(k1, _W1)
+    k0, k1 = wide_add(k0, _W0), wide_add(k1, _W1)
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = add(k0, _W0), add(k1, _W1)
+    k0, k1 = wide_add(k0, _W0), wide_add(k1, _W1)
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = add(k0, _W0), add(k1, _W1)
+    k0, k1 = wide_add(k0, _W0), wide_add(k1, _W1)
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = add(k0, _W0), add(k1, _W1)
+    k0, k1 = wide_add(k0, _W0), wide_add(k1, _W1)
     c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    k0, k1 = add(k0, _W0), add(k1, _W1)
-    return _round(c0, c1, c2, c3, k0, k1)
+    return _round(c0, c1, c2, c3, wide_add(k0, _W0), wide_add(k1, _W1))
 
 
 @inlined
@@ -124,23 +126,25 @@ def _normal_pair(word, angle):
 
 
 @exact
-def fill_pairs(first, count, ordinal, sample, high, key0, key1, pairs01, pairs23):
-    """Write the two pairs of normals of ``count`` consecutive blocks, each packed into a word."""
-    for b in range(count):
-        w0, w1, w2, w3 = _philox(add(first, _u(b)), ordinal, sample, high, key0, key1)
-        pairs01[b] = _normal_pair(w0, w1)
-        pairs23[b] = _normal_pair(w2, w3)
-
-
-@compiled
 def fill_words(first, count, ordinal, sample, high, key0, key1, words):
     """Write the words of ``count`` consecutive blocks to ``words`` [4, _CHUNK]."""
     for b in range(count):
-        w0, w1, w2, w3 = _philox(add(first, _u(b)), ordinal, sample, high, key0, key1)
-        words[0, b] = w0
-        words[1, b] = w1
-        words[2, b] = w2
-        words[3, b] = w3
+        w0, w1, w2, w3 = _philox(wide_add(first, _w(b)), ordinal, sample, high, key0, key1)
+        words[0, b] = low_half(w0)
+        words[1, b] = low_half(w1)
+        words[2, b] = low_half(w2)
+        words[3, b] = low_half(w3)
+
+
+@exact
+def fill_pairs(words, count, pairs01, pairs23):
+    """Write the two pairs of normals of ``count`` blocks, each packed into a word.
+
+    Apart from :func:`fill_words`, since one loop for both has too few registers and takes twice as long.
+    """
+    for b in range(count):
+        pairs01[b] = _normal_pair(words[0, b], words[1, b])
+        pairs23[b] = _normal_pair(words[2, b], words[3, b])
 
 
 @inlined
@@ -214,7 +218,7 @@ def fill_normals(stream, samples, rows, shape, noise, weight, steps, displaced, 
         displaced: Array for W + s E, [T, members, rows, columns]; empty to leave it out.
         squares: Array to which the squared norms of E are added, float64, [T]; empty to leave it out.
     """
-    ordinal, key0, key1 = _u(stream[0]), _u(stream[2]), _u(stream[3])
+    ordinal, key0, key1 = _w(stream[0]), _w(stream[2]), _w(stream[3])
     is_vector = shape[0] == 0
     # A vector is one row of consecutive blocks.
     width = rows[1] - rows[0] if is_vector else shape[1]
@@ -222,13 +226,15 @@ def fill_normals(stream, samples, rows, shape, noise, weight, steps, displaced, 
     begin, stop = rows[0] * padded // 4, rows[1] * padded // 4
     if is_vector:
         begin, stop = rows[0] // 4, rows[0] // 4 + padded // 4
-    pairs01, pairs23, pairs = np.empty(_CHUNK, _u), np.empty(_CHUNK, _u), np.empty(2 * _CHUNK, _u)
+    words, pairs = np.empty((4, _CHUNK), _u), np.empty(2 * _CHUNK, _u)
+    pairs01, pairs23 = np.empty(_CHUNK, _u), np.empty(_CHUNK, _u)
     for t in range(len(samples)):
-        sample, block = _u(samples[t]), begin
+        sample, block = _w(samples[t]), begin
         while block < stop:
             count = _chunk_length(block, stop)
-            high = _u(stream[1] | (block >> 32))
-            fill_pairs(_u(block & 0xFFFFFFFF), count, ordinal, sample, high, key0, key1, pairs01, pairs23)
+            high = _w(stream[1] | (block >> 32))
+            fill_words(_w(block & 0xFFFFFFFF), count, ordinal, sample, high, key0, key1, words)
+            fill_pairs(words, count, pairs01, pairs23)
             if is_vector:
                 _arrange_vector(pairs01, pairs23, count, pairs)
             else:
@@ -288,7 +294,7 @@ def fill_signs(stream, samples, rows, shape, noise, weight, steps, displaced):
 
     The first row is a multiple of 4, the first index of a vector a multiple of 128.
     """
-    ordinal, key0, key1 = _u(stream[0]), _u(stream[2]), _u(stream[3])
+    ordinal, key0, key1 = _w(stream[0]), _w(stream[2]), _w(stream[3])
     is_vector = shape[0] == 0
     width = rows[1] - rows[0] if is_vector else shape[1]
     # Words of a row; a block has a word for each of four rows, or four words of a vector.
@@ -298,11 +304,11 @@ def fill_signs(stream, samples, rows, shape, noise, weight, steps, displaced):
     num_rows = 1 if is_vector else rows[1] - rows[0]
     words, line = np.empty((4, _CHUNK), _u), np.empty(4 * _CHUNK, _u)
     for t in range(len(samples)):
-        sample, block = _u(samples[t]), begin
+        sample, block = _w(samples[t]), begin
         while block < begin + count_blocks:
             count = _chunk_length(block, begin + count_blocks)
-            high = _u(stream[1] | (block >> 32))
-            fill_words(_u(block & 0xFFFFFFFF), count, ordinal, sample, high, key0, key1, words)
+            high = _w(stream[1] | (block >> 32))
+            fill_words(_w(block & 0xFFFFFFFF), count, ordinal, sample, high, key0, key1, words)
             first, end = block - begin, block - begin + count
             if is_vector:
                 for b in range(count):
