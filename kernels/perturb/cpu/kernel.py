@@ -179,19 +179,34 @@ def finish_differences(
 
 
 @compiled
-def _relu_values(slope, row):
-    """Replace pre-activations by values of relu, or of leaky relu with a slope below zero."""
-    zero = row.dtype.type(0)
-    for u in range(len(row)):
-        row[u] = row[u] if row[u] > zero else slope * row[u]
+def _linear_values(product, bias, out):
+    """Write product + bias."""
+    for u in range(len(out)):
+        out[u] = product[u] + bias[u]
 
 
 @compiled
-def _sign_values(low, row):
-    """Replace pre-activations by 1 where they are not negative, else by ``low``."""
-    one = row.dtype.type(1)
-    for u in range(len(row)):
-        row[u] = one if row[u] >= 0 else low
+def _relu_values(product, bias, slope, out):
+    """Write relu of product + bias, or leaky relu with a slope below zero."""
+    for u in range(len(out)):
+        z = product[u] + bias[u]
+        out[u] = max(z, slope * z)
+
+
+@compiled
+def _steep_values(product, bias, slope, out):
+    """Write leaky relu of product + bias with a slope below zero that exceeds one."""
+    for u in range(len(out)):
+        z = product[u] + bias[u]
+        out[u] = min(z, slope * z)
+
+
+@compiled
+def _sign_values(product, bias, low, out):
+    """Write 1 where product + bias is not negative, else ``low``."""
+    one = out.dtype.type(1)
+    for u in range(len(out)):
+        out[u] = one if product[u] + bias[u] >= 0 else low
 
 
 VALUE_KINDS = (IDENTITY, RELU, LEAKY_RELU, STEP, SIGN)
@@ -199,10 +214,10 @@ VALUE_KINDS = (IDENTITY, RELU, LEAKY_RELU, STEP, SIGN)
 
 
 @compiled
-def _add_displaced_bias(product, bias, bias_noise, step, out):
-    """Write product + b + s e."""
+def _displace_bias(bias, bias_noise, step, out):
+    """Write b + s e."""
     for u in range(len(out)):
-        out[u] = product[u] + bias[u] + step * bias_noise[u]
+        out[u] = bias[u] + step * bias_noise[u]
 
 
 @compiled
@@ -221,16 +236,20 @@ def finish_values(products, bias, bias_noise, steps, kind, parameters, place, ou
     """
     number, first_input, units = out.dtype.type, place[0], slice(place[2], place[2] + place[3])
     slope, low = number(0 if kind == RELU else parameters[0]), number(0 if kind == STEP else -1)
+    b = np.empty(place[3], out.dtype)
     for t in range(products.shape[0]):
         for member in range(products.shape[1]):
+            _displace_bias(bias[units], bias_noise[t, 0, units], steps[t, member], b)
             for n in range(place[1]):
-                row = out[t, member, first_input + n, units]
-                e, step = bias_noise[t, 0, units], steps[t, member]
-                _add_displaced_bias(products[t, member, n], bias[units], e, step, row)
-                if kind == RELU or kind == LEAKY_RELU:
-                    _relu_values(slope, row)
+                product, row = products[t, member, n], out[t, member, first_input + n, units]
+                if kind == RELU or (kind == LEAKY_RELU and slope <= 1):
+                    _relu_values(product, b, slope, row)
+                elif kind == LEAKY_RELU:
+                    _steep_values(product, b, slope, row)
                 elif kind == STEP or kind == SIGN:
-                    _sign_values(low, row)
+                    _sign_values(product, b, low, row)
+                else:
+                    _linear_values(product, b, row)
 
 
 @compiled

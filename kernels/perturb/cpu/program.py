@@ -195,10 +195,15 @@ class Program(ABC):
         if not own.is_contiguous():
             own = self.buffer("own", *rows.shape[:2], num_inputs, num_units)
         members = rows.shape[0] * rows.shape[1]
-        batch, matrices = rows[:, :, tile.inputs], weights.view(members, *weights.shape[2:])
-        self.record(
-            torch.bmm, batch.view(members, *batch.shape[2:]), matrices.mT, out=own.view(members, *own.shape[2:])
-        )
+        part = rows[:, :, tile.inputs]
+        batch, matrices = part.view(members, *part.shape[2:]), weights.view(members, *weights.shape[2:])
+        products = own.view(members, *own.shape[2:])
+        if num_units > 1:
+            self.record(torch.bmm, batch, matrices.mT, out=products)
+        else:
+            # PyTorch's batches of products with a vector take twice as long as one product after the other.
+            for number in range(members):
+                self.record(torch.mm, batch[number], matrices[number].T, out=products[number])
         return own
 
     def record_bias_noise(self, layer: Layer) -> Tensor:
