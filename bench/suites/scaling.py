@@ -38,7 +38,8 @@ def shapes(axis: str, device: torch.device) -> list[tuple[int, Shape]]:
     if axis == "N":
         return [(n * factor, ((64, 64, 1), 64, n * factor)) for n in (4096, 8192, 16384, 32768)]
     widths = [(64, w, w, 1) for w in (128, 192, 256, 384)]
-    return [(sum((a + 1) * b for a, b in zip(w, w[1:], strict=False)), (w, 32 * factor, 64 * factor)) for w in widths]
+    samples = 512 if device.type == "cuda" else 256
+    return [(sum((a + 1) * b for a, b in zip(w, w[1:], strict=False)), (w, samples, 64 * factor)) for w in widths]
 
 
 def prepare(shape: Shape, device: str, seed: int) -> Callable[[], Tensor]:
