@@ -37,8 +37,8 @@ def shapes(axis: str, device: torch.device) -> list[tuple[int, Shape]]:
         return [(m, ((64, 128, 128, 1), m, 128)) for m in (256 * factor, 512 * factor, 1024 * factor, 2048 * factor)]
     if axis == "N":
         return [(n * factor, ((64, 64, 1), 64, n * factor)) for n in (4096, 8192, 16384, 32768)]
-    widths = [(64, w, w, 1) for w in (256, 384, 512, 768)]
-    samples = 512 if device.type == "cuda" else 64
+    widths = [(64, w, w, 1) for w in (512, 768, 1024, 1536)]
+    samples = 512 if device.type == "cuda" else 32
     return [(sum((a + 1) * b for a, b in zip(w, w[1:], strict=False)), (w, samples, 64 * factor)) for w in widths]
 
 
