@@ -25,7 +25,9 @@ Members = tuple[Tensor, Tensor | None]
 """Outputs at the plus members of antithetic pairs, and at the minus members where there are any, [m, N, C] each."""
 
 
-def copy_differences(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Tensor:
+def copy_differences(
+    model: GeneralModel, x: Tensor, request: DifferenceRequest, is_measured: bool = False, base: Tensors | None = None
+) -> Tensor:
     """Return unit differences of a model's outputs by subtraction of evaluations.
 
     The evaluations are in float64 unless the request says ``precision="fp32"``: a subtraction of float32 outputs would
@@ -35,6 +37,8 @@ def copy_differences(model: GeneralModel, x: Tensor, request: DifferenceRequest)
         model: The model.
         x: Inputs, [N, ...].
         request: The displacements.
+        is_measured: True if the caller knows the rounding error, which is otherwise predicted here.
+        base: Parameters that are displaced, in the dtype of the evaluation; None for those of the model.
 
     Returns:
         [M, N, C] in the dtype of the parameters, or [2, M, N, C] for both members of antithetic pairs.
@@ -44,7 +48,7 @@ def copy_differences(model: GeneralModel, x: Tensor, request: DifferenceRequest)
         ValueError: If the displacements are so small that rounding leaves nothing of the differences.
     """
     dtype = model.dtype if request.precision == "fp32" else torch.float64
-    base, inputs = model.parameters(dtype), cast_floating(x, dtype)
+    base, inputs = model.parameters(dtype) if base is None else base, cast_floating(x, dtype)
     plan = CopyPlan.of(model, base, inputs, request.max_bytes)
 
     def differences_at(parameters: Tensors, block: Tensor, part: DifferenceRequest) -> Tensor:
@@ -53,7 +57,8 @@ def copy_differences(model: GeneralModel, x: Tensor, request: DifferenceRequest)
         differences = [_unit_differences(*members, unperturbed, scale, part.pairs) for members, scale in evaluations]
         return torch.cat(differences, dim=1 if part.pairs == "both" else 0)
 
-    check_digits(model, base, inputs, request, differences_at)
+    if not is_measured:
+        check_digits(model, base, inputs, request, differences_at)
     blocks = inputs.split(plan.inputs) if len(inputs) else [inputs]
     return torch.cat([differences_at(base, block, request).to(model.dtype) for block in blocks], dim=-2)
 

@@ -63,12 +63,12 @@ def check_digits(
     if key not in model.findings.digits:
         few = replace(request, sample_ids=request.sample_ids[:_FEW], scales=request.scales[:_FEW])
         inputs = x[torch.linspace(0, len(x) - 1, min(_FEW, len(x))).round().long().to(x.device)]
-        differences = [differences_at(at, inputs, few) for at in (base, _changed_by_rounding(base, eps))]
+        differences = [differences_at(at, inputs, few) for at in (base, changed_by_rounding(base, eps))]
         model.findings.digits[key] = max(_relative_error(*differences), _displacement_error(model, base, few))
     _judge(model.findings.digits[key], scale, dtype, is_intended=eps > torch.finfo(torch.float32).eps)
 
 
-def _changed_by_rounding(base: Tensors, eps: float) -> Tensors:
+def changed_by_rounding(base: Tensors, eps: float) -> Tensors:
     """Return parameters times 1 + eps and 1 - eps in turn."""
     return {
         name: p * (1 + eps * (1 - 2 * (torch.arange(p.numel(), device=p.device) % 2))).view(p.shape).to(p.dtype)

@@ -6,11 +6,11 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import inputs, mlp
+from conftest import inputs, mlp, relative_error
 from torch import nn
 
 from nntk import BlackBox, NonlocalNTK
-from nntk.differences import route
+from nntk.differences import route, single_precision
 
 
 class Wrapped(nn.Module):
@@ -45,15 +45,19 @@ def black_box():
     [
         (lambda: NonlocalNTK(mlp(3, 4, 1), samples=4), ("layers", "direct", "fp32", "MLP")),
         (lambda: NonlocalNTK(mlp(3, 4, 1).double(), samples=4), ("layers", "direct", "fp64", "MLP")),
-        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), samples=4), ("rules", "difference", "fp32", "has a rule")),
-        (lambda: NonlocalNTK(nn.Sequential(nn.Linear(3, 2), nn.Softsign()), samples=4),
-         ("copies", "direct", "fp64", "no rule")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), samples=4), ("copies", "direct", "fp32", "Monte-Carlo error")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1, activation="sign")), samples=4),
+         ("rules", "difference", "fp32", "has a rule")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), gamma=1e-6, samples=4),
+         ("rules", "difference", "fp32", "has a rule")),
+        (lambda: NonlocalNTK(Sorting(mlp(3, 4, 2)), gamma=1e-6, samples=4), ("copies", "direct", "fp64", "no rule")),
         (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), samples=4, propagation="direct", precision="fp32"),
          ("copies", "direct", "fp32", "requested")),
         (lambda: NonlocalNTK(mlp(3, 4, 1), samples=4, draws=2), ("copies", "direct", "fp64", "stochastic")),
         (black_box, ("copies", "direct", "fp64", "black box")),
     ],
-    ids=["mlp", "mlp in float64", "module", "module without a rule", "direct", "draws", "black box"],
+    ids=["mlp", "mlp in float64", "module", "module that jumps", "small gamma", "without a rule", "direct", "draws",
+         "black box"],
 )  # fmt: skip
 def test_the_plan_states_the_route(kernel, expected):
     """It names the route, the form of the evaluation, the precision, and the reason."""
@@ -64,12 +68,48 @@ def test_the_plan_states_the_route(kernel, expected):
     assert reason in plan.reason and plan.reason in str(plan) and plan.reason.endswith((".", "values."))
 
 
+def test_float32_is_held_against_float64_once(monkeypatch):
+    """Its error falls with gamma's growth; the choice is kept for a kind of input, and a larger batch has it too."""
+    model, x = Wrapped(mlp(3, 4, 1)), inputs(20, 3)
+    whole, trials = single_precision._error_of_kernel, []
+
+    def trial(*arguments):
+        trials.append(whole(*arguments))
+        return trials[-1]
+
+    monkeypatch.setattr(single_precision, "_error_of_kernel", trial)
+    for gamma, is_enough in ((1e-1, True), (1e-2, True), (1e-7, False)):
+        kernel = NonlocalNTK(model, gamma=gamma, samples=64)
+        assert (kernel.plan(x).precision == "fp32" and kernel.plan(x).route == "copies") == is_enough
+        exact = NonlocalNTK(model, gamma=gamma, samples=64, propagation="difference")(x)
+        assert relative_error(kernel(x), exact) < 1e-3
+        torch.testing.assert_close(kernel(x)[:8, :8], kernel(x[:8]), rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
+    assert len(trials) == 3 and trials[0] < 1e-5 < 1e-3 < trials[2]
+
+
+def test_models_of_float32_alone_run_where_rounding_leaves_digits():
+    """What cannot be evaluated in float64 is refused only where float32 would lose digits."""
+
+    class Single(Wrapped):
+        def forward(self, x):
+            """Refuse other values, as products of mixed dtypes do."""
+            if x.dtype != torch.float32:
+                raise RuntimeError("float32 only")
+            return self.model(x)
+
+    model, x = Single(mlp(3, 4, 1)), inputs(4, 3)
+    kernel = NonlocalNTK(model, gamma=0.1, samples=8)
+    assert relative_error(kernel(x), NonlocalNTK(model.model, gamma=0.1, samples=8)(x)) < 1e-4
+    with pytest.raises(TypeError, match="precision='fp32'"):
+        NonlocalNTK(model, gamma=1e-7, samples=8)(x)
+
+
 def test_propagation_is_tried_once_for_a_kind_of_input(monkeypatch):
     """The outcome is kept over calls, and is forgotten when a layer is exchanged for one of another type."""
     model, trials = Wrapped(mlp(3, 4, 1)), []
     whole = route._try_propagation
     monkeypatch.setattr(route, "_try_propagation", lambda *arguments: trials.append(1) or whole(*arguments))
-    kernel = NonlocalNTK(model, samples=4)
+    kernel = NonlocalNTK(model, gamma=1e-6, samples=4)
     for _ in range(2):
         kernel(inputs(4, 3))
         kernel.diagonal(inputs(5, 3))
@@ -82,7 +122,7 @@ def test_propagation_is_tried_once_for_a_kind_of_input(monkeypatch):
 
 def test_a_fallback_is_logged_and_concerns_one_call_alone(caplog):
     """A model that cannot be propagated for many inputs is propagated for few, before and after."""
-    kernel, x = NonlocalNTK(Sorting(mlp(3, 4, 2)), samples=8), inputs(4, 3)
+    kernel, x = NonlocalNTK(Sorting(mlp(3, 4, 2)), gamma=1e-6, samples=8), inputs(4, 3)
     before = kernel(x[:2])
     with caplog.at_level(logging.INFO, logger="nntk"):
         kernel(x)
@@ -100,7 +140,7 @@ def test_every_fallback_is_logged(caplog):
             return h if float(h.detach().square().sum()) >= 0 else -h
 
     with caplog.at_level(logging.DEBUG, logger="nntk"):
-        NonlocalNTK(Branching(mlp(3, 4, 2)), samples=8)(inputs(4, 3))
+        NonlocalNTK(Branching(mlp(3, 4, 2)), gamma=1e-6, samples=8)(inputs(4, 3))
     for words in ("as a general model", "at displaced copies", "in turn"):
         assert any(words in message for message in caplog.messages), caplog.messages
 

@@ -23,6 +23,8 @@ class Findings:
         leaves_epsilon: A norm of the model leaves its epsilon to PyTorch.
         eps: Relative rounding error of the floating dtype with the fewest digits that values are computed in.
         digits: Relative rounding errors of differences at displaced copies, by kind of input, scale and precision.
+        float32_errors: Relative errors of kernels by displaced copies in float32, by kind of input and scale.
+        outputs: Number of outputs, where an error of float32 was measured.
     """
 
     obstacles: dict[InputKind, str] = field(default_factory=dict)
@@ -32,6 +34,8 @@ class Findings:
     leaves_epsilon: bool = False
     eps: float = 0.0
     digits: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    float32_errors: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    outputs: int = 1
 
 
 def input_kind(x: Tensor) -> InputKind:

@@ -1,0 +1,105 @@
+r"""Whether evaluation in float32 is precise enough: its error in the kernel, measured beside the Monte-Carlo error.
+
+.. math::
+    \frac{|K_{32} - K_{64}|}{|K_{64}|} < \min\left(\frac{1}{10} \sqrt{\frac{2}{M C}},\ 10^{-3}\right),
+
+where both kernels are those of a few displacements at a few inputs, by evaluations in float32 and in float64. A model
+that cannot be evaluated in float64 is compared with itself after its parameters were changed by a rounding. Float32 is
+never precise enough for a model that jumps and can be evaluated in float64: it would take a few units for the wrong
+side of their jump.
+"""
+
+import logging
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from nntk.differences.copies import copy_differences
+from nntk.differences.digits import changed_by_rounding
+from nntk.differences.request import DifferenceRequest
+from nntk.models.general import GeneralModel
+from nntk.models.isolation.findings import input_kind
+from nntk.models.observe import Observe
+
+_log = logging.getLogger("nntk")
+
+_LARGEST_ERROR = 1e-3
+"""Largest error, however few displacements there are: from here on differences are said to have lost digits."""
+_SAMPLES = 8
+"""Displacements of the comparison."""
+_JUMPS = {
+    "sign", "sgn", "signbit", "copysign", "heaviside", "round", "floor", "ceil", "trunc", "frac", "floor_divide",
+    "remainder", "fmod", "ge", "gt", "le", "lt", "eq", "ne", "argmax", "argmin", "argsort", "topk", "sort", "kthvalue",
+    "median", "mode", "max", "min", "searchsorted", "bucketize", "fake_quantize_per_tensor_affine_cachemask",
+    "fake_quantize_per_channel_affine_cachemask", "quantize_per_tensor", "quantize_per_channel", "histc", "bernoulli",
+}  # fmt: skip
+"""Operators of PyTorch that jump, or choose."""
+_INPUTS = 8
+"""Inputs of the comparison: the first ones, so that a larger batch is evaluated in the same way."""
+
+
+def float32_suffices(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> bool:
+    """Return True if displaced copies may be evaluated in float32; this is measured once for a kind of input.
+
+    Args:
+        model: The model.
+        x: Inputs, as the model's ``inputs`` returns them.
+        request: The displacements.
+    """
+    if model.dtype != torch.float32 or model.is_opaque or model.draws or request.precision != "auto":
+        return False
+    if not len(x) or not len(request.sample_ids):
+        return False
+    key = (input_kind(x), request.pairs == "none", float(request.scales.max()))
+    if key not in model.findings.float32_errors:
+        few = replace(
+            request, sample_ids=request.sample_ids[:_SAMPLES], scales=request.scales[:_SAMPLES], max_memory=None,
+            pairs="odd" if request.members == 2 else "none",
+        )  # fmt: skip
+        error = _error_of_kernel(model, x[:_INPUTS], few)
+        _log.info("In float32, displaced copies have an error of %.1g in the kernel.", error)
+        model.findings.float32_errors[key] = error
+    error, outputs = model.findings.float32_errors[key], model.findings.outputs
+    return error < min(_LARGEST_ERROR, 0.1 * math.sqrt(2 / (request.samples * outputs)))
+
+
+def _error_of_kernel(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> float:
+    """Return the relative error of the kernel of some displacements in float32; infinity where it may be any."""
+    single = replace(request, precision="fp32")
+    try:
+        exact = copy_differences(model, x, request, is_measured=True)
+    except TypeError:
+        base = changed_by_rounding(model.parameters(torch.float32), torch.finfo(torch.float32).eps)
+        exact = copy_differences(model, x, single, is_measured=True, base=base)
+    else:
+        if _jumps(model, x):
+            return math.inf
+    model.findings.outputs = exact.shape[2]
+    differences = copy_differences(model, x, single, is_measured=True)
+    kernel, expected = (torch.tensordot(d.double(), d.double(), dims=([0, 2], [0, 2])) for d in (differences, exact))
+    size = float(expected.norm())
+    return float((kernel - expected).norm()) / size if size else math.inf
+
+
+def _jumps(model: GeneralModel, x: Tensor) -> bool:
+    """Return True if the model computes something that jumps: a rounding may then carry a number across a jump.
+
+    This happens to few numbers, so that a comparison at a few displacements does not see it. Rules decide such numbers
+    exactly.
+    """
+    found = False
+
+    def look(function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
+        nonlocal found
+        name = function.name().removeprefix("aten::").partition(".")[0].rstrip("_")
+        is_floating = any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(arguments))
+        to_integers = name == "_to_copy" and not result.is_floating_point()
+        found = found or (is_floating and (name in _JUMPS or to_integers))
+
+    with Observe(look):
+        model.outputs_at(model.parameters(torch.float32), x)
+    return found
