@@ -20,7 +20,6 @@ from nntk.kernels.fixed_weights.softmax import (
     weigh,
 )
 from nntk.kernels.philox import parse, split_seed
-from nntk.kernels.philox.source import with_fastest_noise
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -46,7 +45,7 @@ _squared_norms = register(
     cost.squared_norms,
     lambda parameters, ordinals, sample_ids, *_: sample_ids.new_empty(sample_ids.shape, dtype=reference.NORM_DTYPE),
     launcher="nntk.kernels.philox.triton.launch",
-    compiled=with_fastest_noise(reference.squared_norms),
+    compiled="nntk.kernels.philox.cpu.launch",
 )
 _radii = register(
     "radii(Tensor sample_ids, int seed_low, int seed_high, str distribution, int num_params, float scale, float order)"

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from nntk import NonlocalNTK
 from nntk.kernels import cpu
+from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.cpu.config import plan_lanes
-from nntk.kernels.philox import noise
+from nntk.kernels.philox import noise, unit_displacements
 from nntk.kernels.philox.integers import BASE, LEFT
 from nntk.kernels.philox.slabs import Slab
 from nntk.kernels.philox.source import source_of
@@ -131,6 +132,16 @@ def arguments(x, model, directions, pairs="odd", propagation="difference", gamma
         [-1 if layer.bias_ordinal is None else layer.bias_ordinal for layer in layers],
         torch.arange(samples) + 3, scales, *KEY, directions, pairs, propagation, "fp32", budget,
     )  # fmt: skip
+
+
+def test_squared_norms_are_those_of_the_displacements():
+    """Without the displacements themselves; samples that are shared out otherwise have the same bits."""
+    parameters = {3: torch.zeros(40, 300), 0: torch.zeros(7), 5: torch.zeros(3, 2, 5), 6: torch.zeros(0, 4)}
+    samples = torch.arange(300)
+    norms = squared_norms(parameters, samples, 9)
+    units = [unit_displacements(samples, o, p.shape, 9, dtype=torch.float64).flatten(1) for o, p in parameters.items()]
+    torch.testing.assert_close(norms, torch.cat(units, 1).square().sum(1), rtol=1e-13, atol=0)
+    assert torch.equal(squared_norms(parameters, samples[100:103], 9), norms[100:103])
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

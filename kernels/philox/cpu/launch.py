@@ -1,13 +1,18 @@
-"""The op on a CPU by compiled kernels."""
+"""The ops on a CPU by compiled kernels: whole displacements, and their squared norms without them."""
 
 import math
 
 import torch
 from torch import Tensor
 
+from nntk.kernels.cpu import lanes
 from nntk.kernels.philox import reference
+from nntk.kernels.philox.cpu.noise import TASK
+from nntk.kernels.philox.cpu.stream import Stream
 from nntk.kernels.philox.directions import parse
+from nntk.kernels.philox.slabs import Slab
 from nntk.kernels.philox.source import source_of
+from nntk.kernels.slices import slices
 
 
 def unit_displacements(
@@ -27,3 +32,34 @@ def unit_displacements(
     numbers = max(1, len(sample_ids) * math.prod(size))
     key = (seed_low, seed_high)
     return reference.displacements(directions, sample_ids, {ordinal: size}, key, dtype, numbers, source)[ordinal]
+
+
+def squared_norms(
+    parameters: list[Tensor], ordinals: list[int], sample_ids: Tensor, seed_low: int, seed_high: int, directions: str
+) -> Tensor:
+    """Sum the squares of coefficients that are not kept: the op ``nntk::squared_norms`` for CPU tensors."""
+    num_params = sum(parameter.numel() for parameter in parameters)
+    if parse(directions).has_fixed_norm:
+        return torch.full(sample_ids.shape, num_params, dtype=torch.float64)
+    stream, samples = Stream((seed_low, seed_high)), sample_ids.contiguous().numpy()
+    tensors = [Slab.whole(o, tuple(p.shape)) for o, p in zip(ordinals, parameters, strict=True) if p.numel()]
+    # Each sum is that of one tensor, in one order, however the samples are shared out.
+    squares = torch.zeros(len(tensors), len(samples), dtype=torch.float64)
+
+    def add(task: tuple[int, slice]) -> None:
+        number, group = task
+        slab, out = tensors[number], squares.numpy()[number, group]
+        rows = slice(slab.start, slab.stop)
+        if slab.is_matrix:
+            call = stream.matrix(True, samples[group], slab.ordinal, rows, slab.width, None, squares=out)
+        else:
+            call = stream.vector(True, samples[group], slab.ordinal, rows, None, squares=out)
+        call[0](*call[1:])
+
+    tasks = [
+        (number, group)
+        for number, slab in enumerate(tensors)
+        for group in slices(len(samples), max(1, TASK // slab.size))
+    ]
+    lanes.run(tasks, lambda: add, len(tasks), products=False)
+    return squares.sum(0)

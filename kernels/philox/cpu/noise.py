@@ -10,7 +10,7 @@ from nntk.kernels.philox.cpu.stream import Array, Stream
 from nntk.kernels.philox.slabs import Slab, alignment
 from nntk.kernels.slices import slices
 
-_TASK = 1 << 16
+TASK = 1 << 16
 """Random coefficients of a task, which take about a tenth of a millisecond."""
 
 Task = tuple[Slab, Array, slice, slice]
@@ -66,8 +66,8 @@ def _tasks(slab: Slab, noise: Array) -> Iterator[Task]:
     if not noise.size:
         return
     align, length = alignment(slab.shape), slab.stop - slab.start
-    rows = min(length, max(align, _TASK // slab.width // align * align))
-    group = max(1, _TASK // (rows * slab.width))
+    rows = min(length, max(align, TASK // slab.width // align * align))
+    group = max(1, TASK // (rows * slab.width))
     for samples in slices(len(noise), group):
         for part in slices(length, rows):
             yield slab, noise, samples, part

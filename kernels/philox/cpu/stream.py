@@ -71,8 +71,7 @@ class Stream:
             The kernel and its arguments.
         """
         if noise is None:
-            assert displaced is not None, "something is to be filled"
-            noise = np.empty((0, 0, 0), displaced.out.dtype)
+            noise = np.empty((0, 0, 0), np.float32 if displaced is None else displaced.out.dtype)
         if displaced is None:
             displaced = Displaced(*(np.empty((0,) * axes, noise.dtype) for axes in (2, 2, 4)))
         weight, steps, out = displaced.weight, displaced.steps, displaced.out
@@ -98,7 +97,7 @@ class Stream:
         samples: Array,
         ordinal: int,
         indices: slice,
-        noise: Array,
+        noise: Array | None,
         squares: Array | None = None,
         purpose: int = DISPLACEMENT,
     ) -> Call:
@@ -109,7 +108,7 @@ class Stream:
             samples: Stream numbers m of the samples, [T], int64.
             ordinal: Position of the tensor in registration order.
             indices: Range of indices; it starts at a multiple of 128.
-            noise: Array for E, [T, 1, length], float32 or float64.
+            noise: Array for E, [T, 1, length], float32 or float64; None to leave it out.
             squares: Array to which squared norms of normals are added, [T], float64.
             purpose: Purpose of the words in the stream.
 
@@ -117,6 +116,7 @@ class Stream:
             The kernel and its arguments.
         """
         stream, span = self._words(ordinal, purpose), (indices.start, indices.stop)
+        noise = np.empty((0, 0, 0), np.float32) if noise is None else noise
         nothing = (np.empty((0,) * axes, noise.dtype) for axes in (2, 2, 4))
         if is_gaussian:
             return kernel.fill_normals, stream, samples, span, (0, indices.stop), noise, *nothing, _squares(squares)
