@@ -57,9 +57,10 @@ class NonlocalNTK(DisplacedModel):
         model: An ``nn.Module`` that treats the inputs of a batch one by one; a callable ``f(parameters, x)``, with its
             tensors as ``parameters``; or a :class:`nntk.BlackBox` of one vector. No parameter is ever modified, and
             each call sees the present values. An ``nn.Sequential`` of Linear layers and known activations (see
-            :func:`nntk.models.recognise.recognise`) is evaluated by its layers. Differences through any other model are
-            propagated by rules for PyTorch's functions (:mod:`nntk.propagation`), without displaced copies of large
-            weights. A model with a function that has no rule is evaluated at displaced copies, in float64 unless
+            :func:`nntk.models.recognise.recognise`) is evaluated by its layers. Any other model without jumps is
+            evaluated at displaced copies in float32, if that changes the kernel by less than a tenth of its Monte-Carlo
+            error, which is measured at the first inputs; else differences are propagated by rules for PyTorch's
+            functions (:mod:`nntk.propagation`). What has no rule is evaluated at displaced copies in float64 unless
             ``precision="fp32"``. :meth:`plan` says which route a model takes, and why.
         gamma: Length scale of the displacements, in parameter units, in [1e-30, 1e30].
         samples: Number M of displacements; an antithetic one costs two evaluations.
@@ -76,8 +77,7 @@ class NonlocalNTK(DisplacedModel):
         parameters: For a module, names of the displaced parameters, or patterns such as ``"head.*"``; by default all
             that require a gradient, a tied one once. For a callable, all its parameters by name.
         propagation: ``"difference"``, which fails where differences cannot be propagated; ``"direct"``, evaluation and
-            subtraction; or ``"auto"``: see :func:`nntk.kernels.perturb.mlp_differences`; other models propagate where
-            they can.
+            subtraction; or ``"auto"``: see :func:`nntk.kernels.perturb.mlp_differences`, and ``model`` for other models.
         precision: Precision of the operands of float32 products: ``"fp32"``, ``"tf32"``, ``"bf16"``, or ``"auto"`` for
             the cheapest whose error is below a tenth of the Monte-Carlo error. A CPU emulates ``"tf32"`` and ``"bf16"``
             on request only.

@@ -15,6 +15,7 @@ from nntk.bench.results.tables import Column
 from nntk.bench.suites.section import Section, Setting
 
 _BASELINE, _RULES = "torch.func.vmap, float32", "nntk, propagated by rules"
+_AUTO = "nntk, as auto chooses"
 _GAMMA, _SAMPLES, _INPUTS, _ROUNDS = 1e-2, 16, 32, 5
 _TOLERANCE = 1e-4
 
@@ -106,6 +107,7 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
             "unperturbed forwards": partial(baselines.plain_forwards, model, x, 2 * _SAMPLES),
             "nntk, displaced copies in float64": partial(kernel("direct").differences, x),
             _RULES: partial(kernel("difference").differences, x),
+            _AUTO: partial(kernel("auto").differences, x),
         }
         timings = side_by_side({case: every_round(call) for case, call in calls.items()}, _ROUNDS, setting.device)
         for case, call in calls.items():
