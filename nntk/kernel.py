@@ -77,7 +77,7 @@ class NonlocalNTK(DisplacedModel):
         parameters: For a module, names of the displaced parameters, or patterns such as ``"head.*"``; by default all
             that require a gradient, a tied one once. For a callable, all its parameters by name.
         propagation: ``"difference"``, which fails where differences cannot be propagated; ``"direct"``, evaluation and
-            subtraction; or ``"auto"``: see :func:`nntk.kernels.perturb.mlp_differences`, and ``model`` for other models.
+            subtraction; ``"auto"``: see :func:`nntk.kernels.perturb.mlp_differences`, for other models ``model``.
         precision: Precision of the operands of float32 products: ``"fp32"``, ``"tf32"``, ``"bf16"``, or ``"auto"`` for
             the cheapest whose error is below a tenth of the Monte-Carlo error. A CPU emulates ``"tf32"`` and ``"bf16"``
             on request only.

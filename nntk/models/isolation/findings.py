@@ -23,7 +23,7 @@ class Findings:
         leaves_epsilon: A norm of the model leaves its epsilon to PyTorch.
         eps: Relative rounding error of the floating dtype with the fewest digits that values are computed in.
         digits: Relative rounding errors of differences at displaced copies, by kind of input, scale and precision.
-        float32_errors: Relative errors of kernels by displaced copies in float32, by kind of input and scale.
+        float32_errors: Relative errors of kernels by displaced copies in float32, by kind of input.
         outputs: Number of outputs, where an error of float32 was measured.
     """
 
