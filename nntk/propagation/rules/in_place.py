@@ -7,9 +7,12 @@ from nntk.propagation.registry import IN_PLACE, WRITES, functions_named
 
 _OUT_OF_PLACE = (
     "add", "sub", "mul", "div", "truediv", "relu", "tanh", "sigmoid", "masked_fill", "clamp", "neg", "exp", "sqrt",
+    "rsqrt", "log", "abs", "square", "pow", "reciprocal", "sin", "cos", "expm1", "log1p", "erf", "clamp_min",
+    "clamp_max", "addcmul", "addcdiv", "addmm", "baddbmm", "addmv", "lerp", "scatter_add", "index_add",
+    "index_copy", "scatter", "tril", "triu", "cumsum",
 )  # fmt: skip
 """Functions whose forms in place are supported; "truediv" is the name of the operator for "div"."""
-_OPERATORS = {f"__i{name}__" for name in ("and", "floordiv", "lshift", "mod", "or", "pow", "rshift", "xor")}
+_OPERATORS = {f"__i{name}__" for name in ("and", "floordiv", "lshift", "mod", "or", "rshift", "xor")}
 """Operators in place that have no rule."""
 
 
