@@ -32,6 +32,16 @@ def z(p, x):
     return F.linear(x, p["w"], p["v"])
 
 
+def assigned(h, x):
+    """Assign to slices, to integer positions and to a mask."""
+    h = h * 2
+    h[:, 0] = x[:, 1]
+    h[:, 2:4, ::2] = x[:, 1:2, ::2] * 3
+    h[:, [5, 4], 1] = 0.5
+    h[..., torch.arange(6) > 3] += x[:, :, :2]
+    return h
+
+
 FUNCTIONS = {
     "exp": lambda p, x: z(p, x).exp(),
     "log": lambda p, x: z(p, x).square().add(0.1).log(),
@@ -157,6 +167,14 @@ FUNCTIONS = {
     ),
     "in place again": lambda p, x: z(p, x).abs_().add_(0.5).log_().pow_(2).addcmul_(x, z(p, x)).clamp_min_(0.1)
     + z(p, x).square().mul_(2).add_(0.1).sqrt(),
+    "inverse functions": lambda p, x: (0.9 * z(p, x).tanh()).asin() + (0.8 * z(p, x).tanh()).acos()
+    + (0.9 * z(p, x).tanh()).atanh() + torch.hypot(z(p, x), x),
+    "further products": lambda p, x: torch.linalg.vecdot(z(p, x), x)[..., None] + x @ torch.matrix_power(p["w"], 5)
+    + torch.linalg.matmul(x, torch.linalg.multi_dot((p["w"], p["w"].H, p["w"]))) + torch.linalg.matrix_norm(p["w"]),
+    "clamped at tensors": lambda p, x: z(p, x).clamp(x, x + 0.5) + torch.clamp(x, min=z(p, x)),
+    "reduced": lambda p, x: z(p, x).scatter_reduce(1, (x > 0).long(), z(p, x), "sum")
+    + torch.norm(z(p, x), dim=1)[:, None],
+    "assigned": lambda p, x: assigned(z(p, x), x) + assigned(x * 1, z(p, x)),
 }  # fmt: skip
 CONVOLUTIONS = {
     "plain": lambda p, x: F.conv2d(F.conv2d(x, p["c"], p["v"]).relu(), p["c"], p["v"]),

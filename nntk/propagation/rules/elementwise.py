@@ -100,14 +100,21 @@ def _clamp_tangent(ctx: PropagationContext, z: Any, low: float | None, high: flo
 
 @rule("clamp", "clip")
 def _clamp(ctx: PropagationContext, z: Any, min: Any = None, max: Any = None) -> Any:
-    if any(isinstance(limit, Tensor) for limit in (min, max)) or (min is None and max is None):
-        raise NoRule("model calls clamp with tensors as limits, or with none; only numbers have a rule.")
+    if any(isinstance(limit, Tensor) for limit in (min, max)):
+        return _clamp_at_tensors(ctx, z, min, max)
     if min is not None and max is not None and min > max:
         raise NoRule(f"model calls clamp with limits in the wrong order, {min} and {max}, which have no rule.")
     base = primal(z)
     value = ctx.cached(lambda: torch.clamp(base, min, max))
     displaced = (lambda: z.displaced.clamp(min, max)) if z.keeps_digits else None
     return with_tangent(ctx, value, _clamp_tangent(ctx, z, min, max), displaced)
+
+
+def _clamp_at_tensors(ctx: PropagationContext, z: Any, low: Any, high: Any) -> Any:
+    for limit, function in ((low, torch.maximum), (high, torch.minimum)):
+        if limit is not None:
+            z = _extremum(ctx, z, limit, function=function)
+    return z
 
 
 @rule("clamp_min")
@@ -284,7 +291,7 @@ def positive_power(z: Any, exponent: float) -> Any:
 
 def _extremum(ctx: PropagationContext, a: Any, b: Any, *, function: Any) -> Any:
     """Return the larger or smaller of two values; its difference is that of (a - value) / s + da and the same of b."""
-    value = ctx.cached(lambda: function(*(torch.as_tensor(part) for part in (primal(a), primal(b)))))
+    value = ctx.cached(lambda: function(primal(a), primal(b)))
     s = ctx.broadcast_scales(value.dim())
     # Two infinite values differ by zero.
     gaps = ctx.cached(

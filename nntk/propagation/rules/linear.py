@@ -85,7 +85,7 @@ LINEAR_FUNCTIONS = (
     "split", "unbind", "narrow", "select", "roll", "flip", "contiguous", "clone", "detach", "neg", "mean", "sum",
     "cumsum", "diagonal", "tril", "triu", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle", "pixel_unshuffle", "interpolate", "unfold",
-    "index_select", "gather", "take_along_dim", "__getitem__", "t", "ravel", "swapdims", "rot90",
+    "index_select", "gather", "take_along_dim", "__getitem__", "t", "ravel", "swapdims", "adjoint", "rot90",
     "fliplr", "flipud", "diag", "diag_embed", "trace", "diff", "positive", "hsplit", "vsplit", "dsplit",
     "tensor_split", "split_with_sizes", "fold", "channel_shuffle", "upsample", "upsample_nearest", "upsample_bilinear",
     "scatter_add", "index_add", "index_copy", "select_scatter", "slice_scatter", "diagonal_scatter", "sum_to_size",
@@ -96,7 +96,7 @@ for _function in functions_named(*LINEAR_FUNCTIONS):
     RULES[_function] = linear_rule(_function)
 for _function in functions_named("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack"):
     RULES[_function] = linear_rule(_function, integers_are_indices=False)
-for _attribute in ("T", "mT"):
+for _attribute in ("T", "mT", "H", "mH"):
     _function = getattr(Tensor, _attribute).__get__
     RULES[_function] = linear_rule(_function)
 

@@ -76,7 +76,7 @@ def _instance_norm(
     return _scale_and_shift_channels(_standardize(x, tuple(range(2, x.dim())), eps), weight, bias, x.shape[1])
 
 
-def vector_norm(x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
+def vector_norm(x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, out: None = None) -> Any:
     """Return the norm of vectors along some axes, or of all values.
 
     Args:
@@ -84,6 +84,7 @@ def vector_norm(x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> A
         p: Exponent, a number other than zero.
         dim: The axes; None for all.
         keepdim: True if the axes are kept, with the length one.
+        out: None, as another tensor cannot hold the result.
 
     Returns:
         The norms.
@@ -110,7 +111,13 @@ def _linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False
     return vector_norm(x, ord, dim, keepdim)
 
 
+def _matrix_norm(x: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False) -> Any:
+    """Return the norm of all entries of matrices."""
+    return _linalg_norm(x, ord, dim, keepdim)
+
+
 composed("norm")(vector_norm)
+COMPOSED[torch.linalg.matrix_norm] = _matrix_norm
 COMPOSED[torch.linalg.vector_norm] = vector_norm
 COMPOSED[torch.linalg.norm] = _linalg_norm
 

@@ -100,3 +100,10 @@ def _take(x: Any, index: Any) -> Any:
 @composed("moveaxis")
 def _moveaxis(x: Any, source: Any, destination: Any) -> Any:
     return torch.movedim(x, source, destination)
+
+
+@composed("scatter_reduce")
+def _scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
+    if reduce != "sum" or not include_self:
+        raise NoRule(f"model calls scatter_reduce with {reduce}, or without the values themselves, which has no rule.")
+    return torch.scatter_add(x, dim, index, src)

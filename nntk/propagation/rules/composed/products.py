@@ -1,10 +1,11 @@
 """Sums of products, and products of many factors."""
 
+from functools import reduce
 from typing import Any
 
 import torch
 
-from nntk.propagation.registry import NoRule, composed
+from nntk.propagation.registry import COMPOSED, NoRule, composed
 
 
 @composed("addmm", "baddbmm", "addmv")
@@ -50,3 +51,28 @@ def _prod(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
         product = x.narrow(dim, 0, half) * x.narrow(dim, half, half)
         x = torch.cat((product, x.narrow(dim, 2 * half, 1)), dim) if length % 2 else product
     return x * 1 if keepdim else x.squeeze(dim)
+
+
+@composed("matrix_power")
+def _matrix_power(x: Any, n: int) -> Any:
+    """Multiply repeated squares of a matrix, for an exponent of at least one."""
+    if n < 1:
+        raise NoRule("model calls matrix_power with an exponent below one, which has no rule.")
+    half = _matrix_power(x, n // 2) if n > 1 else None
+    if half is None:
+        return x * 1
+    return x @ (half @ half) if n % 2 else half @ half
+
+
+def _vecdot(a: Any, b: Any, *, dim: int = -1) -> Any:
+    return (a * b).sum(dim)
+
+
+def _multi_dot(tensors: Any) -> Any:
+    return reduce(torch.matmul, tensors)
+
+
+COMPOSED[torch.linalg.vecdot] = _vecdot
+COMPOSED[torch.linalg.multi_dot] = _multi_dot
+COMPOSED[torch.linalg.matrix_power] = _matrix_power
+COMPOSED[torch.linalg.matmul] = torch.matmul

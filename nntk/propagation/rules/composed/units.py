@@ -132,7 +132,27 @@ def _erfc(z: Any) -> Any:
     return 1 - torch.erf(z)
 
 
-@composed("pow", "__pow__")
+@composed("asin", "arcsin")
+def _asin(z: Any) -> Any:
+    return torch.atan(z / torch.sqrt((1 - z) * (1 + z)))
+
+
+@composed("acos", "arccos")
+def _acos(z: Any) -> Any:
+    return math.pi / 2 - _asin(z)
+
+
+@composed("atanh", "arctanh")
+def _atanh(z: Any) -> Any:
+    return (torch.log(1 + z) - torch.log(1 - z)) / 2
+
+
+@composed("hypot")
+def _hypot(a: Any, b: Any) -> Any:
+    return (torch.square(a) + torch.square(b)).sqrt()
+
+
+@composed("pow", "__pow__", "float_power")
 def _pow(base: Any, exponent: Any) -> Any:
     if isinstance(exponent, Tensor):
         return _power_of_tensor(base, exponent)
