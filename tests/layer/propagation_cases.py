@@ -277,6 +277,7 @@ class Padded(nn.Module):
             nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
         )
         self.decoder = nn.TransformerDecoderLayer(8, 2, 16, 0.1, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True)
 
     def forward(self, tokens):
         """Return outputs [N, 8]: the mean over the tokens."""
@@ -285,7 +286,8 @@ class Padded(nn.Module):
         encoded = self.encoder(self.dropout(h.transpose(0, 1)).transpose(0, 1), src_key_padding_mask=padding)
         mask = torch.nn.Transformer.generate_square_subsequent_mask(7).to(h.dtype)
         decoded = self.decoder(h, encoded, mask, memory_key_padding_mask=padding, tgt_is_causal=True)
-        return self.dropout(decoded).mean(1)
+        further, _ = self.attention(h, encoded, decoded, padding)
+        return self.dropout(decoded).mean(1) + further[:, 0]
 
 
 class Recurrent(nn.Module):

@@ -56,9 +56,8 @@ def _multi_head_attention(
     v_proj_weight: Any = None, static_k: Any = None, static_v: Any = None, average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> Any:  # fmt: skip
-    unsupported = (bias_k, bias_v, static_k, static_v)
-    if any(part is not None for part in unsupported) or add_zero_attn or query.dim() != 3 or (training and dropout_p):
-        raise NoRule("model calls multi-head attention with dropout, additional keys and values, or without a batch.")
+    if static_k is not None or static_v is not None or query.dim() != 3 or (training and dropout_p):
+        raise NoRule("model calls multi-head attention with dropout, static keys or values, or without a batch.")
     if query is key and key is value and not use_separate_proj_weight:
         parts = F.linear(query, in_weight, in_bias).chunk(3, -1)
     else:
@@ -66,6 +65,9 @@ def _multi_head_attention(
         biases = (None,) * 3 if in_bias is None else in_bias.chunk(3)
         parts = tuple(map(F.linear, (query, key, value), weights, biases))
     length, n = query.shape[:2]
+    parts = (parts[0], *map(_with_more_keys, parts[1:], (bias_k, bias_v), (add_zero_attn,) * 2))
+    num_new = len(parts[1]) - len(key)
+    attn_mask, key_padding_mask = (_with_more_columns(mask, num_new) for mask in (attn_mask, key_padding_mask))
     # [length, n, width] becomes [n, heads, length, width / heads].
     q, k, v = (part.reshape(part.shape[0], n, heads, -1).permute(1, 2, 0, 3) for part in parts)
     scores = _apply_mask(q @ k.mT * q.shape[-1] ** -0.5, _mask_per_head(attn_mask, n, heads), keep=False)
@@ -77,6 +79,20 @@ def _multi_head_attention(
     if not need_weights:
         return out, None
     return out, weights.mean(1) if average_attn_weights else weights
+
+
+def _with_more_keys(keys: Any, bias: Any, add_zero: bool) -> Any:
+    """Append to keys or values [length, n, width] a row that is learned, and one of zeros."""
+    n, width = keys.shape[1:]
+    rows = [] if bias is None else [bias.expand(1, n, width)]
+    if add_zero:
+        rows.append(torch.zeros(1, n, width, dtype=keys.dtype, device=keys.device))
+    return torch.cat((keys, *rows)) if rows else keys
+
+
+def _with_more_columns(mask: Any, num_new: int) -> Any:
+    """Append to a mask columns of further keys, which it does not touch."""
+    return mask if mask is None or not num_new else F.pad(mask, (0, num_new))
 
 
 def _mask_per_head(mask: Any, n: int, heads: int) -> Any:
