@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import primal, with_tangent
-from nntk.propagation.registry import RULES, NoRule, rule
+from nntk.propagation.registry import NoRule, rule
 from nntk.propagation.rules.window import Window, per_axis
 
 
@@ -45,19 +45,13 @@ class Extremum:
         return self.values if position == 0 else self.indices
 
 
-def _extreme(ctx: PropagationContext, z: Any, *arguments: Any, keepdim: bool = False, name: str, **options: Any) -> Any:
-    """Return the extreme of all values, of two tensors, or along an axis: the function ``max`` or ``min``."""
-    (operand, *rest), over_axes = (*arguments, *options.values()) or (None,), RULES[getattr(torch, f"a{name}")]
-    if operand is None:
-        return over_axes(ctx, z)
-    if isinstance(operand, Tensor):
-        return RULES[getattr(torch, f"{name}imum")](ctx, z, operand)
-    return Extremum(over_axes(ctx, z, operand, *(rest or (keepdim,))))
+def _values_along_axis(ctx: PropagationContext, z: Any, dim: int, keepdim: bool = False, *, extreme: Any) -> Any:
+    return Extremum(_extreme_over_axes(ctx, z, dim, keepdim, extreme=extreme))
 
 
-for _name in ("max", "min"):
-    rule(f"a{_name}")(partial(_extreme_over_axes, extreme=getattr(torch, f"a{_name}")))
-    rule(_name)(partial(_extreme, name=_name))
+for _name, _extreme in (("max", torch.amax), ("min", torch.amin)):
+    rule(f"a{_name}")(partial(_extreme_over_axes, extreme=_extreme))
+    rule(_name)(partial(_values_along_axis, extreme=_extreme))
 
 
 def _max_pool(

@@ -1,12 +1,29 @@
 """Pools that are composed of slices and windows, and views that are other views."""
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from nntk.propagation.registry import NoRule, composed
+from nntk.propagation.registry import RULES, NoRule, composed
 from nntk.propagation.rules.window import per_axis
+
+
+def _extreme(z: Any, *arguments: Any, name: str, **options: Any) -> Any:
+    """Return the extreme of two tensors or of all values, and along an axis what the rule of ``max`` returns."""
+    operand = (*arguments, *options.values(), None)[0]
+    if isinstance(operand, Tensor):
+        return getattr(torch, f"{name}imum")(z, operand)
+    if operand is None:
+        return getattr(torch, f"a{name}")(z)
+    with torch._C.DisableTorchFunctionSubclass():
+        return RULES[getattr(torch, name)](z.ctx, z, *arguments, **options)
+
+
+for _name in ("max", "min"):
+    composed(_name)(partial(_extreme, name=_name))
 
 
 def _adaptive_max_pool(x: Any, output_size: Any, return_indices: bool, dims: int) -> Any:
