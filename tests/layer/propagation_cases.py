@@ -107,7 +107,7 @@ FUNCTIONS = {
     "without dropout": lambda p, x: F.dropout(z(p, x), training=False).add_(x) * z(p, x),
     "copies in place": lambda p, x: z(p, x).clone().sub_(z(p, x).mean(-1, keepdim=True)).div_(3),
     "larger and smaller": lambda p, x: torch.maximum(z(p, x), x) + torch.min(z(p, x), p["v"]) * torch.fmax(x, z(p, x)),
-    "extremes": lambda p, x: z(p, x).max(-1)[0] + z(p, x).min(dim=1, keepdim=True).values[..., 0] * z(p, x).amin(-1)
+    "extremes": lambda p, x: z(p, x).amax(-1) + z(p, x).amin(dim=1, keepdim=True)[..., 0] * z(p, x).amin(-1)
     + p["w"].max() * p["v"].min(),
     "exponentials": lambda p, x: z(p, x).expm1() + torch.exp2(z(p, x)) * z(p, x).sinh() + z(p, x).cosh(),
     "logarithms": lambda p, x: z(p, x).sigmoid().log1p() + (z(p, x).abs() + 0.5).log2()

@@ -79,7 +79,6 @@ UNSUPPORTED = {
     "indices": lambda p, x: F.max_pool1d(z(p, x).mT, 2, return_indices=True)[0],
     "planes": lambda p, x: F.max_pool2d(z(p, x), 2),
     "max_norm": lambda p, x: F.embedding(TOKENS, p["w"], max_norm=1.0),
-    "positions": lambda p, x: z(p, x).max(-1)[1],
     "jumping thresholds": lambda p, x: F.threshold(z(p, x), 0.1, 20.0),
     "slopes at random": lambda p, x: F.rrelu(z(p, x), training=True),
     "powers of zero": lambda p, x: z(p, x) ** 0,

@@ -26,32 +26,8 @@ def _extreme_over_axes(
     return with_tangent(ctx, value, extreme(gap / ctx.broadcast_scales(base.dim()) + z.tangent, axes, keepdim))
 
 
-class Extremum:
-    """Largest or smallest values along an axis, of which the positions are not known to rules.
-
-    Args:
-        values: The values.
-    """
-
-    def __init__(self, values: Any) -> None:
-        self.values = values
-
-    @property
-    def indices(self) -> Any:
-        """Positions of the values; asking for them raises NoRule."""
-        raise NoRule("model uses the positions of largest or smallest values, which have no rule.")
-
-    def __getitem__(self, position: int) -> Any:
-        return self.values if position == 0 else self.indices
-
-
-def _values_along_axis(ctx: PropagationContext, z: Any, dim: int, keepdim: bool = False, *, extreme: Any) -> Any:
-    return Extremum(_extreme_over_axes(ctx, z, dim, keepdim, extreme=extreme))
-
-
-for _name, _extreme in (("max", torch.amax), ("min", torch.amin)):
-    rule(f"a{_name}")(partial(_extreme_over_axes, extreme=_extreme))
-    rule(_name)(partial(_values_along_axis, extreme=_extreme))
+rule("amax")(partial(_extreme_over_axes, extreme=torch.amax))
+rule("amin")(partial(_extreme_over_axes, extreme=torch.amin))
 
 
 def _max_pool(

@@ -12,14 +12,16 @@ from nntk.propagation.rules.window import per_axis
 
 
 def _extreme(z: Any, *arguments: Any, name: str, **options: Any) -> Any:
-    """Return the extreme of two tensors or of all values, and along an axis what the rule of ``max`` returns."""
+    """Return the extreme of two tensors or of all values; along an axis, with places, there may be a rule."""
     operand = (*arguments, *options.values(), None)[0]
     if isinstance(operand, Tensor):
         return getattr(torch, f"{name}imum")(z, operand)
     if operand is None:
         return getattr(torch, f"a{name}")(z)
+    if (rule := RULES.get(getattr(torch, name))) is None:
+        raise NoRule(f"model calls {name} along an axis, which returns places and has no rule.")
     with torch._C.DisableTorchFunctionSubclass():
-        return RULES[getattr(torch, name)](z.ctx, z, *arguments, **options)
+        return rule(z.ctx, z, *arguments, **options)
 
 
 for _name in ("max", "min"):
