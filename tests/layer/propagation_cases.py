@@ -175,6 +175,9 @@ FUNCTIONS = {
     "clamped at tensors": lambda p, x: z(p, x).clamp(x, x + 0.5) + torch.clamp(x, min=z(p, x)),
     "reduced": lambda p, x: z(p, x).scatter_reduce(1, (x > 0).long(), z(p, x), "sum")
     + torch.norm(z(p, x), dim=1)[:, None],
+    "steep functions": lambda p, x: (5 * z(p, x)).sinh() + (4 * z(p, x)).cosh() + (2 * z(p, x)).atan(),
+    "units that are off": lambda p, x: (z(p, x) - 1.5).relu() ** 1.5 + F.normalize((z(p, x) - 1.5).relu(), 1.0, dim=-1)
+    + (z(p, x) - 1.5).relu().norm(3, -1, keepdim=True) + (z(p, x) - 1.5).relu().std(-1, keepdim=True),
     "assigned": lambda p, x: assigned(z(p, x), x) + assigned(x * 1, z(p, x)),
 }  # fmt: skip
 CONVOLUTIONS = {

@@ -216,10 +216,14 @@ def _log1p(ctx: PropagationContext, z: Any) -> Any:
 
 
 def _hyperbolic(ctx: PropagationContext, z: Any, *, function: Any, other: Any) -> Any:
-    """Return a hyperbolic function with its difference 2 f'(z + u/2) sinh(u/2) / s."""
+    """Return a hyperbolic function f with its difference 2 g(z + u/2) sinh(u/2) / s, where g is the derivative."""
     base, s = primal(z), ctx.broadcast_scales(primal(z).dim())
+    value = ctx.cached(lambda: function(base))
     half = (0.5 * s) * z.tangent
-    return with_tangent(ctx, ctx.cached(lambda: function(base)), 2 * other(z.rounded_primal + half) * half.sinh() / s)
+    # The values are rounded after f and g: rounding a large z before would change them by z times as much.
+    f, g = ctx.cached(lambda: (value.to(ctx.dtype), other(base).to(ctx.dtype)))
+    middle = torch.where(half.abs() < 1, g * half.cosh() + f * half.sinh(), other(z.rounded_primal + half))
+    return with_tangent(ctx, value, 2 * middle * half.sinh() / s)
 
 
 rule("sinh")(partial(_hyperbolic, function=torch.sinh, other=torch.cosh))
@@ -230,9 +234,9 @@ rule("cosh")(partial(_hyperbolic, function=torch.cosh, other=torch.sinh))
 def _tan(ctx: PropagationContext, z: Any) -> Any:
     """Return the tangent with its difference sin(u) / (cos(z) cos(z + u)) / s."""
     base, s = primal(z), ctx.broadcast_scales(primal(z).dim())
-    value, angle = ctx.cached(lambda: (torch.tan(base), torch.remainder(base + math.pi / 2, math.pi) - math.pi / 2))
-    rounded, u = ctx.cached(lambda: angle.to(ctx.dtype)), s * z.tangent
-    return with_tangent(ctx, value, torch.sin(u) / (torch.cos(rounded) * torch.cos(rounded + u) * s))
+    value, u = ctx.cached(lambda: torch.tan(base)), s * z.tangent
+    cos, sin = ctx.cached(lambda: (base.cos().to(ctx.dtype), base.sin().to(ctx.dtype)))
+    return with_tangent(ctx, value, u.sin() / (cos * (cos * u.cos() - sin * u.sin()) * s))
 
 
 @rule("atan", "arctan")
