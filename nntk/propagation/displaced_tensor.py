@@ -279,6 +279,16 @@ def _mark_shared_memory(operands: Sequence[DisplacedTensor], result: T) -> T:
     return result
 
 
+def _snapshot(tensor: DisplacedTensor) -> DisplacedTensor:
+    """Return a copy that keeps what a tensor is, also when the tensor is written to."""
+    # The result of a function may compute its displaced value later, from that of the argument.
+    copy = DisplacedTensor.create(
+        tensor.ctx, tensor._value, rounded=tensor._rounded_primal, displaced=tensor._displaced
+    )
+    copy._tangent = tensor._tangent
+    return copy
+
+
 def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
     """Call a function that writes; on displaced values, compute out of place and replace the first argument."""
     target = arguments[0]
@@ -296,7 +306,11 @@ def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
     if not isinstance(target, DisplacedTensor):
         raise NoRule(f"model calls {name} in place on a new tensor, with displaced values, which it cannot hold.")
     if target.shares_memory:
+        if primal(IN_PLACE.get(function, function)(*arguments, **other_options)) is primal(target):
+            return target  # Dropout in evaluation mode writes nothing.
         raise NoRule(f"model calls {name} in place on a parameter, a view, or a value that a view was taken of.")
+    before = _snapshot(target)
+    arguments = [before if argument is target else argument for argument in arguments]
     result = IN_PLACE.get(function, function)(*arguments, **other_options)
     if not isinstance(result, DisplacedTensor) or primal(result).shape != primal(target).shape:
         raise NoRule(f"model calls {name} in place, with a result of another shape or without a difference.")

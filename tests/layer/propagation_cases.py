@@ -1,5 +1,7 @@
 """Functions and modules whose differences are propagated by rules, shared by the tests of propagation."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,6 +30,16 @@ TOKENS = torch.randint(0, 6, (5, 7), generator=torch.Generator().manual_seed(6))
 def z(p, x):
     """Return displaced values of both signs."""
     return F.linear(x, p["w"], p["v"])
+
+
+def assigned(h, x):
+    """Assign to slices, to integer positions and to a mask."""
+    h = h * 2
+    h[:, 0] = x[:, 1]
+    h[:, 2:4, ::2] = x[:, 1:2, ::2] * 3
+    h[:, [5, 4], 1] = 0.5
+    h[..., torch.arange(6) > 3] += x[:, :, :2]
+    return h
 
 
 FUNCTIONS = {
@@ -94,6 +106,79 @@ FUNCTIONS = {
     "weight norm": lambda p, x: F.linear(x, torch._weight_norm(p["w"], p["v"][:, None])) + F.normalize(z(p, x), dim=-1),
     "without dropout": lambda p, x: F.dropout(z(p, x), training=False).add_(x) * z(p, x),
     "copies in place": lambda p, x: z(p, x).clone().sub_(z(p, x).mean(-1, keepdim=True)).div_(3),
+    "larger and smaller": lambda p, x: torch.maximum(z(p, x), x) + torch.min(z(p, x), p["v"]) * torch.fmax(x, z(p, x)),
+    "extremes": lambda p, x: z(p, x).amax(-1) + z(p, x).amin(dim=1, keepdim=True)[..., 0] * z(p, x).amin(-1)
+    + p["w"].max() * p["v"].min(),
+    "exponentials": lambda p, x: z(p, x).expm1() + torch.exp2(z(p, x)) * z(p, x).sinh() + z(p, x).cosh(),
+    "logarithms": lambda p, x: z(p, x).sigmoid().log1p() + (z(p, x).abs() + 0.5).log2()
+    * (z(p, x).abs() + 0.5).log10(),
+    "logits": lambda p, x: torch.logit(z(p, x).sigmoid() * 0.9 + 0.05) + torch.logaddexp(z(p, x), p["v"] * x),
+    "error function": lambda p, x: torch.erf(z(p, x)) + torch.erfc(z(p, x) * 0.3) * torch.special.erf(2 * z(p, x)),
+    "angles": lambda p, x: z(p, x).atan() + (0.5 * z(p, x).tanh()).tan(),
+    "integer powers": lambda p, x: z(p, x) ** 5 + z(p, x) ** 4 * (z(p, x) ** 2 + 0.5) ** -3 + z(p, x) ** 1,
+    "real powers": lambda p, x: (z(p, x).abs() + 0.1) ** 1.7 + z(p, x).relu() ** 2.5 + (z(p, x) ** 2 + 0.3).pow(-0.3),
+    "powers of numbers": lambda p, x: 2 ** z(p, x) + torch.pow(0.7, z(p, x)) + x.abs().add(0.1) ** z(p, x),
+    "further units": lambda p, x: F.softsign(z(p, x)) + F.tanhshrink(z(p, x)) + F.softshrink(z(p, x), 0.3),
+    "further slopes": lambda p, x: F.rrelu(z(p, x)) + F.threshold(z(p, x), 0.2, 0.2) * F.softmin(z(p, x), -1),
+    "combined products": lambda p, x: torch.addcmul(x, z(p, x), x, value=0.5)
+    + torch.addcdiv(x, x, 2 + z(p, x).tanh()) + torch.lerp(z(p, x), x, 0.3) + torch.lerp(x, z(p, x), z(p, x)),
+    "all factors": lambda p, x: (1 + 0.5 * z(p, x).tanh()).prod(1) + p["w"].sigmoid().prod(),
+    "factors kept": lambda p, x: z(p, x).prod(-1, keepdim=True),
+    "variances": lambda p, x: z(p, x).var(-1) + z(p, x).std(-1, unbiased=False) + torch.var(z(p, x), 2, correction=2),
+    "variances of axes": lambda p, x: torch.var_mean(z(p, x), (1, 2), keepdim=True)[0][..., 0]
+    + torch.std_mean(z(p, x), 1)[1],
+    "norms": lambda p, x: z(p, x).norm(dim=-1) + torch.linalg.norm(z(p, x), dim=-1) * z(p, x).norm(1, -1)
+    + torch.linalg.vector_norm(z(p, x), torch.inf, -1) + z(p, x).norm(p=3, dim=-1) + p["w"].norm(),
+    "normalized": lambda p, x: F.normalize(z(p, x), 1.0, dim=-1) + F.normalize(z(p, x), dim=1),
+    "distances": lambda p, x: F.cosine_similarity(z(p, x), x, dim=-1) + F.pairwise_distance(z(p, x), x)
+    + torch.cdist(z(p, x), x[:, :1] + 3)[..., 0],
+    "instance norm": lambda p, x: F.instance_norm(z(p, x).mT, weight=p["v"], bias=p["v"]),
+    "local response": lambda p, x: F.local_response_norm(z(p, x).mT, 3, alpha=0.5, beta=0.7),
+    "stacks": lambda p, x: torch.hstack((z(p, x), x)).mT @ torch.vstack((p["w"], p["v"])).sum(-1).repeat(2)
+    + torch.column_stack((p["v"], p["w"])).sum(1) + torch.dstack((z(p, x), x)).sum((1, 2))[:, None],
+    "outer products": lambda p, x: z(p, x) @ torch.outer(p["v"], p["w"][0]) + torch.tensordot(z(p, x), p["w"], 1)
+    + torch.tensordot(x, p["w"], ([2], [0])) + torch.dot(p["v"], p["b"] * p["v"]),
+    "kronecker": lambda p, x: x @ torch.kron(p["w"][:2, :2], p["w"][2:5, 2:5]) + torch.inner(x, p["w"]),
+    "cross": lambda p, x: torch.cross(z(p, x)[..., :3], z(p, x)[..., 3:], dim=-1),
+    "bilinear": lambda p, x: F.bilinear(z(p, x), x, p["k"].reshape(3, 6, 6), p["v"][:3]),
+    "einsum of many": lambda p, x: torch.einsum("nij,jk,nil,nkl->nl", z(p, x), p["w"], x, z(p, x)[:, :6])
+    + torch.einsum("...i,ij,j", x[:, 0], p["w"], p["v"])[:, None],
+    "running sums": lambda p, x: z(p, x).cumsum(1) + z(p, x).roll(1, -1)
+    + z(p, x).rot90(2, (1, 2)) * torch.take(p["w"], TOKENS[0, :6])
+    + z(p, x).moveaxis(1, 2).mT
+    + z(p, x).diff(dim=1, append=x[:, :1]),
+    "triangles": lambda p, x: x @ (p["w"].tril() + torch.diag(p["v"]) + p["w"].triu(1))
+    + p["w"].trace() + p["w"].diag(),
+    "gathered": lambda p, x: z(p, x).index_select(2, TOKENS[0, :6]) + z(p, x).take_along_dim((x > 1).long(), 1)
+    + z(p, x).gather(-1, (x > 0).long()),
+    "scattered": lambda p, x: torch.index_add(x, 2, TOKENS[0, :6], z(p, x)) * z(p, x)
+    + z(p, x).clone().scatter_add_(1, (x > 0).long(), z(p, x)) + z(p, x).scatter(1, (x > 1).long(), 0.5),
+    "unfolded": lambda p, x: F.fold(F.unfold(z(p, x)[:, None], 3, padding=1), (7, 6), 3, padding=1)[:, 0],
+    "upsampled lines": lambda p, x: F.interpolate(z(p, x).mT, scale_factor=2, mode="linear")
+    + F.interpolate(z(p, x).mT, 14),
+    "ceil pools": lambda p, x: F.max_pool1d(z(p, x).mT, 2, ceil_mode=True) + F.avg_pool1d(z(p, x).mT, 2, ceil_mode=True)
+    + F.adaptive_max_pool1d(z(p, x).mT, 4),
+    "types": lambda p, x: z(p, x).type(x.dtype) * z(p, x).to(x.device, x.dtype) + z(p, x).type_as(x).to(x),
+    "grouped attention": lambda p, x: F.scaled_dot_product_attention(
+        z(p, x).unflatten(-1, (3, 2)).transpose(1, 2)[:, [0, 1, 2, 0]], x[:, None, :, :2].expand(-1, 2, -1, -1),
+        z(p, x).unflatten(-1, (3, 2)).transpose(1, 2)[:, :2], enable_gqa=True, scale=0.5,
+    ),
+    "attention to some": lambda p, x: F.scaled_dot_product_attention(
+        z(p, x), z(p, x), x, attn_mask=(x[..., :1].mT > 0) | torch.eye(7).bool()
+    ),
+    "in place again": lambda p, x: z(p, x).abs_().add_(0.5).log_().pow_(2).addcmul_(x, z(p, x)).clamp_min_(0.1)
+    + z(p, x).square().mul_(2).add_(0.1).sqrt(),
+    "inverse functions": lambda p, x: (0.9 * z(p, x).tanh()).asin() + (0.8 * z(p, x).tanh()).acos()
+    + (0.9 * z(p, x).tanh()).atanh() + torch.hypot(z(p, x), x),
+    "further products": lambda p, x: torch.linalg.vecdot(z(p, x), x)[..., None] + x @ torch.matrix_power(p["w"], 5)
+    + torch.linalg.matmul(x, torch.linalg.multi_dot((p["w"], p["w"].H, p["w"]))) + torch.linalg.matrix_norm(p["w"]),
+    "clamped at tensors": lambda p, x: z(p, x).clamp(x, x + 0.5) + torch.clamp(x, min=z(p, x)),
+    "reduced": lambda p, x: z(p, x).scatter_reduce(1, (x > 0).long(), z(p, x), "sum")
+    + torch.norm(z(p, x), dim=1)[:, None],
+    "steep functions": lambda p, x: (5 * z(p, x)).sinh() + (4 * z(p, x)).cosh() + (2 * z(p, x)).atan(),
+    "units that are off": lambda p, x: (z(p, x) - 1.5).relu() ** 1.5 + F.normalize((z(p, x) - 1.5).relu(), 1.0, dim=-1)
+    + (z(p, x) - 1.5).relu().norm(3, -1, keepdim=True) + (z(p, x) - 1.5).relu().std(-1, keepdim=True),
+    "assigned": lambda p, x: assigned(z(p, x), x) + assigned(x * 1, z(p, x)),
 }  # fmt: skip
 CONVOLUTIONS = {
     "plain": lambda p, x: F.conv2d(F.conv2d(x, p["c"], p["v"]).relu(), p["c"], p["v"]),
@@ -105,9 +190,31 @@ CONVOLUTIONS = {
     "pools": lambda p, x: F.max_pool2d(F.conv2d(x, p["c"]), 3, stride=2, padding=1),
     "adaptive": lambda p, x: F.adaptive_avg_pool2d(F.conv2d(x, p["c"], padding=1), (3, 2)),
     "upsampled": lambda p, x: F.interpolate(F.conv2d(x, p["c"]), scale_factor=2),
+    "bilinear upsampling": lambda p, x: (
+        F.interpolate(F.conv2d(x, p["c"]), (9, 11), mode="bilinear", align_corners=True)
+        + F.interpolate(F.conv2d(x, p["c"]), (9, 11), mode="bicubic")
+    ),
+    "ceil": lambda p, x: (
+        F.max_pool2d(F.conv2d(x, p["c"]), 3, 2, 1, ceil_mode=True)
+        + F.avg_pool2d(F.conv2d(x, p["c"]), 3, 2, 1, ceil_mode=True)
+    ),
+    "ceil beyond": lambda p, x: F.max_pool2d(F.conv2d(x, p["c"]), (2, 3), (4, 2), (1, 0), (2, 1), ceil_mode=True),
+    "adaptive maxima": lambda p, x: F.adaptive_max_pool2d(F.conv2d(x, p["c"], padding=1), (3, None)),
+    "volumes": lambda p, x: (
+        F.max_pool3d(F.conv2d(x, p["c"])[:, None], (3, 2, 2), 2, 1)
+        + F.adaptive_max_pool3d(F.conv2d(x, p["c"])[:, None], (3, 4, 4))
+    ),
+    "shuffled": lambda p, x: F.pixel_shuffle(F.conv2d(x, p["c"])[:, :4], 2) * F.channel_shuffle(x, 3)[:, :1, :1, :1],
 }
 CASES = {
     "embedding": (lambda p, x: F.embedding(x, p["w"]).tanh() @ p["w"], TOKENS),
+    "bags": (lambda p, x: F.embedding_bag(x, p["w"]) + F.embedding_bag(x, p["w"], mode="max"), TOKENS),
+    "bags of one line": (
+        lambda p, x: sum(
+            F.embedding_bag(x[:, 0], p["w"], torch.arange(len(x)), mode=m).tanh() for m in ("sum", "mean")
+        ),
+        TOKENS,
+    ),
     **{name: (f, LINES) for name, f in FUNCTIONS.items()},
     **{name: (f, IMAGES) for name, f in CONVOLUTIONS.items()},
 }
@@ -163,7 +270,79 @@ class ResNet(nn.Module):
         return self.head(torch.flatten(F.adaptive_avg_pool2d(self.activation(h), 1), 1))
 
 
+class Padded(nn.Module):
+    """Transformer layers of PyTorch on padded sequences, with dropout in place and masks of several kinds."""
+
+    def __init__(self):
+        """Create the model, of width eight."""
+        super().__init__()
+        self.embedding, self.dropout = nn.Embedding(6, 8), nn.Dropout(0.3, inplace=True)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+        )
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 16, 0.1, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True)
+
+    def forward(self, tokens):
+        """Return outputs [N, 8]: the mean over the tokens."""
+        padding, h = tokens == 5, self.embedding(tokens)
+        padding = padding & (torch.arange(7) > 0)
+        encoded = self.encoder(self.dropout(h.transpose(0, 1)).transpose(0, 1), src_key_padding_mask=padding)
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(7).to(h.dtype)
+        decoded = self.decoder(h, encoded, mask, memory_key_padding_mask=padding, tgt_is_causal=True)
+        further, _ = self.attention(h, encoded, decoded, padding)
+        return self.dropout(decoded).mean(1) + further[:, 0]
+
+
+class Recurrent(nn.Module):
+    """Recurrent layers of all kinds, one after another, and their cells."""
+
+    def __init__(self):
+        """Create the model, for lines of width six."""
+        super().__init__()
+        self.lstm = nn.LSTM(6, 4, num_layers=2, batch_first=True, bidirectional=True, dropout=0.1)
+        self.gru, self.projected = nn.GRU(8, 5, bidirectional=True), nn.LSTM(10, 6, proj_size=3, bias=False)
+        self.tanh, self.relu = nn.RNN(3, 4, batch_first=True), nn.RNN(4, 3, 2, nonlinearity="relu", batch_first=True)
+        self.norm = nn.LayerNorm(3)
+        self.cells = nn.ModuleList((nn.LSTMCell(3, 4), nn.GRUCell(4, 4), nn.RNNCell(4, 4)))
+
+    def forward(self, x):
+        """Return outputs [N, 4]: a state that all layers act on."""
+        h, (state, _) = self.lstm(x)
+        with warnings.catch_warnings(action="ignore"):
+            # A plain evaluation warns that its projections are slow.
+            h, _ = self.projected(self.gru(h.transpose(0, 1))[0])
+        h, last = self.relu(self.tanh(self.norm(h).transpose(0, 1))[0])
+        hidden, memory = self.cells[0](h[:, -1])
+        hidden = self.cells[1](memory, hidden)
+        return self.cells[2](hidden, state[0]) + last.sum((0, 2))[:, None]
+
+
+class Norms(nn.Module):
+    """Norms, activations and pools of PyTorch's modules that images pass through."""
+
+    def __init__(self):
+        """Create the model, for images of six channels."""
+        super().__init__()
+        norms = (nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True), nn.LocalResponseNorm(3), nn.RMSNorm(8))
+        units = (nn.PReLU(6), nn.Hardswish(inplace=True), nn.ELU(inplace=True), nn.Softsign())
+        self.normed = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), *pair) for pair in zip(norms, units, strict=True))
+        )
+        self.head = nn.Sequential(
+            nn.MaxPool2d(3, 2, ceil_mode=True), nn.Dropout2d(0.2), nn.AdaptiveMaxPool2d(2), nn.Flatten(),
+            nn.Dropout(0.5, inplace=True), nn.AlphaDropout(0.1), nn.Linear(24, 3), nn.FeatureAlphaDropout(0.1),
+        )  # fmt: skip
+
+    def forward(self, x):
+        """Return outputs [N, 3] of a batch of images."""
+        return self.head(self.normed(x))
+
+
 MODELS = {
+    "padded": (Padded, TOKENS),
+    "recurrent": (Recurrent, LINES),
+    "norms": (Norms, IMAGES),
     "encoder": (Encoder, TOKENS),
     "resnet": (ResNet, IMAGES),
     "sign resnet": (lambda: ResNet(nntk.activations.Sign), IMAGES),

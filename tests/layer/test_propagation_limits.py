@@ -52,7 +52,7 @@ def copied(values):
 
 UNSUPPORTED = {
     "batch statistics": lambda p, x: F.batch_norm(z(p, x).mT, None, None, training=True),
-    "powers": lambda p, x: z(p, x) ** 5,
+    "powers": lambda p, x: z(p, x) ** x,
     "conditions": lambda p, x: torch.where(z(p, x) > 0, x, -x),
     "branches": lambda p, x: z(p, x) if float(z(p, x).sum()) > 0 else x,
     "rounding": lambda p, x: z(p, x).to(torch.bfloat16),
@@ -72,13 +72,21 @@ UNSUPPORTED = {
     "vectors": lambda p, x: F.linear(x, p["v"]),
     "dropout": lambda p, x: F.dropout(z(p, x), 0.5),
     "sums of exponentials": lambda p, x: z(p, x).logsumexp((1, 2)),
-    "other norms": lambda p, x: F.normalize(z(p, x), 1.0, dim=-1),
-    "clamping at tensors": lambda p, x: z(p, x).clamp(x),
+    "other norms": lambda p, x: torch.linalg.norm(z(p, x), "nuc", (1, 2)),
+    "no matrix": lambda p, x: x @ torch.matrix_power(p["w"], 0) + z(p, x),
+    "largest of groups": lambda p, x: z(p, x).scatter_reduce(1, (x > 0).long(), x, "amax"),
     "no batch": lambda p, x: F.conv1d(z(p, x)[0].mT, p["k"])[None].expand(5, -1, -1),
-    "indices": lambda p, x: F.max_pool1d(z(p, x).mT, 2, ceil_mode=True),
+    "indices": lambda p, x: F.max_pool1d(z(p, x).mT, 2, return_indices=True)[0],
     "planes": lambda p, x: F.max_pool2d(z(p, x), 2),
     "max_norm": lambda p, x: F.embedding(TOKENS, p["w"], max_norm=1.0),
-    "three operands": lambda p, x: torch.einsum("nij,nij,nij->nj", z(p, x), z(p, x), x),
+    "jumping thresholds": lambda p, x: F.threshold(z(p, x), 0.1, 20.0),
+    "slopes at random": lambda p, x: F.rrelu(z(p, x), training=True),
+    "powers of zero": lambda p, x: z(p, x) ** 0,
+    "scattered products": lambda p, x: z(p, x).scatter(1, (x > 0).long(), 0.5, reduce="multiply"),
+    "bags with padding": lambda p, x: F.embedding_bag(TOKENS, p["w"], padding_idx=0),
+    "dropped states": lambda p, x: torch.gru(
+        z(p, x), x[None, :, 0, :2], [p["w"], p["w"][:, :2], p["v"], p["v"]], True, 1, 0.5, True, False, True
+    )[0],
     "dropped attention": lambda p, x: F.scaled_dot_product_attention(z(p, x), x, x, dropout_p=0.5),
     "no displaced parameter": lambda p, x: x,
 }

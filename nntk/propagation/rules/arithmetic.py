@@ -1,13 +1,21 @@
 """Sums, products and quotients: the differences da + db, da b + (a + s da) db, (da - (a / b) db) / (b + s db)."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nntk.propagation.context import PropagationContext
-from nntk.propagation.displaced_tensor import displaced_with_digits, is_displaced, primal, rounded_primal, with_tangent
-from nntk.propagation.registry import NoRule, rule
+from nntk.propagation.displaced_tensor import (
+    constant,
+    displaced_with_digits,
+    is_displaced,
+    primal,
+    rounded_primal,
+    with_tangent,
+)
+from nntk.propagation.registry import rule
 from nntk.propagation.rules.linear import aligned_tangent, linear_rule, split_leading_axis
 
 
@@ -105,9 +113,46 @@ def _einsum(ctx: PropagationContext, equation: str, *operands: Any) -> Any:
         operands = tuple(operands[0])
     if len(operands) == 1:
         return linear_rule(torch.einsum)(ctx, equation, *operands)
-    if len(operands) != 2:
-        raise NoRule("model calls einsum with more than two operands, which has no rule.")
-    return _bilinear(ctx, lambda a, b: torch.einsum(equation, a, b), *operands)
+    first, *rest = operands
+    for step, operand in zip(_steps(equation), rest, strict=True):
+        first = _einsum_of_two(ctx, step, first, operand)
+    return first
+
+
+def _steps(equation: str) -> list[str]:
+    """Return the equations of two operands each that compute an equation of many from left to right."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    first, *others = left.split(",")
+    if not arrow:
+        letters = left.replace("...", "").replace(",", "")
+        right = "..." * ("..." in left) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    steps = []
+    for n, operand in enumerate(others):
+        later = "".join((*others[n + 1 :], right))
+        both = (first + operand).replace("...", "")
+        kept = "..." * ("..." in first + operand) + "".join(c for c in dict.fromkeys(both) if c in later)
+        result = right if n + 1 == len(others) else kept
+        steps.append(f"{first},{operand}->{result}")
+        first = result
+    return steps
+
+
+def _einsum_of_two(ctx: PropagationContext, equation: str, a: Any, b: Any) -> Any:
+    if is_displaced(a) or is_displaced(b):
+        return _bilinear(ctx, lambda x, y: torch.einsum(equation, x, y), a, b)
+    return constant(ctx, ctx.cached(lambda: torch.einsum(equation, primal(a), primal(b))))
+
+
+for _name in ("outer", "ger", "inner", "kron", "cross"):
+
+    @rule(_name)
+    def _named_product(ctx: PropagationContext, a: Any, b: Any, *, name: str = _name, **options: Any) -> Any:
+        return _bilinear(ctx, partial(getattr(torch, name), **options), a, b)
+
+
+@rule("tensordot")
+def _tensordot(ctx: PropagationContext, a: Any, b: Any, dims: Any = 2, out: None = None) -> Any:
+    return _bilinear(ctx, lambda x, y: torch.tensordot(x, y, dims), a, b)
 
 
 def _bilinear(ctx: PropagationContext, function: Any, a: Any, b: Any) -> Any:

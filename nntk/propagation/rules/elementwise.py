@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import displaced_with_digits, primal, with_tangent
 from nntk.propagation.registry import NoRule, rule
 from nntk.propagation.rules.jumps import jump
+from nntk.propagation.rules.linear import aligned_tangent
 
 DifferenceForm = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -97,14 +100,21 @@ def _clamp_tangent(ctx: PropagationContext, z: Any, low: float | None, high: flo
 
 @rule("clamp", "clip")
 def _clamp(ctx: PropagationContext, z: Any, min: Any = None, max: Any = None) -> Any:
-    if any(isinstance(limit, Tensor) for limit in (min, max)) or (min is None and max is None):
-        raise NoRule("model calls clamp with tensors as limits, or with none; only numbers have a rule.")
+    if any(isinstance(limit, Tensor) for limit in (min, max)):
+        return _clamp_at_tensors(ctx, z, min, max)
     if min is not None and max is not None and min > max:
         raise NoRule(f"model calls clamp with limits in the wrong order, {min} and {max}, which have no rule.")
     base = primal(z)
     value = ctx.cached(lambda: torch.clamp(base, min, max))
     displaced = (lambda: z.displaced.clamp(min, max)) if z.keeps_digits else None
     return with_tangent(ctx, value, _clamp_tangent(ctx, z, min, max), displaced)
+
+
+def _clamp_at_tensors(ctx: PropagationContext, z: Any, low: Any, high: Any) -> Any:
+    for limit, function in ((low, torch.maximum), (high, torch.minimum)):
+        if limit is not None:
+            z = _extremum(ctx, z, limit, function=function)
+    return z
 
 
 @rule("clamp_min")
@@ -190,18 +200,110 @@ def _exp(ctx: PropagationContext, z: Any) -> Any:
     return with_tangent(ctx, value, ctx.cached(lambda: value.to(ctx.dtype)) * torch.expm1(s * z.tangent) / s)
 
 
-_POWERS = {0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+@rule("expm1")
+def _expm1(ctx: PropagationContext, z: Any) -> Any:
+    base = primal(z)
+    value, slope = ctx.cached(lambda: (torch.expm1(base), torch.exp(base).to(ctx.dtype)))
+    s = ctx.broadcast_scales(base.dim())
+    return with_tangent(ctx, value, slope * torch.expm1(s * z.tangent) / s)
 
 
-@rule("pow", "__pow__")
-def _pow(ctx: PropagationContext, z: Any, exponent: Any) -> Any:
-    if isinstance(exponent, Tensor):
-        raise NoRule("model calls pow with a tensor as exponent, which has no rule.")
-    if exponent not in (*_POWERS, 2, 3):
-        raise NoRule(f"model calls pow with the exponent {exponent}; only -1, -0.5, 0.5, 2 and 3 have a rule.")
-    if exponent == 3:
-        base, rounded = primal(z), z.rounded_primal
-        displaced = torch.addcmul(rounded, ctx.broadcast_scales(base.dim()), z.tangent)
-        slope = rounded * rounded + displaced * rounded + displaced * displaced
-        return with_tangent(ctx, ctx.cached(lambda: base**3), z.tangent * slope)
-    return _square(ctx, z) if exponent == 2 else _sensitive_function(ctx, _POWERS[exponent], z)
+@rule("log1p")
+def _log1p(ctx: PropagationContext, z: Any) -> Any:
+    base = primal(z)
+    value, shifted = ctx.cached(lambda: (torch.log1p(base), base + 1))
+    return with_tangent(ctx, value, _sensitive_function(ctx, "log", with_tangent(ctx, shifted, z.tangent)).tangent)
+
+
+def _hyperbolic(ctx: PropagationContext, z: Any, *, function: Any, other: Any) -> Any:
+    """Return a hyperbolic function f with its difference 2 g(z + u/2) sinh(u/2) / s, where g is the derivative."""
+    base, s = primal(z), ctx.broadcast_scales(primal(z).dim())
+    value = ctx.cached(lambda: function(base))
+    half = (0.5 * s) * z.tangent
+    # The values are rounded after f and g: rounding a large z before would change them by z times as much.
+    f, g = ctx.cached(lambda: (value.to(ctx.dtype), other(base).to(ctx.dtype)))
+    middle = torch.where(half.abs() < 1, g * half.cosh() + f * half.sinh(), other(z.rounded_primal + half))
+    return with_tangent(ctx, value, 2 * middle * half.sinh() / s)
+
+
+rule("sinh")(partial(_hyperbolic, function=torch.sinh, other=torch.cosh))
+rule("cosh")(partial(_hyperbolic, function=torch.cosh, other=torch.sinh))
+
+
+@rule("tan")
+def _tan(ctx: PropagationContext, z: Any) -> Any:
+    """Return the tangent with its difference sin(u) / (cos(z) cos(z + u)) / s."""
+    base, s = primal(z), ctx.broadcast_scales(primal(z).dim())
+    value, u = ctx.cached(lambda: torch.tan(base)), s * z.tangent
+    cos, sin = ctx.cached(lambda: (base.cos().to(ctx.dtype), base.sin().to(ctx.dtype)))
+    return with_tangent(ctx, value, u.sin() / (cos * (cos * u.cos() - sin * u.sin()) * s))
+
+
+@rule("atan", "arctan")
+def _atan(ctx: PropagationContext, z: Any) -> Any:
+    """Return the arc tangent; the difference of two is the angle of u over 1 + z (z + u)."""
+    base, s = primal(z), ctx.broadcast_scales(primal(z).dim())
+    u, rounded = s * z.tangent, z.rounded_primal
+    return with_tangent(ctx, ctx.cached(lambda: torch.atan(base)), torch.atan2(u, 1 + rounded * (rounded + u)) / s)
+
+
+_NODES, _WEIGHTS = (part.tolist() for part in np.polynomial.legendre.leggauss(7))
+
+
+@rule("erf")
+def _erf(ctx: PropagationContext, z: Any) -> Any:
+    """Return the error function: for |u| < 1/2 the difference is an integral, whose terms do not cancel."""
+    base, s = primal(z), ctx.broadcast_scales(primal(z).dim())
+    value, a = ctx.cached(lambda: torch.erf(base)), z.rounded_primal
+    u = s * z.tangent
+    b = a + u
+    mean = torch.zeros_like(u)
+    for node, weight in zip(_NODES, _WEIGHTS, strict=True):
+        mean += torch.exp(-((a + (0.5 + 0.5 * node) * u) ** 2)) * weight
+    # On one side of zero the tails are subtracted, which keep their digits.
+    far = torch.where(a * b > 0, torch.copysign(torch.erfc(a.abs()) - torch.erfc(b.abs()), u), b.erf() - a.erf())
+    tangent = torch.where(u.abs() < 0.5, z.tangent * mean / math.sqrt(math.pi), far / s)
+    return with_tangent(ctx, value, tangent)
+
+
+def positive_power(z: Any, exponent: float) -> Any:
+    """Return a power of values that are not negative, with its difference z^p expm1(p log(1 + u/z)) / s.
+
+    Args:
+        z: Displaced values.
+        exponent: The exponent p, any number but zero.
+
+    Returns:
+        The power.
+
+    Raises:
+        NoRule: If the exponent is zero.
+    """
+    if exponent == 0:
+        raise NoRule("model calls pow with the exponent 0, whose result does not depend on the displacement.")
+    ctx, base = z.ctx, primal(z)
+    value, rounded, s = ctx.cached(lambda: base**exponent), z.rounded_primal, ctx.broadcast_scales(base.dim())
+    power, u = ctx.cached(lambda: value.to(ctx.dtype)), s * z.tangent
+    # A power above one needs no digits of a small argument, but one that is rounded to below zero would have no power.
+    displaced = z.displaced if exponent > 1 else displaced_with_digits(ctx, z)
+    tiny = 4 * torch.finfo(ctx.dtype).eps * rounded
+    displaced = torch.where(displaced.abs() <= tiny, displaced.abs(), displaced)
+    near = power * torch.expm1(exponent * torch.log1p(u / rounded))
+    tangent = torch.where(u.abs() < 0.5 * rounded, near, displaced**exponent - power) / s
+    return with_tangent(ctx, value, tangent)
+
+
+def _extremum(ctx: PropagationContext, a: Any, b: Any, *, function: Any) -> Any:
+    """Return the larger or smaller of two values; its difference is that of (a - value) / s + da and the same of b."""
+    value = ctx.cached(lambda: function(primal(a), primal(b)))
+    s = ctx.broadcast_scales(value.dim())
+    # Two infinite values differ by zero.
+    gaps = ctx.cached(
+        lambda: [torch.where(part == value, 0.0, part - value).to(ctx.dtype) for part in (primal(a), primal(b))]
+    )
+    terms = [gap / s + aligned_tangent(ctx, part, value.dim()) for gap, part in zip(gaps, (a, b), strict=True)]
+    return with_tangent(ctx, value, function(*terms))
+
+
+rule("maximum", "fmax")(partial(_extremum, function=torch.maximum))
+rule("minimum", "fmin")(partial(_extremum, function=torch.minimum))

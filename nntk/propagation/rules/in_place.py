@@ -1,15 +1,22 @@
 """Functions that write into their first argument, and those among them that are computed out of place instead."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from nntk.propagation.registry import IN_PLACE, WRITES, functions_named
+from nntk.propagation.displaced_tensor import is_displaced, primal
+from nntk.propagation.registry import IN_PLACE, WRITES, NoRule, functions_named
 
 _OUT_OF_PLACE = (
     "add", "sub", "mul", "div", "truediv", "relu", "tanh", "sigmoid", "masked_fill", "clamp", "neg", "exp", "sqrt",
+    "rsqrt", "log", "abs", "square", "pow", "reciprocal", "sin", "cos", "expm1", "log1p", "erf", "clamp_min",
+    "clamp_max", "addcmul", "addcdiv", "addmm", "baddbmm", "addmv", "lerp", "scatter_add", "index_add",
+    "index_copy", "scatter", "tril", "triu", "cumsum", "leaky_relu", "elu", "celu", "selu",
 )  # fmt: skip
 """Functions whose forms in place are supported; "truediv" is the name of the operator for "div"."""
-_OPERATORS = {f"__i{name}__" for name in ("and", "floordiv", "lshift", "mod", "or", "pow", "rshift", "xor")}
+_OPERATORS = {f"__i{name}__" for name in ("and", "floordiv", "lshift", "mod", "or", "rshift", "xor")}
 """Operators in place that have no rule."""
 
 
@@ -20,7 +27,26 @@ def _writes(name: str) -> bool:
 
 for _name in _OUT_OF_PLACE:
     for _function in functions_named(f"{_name}_", f"__i{_name}__"):
-        IN_PLACE[_function] = getattr(torch, _name, torch.div)
+        IN_PLACE[_function] = torch.div if _name == "truediv" else next(functions_named(_name))
+
+
+def _with_items(x: Any, index: Any, items: Any) -> Any:
+    """Return values of which those at an index are replaced by others, as an assignment to the index does it."""
+    if any(is_displaced(leaf) for leaf in tree_leaves(index)):
+        raise NoRule("model assigns to an index that depends on the displacement.")
+    shape, value = x.shape, primal(x)
+    positions = torch.arange(value.numel(), device=value.device).view(shape)[primal(index)]
+    if not isinstance(items, Tensor):
+        items = torch.tensor(items, dtype=value.dtype, device=value.device)
+    while items.dim() > positions.dim():
+        # An assignment leaves out leading axes of the length one.
+        items = items.squeeze(0)
+    source = items.expand(positions.shape).flatten()
+    written = torch.index_copy(x.flatten(), 0, positions.flatten(), source.to(value.dtype)).reshape(shape)
+    return written.clone()  # A view could not be assigned to again.
+
+
+IN_PLACE[Tensor.__setitem__] = _with_items
 for _name in {*dir(Tensor), *dir(torch), *dir(torch.nn.functional)}:
     if _writes(_name):
         WRITES.update(functions_named(_name))

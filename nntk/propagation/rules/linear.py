@@ -85,19 +85,23 @@ LINEAR_FUNCTIONS = (
     "split", "unbind", "narrow", "select", "roll", "flip", "contiguous", "clone", "detach", "neg", "mean", "sum",
     "cumsum", "diagonal", "tril", "triu", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle", "pixel_unshuffle", "interpolate", "unfold",
-    "index_select", "gather", "__getitem__", "t",
+    "index_select", "gather", "take_along_dim", "__getitem__", "t", "ravel", "swapdims", "adjoint", "rot90",
+    "fliplr", "flipud", "diag", "diag_embed", "trace", "diff", "positive", "hsplit", "vsplit", "dsplit",
+    "tensor_split", "split_with_sizes", "fold", "channel_shuffle", "upsample", "upsample_nearest", "upsample_bilinear",
+    "scatter_add", "index_add", "index_copy", "select_scatter", "slice_scatter", "diagonal_scatter", "sum_to_size",
+    "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "block_diag",
 )  # fmt: skip
 """Names of the functions whose rule is :func:`linear_rule`."""
 for _function in functions_named(*LINEAR_FUNCTIONS):
     RULES[_function] = linear_rule(_function)
-for _function in functions_named("cat", "concat", "stack"):
+for _function in functions_named("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack"):
     RULES[_function] = linear_rule(_function, integers_are_indices=False)
-for _attribute in ("T", "mT"):
+for _attribute in ("T", "mT", "H", "mH"):
     _function = getattr(Tensor, _attribute).__get__
     RULES[_function] = linear_rule(_function)
 
 
-@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
 def _dropout(ctx: PropagationContext, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     if training and p:
         raise NoRule("model calls dropout in training mode, which drops values at random.")
@@ -110,6 +114,18 @@ def _pad(ctx: PropagationContext, x: Any, pad: Any, mode: str = "constant", valu
     if value:
         result = with_tangent(ctx, ctx.cached(lambda: F.pad(primal(x), pad, mode, value)), result.tangent)
     return result
+
+
+@rule("scatter")
+def _scatter(ctx: PropagationContext, x: Any, dim: int, index: Any, src: Any = None, **options: Any) -> Any:
+    """Scatter values, or a number in ``src`` or ``value``, whose difference is zero."""
+    number = options.pop("value", src)
+    if options or number is None:
+        raise NoRule("model calls scatter with a reduction, which has no rule.")
+    if isinstance(number, Tensor):
+        return linear_rule(torch.scatter)(ctx, x, dim, index, number)
+    value = ctx.cached(lambda: torch.scatter(primal(x), dim, primal(index), number))
+    return with_tangent(ctx, value, linear_rule(torch.scatter)(ctx, x, dim, index, 0).tangent)
 
 
 @rule("masked_fill")
@@ -135,13 +151,18 @@ def _select(ctx: PropagationContext, value: Tensor, condition: Any, a: Any, b: A
     return with_tangent(ctx, value, torch.where(primal(condition), *tangents))
 
 
-@rule("to", "type_as", "float", "double")
+_TYPES = {"torch.FloatTensor": torch.float32, "torch.DoubleTensor": torch.float64}
+"""Dtypes by the names that ``Tensor.type`` knows them by."""
+
+
+@rule("to", "type_as", "float", "double", "type")
 def _cast(ctx: PropagationContext, x: Any, *arguments: Any, **options: Any) -> Any:
     """Keep displaced values in float64, whichever of float32 and float64 is asked for."""
     if not is_displaced(x):
         # The target is a displaced value; only its dtype and device matter.
         return constant(ctx, ctx.cached(lambda: primal(x).to(*primal(arguments), **primal(options))))
-    targets = [*arguments, *options.values()]
+    targets = [_TYPES.get(target, target) if isinstance(target, str) else target for target in arguments]
+    targets += options.values()
     dtypes = [target.dtype if isinstance(target, Tensor) else target for target in targets]
     for dtype in dtypes:
         if isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64):

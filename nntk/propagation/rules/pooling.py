@@ -13,15 +13,21 @@ from nntk.propagation.registry import NoRule, rule
 from nntk.propagation.rules.window import Window, per_axis
 
 
-@rule("amax")
-def _amax(ctx: PropagationContext, z: Any, dim: Any = (), keepdim: bool = False) -> Any:
+def _extreme_over_axes(
+    ctx: PropagationContext, z: Any, dim: Any = (), keepdim: bool = False, *, extreme: Any
+) -> Any:  # fmt: skip
+    """Return the largest or smallest value over some axes, or over all of them; ``extreme`` is amax or amin."""
     base = primal(z)
-    value = ctx.cached(lambda: base.amax(dim, keepdim))
+    value = ctx.cached(lambda: extreme(base, dim, keepdim))
     dims = (dim,) if isinstance(dim, int) else dim or range(base.dim())
     # Counted from the end, an axis is the same one of the difference.
     axes = tuple(d % base.dim() - base.dim() for d in dims)
-    gap = ctx.cached(lambda: (base - base.amax(axes, keepdim=True)).to(ctx.dtype))
-    return with_tangent(ctx, value, (gap / ctx.broadcast_scales(base.dim()) + z.tangent).amax(axes, keepdim))
+    gap = ctx.cached(lambda: (base - extreme(base, axes, keepdim=True)).to(ctx.dtype))
+    return with_tangent(ctx, value, extreme(gap / ctx.broadcast_scales(base.dim()) + z.tangent, axes, keepdim))
+
+
+rule("amax")(partial(_extreme_over_axes, extreme=torch.amax))
+rule("amin")(partial(_extreme_over_axes, extreme=torch.amin))
 
 
 def _max_pool(
@@ -29,14 +35,16 @@ def _max_pool(
     ceil_mode: bool = False, return_indices: bool = False, *, dims: int,
 ) -> Any:  # fmt: skip
     base = primal(x)
-    if ceil_mode or return_indices or base.dim() != dims + 2:
-        raise NoRule(
-            f"model calls max_pool{dims}d with ceil_mode or indices, or without a batch axis, which has no rule."
-        )
+    if return_indices or base.dim() != dims + 2:
+        raise NoRule(f"model calls max_pool{dims}d with indices, or without a batch axis, which has no rule.")
     pool = F.max_pool1d if dims == 1 else F.max_pool2d
-    value = ctx.cached(lambda: pool(base, kernel_size, stride, padding, dilation))
-    window = Window.from_settings(per_axis(kernel_size, dims), stride or kernel_size, 0, dilation)
-    margins = [length for pad in reversed(per_axis(padding, dims)) for length in (pad, pad)]
+    value = ctx.cached(lambda: pool(base, kernel_size, stride, padding, dilation, ceil_mode))
+    kernel, steps, skips = (per_axis(setting, dims) for setting in (kernel_size, stride or kernel_size, dilation))
+    window, margins = Window.from_settings(kernel, steps, 0, skips), []
+    for axis, pad in zip(range(-1, -dims - 1, -1), reversed(per_axis(padding, dims)), strict=True):
+        # With ceil_mode the last window may reach beyond the padding.
+        reach = (value.shape[axis] - 1) * steps[axis] + skips[axis] * (kernel[axis] - 1) + 1
+        margins += [pad, max(pad, reach - base.shape[axis] - pad)]
 
     def unfold(t: Tensor, fill: float) -> Any:
         """Return the entries of each window, [n, C, k, P]; positions outside of the input have the value ``fill``."""
