@@ -53,7 +53,6 @@ def copied(values):
 UNSUPPORTED = {
     "batch statistics": lambda p, x: F.batch_norm(z(p, x).mT, None, None, training=True),
     "powers": lambda p, x: z(p, x) ** 5,
-    "conditions": lambda p, x: torch.where(z(p, x) > 0, x, -x),
     "branches": lambda p, x: z(p, x) if float(z(p, x).sum()) > 0 else x,
     "rounding": lambda p, x: z(p, x).to(torch.bfloat16),
     "views in place": lambda p, x: z(p, x)[:, :2].add_(1.0),

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from propagation_cases import LINES, P, z
+from propagation_cases import LINES, P, both, z
 from torch import nn
 
 from nntk import NonlocalNTK
@@ -302,3 +302,64 @@ def test_stripped_values_are_seen(function, monkeypatch):
             LINES.flatten(1)[:, :6]
         )
     torch.set_rng_state(state)
+
+
+class Ternary(torch.autograd.Function):
+    """A straight-through estimator of three values."""
+
+    @staticmethod
+    def forward(ctx, h):
+        """Return -1, 0 or 1."""
+        ctx.save_for_backward(h)
+        return torch.where(h.abs() > 1, torch.sign(h), 0.0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Return the gradient as it is."""
+        return gradient
+
+
+JUMPS = {
+    "sign": lambda p, x: torch.sign(z(p, x)) + F.linear(z(p, x).sgn(), p["w"]).sign(),
+    "heaviside": lambda p, x: torch.heaviside(z(p, x), torch.tensor(0.5, dtype=x.dtype)) @ p["w"],
+    "round": lambda p, x: torch.round(z(p, x) / 2) + (z(p, x) * 0.25).round().mul(0.5).round(),
+    "floor and ceil": lambda p, x: z(p, x).floor() + 3 * torch.ceil(z(p, x) / 2),
+    "trunc": lambda p, x: z(p, x).trunc() + torch.fix(z(p, x) * 1.5) + z(p, x).frac(),
+    "comparisons": lambda p, x: (z(p, x) > 0).float() + 2 * (z(p, x) >= 1).to(x.dtype) + (z(p, x) < x).type_as(x),
+    "equal": lambda p, x: (z(p, x) == 0).double() + 3 * (z(p, x) != 1).type(torch.float32) + (2 >= z(p, x)).float(),
+    "of two": lambda p, x: (z(p, x) > x @ p["w"]).float() + (z(p, x) == z(p, x).flip(-1)).float(),
+    "masks": lambda p, x: z(p, x) * (z(p, x) > 0.5) + (z(p, x) > 1) * x + 0.1 * (z(p, x) > 0),
+    "where numbers": lambda p, x: torch.where(z(p, x) >= 0, 1.0, -1.0) @ p["w"],
+    "where": lambda p, x: torch.where(z(p, x) >= 0, z(p, x), 0.1) + torch.where(z(p, x)[:, :1] > 0, p["v"], x),
+    "where method": lambda p, x: z(p, x).where(z(p, x) > x, p["v"] * 2) + torch.where(z(p, x) > 0, 1, -1) * x,
+    "masked fill": lambda p, x: z(p, x).masked_fill(z(p, x) < 0, -1.0) + x.masked_fill((z(p, x) > x) & (x > 0), 0.0),
+    "logic": lambda p, x: ((z(p, x) > 0) & ~(z(p, x) > 2) | (x > 0) ^ (z(p, x) == -1)).float(),
+    "counts": lambda p, x: (z(p, x) > 0).sum(-1, keepdim=True) * z(p, x) / (1 + (z(p, x) > 1).sum(-1, keepdim=True)),
+    "parity": lambda p, x: ((z(p, x) > 0).sum(-1) % 2 == 1).float() + (z(p, x) > 3).any(-1).float(),
+    "parts": lambda p, x: torch.cat((z(p, x) > 0, z(p, x)), -1) * torch.cat((z(p, x) < 0, x > 0), -1).float(),
+    "jumps in place": lambda p, x: z(p, x).tanh().mul_(z(p, x) > 0).masked_fill_(z(p, x) > 2, 3.0),
+    "units that are off": lambda p, x: (z(p, x).relu() > 0).float() @ p["w"],
+    "largest": lambda p, x: (z(p, x) >= z(p, x).amax(-1, keepdim=True)).float(),
+    "straight through": lambda p, x: Ternary.apply(z(p, x)) @ p["w"],
+    "detached": lambda p, x: (z(p, x) + (torch.sign(z(p, x)) - z(p, x)).detach()) @ p["w"],
+}
+
+
+def integers(*shape, seed):
+    """Return integers from -2 to 2, in float32."""
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+@pytest.mark.parametrize("gamma", [1e-1, 1e-3, 1e-6])
+@pytest.mark.parametrize("name", JUMPS)
+def test_functions_that_jump(name, gamma, monkeypatch):
+    """The differences are those of the model in float64, at sums of integers that tie and at real numbers."""
+    # That check moves parameters by rounding errors, which moves ties of integers too.
+    monkeypatch.setattr("nntk.differences.copies.check_digits", lambda *arguments: None)
+    whole = {"w": integers(6, 6, seed=1), "v": integers(6, seed=2)}, integers(8, 6, seed=3)
+    real = {"w": P["w"], "v": P["v"]}, LINES[:, 0]
+    for parameters, x in (whole, real, (whole[0], LINES[:, 1])):
+        for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-8)):
+            own = {key: value.to(dtype) for key, value in parameters.items()}
+            found, expected = both(JUMPS[name], x.to(dtype), parameters=own, gamma=gamma, samples=8)
+            assert (found - expected).abs().max() <= tolerance * expected.abs().max()
