@@ -340,6 +340,19 @@ JUMPS = {
     "jumps in place": lambda p, x: z(p, x).tanh().mul_(z(p, x) > 0).masked_fill_(z(p, x) > 2, 3.0),
     "units that are off": lambda p, x: (z(p, x).relu() > 0).float() @ p["w"],
     "largest": lambda p, x: (z(p, x) >= z(p, x).amax(-1, keepdim=True)).float(),
+    "top one": lambda p, x: F.one_hot(z(p, x).argmax(-1), 6) * z(p, x).softmax(-1),
+    "places": lambda p, x: (
+        z(p, x).gather(-1, z(p, x).argmin(-1, keepdim=True)) + (z(p, x).argmax(1) == 2).float()[:, None]
+    ),
+    "experts": lambda p, x: F.embedding(z(p, x).argmin(-1), p["w"]) + p["w"][z(p, x).argmax(-1)] * x,
+    "rows": lambda p, x: z(p, x)[torch.arange(len(x)), z(p, x).argmax(1)] + x.gather(1, z(p, x).argmin(1, True))[:, 0],
+    "maxima": lambda p, x: (
+        z(p, x).max(-1)[0] + z(p, x).min(1).values * z(p, x).max(-1, keepdim=True).indices[:, 0].float()
+    ),
+    "top values": lambda p, x: z(p, x).topk(2, -1).values - z(p, x).topk(3, largest=False)[0][:, 1:],
+    "top masks": lambda p, x: z(p, x) * F.one_hot(z(p, x).topk(2, -1).indices, 6).sum(1),
+    "thresholds": lambda p, x: z(p, x) * (z(p, x) >= z(p, x).topk(2, -1).values[:, -1:]),
+    "scattered": lambda p, x: z(p, x) * torch.zeros_like(x).scatter(-1, z(p, x).topk(2, -1).indices, 1.0),
     "straight through": lambda p, x: Ternary.apply(z(p, x)) @ p["w"],
     "detached": lambda p, x: (z(p, x) + (torch.sign(z(p, x)) - z(p, x)).detach()) @ p["w"],
 }

@@ -1,10 +1,5 @@
-"""Comparisons of displaced values, and what is done with their outcome: logic, choices, look-ups, largest values.
+"""Comparisons of displaced values, and what is done with their outcome: logic, sums, casts and choices."""
 
-A boolean or an integer that a displacement changes is a discrete displaced tensor: its displaced values are held
-exactly, in its own dtype. A cast to a floating dtype makes an ordinary displaced value of it.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,77 +7,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nntk.propagation.context import PropagationContext
-from nntk.propagation.displaced_tensor import DisplacedTensor, constant, is_displaced, primal, with_tangent
+from nntk.propagation.displaced_tensor import constant, is_displaced, primal, with_tangent
 from nntk.propagation.registry import DISCRETE, RULES, NoRule, Rule, discrete, functions_named, rule
 from nntk.propagation.rules.jumps import is_short, meet_jumps
-from nntk.propagation.rules.linear import aligned_tangent, split_leading_axis
+from nntk.propagation.rules.linear import aligned_tangent
+from nntk.propagation.rules.selection.discrete import as_float, discrete_result, exact_rule, is_discrete
 
-_LARGEST_INTEGER = 2**22
-"""Integers below this size have exact differences in float32."""
 _FLOATS = (torch.float32, torch.float64)
-
-
-def _is_discrete(operand: Any) -> bool:
-    return isinstance(operand, DisplacedTensor) and operand.is_discrete
-
-
-def _discrete(ctx: PropagationContext, value: Any, displaced: Any) -> Any:
-    """Return booleans or integers from their displaced values, [M, members, *shape]; lists and tuples of them too."""
-    if not isinstance(value, Tensor):
-        return type(value)(_discrete(ctx, *pair) for pair in zip(value, displaced, strict=True))
-    if value.is_floating_point() or value.is_complex():
-        raise NoRule("model computes floating values from displaced booleans or integers by a function without a rule.")
-    if value.dtype == torch.bool:
-        difference = displaced.to(ctx.dtype) - ctx.cached(lambda: value.to(ctx.dtype))
-    else:
-        difference = (displaced - value).to(ctx.dtype)
-    return with_tangent(ctx, value, difference / ctx.broadcast_scales(value.dim()), lambda: displaced)
-
-
-def _as_float(ctx: PropagationContext, operand: Any) -> Any:
-    """Return displaced booleans or integers as floating displaced values; anything else as it is."""
-    if not _is_discrete(operand):
-        return operand
-    base, displaced = primal(operand), operand.displaced
-    if base.dtype != torch.bool:
-        sizes = (int(part.abs().max()) if part.numel() else 0 for part in (base, displaced))
-        if max(sizes) >= _LARGEST_INTEGER:
-            raise NoRule("model casts very large displaced integers to floating values.")
-    value = ctx.cached(lambda: base.to(torch.float64))
-    return with_tangent(ctx, value, operand.tangent, lambda: displaced.to(ctx.dtype))
-
-
-def _exact_rule(function: Any) -> Rule:
-    """Return the rule of a function of discrete tensors, which is called with their displaced values."""
-
-    def apply(ctx: PropagationContext, *arguments: Any, **options: Any) -> Any:
-        value = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
-        leaves, tree = tree_flatten((arguments, options))
-        positions = [position for position, leaf in enumerate(leaves) if is_displaced(leaf)]
-        if not all(_is_discrete(leaves[position]) for position in positions):
-            raise NoRule("model combines displaced booleans or integers with displaced values without a rule.")
-
-        def apply_to_displaced(*parts: Tensor) -> Any:
-            displaced_leaves = list(primal(leaves))
-            for position, part in zip(positions, parts, strict=True):
-                displaced_leaves[position] = part
-            displaced_arguments, displaced_options = tree_unflatten(displaced_leaves, tree)
-            # Displaced values have other strides, and a view may not exist.
-            call = Tensor.reshape if function is Tensor.view else function
-            return call(*displaced_arguments, **displaced_options)
-
-        return _discrete(ctx, value, _mapped(ctx, apply_to_displaced, *(leaves[i].displaced for i in positions)))
-
-    return apply
-
-
-def _mapped(ctx: PropagationContext, function: Callable[..., Any], *parts: Tensor) -> Any:
-    """Return a function of tensors [M, members, ...], evaluated for each displacement and member."""
-    try:
-        return split_leading_axis(ctx, torch.vmap(function)(*(part.flatten(0, 1) for part in parts)))
-    except RuntimeError as error:
-        raise NoRule(f"model selects in a way that has no rule: {error}.") from error
-
 
 EXACT_FUNCTIONS = (
     "logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor",
@@ -94,10 +25,10 @@ EXACT_FUNCTIONS = (
 )  # fmt: skip
 """Names of functions of discrete tensors alone."""
 for _function in functions_named(*EXACT_FUNCTIONS):
-    DISCRETE[_function] = _exact_rule(_function)
+    DISCRETE[_function] = exact_rule(_function)
 for _attribute in ("T", "mT"):
     _function = getattr(Tensor, _attribute).__get__
-    DISCRETE[_function] = _exact_rule(_function)
+    DISCRETE[_function] = exact_rule(_function)
 
 COMPARISONS = {
     torch.gt: ("gt", "greater", "__gt__"),
@@ -134,7 +65,7 @@ def _compare(ctx: PropagationContext, function: Any, a: Any, b: Any) -> Any:
     # A tie is trusted where both differences are short, and their sum is an upper bound of the larger one.
     bound = (da.abs() + db.abs()).expand(shape)
     meet_jumps(ctx, displaced, bound, short)
-    return _discrete(ctx, value, function(displaced, 0))
+    return discrete_result(ctx, value, function(displaced, 0))
 
 
 def _register_comparison(function: Any, names: tuple[str, ...]) -> None:
@@ -149,19 +80,19 @@ for _comparison, _names in COMPARISONS.items():
 
 def _promoting_rule(function: Any) -> Rule:
     """Return the rule of a function for discrete operands, as floats where it takes or returns floating values."""
-    exact = _exact_rule(function)
+    exact = exact_rule(function)
 
     def apply(ctx: PropagationContext, *arguments: Any, **options: Any) -> Any:
         value = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
         leaves, tree = tree_flatten(arguments)
-        are_exact = all(_is_discrete(leaf) for leaf in leaves if is_displaced(leaf))
+        are_exact = all(is_discrete(leaf) for leaf in leaves if is_displaced(leaf))
         if are_exact and not value.is_floating_point():
             return exact(ctx, *arguments, **options)
         if value.is_floating_point() and value.dtype not in _FLOATS:
             raise NoRule(f"model computes displaced values in {value.dtype}, which rounds them.")
         # PyTorch rounds a number to the dtype of the result.
         rounds = value.dtype == torch.float32
-        leaves = [_as_float(ctx, _round_number(leaf) if rounds else leaf) for leaf in leaves]
+        leaves = [as_float(ctx, _round_number(leaf) if rounds else leaf) for leaf in leaves]
         return RULES[function](ctx, *tree_unflatten(leaves, tree), **options)
 
     return apply
@@ -187,11 +118,11 @@ def _cast_rule(function: Any) -> Rule:
         value = ctx.cached(lambda: function(primal(x), *primal(arguments), **primal(options)))
         if not is_displaced(x):
             return constant(ctx, value)
-        if not _is_discrete(x) or (value.is_floating_point() and value.dtype not in _FLOATS):
+        if not is_discrete(x) or (value.is_floating_point() and value.dtype not in _FLOATS):
             raise NoRule(f"model casts displaced values to {value.dtype}, which rounds them.")
         if value.is_floating_point():
-            return _as_float(ctx, x)
-        return _discrete(ctx, value, x.displaced.to(value.dtype))
+            return as_float(ctx, x)
+        return discrete_result(ctx, value, x.displaced.to(value.dtype))
 
     return cast
 
@@ -205,10 +136,10 @@ def _choose(ctx: PropagationContext, function: Any, condition: Any, a: Any, b: A
     """Return ``a`` where a condition holds, else ``b``; the condition is displaced, or one of them is discrete."""
     value = ctx.cached(lambda: function(primal(condition), primal(a), primal(b)))
     if not value.is_floating_point():
-        return _exact_rule(torch.where)(ctx, condition, a, b)
+        return exact_rule(torch.where)(ctx, condition, a, b)
     if value.dtype not in _FLOATS:
         raise NoRule(f"model selects displaced values in {value.dtype}, which rounds them.")
-    a, b = (_as_float(ctx, part) for part in (a, b))
+    a, b = (as_float(ctx, part) for part in (a, b))
     if not is_displaced(condition):
         return RULES[torch.where](ctx, condition, a, b)
 
@@ -247,5 +178,5 @@ def _masked_fill(ctx: PropagationContext, x: Any, mask: Any, value: Any) -> Any:
         return torch.masked_fill(x, mask, value)
 
     if not primal(x).is_floating_point():
-        return _exact_rule(torch.masked_fill)(ctx, x, mask, value)
+        return exact_rule(torch.masked_fill)(ctx, x, mask, value)
     return _choose(ctx, fill, mask, value, x)
