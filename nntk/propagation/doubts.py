@@ -58,8 +58,11 @@ class Doubts:
         if not distance.numel():
             return
         size, rows = distance.abs(), 3 if distance.dim() > 3 else 2
-        reach = difference.abs().flatten(rows).amax(rows) * (_ULPS * torch.finfo(size.dtype).eps)
-        if (size.flatten(rows).amin(rows) <= reach).any():
+        # A number has no axis that could be flattened.
+        reach = difference.abs().reshape(*difference.shape[:rows], -1).amax(rows) * (
+            _ULPS * torch.finfo(size.dtype).eps
+        )
+        if (size.reshape(*size.shape[:rows], -1).amin(rows) <= reach).any():
             near = (size <= reach.view(*reach.shape, *[1] * (size.dim() - rows))) & ~((size == 0) & exact)
             if reachable is not None:
                 near &= reachable()

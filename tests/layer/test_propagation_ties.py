@@ -353,6 +353,13 @@ JUMPS = {
     "top masks": lambda p, x: z(p, x) * F.one_hot(z(p, x).topk(2, -1).indices, 6).sum(1),
     "thresholds": lambda p, x: z(p, x) * (z(p, x) >= z(p, x).topk(2, -1).values[:, -1:]),
     "scattered": lambda p, x: z(p, x) * torch.zeros_like(x).scatter(-1, z(p, x).topk(2, -1).indices, 1.0),
+    "numbers": lambda p, x: torch.where(p["v"].sum() > 0, x * p["v"], x) + SIGN.value(x) * (p["b"] > 0),
+    "rounded in place": lambda p, x: z(p, x).mul_(0.5).round_().add_(z(p, x).floor_()) + z(p, x).logical_not().double(),
+    "means of masks": lambda p, x: (z(p, x) * (z(p, x) > 0)).sum(-1) / (z(p, x) > 0).sum(-1).clamp(min=1),
+    "integers": lambda p, x: ((z(p, x) > 0).long() + (z(p, x) > 1).int()) * x - (1 - (z(p, x) > 0).long()) * z(p, x),
+    "codes": lambda p, x: F.embedding((x[:, None] - p["w"]).square().sum(-1).argmin(-1), p["w"]),
+    "rounded weights": lambda p, x: F.linear(x, torch.round(p["w"] / p["w"].abs().amax() * 127) / 127),
+    "ternary weights": lambda p, x: F.linear(x, torch.where(p["w"].abs() > 0.7, p["w"].sign(), 0.0)),
     "straight through": lambda p, x: Ternary.apply(z(p, x)) @ p["w"],
     "detached": lambda p, x: (z(p, x) + (torch.sign(z(p, x)) - z(p, x)).detach()) @ p["w"],
 }
@@ -369,8 +376,8 @@ def test_functions_that_jump(name, gamma, monkeypatch):
     """The differences are those of the model in float64, at sums of integers that tie and at real numbers."""
     # That check moves parameters by rounding errors, which moves ties of integers too.
     monkeypatch.setattr("nntk.differences.copies.check_digits", lambda *arguments: None)
-    whole = {"w": integers(6, 6, seed=1), "v": integers(6, seed=2)}, integers(8, 6, seed=3)
-    real = {"w": P["w"], "v": P["v"]}, LINES[:, 0]
+    whole = {"w": integers(6, 6, seed=1), "v": integers(6, seed=2), "b": torch.zeros(())}, integers(8, 6, seed=3)
+    real = {"w": P["w"], "v": P["v"], "b": P["b"]}, LINES[:, 0]
     for parameters, x in (whole, real, (whole[0], LINES[:, 1])):
         for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-8)):
             own = {key: value.to(dtype) for key, value in parameters.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from nntk.kernels import activations as functions
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import is_displaced, primal, with_tangent
-from nntk.propagation.registry import NoRule, rule
+from nntk.propagation.registry import IN_PLACE, NoRule, functions_named, rule
 
 _SHORT_BITS = 10
 """Fractional bits of a short number, whose sums and differences float32 represents exactly."""
@@ -117,7 +117,7 @@ def meet_jumps(ctx: PropagationContext, distance: Tensor, change: Tensor, short:
     exact = short
     if (distance == 0).any():
         rows = 3 if distance.dim() > 3 else 2
-        all_short = is_short(change).flatten(rows).all(rows)
+        all_short = is_short(change).reshape(*change.shape[:rows], -1).all(rows)
         exact = short & all_short.view(*all_short.shape, *[1] * (distance.dim() - rows))
     ctx.doubts.meet_jumps(distance, change, exact, reachable)
 
@@ -207,3 +207,7 @@ for _names in (("round",), ("floor",), ("ceil",), ("trunc", "fix")):
 def _frac(ctx: PropagationContext, z: Any) -> Any:
     base = primal(z)
     return with_tangent(ctx, ctx.cached(lambda: torch.frac(base)), z.tangent - _cells(ctx, "trunc", z))
+
+
+for _name in ("sign", "round", "floor", "ceil", "trunc"):
+    IN_PLACE.update(dict.fromkeys(functions_named(f"{_name}_"), getattr(torch, _name)))

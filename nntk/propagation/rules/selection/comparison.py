@@ -21,7 +21,7 @@ EXACT_FUNCTIONS = (
     "reshape", "view", "flatten", "unflatten", "transpose", "swapaxes", "permute", "movedim", "squeeze", "unsqueeze",
     "expand", "broadcast_to", "repeat", "tile", "chunk", "split", "unbind", "narrow", "select", "roll", "flip",
     "contiguous", "clone", "detach", "sum", "cumsum", "diagonal", "tril", "triu", "t", "remainder", "floor_divide",
-    "__floordiv__", "__mod__", "neg",
+    "__floordiv__", "__mod__", "neg", "abs", "prod", "clamp", "clamp_min", "clamp_max", "minimum", "maximum",
 )  # fmt: skip
 """Names of functions of discrete tensors alone."""
 for _function in functions_named(*EXACT_FUNCTIONS):
@@ -78,6 +78,11 @@ for _comparison, _names in COMPARISONS.items():
     _register_comparison(_comparison, _names)
 
 
+@rule("logical_not")
+def _logical_not(ctx: PropagationContext, z: Any) -> Any:
+    return _compare(ctx, torch.eq, z, 0)
+
+
 def _promoting_rule(function: Any) -> Rule:
     """Return the rule of a function for discrete operands, as floats where it takes or returns floating values."""
     exact = exact_rule(function)
@@ -90,8 +95,11 @@ def _promoting_rule(function: Any) -> Rule:
             return exact(ctx, *arguments, **options)
         if value.is_floating_point() and value.dtype not in _FLOATS:
             raise NoRule(f"model computes displaced values in {value.dtype}, which rounds them.")
-        # PyTorch rounds a number to the dtype of the result.
         rounds = value.dtype == torch.float32
+        are_masks = all(primal(leaf).dtype == torch.bool for leaf in leaves if is_discrete(leaf))
+        if rounds and ctx.dtype == torch.float64 and not (are_masks and function in MULTIPLICATIONS):
+            raise NoRule("model computes in float32 with displaced booleans or integers, but otherwise in float64.")
+        # PyTorch rounds a number to the dtype of the result.
         leaves = [as_float(ctx, _round_number(leaf) if rounds else leaf) for leaf in leaves]
         return RULES[function](ctx, *tree_unflatten(leaves, tree), **options)
 
@@ -102,6 +110,8 @@ def _round_number(leaf: Any) -> Any:
     return torch.tensor(leaf, dtype=torch.float32).item() if isinstance(leaf, float) else leaf
 
 
+MULTIPLICATIONS = set(functions_named("mul", "multiply"))
+"""Functions that round nothing where one factor is zero or one."""
 PROMOTING_FUNCTIONS = (
     "add", "sub", "subtract", "rsub", "__rsub__", "mul", "multiply", "div", "divide", "true_divide", "__rdiv__",
     "__rtruediv__", *(name for names in COMPARISONS.values() for name in names),
