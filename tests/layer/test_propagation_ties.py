@@ -385,3 +385,17 @@ def test_functions_that_jump(name, gamma, monkeypatch):
             own = {key: value.to(dtype) for key, value in parameters.items()}
             found, expected = both(JUMPS[name], x.to(dtype), parameters=own, **options)
             assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize(("seed", "width", "gamma"), [(0, 6, 0.3), (4, 6, 0.013), (5, 3, 0.013)])
+@pytest.mark.parametrize("function", [Sign(), torch.sign, lambda h: (h >= 0).float()], ids=["sign", "torch", "mask"])
+def test_sums_of_multiples_of_gamma_are_decided_in_float64(function, seed, width, gamma):
+    """A sum such as 0.7 + 1.4 - 2.1 may be zero in float32 alone."""
+    generator = torch.Generator().manual_seed(seed)
+    w, x = (torch.randint(low, high, shape, generator=generator).float() for low, high, shape in (
+        (-2, 3, (16, width)), (-3, 4, (30, width)),
+    ))  # fmt: skip
+    w[:4] = 0
+    options = {"parameters": {"w": w}, "gamma": gamma, "samples": 64, "antithetic": False}
+    found, expected = both(lambda p, x: function(x @ p["w"].T), x, **options)
+    assert torch.equal(found, expected)

@@ -10,10 +10,8 @@ from torch import Tensor
 from nntk.kernels import activations as functions
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import is_displaced, primal, with_tangent
+from nntk.propagation.doubts import is_short
 from nntk.propagation.registry import IN_PLACE, NoRule, functions_named, rule
-
-_SHORT_BITS = 10
-"""Fractional bits of a short number, whose sums and differences float32 represents exactly."""
 
 
 def jump(ctx: PropagationContext, function: functions.Activation, z: Any) -> Any:
@@ -95,33 +93,6 @@ def _cell_difference(
     return displaced.floor_().add_(boundary).clamp_(0, top).sub_(first_cells)
 
 
-def is_short(z: Tensor) -> Tensor:
-    """Return True where a value has few bits, so that float32 carries its sums and differences exactly."""
-    scaled = z * 2.0**_SHORT_BITS
-    return (scaled == scaled.round()) & (scaled.abs() < 2.0**22)
-
-
-def meet_jumps(ctx: PropagationContext, distance: Tensor, change: Tensor, short: Tensor, reachable: Any = None) -> None:
-    """Count the values within rounding of a jump, and trust a tie only where all differences are short numbers too.
-
-    Differences of an integer network are short. A sum of others that is zero in float32, such as 0.7 + 1.4 - 2.1, need
-    not be zero in float64.
-
-    Args:
-        ctx: Context of the evaluation.
-        distance: Displaced values less the nearest jump, [M, members, *shape].
-        change: Differences (not over the scale), or a bound of them, [M, members, ...].
-        short: True where the unperturbed value is a short number, broadcastable to the distances.
-        reachable: Function that returns True where there is a jump at that place; None if there is one everywhere.
-    """
-    exact = short
-    if (distance == 0).any():
-        rows = 3 if distance.dim() > 3 else 2
-        all_short = is_short(change).reshape(*change.shape[:rows], -1).all(rows)
-        exact = short & all_short.view(*all_short.shape, *[1] * (distance.dim() - rows))
-    ctx.doubts.meet_jumps(distance, change, exact, reachable)
-
-
 @rule("sign", "sgn")
 def _sign(ctx: PropagationContext, z: Any) -> Any:
     return _step(ctx, torch.sign, z)
@@ -141,7 +112,7 @@ def _step(ctx: PropagationContext, function: Callable[[Tensor], Tensor], z: Any)
     value, short, rounded = ctx.cached(lambda: (function(base), is_short(base), base.to(ctx.dtype)))
     change = z.tangent * s
     displaced = change + rounded
-    meet_jumps(ctx, displaced, change, short)
+    ctx.doubts.meet_jumps(displaced, change, short)
     return with_tangent(ctx, value, (function(displaced) - ctx.cached(lambda: value.to(ctx.dtype))) / s)
 
 
@@ -185,7 +156,7 @@ def _cells(ctx: PropagationContext, name: str, z: Any) -> Tensor:
     displaced = change + offset
     nearest = displaced.round()
     reachable = (lambda: boundary + nearest != 0) if name == "trunc" else None
-    meet_jumps(ctx, displaced - nearest, change, short, reachable)
+    ctx.doubts.meet_jumps(displaced - nearest, change, short, reachable)
     return (cell(boundary, displaced) - first).div_(s)
 
 

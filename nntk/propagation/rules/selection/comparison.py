@@ -8,8 +8,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import constant, is_displaced, primal, with_tangent
+from nntk.propagation.doubts import is_short
 from nntk.propagation.registry import DISCRETE, RULES, NoRule, Rule, discrete, functions_named, rule
-from nntk.propagation.rules.jumps import is_short, meet_jumps
 from nntk.propagation.rules.linear import aligned_tangent
 from nntk.propagation.rules.selection.discrete import as_float, discrete_result, exact_rule, is_discrete
 
@@ -64,7 +64,7 @@ def _compare(ctx: PropagationContext, function: Any, a: Any, b: Any) -> Any:
     displaced = (da - db + offset).expand(shape)
     # A tie is trusted where both differences are short, and their sum is an upper bound of the larger one.
     bound = (da.abs() + db.abs()).expand(shape)
-    meet_jumps(ctx, displaced, bound, short)
+    ctx.doubts.meet_jumps(displaced, bound, short)
     return discrete_result(ctx, value, function(displaced, 0))
 
 
