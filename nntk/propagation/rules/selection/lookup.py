@@ -57,9 +57,33 @@ for _function in functions_named("gather", "index_select", "__getitem__"):
 
 @discrete("scatter")
 def _scatter(ctx: PropagationContext, x: Any, dim: int, index: Any, src: Any) -> Any:
-    if is_displaced(x) or is_displaced(src):
-        raise NoRule("model calls scatter on displaced values at displaced places.")
-    return _lookup_rule(torch.scatter)(ctx, x, dim, index, src)
+    if not is_discrete(index) or is_discrete(x) or is_discrete(src):
+        raise NoRule("model calls scatter on displaced booleans or integers.")
+    axis = dim % max(1, primal(x).dim()) - primal(x).dim()
+    if isinstance(src, Tensor) and any(_repeats(places, axis) for places in (primal(index), index.displaced)):
+        raise NoRule("model scatters several values to the same place, of which any may remain.")
+    moved = _lookup_rule(torch.scatter)(ctx, primal(x), axis, index, primal(src))
+    if not is_displaced(x) and not is_displaced(src):
+        return moved
+    sources = [_tangent_or_zero(ctx, part) for part in (x, src) if isinstance(part, Tensor)]
+
+    def scatter(places: Tensor, target: Tensor, source: Any = 0.0) -> Tensor:
+        return torch.scatter(target, axis, places, source)
+
+    return with_tangent(ctx, primal(moved), moved.tangent + mapped(ctx, scatter, index.displaced, *sources))
+
+
+def _repeats(places: Tensor, axis: int) -> bool:
+    """Return True if a place occurs twice along an axis."""
+    return bool((places.sort(axis).values.diff(dim=axis) == 0).any())
+
+
+def _tangent_or_zero(ctx: PropagationContext, part: Any) -> Tensor:
+    """Return the difference of a tensor, [M, members, *shape], which is zero for a constant."""
+    if is_displaced(part):
+        tangent: Tensor = part.tangent
+        return tangent
+    return torch.zeros((*ctx.leading_shape, *part.shape), dtype=ctx.dtype, device=part.device)
 
 
 @discrete("embedding")
@@ -134,11 +158,15 @@ def _argmin(ctx: PropagationContext, z: Any, dim: Any = None, keepdim: bool = Fa
 
 @rule("max")
 def _max(ctx: PropagationContext, z: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    if dim is None:
+        return RULES[torch.amax](ctx, z)
     return torch.return_types.max(_extreme(ctx, z, dim, keepdim, True))
 
 
 @rule("min")
 def _min(ctx: PropagationContext, z: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    if dim is None:
+        return RULES[torch.neg](ctx, RULES[torch.amax](ctx, RULES[torch.neg](ctx, z)))
     return torch.return_types.min(_extreme(ctx, z, dim, keepdim, False))
 
 
