@@ -14,7 +14,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.propagation.context import PropagationContext
-from nntk.propagation.registry import COMPOSED, IN_PLACE, QUERIES, RANDOM, RULES, WRITES, NoRule, function_name
+from nntk.propagation.registry import (
+    COMPOSED,
+    DISCRETE,
+    IN_PLACE,
+    QUERIES,
+    RANDOM,
+    RULES,
+    WRITES,
+    NoRule,
+    function_name,
+)
 
 T = TypeVar("T")
 
@@ -82,6 +92,11 @@ class DisplacedTensor(Tensor):
     def is_displaced(self) -> bool:
         """True if the value depends on the displacement."""
         return self._tangent is not None or self.param_index is not None
+
+    @property
+    def is_discrete(self) -> bool:
+        """True for booleans and integers that depend on the displacement."""
+        return self.is_displaced and not self._value.is_floating_point()
 
     @property
     def tangent(self) -> Tensor:
@@ -155,18 +170,21 @@ def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, optio
         with torch._C.DisableTorchFunctionSubclass():
             result = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
             return _mark_shared_memory(operands, constant(ctx, result))
-    options = _without_dtype(function, arguments, options)
+    is_discrete = any(operand.is_discrete for operand in operands)
+    rules = DISCRETE if is_discrete else RULES
+    options = options if is_discrete else _without_dtype(function, arguments, options)
     try:
-        if function in COMPOSED:
+        if function in COMPOSED and not is_discrete:
             return COMPOSED[function](*arguments, **options)
-        if function in RULES:
+        if function in rules:
             with torch._C.DisableTorchFunctionSubclass():
-                return _mark_shared_memory(operands, RULES[function](ctx, *arguments, **options))
+                return _mark_shared_memory(operands, rules[function](ctx, *arguments, **options))
     except TypeError as error:
         raise NoRule(
             f"model calls {function_name(function)} with arguments that its rule does not support: {error}."
         ) from error
-    raise NoRule(f"model calls {function_name(function)}, which has no rule for displaced values.")
+    kind = "booleans or integers" if is_discrete else "values"
+    raise NoRule(f"model calls {function_name(function)}, which has no rule for displaced {kind}.")
 
 
 def _without_dtype(function: Any, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -314,6 +332,8 @@ def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
     result = IN_PLACE.get(function, function)(*arguments, **other_options)
     if not isinstance(result, DisplacedTensor) or primal(result).shape != primal(target).shape:
         raise NoRule(f"model calls {name} in place, with a result of another shape or without a difference.")
+    if primal(result).is_floating_point() != primal(target).is_floating_point():
+        raise NoRule(f"model calls {name} in place, with a result of another kind of number.")
     target._value, target._displaced = result._value, result._displaced
     target._tangent, target._rounded_primal = result._tangent, result._rounded_primal
     target.shares_memory = result.shares_memory

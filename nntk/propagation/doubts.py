@@ -15,6 +15,14 @@ _CONTINUOUS_COUNT = 3 * 10**6
 """Number of values that a judgement by that share needs; for fewer, computing anew takes little time."""
 _CHEAP_SHARE = 1 / 32
 """Share of displacements that are always computed anew, because that takes little time."""
+_SHORT_BITS = 10
+"""Fractional bits of a short number, whose sums and differences float32 represents exactly."""
+
+
+def is_short(z: Tensor) -> Tensor:
+    """Return True where a value has few bits, so that float32 carries its sums and differences exactly."""
+    scaled = z * 2.0**_SHORT_BITS
+    return (scaled == scaled.round()) & (scaled.abs() < 2.0**22)
 
 
 @dataclass(eq=False)
@@ -44,12 +52,13 @@ class Doubts:
         """Count the values whose distance from a jump is within rounding: 8 epsilons of the largest difference.
 
         The unperturbed value keeps its digits relative to itself, and so the error of a displaced value is that of its
-        difference. Where the unperturbed value is a short number, a distance of exactly zero is a tie that was carried
-        exactly; otherwise it is within rounding too.
+        difference. Where the unperturbed value and all differences of the same input are short numbers, a distance of
+        exactly zero is a tie that was carried exactly; otherwise it is within rounding too: a sum that is zero in
+        float32, such as 0.7 + 1.4 - 2.1, need not be zero in float64.
 
         Args:
             distance: Displaced values less the nearest jump, [M, members, *shape].
-            difference: Differences (not over the scale), in the same unit and shape.
+            difference: Differences (not over the scale), or a bound of them, in the same unit.
             exact: True where the unperturbed value is a short number, [*shape].
             reachable: Function that returns True where there is a jump at that place, in the shape of ``distance``;
                 None if there is one everywhere.
@@ -58,9 +67,14 @@ class Doubts:
         if not distance.numel():
             return
         size, rows = distance.abs(), 3 if distance.dim() > 3 else 2
-        reach = difference.abs().flatten(rows).amax(rows) * (_ULPS * torch.finfo(size.dtype).eps)
-        if (size.flatten(rows).amin(rows) <= reach).any():
-            near = (size <= reach.view(*reach.shape, *[1] * (size.dim() - rows))) & ~((size == 0) & exact)
+        # A number has no axis that could be flattened.
+        reach = difference.abs().reshape(*difference.shape[:rows], -1).amax(rows) * (
+            _ULPS * torch.finfo(size.dtype).eps
+        )
+        if (size.reshape(*size.shape[:rows], -1).amin(rows) <= reach).any():
+            are_short = is_short(difference).reshape(*difference.shape[:rows], -1).all(rows)
+            reach, are_short = (part.view(*part.shape, *[1] * (size.dim() - rows)) for part in (reach, are_short))
+            near = (size <= reach) & ~((size == 0) & exact & are_short)
             if reachable is not None:
                 near &= reachable()
             self.near_jumps += near.flatten(1).sum(1)

@@ -13,6 +13,8 @@ RULES: dict[Any, Rule] = {}
 """Rule of each function. A rule is called with the context, followed by the arguments of the function."""
 COMPOSED: dict[Any, Rule] = {}
 """Replacement of each function by others that have rules. A replacement is called with the function's arguments."""
+DISCRETE: dict[Any, Rule] = {}
+"""Rule of each function for booleans and integers that a displacement changes; no other function takes them."""
 QUERIES: set[Any] = set()
 """Functions whose result no displacement changes, such as shapes."""
 IN_PLACE: dict[Any, Any] = {}
@@ -59,6 +61,19 @@ def rule(*names: str, also: Sequence[Any] = ()) -> Callable[[Rule], Rule]:
         The decorator. It returns the rule unchanged.
     """
     return partial(_register, RULES, [*functions_named(*names), *also])
+
+
+def discrete(*names: str, also: Sequence[Any] = ()) -> Callable[[Rule], Rule]:
+    """Return a decorator that registers the rule of some functions for booleans and integers that are displaced.
+
+    Args:
+        *names: Names of functions of PyTorch; every function and tensor method of such a name is registered.
+        also: Further functions, given as objects.
+
+    Returns:
+        The decorator. It returns the rule unchanged.
+    """
+    return partial(_register, DISCRETE, [*functions_named(*names), *also])
 
 
 def composed(*names: str) -> Callable[[Rule], Rule]:

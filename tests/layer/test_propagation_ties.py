@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from propagation_cases import LINES, P, z
+from propagation_cases import LINES, P, both, z
 from torch import nn
 
 from nntk import NonlocalNTK
@@ -302,3 +302,103 @@ def test_stripped_values_are_seen(function, monkeypatch):
             LINES.flatten(1)[:, :6]
         )
     torch.set_rng_state(state)
+
+
+class Ternary(torch.autograd.Function):
+    """A straight-through estimator of three values."""
+
+    @staticmethod
+    def forward(ctx, h):
+        """Return -1, 0 or 1."""
+        ctx.save_for_backward(h)
+        return torch.where(h.abs() > 1, torch.sign(h), 0.0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Return the gradient as it is."""
+        return gradient
+
+
+JUMPS = {
+    "sign": lambda p, x: torch.sign(z(p, x)) + F.linear(z(p, x).sgn(), p["w"]).sign(),
+    "heaviside": lambda p, x: torch.heaviside(z(p, x), torch.tensor(0.5, dtype=x.dtype)) @ p["w"],
+    "round": lambda p, x: torch.round(z(p, x) / 2) + (z(p, x) * 0.25).round().mul(0.5).round(),
+    "floor and ceil": lambda p, x: z(p, x).floor() + 3 * torch.ceil(z(p, x) / 2),
+    "trunc": lambda p, x: z(p, x).trunc() + torch.fix(z(p, x) * 1.5) + z(p, x).frac(),
+    "comparisons": lambda p, x: (z(p, x) > 0).float() + 2 * (z(p, x) >= 1).to(x.dtype) + (z(p, x) < x).type_as(x),
+    "equal": lambda p, x: (z(p, x) == 0).double() + 3 * (z(p, x) != 1).type(torch.float32) + (2 >= z(p, x)).float(),
+    "of two": lambda p, x: (z(p, x) > x @ p["w"]).float() + (z(p, x) == z(p, x).flip(-1)).float(),
+    "masks": lambda p, x: z(p, x) * (z(p, x) > 0.5) + (z(p, x) > 1) * x + 0.1 * (z(p, x) > 0),
+    "where numbers": lambda p, x: torch.where(z(p, x) >= 0, 1.0, -1.0) @ p["w"],
+    "where": lambda p, x: torch.where(z(p, x) >= 0, z(p, x), 0.1) + torch.where(z(p, x)[:, :1] > 0, p["v"], x),
+    "where method": lambda p, x: z(p, x).where(z(p, x) > x, p["v"] * 2) + torch.where(z(p, x) > 0, 1, -1) * x,
+    "masked fill": lambda p, x: z(p, x).masked_fill(z(p, x) < 0, -1.0) + x.masked_fill((z(p, x) > x) & (x > 0), 0.0),
+    "logic": lambda p, x: ((z(p, x) > 0) & ~(z(p, x) > 2) | (x > 0) ^ (z(p, x) == -1)).float(),
+    "counts": lambda p, x: (z(p, x) > 0).sum(-1, keepdim=True) * z(p, x) / (1 + (z(p, x) > 1).sum(-1, keepdim=True)),
+    "parity": lambda p, x: ((z(p, x) > 0).sum(-1) % 2 == 1).float() + (z(p, x) > 3).any(-1).float(),
+    "parts": lambda p, x: torch.cat((z(p, x) > 0, z(p, x)), -1) * torch.cat((z(p, x) < 0, x > 0), -1).float(),
+    "jumps in place": lambda p, x: z(p, x).tanh().mul_(z(p, x) > 0).masked_fill_(z(p, x) > 2, 3.0),
+    "units that are off": lambda p, x: (z(p, x).relu() > 0).float() @ p["w"],
+    "largest": lambda p, x: (z(p, x) >= z(p, x).amax(-1, keepdim=True)).float(),
+    "top one": lambda p, x: F.one_hot(z(p, x).argmax(-1), 6) * z(p, x).softmax(-1),
+    "places": lambda p, x: (
+        z(p, x).gather(-1, z(p, x).argmin(-1, keepdim=True)) + (z(p, x).argmax(1) == 2).float()[:, None]
+    ),
+    "experts": lambda p, x: F.embedding(z(p, x).argmin(-1), p["w"]) + p["w"][z(p, x).argmax(-1)] * x,
+    "rows": lambda p, x: z(p, x)[torch.arange(len(x)), z(p, x).argmax(1)] + x.gather(1, z(p, x).argmin(1, True))[:, 0],
+    "maxima": lambda p, x: (
+        z(p, x).max(-1)[0] + z(p, x).min(1).values * z(p, x).max(-1, keepdim=True).indices[:, 0].float()
+    ),
+    "top values": lambda p, x: z(p, x).topk(2, -1).values - z(p, x).topk(3, largest=False)[0][:, 1:],
+    "top masks": lambda p, x: z(p, x) * F.one_hot(z(p, x).topk(2, -1).indices, 6).sum(1),
+    "thresholds": lambda p, x: z(p, x) * (z(p, x) >= z(p, x).topk(2, -1).values[:, -1:]),
+    "scattered": lambda p, x: z(p, x) * torch.zeros_like(x).scatter(-1, z(p, x).topk(2, -1).indices, 1.0),
+    "numbers": lambda p, x: torch.where(p["v"].sum() > 0, x * p["v"], x) + SIGN.value(x) * (p["b"] > 0),
+    "rounded in place": lambda p, x: z(p, x).mul_(0.5).round_().add_(z(p, x).floor_()) + z(p, x).logical_not().double(),
+    "means of masks": lambda p, x: (z(p, x) * (z(p, x) > 0)).sum(-1) / (z(p, x) > 0).sum(-1).clamp(min=1),
+    "integers": lambda p, x: ((z(p, x) > 0).long() + (z(p, x) > 1).int()) * x - (1 - (z(p, x) > 0).long()) * z(p, x),
+    "winners": lambda p, x: torch.zeros_like(x).scatter(-1, z(p, x).topk(2, -1)[1], z(p, x).topk(2, -1)[0]),
+    "winners among others": lambda p, x: z(p, x).tanh().scatter(-1, z(p, x).argmax(-1, keepdim=True), 1.0),
+    "largest of all": lambda p, x: F.linear(x, p["w"] / p["w"].abs().max() + p["v"].min()),
+    "codes": lambda p, x: F.embedding((x[:, None] - p["w"]).square().sum(-1).argmin(-1), p["w"]),
+    "rounded weights": lambda p, x: F.linear(x, torch.round(p["w"] / p["w"].abs().amax() * 127) / 127),
+    "ternary weights": lambda p, x: F.linear(x, torch.where(p["w"].abs() > 0.7, p["w"].sign(), 0.0)),
+    "straight through": lambda p, x: Ternary.apply(z(p, x)) @ p["w"],
+    "detached": lambda p, x: (z(p, x) + (torch.sign(z(p, x)) - z(p, x)).detach()) @ p["w"],
+}
+
+
+def integers(*shape, seed):
+    """Return integers from -2 to 2, in float32."""
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+@pytest.mark.parametrize("gamma", [1e-1, 1e-3, 1e-6])
+@pytest.mark.parametrize("name", JUMPS)
+def test_functions_that_jump(name, gamma, monkeypatch):
+    """The differences are those of the model in float64, at sums of integers that tie and at real numbers."""
+    # That check moves parameters by rounding errors, which moves ties of integers too.
+    monkeypatch.setattr("nntk.differences.copies.check_digits", lambda *arguments: None)
+    whole = {"w": integers(6, 6, seed=1), "v": integers(6, seed=2), "b": torch.zeros(())}, integers(8, 6, seed=3)
+    real = {"w": P["w"], "v": P["v"], "b": P["b"]}, LINES[:, 0]
+    # The odd part of a pair does not contain the unperturbed value, and so one gamma is evaluated without pairs.
+    options = {"gamma": gamma, "samples": 8, "antithetic": gamma != 1e-3}
+    for parameters, x in (whole, real, (whole[0], LINES[:, 1])):
+        for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-8)):
+            own = {key: value.to(dtype) for key, value in parameters.items()}
+            found, expected = both(JUMPS[name], x.to(dtype), parameters=own, **options)
+            assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize(("seed", "width", "gamma"), [(0, 6, 0.3), (4, 6, 0.013), (5, 3, 0.013)])
+@pytest.mark.parametrize("function", [Sign(), torch.sign, lambda h: (h >= 0).float()], ids=["sign", "torch", "mask"])
+def test_sums_of_multiples_of_gamma_are_decided_in_float64(function, seed, width, gamma):
+    """A sum such as 0.7 + 1.4 - 2.1 may be zero in float32 alone."""
+    generator = torch.Generator().manual_seed(seed)
+    w, x = (torch.randint(low, high, shape, generator=generator).float() for low, high, shape in (
+        (-2, 3, (16, width)), (-3, 4, (30, width)),
+    ))  # fmt: skip
+    w[:4] = 0
+    options = {"parameters": {"w": w}, "gamma": gamma, "samples": 64, "antithetic": False}
+    found, expected = both(lambda p, x: function(x @ p["w"].T), x, **options)
+    assert torch.equal(found, expected)

@@ -16,6 +16,7 @@ from nntk.propagation.rules import (
     linear,
     pooling,
     queries,
+    selection,
     softmax,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "linear",
     "pooling",
     "queries",
+    "selection",
     "softmax",
 ]
