@@ -56,8 +56,7 @@ def check_digits(
         return
     dtype, scale = next(iter(base.values())).dtype, float(request.scales.min())
     eps = max(torch.finfo(dtype).eps, model.findings.eps)
-    size = max(float(parameter.abs().max()) for parameter in base.values())
-    if eps * size < _NEGLIGIBLE * scale:
+    if not loses_digits(base, request, eps):
         return
     key = (input_kind(x), dtype, scale, request.pairs == "none")
     if key not in model.findings.digits:
@@ -66,6 +65,19 @@ def check_digits(
         differences = [differences_at(at, inputs, few) for at in (base, changed_by_rounding(base, eps))]
         model.findings.digits[key] = max(_relative_error(*differences), _displacement_error(model, base, few))
     _judge(model.findings.digits[key], scale, dtype, is_intended=eps > torch.finfo(torch.float32).eps)
+
+
+def loses_digits(base: Tensors, request: DifferenceRequest, eps: float = 0.0) -> bool:
+    """Return True if rounding of the displaced parameters leaves fewer than nine digits of a displacement.
+
+    Args:
+        base: Displaced parameters by name, in the dtype of the evaluation.
+        request: The displacements.
+        eps: Relative rounding error within the model, where it is larger than that of the dtype.
+    """
+    eps = max(eps, torch.finfo(next(iter(base.values())).dtype).eps)
+    size = max(float(parameter.abs().max()) for parameter in base.values())
+    return not eps * size < _NEGLIGIBLE * float(request.scales.min())
 
 
 def changed_by_rounding(base: Tensors, eps: float) -> Tensors:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nntk.differences.copies import copy_differences
 from nntk.differences.request import DifferenceRequest
-from nntk.differences.single_precision import float32_suffices
+from nntk.differences.single_precision import float32_suffices, float64_decides_jumps
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.perturb import mlp_differences
 from nntk.kernels.perturb.config import resolve
@@ -71,6 +71,8 @@ def unit_differences(model: ModelView, x: Tensor, request: DifferenceRequest) ->
     norms = squared_norms(model.displaced, request.sample_ids, request.seed, request.directions)
     if request.propagation == "auto" and float32_suffices(model, x, request):
         return copy_differences(model, x, replace(request, precision="fp32"), is_measured=True), norms
+    if request.propagation == "auto" and float64_decides_jumps(model, request):
+        return copy_differences(model, x, request), norms
     if request.propagation == "difference" or request.propagation == "auto" and not _obstacle(model, x, request):
         try:
             return propagated_differences(model, x, request), norms
@@ -118,6 +120,8 @@ def route_of(model: ModelView, x: Tensor, request: DifferenceRequest) -> Route:
     if float32_suffices(model, x, request):
         reason = "In float32, rounding changes the kernel by less than a tenth of its Monte-Carlo error."
         return Route("copies", reason, "direct", "fp32")
+    if float64_decides_jumps(model, request):
+        return Route("copies", "The model jumps, and float64 decides on which side.", "direct", "fp64")
     if obstacle := _obstacle(model, x, request):
         return Route("copies", obstacle, "direct", copies)
     return Route("rules", "Every function of the model has a rule.", "difference", precision)

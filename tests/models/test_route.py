@@ -46,7 +46,8 @@ def black_box():
         (lambda: NonlocalNTK(mlp(3, 4, 1), samples=4), ("layers", "direct", "fp32", "MLP")),
         (lambda: NonlocalNTK(mlp(3, 4, 1).double(), samples=4), ("layers", "direct", "fp64", "MLP")),
         (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), samples=4), ("copies", "direct", "fp32", "Monte-Carlo error")),
-        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1, activation="sign")), samples=4),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1, activation="sign")), samples=4), ("copies", "direct", "fp64", "jumps")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1, activation="sign")), gamma=1e-12, samples=4),
          ("rules", "difference", "fp32", "has a rule")),
         (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), gamma=1e-6, samples=4),
          ("rules", "difference", "fp32", "has a rule")),
@@ -56,7 +57,8 @@ def black_box():
         (lambda: NonlocalNTK(mlp(3, 4, 1), samples=4, draws=2), ("copies", "direct", "fp64", "stochastic")),
         (black_box, ("copies", "direct", "fp64", "black box")),
     ],
-    ids=["mlp", "mlp in float64", "module", "module that jumps", "small gamma", "without a rule", "direct", "draws",
+    ids=["mlp", "mlp in float64", "module", "module that jumps", "jumps, small gamma",
+         "small gamma", "without a rule", "direct", "draws",
          "black box"],
 )  # fmt: skip
 def test_the_plan_states_the_route(kernel, expected):

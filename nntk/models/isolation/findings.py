@@ -24,6 +24,7 @@ class Findings:
         eps: Relative rounding error of the floating dtype with the fewest digits that values are computed in.
         digits: Relative rounding errors of differences at displaced copies, by kind of input, scale and precision.
         float32_errors: Relative errors of kernels by displaced copies in float32, by kind of input.
+        jumps: Evaluating the model computes something that jumps; None where nothing is known of it.
         outputs: Number of outputs, where an error of float32 was measured.
     """
 
@@ -35,6 +36,7 @@ class Findings:
     eps: float = 0.0
     digits: dict[tuple[Any, ...], float] = field(default_factory=dict)
     float32_errors: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    jumps: bool | None = None
     outputs: int = 1
 
 
