@@ -46,12 +46,13 @@ def black_box():
         (lambda: NonlocalNTK(mlp(3, 4, 1), samples=4), ("layers", "direct", "fp32", "MLP")),
         (lambda: NonlocalNTK(mlp(3, 4, 1).double(), samples=4), ("layers", "direct", "fp64", "MLP")),
         (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), samples=4), ("copies", "direct", "fp32", "Monte-Carlo error")),
-        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1, activation="sign")), samples=4), ("copies", "direct", "fp64", "jumps")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1, activation="sign")), samples=4),
+         ("copies", "direct", "fp64", "jumps")),
         (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1, activation="sign")), gamma=1e-12, samples=4),
          ("rules", "difference", "fp32", "has a rule")),
         (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), gamma=1e-6, samples=4),
          ("rules", "difference", "fp32", "has a rule")),
-        (lambda: NonlocalNTK(Sorting(mlp(3, 4, 2)), gamma=1e-6, samples=4), ("copies", "direct", "fp64", "no rule")),
+        (lambda: NonlocalNTK(Sorting(mlp(3, 4, 2)), gamma=1e-12, samples=4), ("copies", "direct", "fp64", "no rule")),
         (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), samples=4, propagation="direct", precision="fp32"),
          ("copies", "direct", "fp32", "requested")),
         (lambda: NonlocalNTK(mlp(3, 4, 1), samples=4, draws=2), ("copies", "direct", "fp64", "stochastic")),
@@ -142,7 +143,7 @@ def test_every_fallback_is_logged(caplog):
             return h if float(h.detach().square().sum()) >= 0 else -h
 
     with caplog.at_level(logging.DEBUG, logger="nntk"):
-        NonlocalNTK(Branching(mlp(3, 4, 2)), gamma=1e-6, samples=8)(inputs(4, 3))
+        NonlocalNTK(Branching(mlp(3, 4, 2)), gamma=1e-12, samples=8)(inputs(4, 3))
     for words in ("as a general model", "at displaced copies", "in turn"):
         assert any(words in message for message in caplog.messages), caplog.messages
 
