@@ -113,6 +113,8 @@ def _rows(setting: Setting) -> Iterator[Row | str]:
         for case, call in calls.items():
             row: Row = {"case": f"{name}: {case}", "network": name, "num_params": checked.num_params}
             precision = "fp64" if "float64" in case else "fp32"
+            if case == _AUTO:
+                precision = kernel("auto").plan(x).precision
             row |= roofline.beside(row["case"], work_of(call), precision, timings[case], setting.device)
             if "failure" not in row:
                 row["speed_up"] = timings[case].ratio_to(timings[_BASELINE])
