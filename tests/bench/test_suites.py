@@ -133,7 +133,7 @@ def test_models_are_checked_and_timed(monkeypatch):
     for name, value in {"_SAMPLES": 2, "_INPUTS": 2, "_ROUNDS": 2}.items():
         monkeypatch.setattr(models, name, value)
     rows = [row for row in models.MODELS.rows(suites.Setting(CPU, 0)) if isinstance(row, dict)]
-    assert len(rows) == 16 and not any("failure" in row for row in rows)
+    assert len(rows) == 20 and not any("failure" in row for row in rows)
     errors = [row["error"] for row in rows if "error" in row]
     assert len(errors) == 4 and max(errors) < 1e-5 and all(row["num_params"] < 10**6 for row in rows)
 
