@@ -1,6 +1,6 @@
 r"""Differences of an MLP's outputs at displaced parameters, in plain torch, blocked for the caches of a CPU.
 
-This is the backend of every device without Triton kernels, and the oracle of each precision for the kernels. It is
+This is the backend of every device without kernels of its own, and the oracle of each precision for the kernels. It is
 tuned: read definition.py first, which states what is computed. Let E be the unit displacement of a layer's weight, e of
 its bias, and h, z the unperturbed activations. The scale is :math:`s = \rho\sigma`, with a power of two
 :math:`\sigma` and :math:`1 \le \rho < 2`. With :math:`d = \Delta h / \sigma` the layer step is

@@ -7,31 +7,28 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 import torch
 from conftest import ACTIVATIONS, JUMPS, inputs, mlp, relative_error
+from llvmlite import binding
 from torch.utils.data import DataLoader, Dataset
 
 from nntk import NonlocalNTK
 from nntk.kernels import cpu
+from nntk.kernels.cpu import lanes
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.perturb import reference
+from nntk.kernels.perturb.cpu import launch
 from nntk.kernels.perturb.cpu.config import plan_lanes
 from nntk.kernels.philox import noise, unit_displacements
+from nntk.kernels.philox.cpu import kernel
+from nntk.kernels.philox.cpu import noise as compiled_noise
 from nntk.kernels.philox.integers import BASE, LEFT
 from nntk.kernels.philox.slabs import Slab
 from nntk.kernels.philox.source import source_of
 from nntk.models.recognise import recognise
-
-numba = pytest.importorskip("numba")
-
-from llvmlite import binding  # noqa: E402
-
-from nntk.kernels.cpu import lanes  # noqa: E402
-from nntk.kernels.perturb.cpu import launch  # noqa: E402
-from nntk.kernels.philox.cpu import kernel  # noqa: E402
-from nntk.kernels.philox.cpu import noise as compiled_noise  # noqa: E402
 
 KEY = (0x299F31D0, 0xA4093822)
 
