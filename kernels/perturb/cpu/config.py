@@ -12,7 +12,7 @@ DEFAULT_CACHE = 2**20
 """Bytes of the second-level cache where the system does not tell."""
 
 _FEWEST_INPUTS = 256
-"""Inputs at which noise is an eighth of a layer's time, if so many fit the budget."""
+"""Inputs at which noise is an eighth of a layer's time, if so many fit the budget; they share a product, too."""
 _FEWEST_TASKS = 16
 """Tasks that a call has if it has as many displacements, so that cores do not stay idle."""
 
@@ -60,8 +60,9 @@ def plan_lanes(
 ) -> LanePlan:
     """Choose tiles such that the arrays between two products stay in the second-level cache.
 
-    Noise and displaced weights of a slab take three quarters of the cache. Differences of a block of inputs take as
-    much again or more: each additional input spreads the time for noise.
+    Noise of a slab takes half of the cache, and its displaced weights more than that: a product of more displacements
+    at more inputs was faster than one whose operands all stay in the cache. Each additional input of a block spreads
+    the time for noise.
 
     Args:
         num_inputs: Number N of inputs.
@@ -78,7 +79,7 @@ def plan_lanes(
         The plan. It does not depend on the number of threads, and so neither do the bits of the result.
     """
     cached = min(cache_bytes // itemsize, max_bytes // (16 * itemsize))
-    slab, hidden = max(1, cached // 4), max(widths[1:])
+    slab, hidden = max(1, cached // 2), max(widths[1:])
     layers = list(zip(widths[:-1], widths[1:], strict=True))
     # The unperturbed pass of a block has up to four numbers a unit.
     held = max(1, max_bytes // (16 * itemsize * sum(widths)))
@@ -106,7 +107,7 @@ def _plan(
     plan = LanePlan(block, block, task, max(1, slab // task), 0)
     shapes = [(plan.units(h, k), k) for k, h in layers]
     units = max(u for u, _ in shapes)
-    tile = block if is_structured else _clamp(block, max(64, cached // (2 * (1 + members) * units * task)))
+    tile = block if is_structured else _clamp(block, max(_FEWEST_INPUTS, cached // (2 * (1 + members) * units * task)))
     rows = task * members * block
     differences = 2 * rows * max(h for _, h in layers)
     if is_structured:

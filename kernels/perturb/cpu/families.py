@@ -16,10 +16,9 @@ from torch import Tensor
 from nntk.kernels.activations import Activation
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.cpu import kernel
-from nntk.kernels.perturb.cpu.program import Array, Program, Tile, array
+from nntk.kernels.perturb.cpu.program import Program, Tile, array
 from nntk.kernels.philox.cpu.stream import Displaced
 from nntk.kernels.philox.integers import BASE, INPUT_SIGNS, LEFT, OUTPUT_SIGNS, RIGHT
-from nntk.kernels.philox.reference import lowrank_scale
 
 
 class ExplicitProgram(Program):
@@ -54,10 +53,14 @@ class ExplicitProgram(Program):
             )
         )  # fmt: skip
 
-    def record_values(self) -> None:
-        """Record the evaluation of f at the displaced parameters; the result is f(theta + delta) - f(theta)."""
+    def record_values(self, unperturbed: Tensor | None) -> None:
+        """Record the evaluation of f at the displaced parameters.
+
+        Args:
+            unperturbed: f(theta), [N, C], which is subtracted; None to leave the values, as a pair's difference needs.
+        """
         samples, members = self.num_samples, self.problem.members
-        h = self._inputs[0].expand(samples, members, -1, -1)
+        h = self.x.expand(samples, members, -1, -1)
         for number, layer in enumerate(self.problem.layers):
             e = self.record_bias_noise(layer)
             out = self.buffer(f"d{number % 2}", samples, members, h.shape[2], len(layer.weight))
@@ -74,7 +77,8 @@ class ExplicitProgram(Program):
             if kernel.KINDS.get(layer.activation.name) not in kernel.VALUE_KINDS:
                 self.record(_finish_smooth_values, layer.activation, out)
             h = out
-        self.record(h.sub_, self._outputs)
+        if unperturbed is not None:
+            self.record(h.sub_, unperturbed)
         self.result = h
 
     def _record_finish_values(self, layer: Layer, tile: Tile, out: Tensor, e: Tensor, own: Tensor) -> None:
@@ -127,7 +131,7 @@ class LowRankProgram(Program):
         samples, members, rank = self.num_samples, self.problem.members, self.problem.family.count
         left, right = self._record_factors(layer)
         c = np.empty(samples, dtype=self.mantissas.dtype)
-        self.record(_scale_factors, left, right, c)
+        self.record(kernel.scale_factors, left.numpy(), right.numpy(), c)
         projected_h = self.buffer("projected h", samples, len(h), rank)
         self.record(torch.bmm, h.expand(samples, -1, -1), right.mT, out=projected_h)
         projected_d = None
@@ -178,8 +182,3 @@ def _finish_smooth_values(activation: Activation, z: Tensor) -> None:
     """Replace pre-activations by the values of an activation, displacement by displacement."""
     for part in z:
         part.copy_(activation.value(part))
-
-
-def _scale_factors(left: Tensor, right: Tensor, out: Array) -> None:
-    """Write the scales c of the products of factors, [T]."""
-    out[:] = lowrank_scale(left.double(), right.double()).numpy()

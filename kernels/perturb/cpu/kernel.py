@@ -7,7 +7,7 @@ follow in PyTorch, whose exponentials are vectorised.
 
 import numpy as np
 
-from nntk.kernels.cpu.compiler import compiled
+from nntk.kernels.cpu.compiler import compiled, compiled_sum
 
 IDENTITY, RELU, LEAKY_RELU, STEP, SIGN, QUANTISE, SAWTOOTH = range(7)
 KINDS = {
@@ -209,6 +209,13 @@ def _sign_values(product, bias, low, out):
         out[u] = one if product[u] + bias[u] >= 0 else low
 
 
+@compiled
+def _shift(product, bias, out):
+    """Write product + bias for one unit at some inputs."""
+    for n in range(len(out)):
+        out[n] = product[n] + bias
+
+
 VALUE_KINDS = (IDENTITY, RELU, LEAKY_RELU, STEP, SIGN)
 """Activations whose values :func:`finish_values` computes."""
 
@@ -240,6 +247,11 @@ def finish_values(products, bias, bias_noise, steps, kind, parameters, place, ou
     for t in range(products.shape[0]):
         for member in range(products.shape[1]):
             _displace_bias(bias[units], bias_noise[t, 0, units], steps[t, member], b)
+            if kind == IDENTITY and place[3] == 1:
+                # Rows of one number would cost a call each.
+                last = first_input + place[1]
+                _shift(products[t, member, :, 0], b[0], out[t, member, first_input:last, units.start])
+                continue
             for n in range(place[1]):
                 product, row = products[t, member, n], out[t, member, first_input + n, units]
                 if kind == RELU or (kind == LEAKY_RELU and slope <= 1):
@@ -277,6 +289,27 @@ def flip_operands(h, d, powers, signs, out):
                         row[k] = (sign * flips[k]) * (h_row[k] + sigma * d_row[k])
 
 
+@compiled_sum
+def _inner_product(a, b):
+    """Return the inner product of two rows, in float64."""
+    total = 0.0
+    for i in range(len(a)):
+        total += np.float64(a[i]) * np.float64(b[i])
+    return total
+
+
+@compiled
+def scale_factors(left, right, out):
+    """Write the scales c of the products of factors A [T, R, H] and B [T, R, K], as ``lowrank_scale`` defines them."""
+    size = np.float64(left.shape[2] * right.shape[2])
+    for t in range(len(out)):
+        squared = 0.0
+        for j in range(left.shape[1]):
+            for k in range(left.shape[1]):
+                squared += _inner_product(left[t, j], left[t, k]) * _inner_product(right[t, j], right[t, k])
+        out[t] = np.sqrt(size / squared) if squared > 0 else 0.0
+
+
 @compiled
 def combine_inner(h, d, coefficients, mantissas, powers, out):
     """Write the inner products of low rank, +-rho c (h + sigma d) B^T, from those of h and d.
@@ -301,26 +334,36 @@ def combine_inner(h, d, coefficients, mantissas, powers, out):
 
 
 @compiled
-def write_differences(d, divisors, pairs, positions, first_input, out):
+def _write_odd_part(plus, minus, divisor, out):
+    """Write half of the difference of two members over their divisor."""
+    for u in range(len(out)):
+        out[u] = (plus[u] - minus[u]) * out.dtype.type(0.5) / divisor
+
+
+@compiled
+def _write_quotients(part, divisor, out):
+    """Write numbers over their divisor."""
+    for u in range(len(out)):
+        out[u] = part[u] / divisor
+
+
+@compiled
+def write_differences(d, divisors, pairs, positions, first, out):
     """Write unit differences to their place in the result.
 
     Args:
-        d: Differences, or values of f in direct evaluation, [T, members, n, C].
+        d: Differences, or values of f in direct evaluation, [T, members, n C].
         divisors: Divisors that make them unit differences, [T].
         pairs: 0 for one-sided differences, 1 for the odd part of a pair, 2 for both members.
         positions: Positions of the displacements in the result, int64, [T].
-        first_input: Position of the first input in the result.
-        out: Result, [1 or 2, M, N, C].
+        first: Position of the first number in the result.
+        out: Result, [1 or 2, M, N C].
     """
+    stop = first + d.shape[2]
     for t in range(d.shape[0]):
         m, divisor = positions[t], divisors[t]
-        for n in range(d.shape[2]):
-            if pairs == 1:
-                plus, minus, row = d[t, 0, n], d[t, 1, n], out[0, m, first_input + n]
-                for c in range(len(row)):
-                    row[c] = (plus[c] - minus[c]) * row.dtype.type(0.5) / divisor
-            else:
-                for member in range(d.shape[1]):
-                    part, row = d[t, member, n], out[member, m, first_input + n]
-                    for c in range(len(row)):
-                        row[c] = part[c] / divisor
+        if pairs == 1:
+            _write_odd_part(d[t, 0], d[t, 1], divisor, out[0, m, first:stop])
+        else:
+            for member in range(d.shape[1]):
+                _write_quotients(d[t, member], divisor, out[member, m, first:stop])

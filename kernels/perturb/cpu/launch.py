@@ -77,24 +77,31 @@ def mlp_differences(
         (s / mantissas).numpy(),
     )  # fmt: skip
     out = x.new_empty(2 if pairs == "both" else 1, len(sample_ids), len(x), widths[-1])
+    rows = out.flatten(2).numpy()
     num_params = sum(tensor.numel() for tensor in displaced(layers).values())
     norms = torch.full(sample_ids.shape, num_params, dtype=torch.float64)
     tasks = _tasks(family, sample_ids, plan.task_samples)
     most = max(1, (max_bytes // 2) // (plan.lane_numbers * x.element_size()))
     for block in slices(len(x), plan.block_inputs):
-        base_pass = _unperturbed(layers, _plain(x[block]), max_bytes)
+        inputs = _plain(x[block])
+        # Both members of a pair are evaluated, and f(theta) is not, where only their difference is asked for.
+        base_pass = None if is_direct and pairs == "odd" else _unperturbed(layers, inputs, max_bytes)
 
-        def start(base_pass: UnperturbedPass = base_pass, first_input: int = block.start) -> Callable[[Array], None]:
+        def start(
+            inputs: Tensor = inputs, base_pass: UnperturbedPass | None = base_pass, first_input: int = block.start
+        ) -> Callable[[Array], None]:
             workspace, programs = Workspace(x.dtype), dict[int, Program]()
 
             def evaluate(positions: Array) -> None:
                 if len(positions) not in programs:
-                    programs[len(positions)] = _record(problem, base_pass, workspace, len(positions), is_direct)
+                    program = PROGRAMS[family.name](problem, inputs, workspace, len(positions))
+                    programs[len(positions)] = _recorded(program, base_pass, is_direct)
                 program = programs[len(positions)]
                 program.run(positions)
                 divisors = problem.scales[positions] if is_direct else program.mantissas
-                result = program.result.numpy()
-                kernel.write_differences(result, divisors, _PAIRS[pairs], positions, first_input, out.numpy())
+                result = program.result.flatten(2).numpy()
+                first = first_input * widths[-1]
+                kernel.write_differences(result, divisors, _PAIRS[pairs], positions, first, rows)
                 if program.squares is not None and first_input == 0:
                     norms.numpy()[positions] = program.squares
 
@@ -154,14 +161,12 @@ def _unperturbed(layers: Sequence[Layer], x: Tensor, max_bytes: int) -> Unpertur
     return UnperturbedPass.joined([parts[block.start] for block in blocks])
 
 
-def _record(
-    problem: Problem, base_pass: UnperturbedPass, workspace: Workspace, num_samples: int, is_direct: bool
-) -> Program:
-    """Record the program of tasks of a size."""
-    program = PROGRAMS[problem.family.name](problem, base_pass, workspace, num_samples)
+def _recorded(program: Program, base_pass: UnperturbedPass | None, is_direct: bool) -> Program:
+    """Record the calls of a program, and return it."""
     if is_direct:
         assert isinstance(program, ExplicitProgram), "other families propagate differences"
-        program.record_values()
+        program.record_values(None if base_pass is None else base_pass.outputs)
     else:
-        program.record_differences()
+        assert base_pass is not None, "differences are propagated from the unperturbed pass"
+        program.record_differences(base_pass)
     return program

@@ -87,11 +87,9 @@ class Tile:
 class Program(ABC):
     """Evaluation of some displacements at a block of inputs."""
 
-    def __init__(self, problem: Problem, base_pass: UnperturbedPass, workspace: Workspace, num_samples: int) -> None:
-        self.problem, self.buffer, self.num_samples = problem, workspace, num_samples
-        self._inputs = [h for h, _ in base_pass.layers]
-        self._states = [_stacked(state) for _, state in base_pass.layers]
-        self._outputs = base_pass.outputs
+    def __init__(self, problem: Problem, x: Tensor, workspace: Workspace, num_samples: int) -> None:
+        self.problem, self.x, self.buffer, self.num_samples = problem, x, workspace, num_samples
+        self._states: list[Array] = []
         self._calls: list[Callable[[], object]] = []
         self._counted: set[int] = set()
         self.samples = np.zeros(num_samples, dtype=np.int64)
@@ -102,11 +100,12 @@ class Program(ABC):
         self.result: Tensor
         """What a run leaves: [T, members, N, C]."""
 
-    def record_differences(self) -> None:
+    def record_differences(self, base_pass: UnperturbedPass) -> None:
         """Record the propagation of differences; the result is divided by sigma."""
+        self._states = [_stacked(state) for _, state in base_pass.layers]
         d: Tensor | None = None
-        for number, layer in enumerate(self.problem.layers):
-            d = self._record_layer(number, layer, d)
+        for number, (layer, (h, _)) in enumerate(zip(self.problem.layers, base_pass.layers, strict=True)):
+            d = self._record_layer(number, layer, h, d)
         assert d is not None, "there is at least one layer"
         self.result = d
 
@@ -126,8 +125,7 @@ class Program(ABC):
         """Add a call to the program."""
         self._calls.append(partial(function, *arguments, **keywords))
 
-    def _record_layer(self, number: int, layer: Layer, d: Tensor | None) -> Tensor:
-        h = self._inputs[number]
+    def _record_layer(self, number: int, layer: Layer, h: Tensor, d: Tensor | None) -> Tensor:
         out = self.buffer(f"d{number % 2}", self.num_samples, self.problem.members, len(h), len(layer.weight))
         e = self.record_bias_noise(layer)
         if layer.weight_ordinal is None:
@@ -164,7 +162,7 @@ class Program(ABC):
 
     def tiles_of(self, units: slice) -> Iterator[Tile]:
         """Yield the tiles of a range of units."""
-        return (Tile(inputs, units) for inputs in slices(len(self._inputs[0]), self.problem.plan.tile_inputs))
+        return (Tile(inputs, units) for inputs in slices(len(self.x), self.problem.plan.tile_inputs))
 
     def tiles(self, layer: Layer) -> Iterator[Tile]:
         """Yield the tiles of a layer."""

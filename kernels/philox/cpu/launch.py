@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nntk.kernels.cpu import lanes
 from nntk.kernels.philox import reference
+from nntk.kernels.philox.cpu import noise
 from nntk.kernels.philox.cpu.noise import TASK
 from nntk.kernels.philox.cpu.stream import Stream
 from nntk.kernels.philox.directions import parse
@@ -25,13 +26,15 @@ def unit_displacements(
     dtype: torch.dtype,
 ) -> Tensor:
     """Generate one whole parameter: the op ``nntk::unit_displacements`` for CPU tensors."""
-    source, size = source_of(sample_ids.device), tuple(shape)
-    if parse(directions).count:
+    family, key, size = parse(directions), (seed_low, seed_high), tuple(shape)
+    if family.count:
+        source = source_of(sample_ids.device)
         return reference.unit_displacements(sample_ids, ordinal, shape, seed_low, seed_high, directions, dtype, source)
+    if not math.prod(size):
+        return torch.empty(len(sample_ids), *size, dtype=dtype)
     # Nothing but the result is held, so it is generated at once.
-    numbers = max(1, len(sample_ids) * math.prod(size))
-    key = (seed_low, seed_high)
-    return reference.displacements(directions, sample_ids, {ordinal: size}, key, dtype, numbers, source)[ordinal]
+    fill = noise.normals if family.name == "gaussian" else noise.signs
+    return fill(sample_ids, [Slab.whole(ordinal, size)], key, dtype)[0].view(len(sample_ids), *size)
 
 
 def squared_norms(

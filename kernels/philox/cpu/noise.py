@@ -10,8 +10,8 @@ from nntk.kernels.philox.cpu.stream import Array, Stream
 from nntk.kernels.philox.slabs import Slab, alignment
 from nntk.kernels.slices import slices
 
-TASK = 1 << 16
-"""Random coefficients of a task, which take about a tenth of a millisecond."""
+TASK = 1 << 17
+"""Random coefficients of a task, which take about a tenth of a millisecond, or half of that if they are signs."""
 
 Task = tuple[Slab, Array, slice, slice]
 """A slab, the array for all of its noise [M, rows, columns], and the ranges of samples and rows of the task."""
