@@ -57,12 +57,12 @@ class NonlocalNTK(DisplacedModel):
         model: An ``nn.Module`` that treats the inputs of a batch one by one; a callable ``f(parameters, x)``, with its
             tensors as ``parameters``; or a :class:`nntk.BlackBox` of one vector. No parameter is ever modified, and
             each call sees the present values. An ``nn.Sequential`` of Linear layers and known activations (see
-            :func:`nntk.models.recognise.recognise`) is evaluated by its layers. Any other model without jumps is
-            evaluated at displaced copies in float32, if that changes the kernel by less than a tenth of its Monte-Carlo
-            error, which is measured at the first inputs; with jumps, on a CPU, at copies in float64. Where copies lose
-            digits, differences are propagated by rules for PyTorch's functions (:mod:`nntk.propagation`). What has no
-            rule is evaluated at copies in float64 unless ``precision="fp32"``. :meth:`plan` says which route a model
-            takes, and why.
+            :func:`nntk.models.recognise.recognise`) is evaluated by its layers. Any other model is evaluated at
+            displaced copies in float32, if that changes the kernel by less than a tenth of its Monte-Carlo error, which
+            is measured at the first inputs. Else a model with jumps is evaluated at copies in float64 on a CPU; others,
+            and where copies lose digits, by rules for PyTorch's functions (:mod:`nntk.propagation`). What has no rule
+            is evaluated at copies in float64 unless ``precision="fp32"``. :meth:`plan` says which route a model takes,
+            and why.
         gamma: Length scale of the displacements, in parameter units, in [1e-30, 1e30].
         samples: Number M of displacements; an antithetic one costs two evaluations.
         directions: Family of the unit displacements: ``"gaussian"``; ``"rademacher"``, random signs of the same

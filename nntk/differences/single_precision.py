@@ -4,9 +4,19 @@ r"""Whether evaluation in float32 is precise enough: its error in the kernel, me
     \frac{|K_{32} - K_{64}|}{|K_{64}|} < \min\left(\frac{1}{10} \sqrt{\frac{2}{M C}},\ 10^{-3}\right),
 
 where both kernels are those of a few displacements at a few inputs, by evaluations in float32 and in float64. A model
-that cannot be evaluated in float64 is compared with itself after its parameters were changed by a rounding. Float32 is
-never precise enough for a model that jumps and can be evaluated in float64: it would take a few units for the wrong
-side of their jump.
+that cannot be evaluated in float64 is compared with itself after its parameters were changed by a rounding.
+
+In a model that jumps, rounding carries a few numbers across a jump, too few to be met at a few inputs. Their part e of
+the differences is measured where it is common: with parameters that were changed by many roundings, since the number of
+those that are carried across, and with it :math:`e^2`, is proportional to the rounding. Those of different
+displacements are independent, so that the kernel's error is :math:`e \sqrt{2 / M}` at most, and what is asked is
+
+.. math::
+    e \sqrt{C} < \frac{1}{10}, \qquad e^2 = \frac{r}{R} \left(e_R^2 + \frac{3}{n}\right), \qquad
+    e_R^2 = \frac{|D(\theta (1 \pm R \varepsilon)) - D(\theta)|^2}{|D(\theta)|^2} < \frac{1}{2},
+
+where the second term is the rule of three: what happened in none of n differences happens in fewer than 3 / n of them,
+with 95 % confidence.
 """
 
 import logging
@@ -22,15 +32,22 @@ from nntk.differences.copies import copy_differences
 from nntk.differences.digits import changed_by_rounding, loses_digits
 from nntk.differences.request import DifferenceRequest
 from nntk.models.general import GeneralModel
-from nntk.models.isolation.findings import input_kind
+from nntk.models.isolation.findings import Float32Errors, input_kind
 from nntk.models.observe import Observe
 
 _log = logging.getLogger("nntk")
 
 _LARGEST_ERROR = 1e-3
 """Largest error, however few displacements there are: from here on differences are said to have lost digits."""
+_LARGEST_SHARE = 0.1
+"""Largest error, relative to the Monte-Carlo error."""
 _SAMPLES = 8
 """Displacements of the comparison."""
+_ROUNDINGS, _MANY_ROUNDINGS = 4, 1024
+"""Relative errors of an evaluation, in units of float32's rounding: r, for which it is taken, and R, at which the
+numbers that are carried across jumps are counted."""
+_SATURATED = 0.5
+"""Share of squared differences that changed by many roundings, from which on it is not proportional to the rounding."""
 _JUMPS = {
     "sign", "sgn", "signbit", "copysign", "heaviside", "round", "floor", "ceil", "trunc", "frac", "floor_divide",
     "remainder", "fmod", "ge", "gt", "le", "lt", "eq", "ne", "argmax", "argmin", "argsort", "topk", "sort", "kthvalue",
@@ -62,11 +79,10 @@ def float32_suffices(model: GeneralModel, x: Tensor, request: DifferenceRequest)
             request, sample_ids=request.sample_ids[:_SAMPLES], scales=request.scales[:_SAMPLES], max_memory=None,
             pairs="odd" if request.members == 2 else "none",
         )  # fmt: skip
-        error = _error_of_kernel(model, x[:_INPUTS], few)
-        _log.info("In float32, displaced copies have an error of %.1g in the kernel.", error)
-        model.findings.float32_errors[key] = error
-    error, outputs = model.findings.float32_errors[key], model.findings.outputs
-    return error < min(_LARGEST_ERROR, 0.1 * math.sqrt(2 / (request.samples * outputs)))
+        model.findings.float32_errors[key] = _measure(model, x[:_INPUTS], few)
+    found = model.findings.float32_errors[key]
+    error = min(_LARGEST_ERROR, _LARGEST_SHARE * math.sqrt(2 / (request.samples * found.outputs)))
+    return found.kernel < error and found.jumps < _LARGEST_SHARE
 
 
 def float64_decides_jumps(model: GeneralModel, request: DifferenceRequest) -> bool:
@@ -80,30 +96,43 @@ def float64_decides_jumps(model: GeneralModel, request: DifferenceRequest) -> bo
     return not loses_digits(model.parameters(torch.float64), request, model.findings.eps)
 
 
-def _error_of_kernel(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> float:
-    """Return the relative error of the kernel of some displacements in float32; infinity where it may be any."""
-    single = replace(request, precision="fp32")
+def _measure(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Float32Errors:
+    """Return the errors of evaluation in float32, at some displacements and inputs."""
+    single, eps = replace(request, precision="fp32"), torch.finfo(torch.float32).eps
+    model.findings.jumps = _jumps(model, x)
+    base, exact_request = model.parameters(torch.float64), request
     try:
         exact = copy_differences(model, x, request, is_measured=True)
     except TypeError:
-        base = changed_by_rounding(model.parameters(torch.float32), torch.finfo(torch.float32).eps)
-        exact = copy_differences(model, x, single, is_measured=True, base=base)
-    else:
-        model.findings.jumps = _jumps(model, x)
-        if model.findings.jumps:
-            return math.inf
-    model.findings.outputs = exact.shape[2]
+        base, exact_request = model.parameters(torch.float32), single
+        exact = copy_differences(model, x, single, is_measured=True, base=changed_by_rounding(base, eps))
     differences = copy_differences(model, x, single, is_measured=True)
-    kernel, expected = (torch.tensordot(d.double(), d.double(), dims=([0, 2], [0, 2])) for d in (differences, exact))
-    size = float(expected.norm())
-    return float((kernel - expected).norm()) / size if size else math.inf
+    outputs = exact.shape[2]
+    error, jumps = _relative_error(*(torch.tensordot(d, d, dims=([0, 2], [0, 2])) for d in (differences, exact))), 0.0
+    if model.findings.jumps:
+        changed = changed_by_rounding(base, _MANY_ROUNDINGS * eps)
+        moved = _relative_error(copy_differences(model, x, exact_request, is_measured=True, base=changed), exact) ** 2
+        share = moved + 3 / exact[:, :, 0].numel()
+        jumps = math.sqrt(outputs * share * _ROUNDINGS / _MANY_ROUNDINGS) if moved < _SATURATED else math.inf
+    _log.info(
+        "In float32, displaced copies have an error of %.1g in the kernel; numbers on the wrong side of a jump add less "
+        "than %.1g of its Monte-Carlo error.",
+        error,
+        jumps,
+    )
+    return Float32Errors(error, jumps, outputs)
+
+
+def _relative_error(values: Tensor, exact: Tensor) -> float:
+    """Return the relative error, infinity where it may be any."""
+    size = float(exact.double().norm())
+    return float((values.double() - exact.double()).norm()) / size if size else math.inf
 
 
 def _jumps(model: GeneralModel, x: Tensor) -> bool:
     """Return True if the model computes something that jumps: a rounding may then carry a number across a jump.
 
-    This happens to few numbers, so that a comparison at a few displacements does not see it. Rules decide such numbers
-    exactly.
+    Rules decide such numbers exactly.
     """
     found = False
 

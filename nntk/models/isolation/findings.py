@@ -9,6 +9,21 @@ InputKind = tuple[Any, ...]
 """Dtype and shape of one input: a model treats inputs of one kind alike."""
 
 
+@dataclass(frozen=True)
+class Float32Errors:
+    """Errors of displaced copies in float32.
+
+    Attributes:
+        kernel: Relative error of the kernel of a few displacements.
+        jumps: Error by numbers that rounding carries across a jump, relative to the Monte-Carlo error.
+        outputs: Number of outputs of the model.
+    """
+
+    kernel: float
+    jumps: float
+    outputs: int
+
+
 @dataclass(eq=False)
 class Findings:
     """What earlier calls found out about a model, mostly by the kind of their inputs.
@@ -23,9 +38,8 @@ class Findings:
         leaves_epsilon: A norm of the model leaves its epsilon to PyTorch.
         eps: Relative rounding error of the floating dtype with the fewest digits that values are computed in.
         digits: Relative rounding errors of differences at displaced copies, by kind of input, scale and precision.
-        float32_errors: Relative errors of kernels by displaced copies in float32, by kind of input.
+        float32_errors: Errors of displaced copies in float32, by kind of input.
         jumps: Evaluating the model computes something that jumps; None where nothing is known of it.
-        outputs: Number of outputs, where an error of float32 was measured.
     """
 
     obstacles: dict[InputKind, str] = field(default_factory=dict)
@@ -35,9 +49,8 @@ class Findings:
     leaves_epsilon: bool = False
     eps: float = 0.0
     digits: dict[tuple[Any, ...], float] = field(default_factory=dict)
-    float32_errors: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    float32_errors: dict[tuple[Any, ...], Float32Errors] = field(default_factory=dict)
     jumps: bool | None = None
-    outputs: int = 1
 
 
 def input_kind(x: Tensor) -> InputKind:
