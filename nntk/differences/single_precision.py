@@ -115,8 +115,8 @@ def _measure(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Floa
         share = moved + 3 / exact[:, :, 0].numel()
         jumps = math.sqrt(outputs * share * _ROUNDINGS / _MANY_ROUNDINGS) if moved < _SATURATED else math.inf
     _log.info(
-        "In float32, displaced copies have an error of %.1g in the kernel; numbers on the wrong side of a jump add less "
-        "than %.1g of its Monte-Carlo error.",
+        "In float32, displaced copies have an error of %.1g in the kernel; numbers on the wrong side of a jump add "
+        "%.1g of its Monte-Carlo error at most.",
         error,
         jumps,
     )
