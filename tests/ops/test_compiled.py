@@ -16,8 +16,9 @@ from llvmlite import binding
 from torch.utils.data import DataLoader, Dataset
 
 from nntk import NonlocalNTK
-from nntk.kernels import cpu
-from nntk.kernels.cpu import lanes
+from nntk.kernels import activations, cpu
+from nntk.kernels.cpu import lanes, smooth
+from nntk.kernels.cpu.elementwise import COMPILED, difference
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.cpu import launch
@@ -106,6 +107,18 @@ WORD, WIDE, INTEGER = numba.uint32, numba.uint64, numba.int64
 )
 def test_the_stream_is_made_by_vector_instructions(function, signature, instruction, number):
     """Vectors of 256 bits at least, and no call: the scalar form is four times as slow."""
+    assert_vectorised(function, signature, instruction, number)
+
+
+@pytest.mark.parametrize("name", [name for name in smooth.ROWS if name != "relu"])
+def test_activations_are_computed_by_vector_instructions(name):
+    """Exponentials and the normal distribution function are polynomials."""
+    row, number = numba.float32[::1], numba.float32
+    assert_vectorised(smooth.ROWS[name], (row, row, number, number, row), "vfmadd|vfnmadd", 16)
+
+
+def assert_vectorised(function, signature, instruction, number):
+    """Assert that a kernel has so many instructions on vectors, and calls none of the functions of the C library."""
     features = binding.get_host_cpu_features()
     if not (features.get("avx2") and features.get("fma")):
         pytest.skip("the CPU has no vectors of 256 bits")
@@ -113,7 +126,36 @@ def test_the_stream_is_made_by_vector_instructions(function, signature, instruct
     again.compile(signature)
     (assembly,) = again.inspect_asm().values()
     assert len(re.findall(rf"({instruction})\w*\s.*[yz]mm", assembly)) >= number
-    assert not re.findall(r"call\w*\s+\S*(log|sin|cos|sqrt)", assembly)
+    assert not re.findall(r"call\w*\s+\S*(log|exp|erf|sin|cos|sqrt)", assembly)
+
+
+ROWS = [activations.ACTIVATIONS[name]() for name in COMPILED]
+
+
+@pytest.mark.parametrize("activation", ROWS, ids=lambda activation: activation.name)
+@pytest.mark.parametrize("exponent", [3, 0, -2, -7, -20, -70])
+def test_differences_of_activations_are_those_of_float64(activation, exponent):
+    """Within 2e-7 of the norm and 1e-6 of the size of each argument, from large changes to vanishing ones."""
+    z, dz = 2 * torch.randn(5, 1000), torch.randn(3, 2, 5, 1000)
+    z[0, :6] = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 30.0, -30.0])
+    dz[0, 0, 1, :4] = torch.tensor([0.0, 20.0, -50.0, 1e-30])
+    s = torch.tensor([1.0, 2.0, 0.5]).mul(2.0**exponent).view(3, 1, 1, 1)
+    exact = activation.difference((z.double(),), dz.double(), s.double())
+    result = difference(activation, (z,), dz, s)
+    assert relative_error(result, exact) < 2e-7
+    assert ((result - exact).abs() <= 1e-6 * (dz.double().abs() + exact.abs()).clamp(min=1e-16)).all()
+
+
+@pytest.mark.parametrize("activation", ROWS, ids=lambda activation: activation.name)
+def test_differences_of_activations_take_any_layout_and_keep_nan(activation):
+    """Strided and expanded operands, many and no numbers, and NaN, which stays where it is."""
+    s = torch.full((2, 1, 1, 1), 0.125)
+    for shape in ((2, 1, 3, 5), (2, 2, 300, 400), (2, 1, 0, 5)):
+        z, dz = torch.randn(shape[:1:-1]).T, torch.randn(shape[::-1]).permute(3, 2, 1, 0)
+        torch.testing.assert_close(difference(activation, (z,), dz, s), activation.difference((z,), dz, s))
+    dz = torch.zeros(2, 1, 1, 5).index_fill(3, torch.tensor([3]), torch.nan)
+    assert difference(activation, (torch.ones(1, 5),), dz, s).isnan().nonzero()[:, 3].tolist() == [3, 3]
+    assert difference(activation, (torch.full((1, 5), torch.nan),), torch.ones(2, 1, 1, 5), s).isnan().all()
 
 
 def arguments(x, model, directions, pairs="odd", propagation="difference", gamma=1e-2, samples=11, budget=2**27):

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nntk.kernels.activations import Activation, State
+from nntk.kernels.cpu.elementwise import COMPILED
+from nntk.kernels.cpu.smooth import ROWS
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.cpu import kernel
 from nntk.kernels.perturb.cpu.config import LanePlan
@@ -136,9 +138,17 @@ class Program(ABC):
             self.record_displaced_layer(number, layer, h, d, e, out)
             self._counted.add(layer.weight_ordinal)
         if layer.activation.name not in kernel.KINDS:
-            state = tuple(torch.from_numpy(part) for part in self._states[number])
-            self.record(_finish_smooth, layer.activation, state, torch.from_numpy(self.powers), out)
+            self._record_smooth(layer.activation, self._states[number], out)
         return out
+
+    def _record_smooth(self, activation: Activation, state: Array, out: Tensor) -> None:
+        """Record the difference of a smooth activation, for which dz is in ``out``."""
+        if activation.name in COMPILED and out.dtype == torch.float32:
+            copy = self.buffer("dz", *out.shape[2:]).numpy()
+            self.record(_finish_smooth_rows, ROWS[activation.name], state[0].ravel(), copy, self.powers, out.numpy())
+        else:
+            parts = tuple(torch.from_numpy(part) for part in state)
+            self.record(_finish_smooth, activation, parts, torch.from_numpy(self.powers), out)
 
     @abstractmethod
     def record_displaced_layer(
@@ -242,6 +252,15 @@ def _finish_smooth(activation: Activation, state: State, powers: Tensor, dz: Ten
     """Replace dz by the difference of a smooth activation, displacement by displacement."""
     for part, sigma in zip(dz, powers, strict=True):
         part.copy_(activation.difference(state, part, sigma))
+
+
+def _finish_smooth_rows(kernel: Callable[..., object], z: Array, copy: Array, powers: Array, dz: Array) -> None:
+    """Replace dz by the difference of a smooth activation; ``copy`` has room for that of one member."""
+    for part, sigma in zip(dz, powers, strict=True):
+        for row in part:
+            # A kernel that reads what it writes would not be vectorised.
+            np.copyto(copy, row)
+            kernel(z, copy.ravel(), sigma, 1 / sigma, row.ravel())
 
 
 def _stacked(state: State) -> Array:

@@ -60,10 +60,13 @@ def _mul(ctx: PropagationContext, a: Any, b: Any) -> Any:
     if not is_displaced(b):
         keeps_digits = a.keeps_digits and primal(a).dim() == value.dim()
         return with_tangent(ctx, value, da * rounded_b, (lambda: a.displaced * rounded_b) if keeps_digits else None)
-    displaced_a = torch.addcmul(rounded_a, da, ctx.broadcast_scales(value.dim()))
+    s, db = ctx.broadcast_scales(value.dim()), aligned_tangent(ctx, b, value.dim())
+    if db.numel() < da.numel() and not (a.keeps_digits or b.keeps_digits):
+        # A displaced weight costs less than displaced values.
+        return with_tangent(ctx, value, (da * torch.addcmul(rounded_b, db, s)).addcmul_(rounded_a, db))
+    displaced_a = torch.addcmul(rounded_a, da, s)
     if a is b:
         return with_tangent(ctx, value, da * (rounded_b + displaced_a), lambda: displaced_a.square())
-    db = aligned_tangent(ctx, b, value.dim())
     if b.keeps_digits:
         displaced_b = _align(ctx, b.displaced, value.dim())
         shrinks = displaced_b.abs() < 0.5 * rounded_b.abs()

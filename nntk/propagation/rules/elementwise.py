@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nntk.activations import activate
 from nntk.kernels import activations as functions
+from nntk.kernels.cpu.elementwise import difference
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import displaced_with_digits, primal, with_tangent
 from nntk.propagation.registry import NoRule, rule
@@ -29,7 +30,7 @@ def _activation(
     base = primal(z)
     value = ctx.cached(lambda: function(base, *arguments, **options))
     state = ctx.cached(lambda: form.state(base, ctx.dtype))
-    tangent = form.difference(state, z.tangent, ctx.broadcast_scales(base.dim()))
+    tangent = difference(form, state, z.tangent, ctx.broadcast_scales(base.dim()))
     return with_tangent(ctx, value, tangent, displaced)
 
 

@@ -1,5 +1,6 @@
 """Layers with displaced weights: the layer step d W^T + (h + s d) E^T + e, for convolutions too; embeddings."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import repeat
@@ -19,12 +20,19 @@ from nntk.propagation.displaced_tensor import DisplacedTensor, is_displaced, pri
 from nntk.propagation.registry import NoRule, rule
 from nntk.propagation.rules.window import Window
 
+_FEWEST_ROWS = 128
+"""Rows of a product from which on a displaced weight is formed in less time than it saves."""
+
 
 @rule("linear")
 def _affine(ctx: PropagationContext, x: Any, weight: Any, bias: Any = None) -> Any:
     if primal(weight).dim() != 2:
         raise NoRule("model calls linear with a vector as weight, which has no rule.")
     value = ctx.cached(lambda: F.linear(*primal((x, weight, bias))))
+    if is_displaced(x) and _displaces_weights(ctx, weight, bias, value.numel() // len(weight)):
+        return with_tangent(
+            ctx, value, _displaced_products(ctx, x, weight, bias).view(*ctx.leading_shape, *value.shape)
+        )
     tangent = x.tangent @ rounded_primal(ctx, weight).T if is_displaced(x) else None
     if is_displaced(weight):
         width = primal(weight).shape[1]
@@ -34,6 +42,46 @@ def _affine(ctx: PropagationContext, x: Any, weight: Any, bias: Any = None) -> A
             products = _weight_products(ctx, weight, _displaced(ctx, x).reshape(*ctx.leading_shape, -1, width))
         tangent = _accumulate(ctx, tangent, products.reshape(*products.shape[:2], *value.shape), weight)
     return _with_bias(ctx, value, tangent, bias, (-1,))
+
+
+def _displaces_weights(ctx: PropagationContext, weight: Any, bias: Any, rows: int) -> bool:
+    """Return True if displaced weights are formed for a layer: both members of a pair then share a product.
+
+    The form is d (W + s E)^T + h E^T + e. It pays off on a CPU, for enough rows of a parameter whose noise is at hand.
+    """
+    are_parameters = is_displaced(weight) and all(
+        part.param_index is not None for part in (weight, bias) if is_displaced(part)
+    )
+    return are_parameters and ctx.group.holds_noise and rows >= _FEWEST_ROWS and weight.device.type == "cpu"
+
+
+def _displaced_products(ctx: PropagationContext, x: DisplacedTensor, weight: DisplacedTensor, bias: Any) -> Tensor:
+    """Return the difference of a layer by products with its displaced weights, [M, members, n, H]."""
+    noise, displaced = _displaced_weights(ctx, weight)
+    width, e = noise.shape[2], _bias_noise(ctx, bias)
+    own = x.tangent.reshape(len(displaced), -1, width) @ displaced.mT
+    h = rounded_primal(ctx, x).reshape(-1, width)
+    shared = h @ noise.mT if e is None else torch.baddbmm(e[:, None], h.expand(len(noise), -1, -1), noise.mT)
+    return own.view(*ctx.leading_shape, *shared.shape[1:]).addcmul_(shared[:, None], ctx.broadcast_factors(2))
+
+
+def _bias_noise(ctx: PropagationContext, bias: Any) -> Tensor | None:
+    """Return the noise of a bias, [M, H]; None if it is not displaced."""
+    if not is_displaced(bias):
+        return None
+    noise: Tensor = ctx.group.noise(bias.param_index, primal(bias).shape, ctx.chunk)
+    return noise
+
+
+def _displaced_weights(ctx: PropagationContext, weight: DisplacedTensor) -> tuple[Tensor, Tensor]:
+    """Return the noise E of a parameter, [M, *shape], and the displaced parameters W + s E, [M members, *shape]."""
+    assert weight.param_index is not None, "the noise is that of a parameter"
+    w = rounded_primal(ctx, weight)
+    noise = ctx.group.noise(weight.param_index, w.shape, ctx.chunk)
+    steps = ctx.broadcast_factors(w.dim()) * ctx.broadcast_scales(w.dim())
+    displaced = torch.addcmul(w, noise[:, None], steps).flatten(0, 1)
+    ctx.tangent_sizes.append(displaced.numel())
+    return noise, displaced
 
 
 def _displaced(ctx: PropagationContext, x: DisplacedTensor) -> Tensor:
@@ -150,6 +198,9 @@ def _convolved(
     if primal(x).dim() != dims:
         raise NoRule("model calls a convolution on inputs without a batch axis, which has no rule.")
     value = ctx.cached(lambda: convolve(*primal((x, weight, bias))))
+    rows = math.prod(value.shape) // value.shape[1]
+    if is_displaced(x) and _displaces_weights(ctx, weight, bias, rows):
+        return with_tangent(ctx, value, _displaced_convolutions(ctx, x, weight, bias, convolve))
     tangent = None
     if is_displaced(x):
         flat = convolve(x.tangent.flatten(0, 2), rounded_primal(ctx, weight))
@@ -158,6 +209,23 @@ def _convolved(
         products = weight_products(value) if weight_products else _one_by_one(ctx, x, weight, convolve)
         tangent = _accumulate(ctx, tangent, products, weight)
     return _with_bias(ctx, value, tangent, bias, (-1, *[1] * (dims - 2)))
+
+
+def _displaced_convolutions(
+    ctx: PropagationContext, x: DisplacedTensor, weight: DisplacedTensor, bias: Any, convolve: Callable[..., Tensor]
+) -> Tensor:
+    """Return the difference by convolutions with one displaced weight after another, [M, members, N, ...]."""
+    noise, displaced = _displaced_weights(ctx, weight)
+    h, d, weights, e = rounded_primal(ctx, x), x.tangent, iter(displaced), _bias_noise(ctx, bias)
+    tangent = None
+    for m, factors in enumerate(ctx.noise_factors.tolist()):
+        shared = convolve(h, noise[m], None if e is None else e[m])
+        if tangent is None:
+            tangent = shared.new_empty(*ctx.leading_shape, *shared.shape)
+        for member, factor in enumerate(factors):
+            torch.add(convolve(d[m, member], next(weights)), shared, alpha=factor, out=tangent[m, member])
+    assert tangent is not None, "a chunk has displacements"
+    return tangent
 
 
 def multiplies_patches(device: torch.device) -> bool:

@@ -37,7 +37,9 @@ def _batch_norm(
         raise NoRule("model calls batch_norm with the statistics of the batch, so that outputs depend on other inputs.")
     shape = (1, -1, *[1] * (x.dim() - 2))
     scale = torch.rsqrt(variance + eps).reshape(shape)
-    return _scale_and_shift_channels((x - mean.reshape(shape)) * scale, weight, bias, x.shape[1])
+    # The weight is multiplied by a number for each channel, and the values once by both.
+    scale = scale if weight is None else weight.reshape(shape) * scale
+    return _scale_and_shift((x - mean.reshape(shape)) * scale, None, None if bias is None else bias.reshape(shape))
 
 
 def _standardize(x: Any, axes: tuple[int, ...], eps: float) -> Any:
