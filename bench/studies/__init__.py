@@ -22,6 +22,7 @@ STUDIES = {
     "dimension": "importance weights, estimators and families of displacements from 10 to a million parameters",
     "training": "gradient flow by the NNTK against training; a sign network trained by four methods",
     "real_data": "digits and diabetes: accuracy and likelihood of NTK, NNTK and RBF, against M and time",
+    "nonsmooth": "spikes, signs and hard choices: digits by NTK, surrogate gradients and NNTK of three networks",
 }
 """Descriptions of the studies, by name. The module of this package with that name holds the study."""
 

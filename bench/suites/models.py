@@ -10,6 +10,7 @@ import nntk
 from nntk.bench.measure import baselines, reference, roofline
 from nntk.bench.measure.timing import every_round, side_by_side
 from nntk.bench.measure.work import work_of
+from nntk.bench.networks import ResNet, Transformer
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
 from nntk.bench.suites.section import Section, Setting
@@ -18,57 +19,6 @@ _BASELINE, _RULES = "torch.func.vmap, float32", "nntk, propagated by rules"
 _AUTO = "nntk, as auto chooses"
 _GAMMA, _SAMPLES, _INPUTS, _ROUNDS = 1e-2, 16, 32, 5
 _TOLERANCE = 1e-4
-
-
-class ResNet(nn.Module):
-    """ResNet of three residual blocks with 32, 64 and 128 channels, batch norms in evaluation mode, a pooled head."""
-
-    def __init__(self, activation: type[nn.Module]) -> None:
-        super().__init__()
-        self.activation = activation()
-        self.stem = nn.Conv2d(3, 32, 3, padding=1)
-        self.first, self.second, self.skips = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for width, out in ((32, 32), (32, 64), (64, 128)):
-            stride = out // width
-            self.first.append(nn.Sequential(nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)))
-            self.second.append(nn.Sequential(nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out)))
-            self.skips.append(nn.Conv2d(width, out, 1, stride) if stride > 1 else nn.Identity())
-        self.head = nn.Linear(128, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ten outputs of images [N, 3, ...]."""
-        h: Tensor = self.activation(self.stem(x))
-        for first, second, skip in zip(self.first, self.second, self.skips, strict=True):
-            h = self.activation(second(self.activation(first(h))) + skip(h))
-        outputs: Tensor = self.head(h.mean((2, 3)))
-        return outputs
-
-
-class Transformer(nn.Module):
-    """Transformer block of width 192 with six heads on 24 embedded tokens, and a head on the last token."""
-
-    def __init__(self, activation: type[nn.Module]) -> None:
-        super().__init__()
-        self.activation = activation()
-        self.embedding, self.places = nn.Embedding(1000, 192), nn.Parameter(torch.randn(24, 192) / 10)
-        self.queries, self.mixed = nn.Linear(192, 3 * 192), nn.Linear(192, 192)
-        self.norms = nn.ModuleList(nn.LayerNorm(192) for _ in range(3))
-        self.register_buffer("later", torch.ones(24, 24, dtype=torch.bool).triu(1))
-        self.later: Tensor
-        self.wide, self.narrow, self.head = nn.Linear(192, 768), nn.Linear(768, 192), nn.Linear(192, 20)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return twenty outputs of tokens [N, 24]."""
-        h = self.embedding(tokens) + self.places
-        parts = self.queries(self.norms[0](h)).unflatten(-1, (3, 6, 32)).permute(2, 0, 3, 1, 4)
-        # Attention is written out, since vmap has no rule for the fused op, which would slow the baseline.
-        scores = (parts[0] @ parts[1].mT / 32**0.5).masked_fill(self.later, -torch.inf)
-        attended = torch.softmax(scores, -1) @ parts[2]
-        h = h + self.mixed(attended.transpose(1, 2).flatten(2))
-        h = h + self.narrow(self.activation(self.wide(self.norms[1](h))))
-        outputs: Tensor = self.head(self.norms[2](h[:, -1]))
-        return outputs
-
 
 _NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ResNet, relu": lambda: ResNet(nn.ReLU),
