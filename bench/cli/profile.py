@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nntk.bench import profiling
-from nntk.bench.cli.options import CPU, Device, JsonPath, one_line_errors
+from nntk.bench.cli.options import CPU, Device, JsonOutput, one_line_errors, printing_beside
 from nntk.bench.results import tables
 
 SUMMARY = "show where the time of one op goes"
@@ -34,9 +34,10 @@ def command(
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="folder of the traces (default: profiles)", show_default=False)
     ] = Path("profiles"),
-    json: JsonPath = None,
+    json: JsonOutput = None,
 ) -> int:
     """Profile one op."""
     with one_line_errors(ValueError, OSError):
         selected = profiling.cases(op, shape, device)
-        return profiling.run(selected, device, output, tables.standard_console(), json)
+        with printing_beside(json) as table:
+            return profiling.run(selected, device, output, tables.standard_console(), table)

@@ -17,6 +17,7 @@ from nntk.bench.results import store, tables
 from nntk.bench.results.schema import ResultsError
 from nntk.bench.results.store import Record
 from nntk.bench.suites import Section, Setting
+from nntk.files.paths import OutputPathError, file_to_replace, folder_to_write
 
 SUMMARY = "run a suite, print its tables, write one JSON"
 HELP = "Run a suite of measurements, print its tables and write one JSON.\n\nsuites:\n" + "\n".join(
@@ -69,6 +70,9 @@ def command(
 ) -> int:
     """Run a suite, or continue a run; the status is that of the record."""
     options = {"suite": suite, "output": output, "seed": seed, "device": device, "threads": threads}
+    if resume:
+        with one_line_errors(OutputPathError):
+            resume = file_to_replace(resume, "argument --resume:", store.RESUMED)
     with one_line_errors(ResultsError, OSError, prefix=f"argument {'--resume' if resume else '--output'}: "):
         if resume:
             record, setting, facts = _resume(resume, options)
@@ -86,14 +90,18 @@ def command(
             soft_wrap=True,
         )
     status = "failed"
-    try:
-        if all([_measure(section, setting, record, console) for section in suites.catalogue(record.suite)]):
-            status = "complete"
-    except KeyboardInterrupt:
-        status = "interrupted"
-    finally:
-        record.close(status)
-        console.print(f"{status}: {len(record.rows)} rows in {record.path}", highlight=False, soft_wrap=True)
+    with one_line_errors(OutputPathError):
+        try:
+            if all([_measure(section, setting, record, console) for section in suites.catalogue(record.suite)]):
+                status = "complete"
+        except KeyboardInterrupt:
+            status = "interrupted"
+        except BrokenPipeError:
+            status = "interrupted"
+            raise
+        finally:
+            record.close(status)
+            console.print(f"{status}: {len(record.rows)} rows in {record.path}", highlight=False, soft_wrap=True)
     return {"complete": 0, "failed": 1, "interrupted": 130}[status]
 
 
@@ -102,10 +110,10 @@ def _start(suite: str, output: Path | None, seed: int, device: torch.device | No
     if threads:
         torch.set_num_threads(threads)
     device = device or torch.device("cpu")
+    folder = folder_to_write((output or Path("results")) / environment.slug(device), "")
     facts = _facts(device, seed)
     if any(column.key == "roof" for section in suites.catalogue(suite) for column in section.columns):
         facts["roofs"] = [roof.summary() for roof in roofline.roofs(device)]
-    folder = (output or Path("results")) / environment.slug(device)
     return Record.start(folder, suite, facts, _planned_sections(suite)), Setting(device, seed), facts
 
 
