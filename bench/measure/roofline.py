@@ -20,6 +20,7 @@ from nntk.bench.measure.timing import Timing, seconds
 from nntk.bench.results import tables
 from nntk.bench.results.tables import Column
 from nntk.files.output import Output, json_text, write_text
+from nntk.files.paths import file_to_replace
 from nntk.kernels.cost import Cost
 
 SCHEMA = 1
@@ -245,6 +246,8 @@ def run(device: torch.device, again: bool, output: Output | None, console: Conso
         OSError: If the JSON cannot be written.
     """
     stored = None if again else cached(device)
+    if stored is None:
+        file_to_replace(cache_path(device), "the cache of roofs, in XDG_CACHE_HOME or ~/.cache,")
     shown: list[Roof] = []
     with tables.growing(console, f"Roofs of {environment.device_name(device)}", CAPTION, COLUMNS) as show:
         for roof in measure(device) if stored is None else stored:

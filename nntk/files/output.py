@@ -43,8 +43,9 @@ def replacing(path: str | Path, argument: str = "the output") -> Iterator[Path]:
     old = target.stat() if target.exists() else None
     partial = target.with_name(f"{_stem(target)}.{secrets.token_hex(4)}.tmp")
     # The new file is never open to more readers than the old one.
-    mode = stat.S_IMODE(old.st_mode) & 0o777 | stat.S_IRUSR | stat.S_IWUSR if old else 0o666
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    begin = stat.S_IMODE(old.st_mode) & 0o777 | stat.S_IRUSR | stat.S_IWUSR if old else 0o666
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, begin))
+    mode = stat.S_IMODE((old or partial.stat()).st_mode)
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -53,7 +54,7 @@ def replacing(path: str | Path, argument: str = "the output") -> Iterator[Path]:
             for owner in ((-1, old.st_gid), (old.st_uid, -1)):
                 with suppress(PermissionError):
                     os.chown(partial, *owner)
-            partial.chmod(stat.S_IMODE(old.st_mode))
+        partial.chmod(mode)  # Libraries that write the file may have made it anew.
         partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
