@@ -33,6 +33,7 @@ examples:
   nntk-bench predict                             the tables
   nntk-bench predict --card h200                 of one card
   nntk-bench predict --json prediction.json      with seconds by part, the card's rates, versions and commit
+  nntk-bench predict --json - | jq .cards        the same for another program
 
 Exit status: 0 predicted, 1 a kernel did not compile, 2 wrong usage, 130 interrupted.
 """

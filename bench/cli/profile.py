@@ -22,6 +22,7 @@ examples:
   nntk-bench profile mlp_differences --shape rademacher     one family
   nntk-bench profile energy --device cuda --output /tmp/t   on a GPU, traces under /tmp/t
   nntk-bench profile energy --json energy.json              the table as JSON
+  nntk-bench profile energy --json - | jq .profiles         the same for another program
 
 For an unknown op the message lists the known ones. Exit status: 0 profiled, 2 wrong usage, 130 interrupted.
 """

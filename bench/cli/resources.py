@@ -37,6 +37,7 @@ examples:
   nntk-bench resources                                    everything, on all four architectures
   nntk-bench resources --arch sm_90 --kernel "hidden"     the kernels with hidden in their name, for one architecture
   nntk-bench resources --json resources.json              all counts, by pipe and loop, with versions and commit
+  nntk-bench resources --json - | jq .rows                the same for another program
   nntk-bench resources --summary summary.json             registers, memory and instructions, one row for each kernel
   nntk-bench resources --module my_package.my_kernels     other kernels: a module with cases(arch) -> list[Case]
   nntk-bench resources --list                             the kernels' names, without compiling them

@@ -38,10 +38,12 @@ examples:
   nntk-bench study targets                        a numerical study, with its data, figures and a page
 
 Every run writes one JSON, DIR/<device>/<suite>-<time>.json, row by row: device, versions, commit, seed, raw samples.
+Where a file can be written no longer, the rows are kept in the folder for temporary files; the message names the place.
 A run that was interrupted, killed or broken by an error can be resumed by the same sources, packages, device and
 threads: sections that finished are kept, the others are measured from their start.
 
-Exit status: 0 all rows good, 1 a row missed its tolerance, 2 wrong usage, 130 interrupted; finished rows are kept.
+Exit status: 0 all rows good, 1 a row missed its tolerance, 2 wrong usage or a file that cannot be written,
+130 interrupted, 141 the reader of the output closed it; finished rows are kept.
 """
 
 _Context = tuple[Record, Setting, Mapping[str, Any]]
@@ -65,7 +67,7 @@ def command(
     threads: Threads = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="continue this run, with its options: no other option is allowed"),
+        typer.Option(metavar="PATH", help="continue the run in this file, with its options: no other is allowed"),
     ] = None,
 ) -> int:
     """Run a suite, or continue a run; the status is that of the record."""
@@ -78,20 +80,10 @@ def command(
             record, setting, facts = _resume(resume, options)
         else:
             record, setting, facts = _start(suite or "quick", output, seed or 0, device, threads)
-    console = tables.standard_console()
-    console.print(
-        f"nntk {nntk.__version__} on {facts['device']['name']}, {facts['device']['threads']} threads, "
-        f"torch {facts['versions']['torch']}, commit {(facts['commit'] or 'unknown')[:10]}, seed {setting.seed}\n",
-        highlight=False,
-    )
-    if resume and facts["uncommitted_changes"] is not False:
-        console.print(
-            "These sources belong to no commit. It cannot be checked that they are those of the run so far.\n",
-            soft_wrap=True,
-        )
-    status = "failed"
+    console, status = tables.standard_console(), "failed"
     with one_line_errors(OutputPathError):
         try:
+            _introduce(setting, facts, bool(resume), console)
             if all([_measure(section, setting, record, console) for section in suites.catalogue(record.suite)]):
                 status = "complete"
         except KeyboardInterrupt:
@@ -103,6 +95,20 @@ def command(
             record.close(status)
             console.print(f"{status}: {len(record.rows)} rows in {record.path}", highlight=False, soft_wrap=True)
     return {"complete": 0, "failed": 1, "interrupted": 130}[status]
+
+
+def _introduce(setting: Setting, facts: Mapping[str, Any], is_resumed: bool, console: Console) -> None:
+    """Print what the figures of a run depend on."""
+    console.print(
+        f"nntk {nntk.__version__} on {facts['device']['name']}, {facts['device']['threads']} threads, "
+        f"torch {facts['versions']['torch']}, commit {(facts['commit'] or 'unknown')[:10]}, seed {setting.seed}\n",
+        highlight=False,
+    )
+    if is_resumed and facts["uncommitted_changes"] is not False:
+        console.print(
+            "These sources belong to no commit. It cannot be checked that they are those of the run so far.\n",
+            soft_wrap=True,
+        )
 
 
 def _start(suite: str, output: Path | None, seed: int, device: torch.device | None, threads: int | None) -> _Context:

@@ -44,6 +44,7 @@ examples:
   nntk-bench tune layer_step --shape "width 256"     at the shapes whose name contains the text
   nntk-bench tune --dry-run                          what would be measured on sm_90, without a GPU
   nntk-bench tune --dry-run --arch sm_80 --json plan.json
+  nntk-bench tune --dry-run --json - | jq .choices   the same for another program
 
 Exit status: 0 all measured, 1 a choice could not be, 2 wrong usage, 3 the budget was spent before, 130 interrupted.
 """
@@ -70,7 +71,7 @@ def command(
     ] = 10.0,
     again: Annotated[bool, typer.Option("--again", help="measure, even if the table has an entry")] = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="table (default: the device's in kernels/tuned)")
+        Path | None, typer.Option(metavar="PATH", help="table, a file (default: the device's in kernels/tuned)")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be measured, by the model alone")] = False,
     arch: Annotated[

@@ -272,7 +272,7 @@ def run(
                 output.write_json(content)
             if summary:
                 summary.write(summarize(content))
-    where = f", in {output.path}" if output else ""
+    where = f", in {output.path}" if output and not output.is_standard else ""
     console.print(f"{status}: {len(content['rows'])} of {len(selected)} judged{where}", highlight=False, soft_wrap=True)
     return {"good": 0, "failed": 1, "interrupted": 130}[status]
 

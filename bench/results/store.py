@@ -13,7 +13,7 @@ from typing import Any
 from nntk.bench.results import schema
 from nntk.bench.results.schema import FACTS, SCHEMA, ResultsError, Row, differences, key, shown
 from nntk.files.output import json_text, keeping, remove_partial_files, replacing
-from nntk.files.paths import file_to_replace, folder_to_write
+from nntk.files.paths import OutputPathError, file_to_replace, folder_to_write
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,7 @@ class Record:
 
         Raises:
             ValueError: If the section has such a row already.
+            OutputPathError: If the file cannot be written. The row stays in the record, and ``close`` tries again.
         """
         self._section(section)
         kept = {
@@ -198,14 +199,14 @@ class Record:
         if index < len(self.rows) and self.rows[index]["attempt"] == self._attempt:
             raise ValueError(f"two rows are {kept['key']!r}; another case, or one of SETTINGS, must set them apart")
         self.rows[index : index + 1] = [kept]
-        self._write()
+        self._write_rows()
 
     def finish(self, section: str) -> None:
         """Mark a section as finished, drop its rows of earlier attempts, and write the file."""
         if not self.finished(section):
             self.rows[:] = [row for row in self.rows if row["section"] != section or row["attempt"] == self._attempt]
             self._section(section)["finished"] = True
-            self._write()
+            self._write_rows()
 
     def close(self, status: str) -> None:
         """Write the end of the run: ``complete``, ``interrupted`` or ``failed``.
@@ -231,6 +232,12 @@ class Record:
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._began, 3)
+
+    def _write_rows(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            raise OutputPathError(f"{str(self.path)!r} could not be written ({error.strerror or error})") from error
 
     def _write(self) -> None:
         """Replace the file by a new one, which is complete, on disk and locked before it gets the name."""

@@ -295,6 +295,17 @@ def test_a_terminal_gets_the_document(process):
     assert json.loads(received)["schema"] == 1
 
 
+def test_a_run_without_a_reader_is_interrupted(tmp_path):
+    """At its first line; its record says so, and can be resumed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "nntk.bench", "run", "--suite", "digits", "--output", tmp_path]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    (path,) = tmp_path.glob("*/*.json")
+    assert (done.returncode, done.stderr) == (141, "") and store.read(path).status == "interrupted"
+
+
 @pytest.mark.parametrize("options", [["--json", "-"], []])
 def test_a_reader_that_is_gone_ends_the_command_quietly(process, options):
     """With the status of programs that SIGPIPE ends, whether tables or a document are left over."""
@@ -506,6 +517,29 @@ def test_a_run_on_a_disk_that_fills_up_loses_no_row(monkeypatch, tmp_path, capfd
     assert [row["case"] for row in store.read(first).rows] == ["a"]
     install(monkeypatch, [{"case": "a"}, {"case": "b"}])
     assert cli.main(["run", "--resume", str(kept)]) == 0
+
+
+def test_a_run_whose_disk_is_full_for_a_moment_loses_no_row(monkeypatch, tmp_path, capfd):
+    """The record is written at the end of the run."""
+
+    original, calls = Path.replace, []
+
+    def full_once(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, target)
+
+    def rows():
+        yield {"case": "a"}
+
+    monkeypatch.setattr(Path, "replace", full_once)
+    install(monkeypatch, rows())
+    assert cli.main(["run", "--output", str(tmp_path / "out")]) == 2
+    printed = capfd.readouterr()
+    (path,) = (tmp_path / "out").glob("*/*.json")
+    assert printed.err.count("\n") == 1 and f"{str(path)!r} could not be written (No space left" in printed.err
+    assert [row["case"] for row in store.read(path).rows] == ["a"] and "failed: 1 rows" in printed.out
 
 
 def test_a_study_on_a_disk_that_fills_up_loses_no_seed(monkeypatch, study, tmp_path, capfd):
