@@ -521,7 +521,6 @@ def test_a_run_on_a_disk_that_fills_up_loses_no_row(monkeypatch, tmp_path, capfd
 
 def test_a_run_whose_disk_is_full_for_a_moment_loses_no_row(monkeypatch, tmp_path, capfd):
     """The record is written at the end of the run."""
-
     original, calls = Path.replace, []
 
     def full_once(self, target):
