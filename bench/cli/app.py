@@ -114,7 +114,7 @@ def _status(arguments: Sequence[str] | None) -> int:
 
 def _close_broken_pipes() -> None:
     """Drop what the streams still hold for a reader that is gone: Python would try once more at its end."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except BrokenPipeError:

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -55,20 +55,20 @@ def printing_beside(output: Output | None) -> Iterator[Output | None]:
     """
     if output is None or not output.is_standard:
         yield output
-    elif output.descriptor is None:
-        with redirect_stdout(sys.stderr):
+        return
+    with ExitStack() as stack:
+        # Standard error may be closed.
+        errors = sys.stderr or stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(redirect_stdout(errors))
+        if output.descriptor is None:
             yield output
-    else:
+            return
         # Libraries and the processes that compile print to the descriptor.
-        sys.stdout.flush()
         kept = os.dup(output.descriptor)
-        os.dup2(sys.stderr.fileno(), output.descriptor)
-        try:
-            with redirect_stdout(sys.stderr):
-                yield replace(output, descriptor=kept)
-        finally:
-            os.dup2(kept, output.descriptor)
-            os.close(kept)
+        stack.callback(os.close, kept)
+        stack.callback(os.dup2, kept, output.descriptor)
+        os.dup2(errors.fileno(), output.descriptor)
+        yield replace(output, descriptor=kept)
 
 
 def manual(text: str) -> str:

@@ -51,7 +51,7 @@ class _Console(Console):
 
 def standard_console() -> Console:
     """Return the console of the command line: as wide as the terminal, or 200 columns in a log."""
-    return _Console() if sys.stdout.isatty() else _Console(width=200)
+    return _Console() if sys.stdout and sys.stdout.isatty() else _Console(width=200)
 
 
 Show = Callable[[Row | None, str], None]

@@ -261,6 +261,18 @@ def test_a_document_can_be_piped(process):
     assert writer.returncode == 0 and json.loads(done.stdout)["schema"] == 1
 
 
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_closed_stream_is_no_error(process, closed, tmp_path):
+    """Tables without a place are not printed; the document is written, to a file or to standard output."""
+    options = ["--json", tmp_path / "out.json"] if closed == 1 else ["--json", "-"]
+    script = "import os, sys; os.close(int(sys.argv[1])); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(closed), *process[1:], *options], capture_output=True, check=True
+    )
+    text = (tmp_path / "out.json").read_bytes() if closed == 1 else done.stdout
+    assert json.loads(text)["schema"] == 1 and done.stderr == b""
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system names no descriptors")
 def test_the_name_of_standard_output_is_standard_output(process, tmp_path):
     """A link as that of the system: into a pipe, and into a file, which has the same bytes and is not replaced."""
