@@ -116,7 +116,8 @@ def _by_proton(
                     case(*arguments)
             torch.cuda.synchronize(device)
             profiler.finalize(session)
-            partial.with_name(f"{partial.name}.hatchet").replace(partial)
+            # The profiler appends the ending of its format.
+            next(partial.parent.glob(f"{partial.name}.*")).replace(partial)
     except Exception as error:  # Proton may be missing, or another profiler may use the counters.
         console.print(f"no profile by proton: {error}", highlight=False, soft_wrap=True)
     else:

@@ -114,6 +114,8 @@ def _obstacle_in_folder(folder: str, subject: str = "which") -> str:
             break
         if os.path.islink(place):
             return f"where {place!r} is a link to a folder that does not exist"
+        if not place:
+            return "where the working folder does not exist"
         place = os.path.dirname(place)
     begin = _named(subject if place == folder else "where", place)
     if kind != stat.S_IFDIR:

@@ -51,7 +51,7 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
         raise ValueError("tensors must hold something to keep, got none.")
     for name, tensor in tensors.items():
         _check_tensor(name, tensor)
-    file_to_replace(path, "path", "since safetensors are read in any order")
+    file_to_replace(path, "path", "since a safetensors file is read in any order")
     metadata = {"nntk": json.dumps(fingerprint(kernel), sort_keys=True)}
     try:
         with replacing(path, "path") as partial:

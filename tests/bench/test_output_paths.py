@@ -2,14 +2,17 @@
 
 import errno
 import importlib.util
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +33,7 @@ from nntk.bench.suites import Section, op_arguments, ops
 from nntk.bench.tuning import table as tuning_table
 from nntk.files.paths import OutputPathError
 from nntk.kernels import tuning
+from nntk.kernels.dispatch import cost_of
 from nntk.kernels.target import Target
 
 CPU = torch.device("cpu")
@@ -603,6 +607,25 @@ def test_a_trace_that_cannot_be_written_loses_no_table(arguments, monkeypatch, f
     monkeypatch.setattr(Profile, "export_chrome_trace", full)
     assert call(arguments, "profile", files / "table.json") == 2 and "No space left" in capfd.readouterr().err
     assert len(json.loads((files / "table.json").read_text())["profiles"]) == 1
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", ["new", "regular", "link"])
+def test_the_profile_of_a_card_is_replaced_where_a_link_leads_to(kind, arguments, tmp_path, monkeypatch):
+    """By stand-ins for the card and for its profiler, which appends an ending to the name that it is given."""
+    place = Place(kind, tmp_path, monkeypatch)
+    started = []
+    profiler = SimpleNamespace(
+        start=lambda name, hook: started.append(name),
+        scope=lambda name, metrics: nullcontext(),
+        finalize=lambda session: Path(f"{started[0]}.hatchet").write_text("profile"),
+    )
+    monkeypatch.setitem(sys.modules, "triton.profiler", profiler)
+    monkeypatch.setattr("triton.profiler", profiler, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    (case,), console = ops.cases(CPU), Console(file=io.StringIO(), width=400)
+    profiling._by_proton(case, case.arguments(1), cost_of(case.op, case.arguments(1)), place.path, CPU, console)
+    assert place.text() == "profile" and f"proton-viewer -m time/ms,flop/s {place.path}" in console.file.getvalue()
 
 
 def test_plots_are_replaced_where_links_lead_to(arguments, monkeypatch, files, tmp_path):
