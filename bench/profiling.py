@@ -11,10 +11,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from nntk.bench.measure import environment, roofline
 from nntk.bench.results import tables
-from nntk.bench.results.files import write_json
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
 from nntk.bench.suites import ops
+from nntk.files.output import Output, replacing
+from nntk.files.paths import file_to_replace
 from nntk.kernels.cost import Cost
 from nntk.kernels.dispatch import cost_of
 from nntk.kernels.target import slug
@@ -57,7 +58,7 @@ def cases(op: str, shape: str, device: torch.device) -> list[ops.OpCase]:
 
 
 def run(
-    selected: Sequence[ops.OpCase], device: torch.device, output: Path, console: Console, table: Path | None = None
+    selected: Sequence[ops.OpCase], device: torch.device, output: Path, console: Console, table: Output | None = None
 ) -> int:
     """Profile cases, draw a table for each, and write their traces.
 
@@ -66,33 +67,37 @@ def run(
         device: Device of the cases.
         output: Folder of the traces, which chrome://tracing and ui.perfetto.dev open.
         console: Console that shows the tables.
-        table: Path of a JSON file with the tables; None for no file.
+        table: Where the tables go as JSON; None for nowhere.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        OSError: If a trace cannot be written.
+        OSError: If a file cannot be written. What was profiled so far is in the tables all the same.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    roofs, profiles = roofline.roofs(device), []
-    for case in selected:
-        arguments = case.arguments(1)
-        cost = cost_of(case.op, arguments)
-        least, roof = roofline.least_seconds(cost, ops.precision_of(case), roofs)
-        name = slug(f"{case.op} {case.shape} {environment.slug(device)}")
-        if device.type == "cuda":
-            _by_proton(case, arguments, cost, output / name, device, console)
-        profiled = _profile(case, arguments, device)
-        path = output / f"{name}.json"
-        profiled.export_chrome_trace(str(path))
-        about = f"least time by the roof {roof}: {least * 1e3:.3g} ms"
-        rows = _draw(case, profiled.key_averages(), about, device, console)
-        profiles.append({"op": case.op, "shape": case.shape, "roof": roof, "least_s": least, "trace": str(path)})
-        profiles[-1] |= {"flops": cost.flops, "bytes": cost.bytes, "operators": rows}
-        console.print(f"trace in {path}", highlight=False, soft_wrap=True)
-    if table:
-        write_json(table, {**environment.describe(device), "profiles": profiles})
+    paths = [output / f"{slug(f'{case.op} {case.shape} {environment.slug(device)}')}.json" for case in selected]
+    for path in paths:
+        file_to_replace(path, "argument --output:")
+    roofs = roofline.roofs(device)
+    profiles: list[dict[str, Any]] = []
+    try:
+        for case, path in zip(selected, paths, strict=True):
+            arguments = case.arguments(1)
+            cost = cost_of(case.op, arguments)
+            least, roof = roofline.least_seconds(cost, ops.precision_of(case), roofs)
+            if device.type == "cuda":
+                _by_proton(case, arguments, cost, path.with_suffix(".hatchet"), device, console)
+            profiled = _profile(case, arguments, device)
+            about = f"least time by the roof {roof}: {least * 1e3:.3g} ms"
+            rows = _draw(case, profiled.key_averages(), about, device, console)
+            profiles.append({"op": case.op, "shape": case.shape, "roof": roof, "least_s": least, "trace": str(path)})
+            profiles[-1] |= {"flops": cost.flops, "bytes": cost.bytes, "operators": rows}
+            with replacing(path) as partial:
+                profiled.export_chrome_trace(str(partial))
+            console.print(f"trace in {path}", highlight=False, soft_wrap=True)
+    finally:
+        if table and profiles:
+            table.write_json({**environment.describe(device), "profiles": profiles})
     return 0
 
 
@@ -104,16 +109,19 @@ def _by_proton(
         from triton import profiler
 
         case(*arguments)
-        session = profiler.start(str(path), hook="triton")
-        for _ in range(CALLS):
-            with profiler.scope(f"nntk {case.op}", {"flops": cost.flops, "bytes": cost.bytes}):
-                case(*arguments)
-        torch.cuda.synchronize(device)
-        profiler.finalize(session)
+        with replacing(path) as partial:
+            session = profiler.start(str(partial), hook="triton")
+            for _ in range(CALLS):
+                with profiler.scope(f"nntk {case.op}", {"flops": cost.flops, "bytes": cost.bytes}):
+                    case(*arguments)
+            torch.cuda.synchronize(device)
+            profiler.finalize(session)
+            # The profiler appends the ending of its format.
+            next(partial.parent.glob(f"{partial.name}.*")).replace(partial)
     except Exception as error:  # Proton may be missing, or another profiler may use the counters.
         console.print(f"no profile by proton: {error}", highlight=False, soft_wrap=True)
     else:
-        console.print(f"proton-viewer -m time/ms,flop/s {path}.hatchet", highlight=False, soft_wrap=True)
+        console.print(f"proton-viewer -m time/ms,flop/s {path}", highlight=False, soft_wrap=True)
 
 
 def _profile(case: ops.OpCase, arguments: tuple[Any, ...], device: torch.device) -> profile:

@@ -1,5 +1,6 @@
 """``nntk-bench``: the command line, assembled from one module for each command."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -70,8 +71,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, a status that the command's help explains, 2 after wrong usage, 130 after Ctrl-C.
+        The exit status: 0, a status that the command's help explains, 2 after wrong usage, 130 after Ctrl-C, 141 if the
+        reader of a pipe closed it, as of programs that the signal SIGPIPE ends.
+
+    Raises:
+        SystemExit: If typer ends the program for another reason.
     """
+    streams = sys.stdout, sys.stderr
+    try:
+        status = _status(arguments)
+        if sys.stdout:
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        pass
+    except SystemExit as end:
+        # So typer ends after a broken pipe, with streams in place of the process's.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+    sys.stdout, sys.stderr = streams
+    _close_broken_pipes()
+    return 141
+
+
+def _status(arguments: Sequence[str] | None) -> int:
+    """Run the command line up to the last line of its output."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words and words[0] in COMMANDS else ""
     program = f"nntk-bench {name}".rstrip()
@@ -86,6 +110,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return 130
     return int(status or 0)
+
+
+def _close_broken_pipes() -> None:
+    """Drop what the streams still hold for a reader that is gone: Python would try once more at its end."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _usage_message(error: Any, command: str) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nntk.bench.cli.options import JsonPath, number_in, one_line_errors, one_of
+from nntk.bench.cli.options import JsonOutput, number_in, one_line_errors, one_of, printing_beside
 from nntk.bench.results import compare as comparisons
 from nntk.bench.results import store, tables
 from nntk.bench.results.schema import ResultsError
@@ -33,6 +33,7 @@ examples:
   nntk-bench compare old.json new.json --fail-on slower     exit status 1 if a row is SLOWER or WORSE, for CI
   nntk-bench compare old.json new.json --threshold 0.1      changes of less than 10 % do not matter
   nntk-bench compare old.json new.json --json verdicts.json the verdicts, with ratios, intervals and p values
+  nntk-bench compare old.json new.json --json - | jq .timed the same for another program
 
 For two runs of one machine to be comparable, nothing else may work on it. Where the samples are too few for any test,
 the verdict is UNCLEAR and says how many each run needs: 6 for 12 rows, 8 for 200.
@@ -57,13 +58,14 @@ def command(
             show_default=False,
         ),
     ] = 0.05,
-    json: JsonPath = None,
+    json: JsonOutput = None,
 ) -> int:
     """Compare two runs; return 1 if ``fail_on`` requires it, else 0."""
     with one_line_errors(ResultsError, OSError):
         runs = store.read(a), store.read(b)
         comparison = comparisons.compare(*runs, threshold)
-        if json:
-            comparisons.write(comparison, *runs, threshold, json)
-    comparisons.show(comparison, tables.standard_console())
+        with printing_beside(json) as output:
+            if output:
+                comparisons.write(comparison, *runs, threshold, output)
+            comparisons.show(comparison, tables.standard_console())
     return int(fail_on == "slower" and comparison.slower)

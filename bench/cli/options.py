@@ -3,13 +3,17 @@
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
 import typer
+
+from nntk.files.output import Output
+from nntk.files.paths import OutputPathError
 
 
 class CommandError(Exception):
@@ -29,11 +33,42 @@ def one_line_errors(*kinds: type[Exception], prefix: str = "") -> Iterator[None]
 
     Raises:
         CommandError: If the block raises one of these errors.
+        BrokenPipeError: If a reader has closed its pipe, which is no error of the user's.
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except kinds as error:
         raise CommandError(f"{prefix}{error}") from error
+
+
+@contextmanager
+def printing_beside(output: Output | None) -> Iterator[Output | None]:
+    """Print everything to standard error while an output is standard output, so that it holds one document alone.
+
+    Args:
+        output: The output; nothing is changed for any other one, and for None.
+
+    Yields:
+        The output, for the block to write to.
+    """
+    if output is None or not output.is_standard:
+        yield output
+        return
+    with ExitStack() as stack:
+        # Standard error may be closed.
+        errors = sys.stderr or stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(redirect_stdout(errors))
+        if output.descriptor is None:
+            yield output
+            return
+        # Libraries and the processes that compile print to the descriptor.
+        kept = os.dup(output.descriptor)
+        stack.callback(os.close, kept)
+        stack.callback(os.dup2, kept, output.descriptor)
+        os.dup2(errors.fileno(), output.descriptor)
+        yield replace(output, descriptor=kept)
 
 
 def manual(text: str) -> str:
@@ -67,6 +102,16 @@ def one_of(names: Iterable[str]) -> Callable[[Any], str]:
         if value not in allowed:
             raise typer.BadParameter(f"must be one of {', '.join(allowed)}; got {value!r}")
         return str(value)
+
+    return parse
+
+
+def parse_output(option: str) -> Callable[[Any], Output]:
+    """Return a parser of the path of an option, which is checked before any work."""
+
+    def parse(value: Any) -> Output:
+        with one_line_errors(OutputPathError):
+            return Output.at(str(value), f"argument {option}:")
 
     return parse
 
@@ -124,5 +169,13 @@ Threads = Annotated[
     int | None,
     typer.Option(parser=parse_threads, metavar="N", help="CPU threads of PyTorch (default: PyTorch's choice)"),
 ]
-JsonPath = Annotated[Path | None, typer.Option("--json", metavar="PATH", help="write the result to this JSON file")]
+JsonOutput = Annotated[
+    Output | None,
+    typer.Option(
+        "--json",
+        parser=parse_output("--json"),
+        metavar="PATH",
+        help="write the result as JSON to this file or pipe; - is standard output, and tables go to standard error",
+    ),
+]
 CPU = torch.device("cpu")

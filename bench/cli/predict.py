@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 import typer
 
-from nntk.bench.cli.options import JsonPath, one_line_errors, one_of
+from nntk.bench.cli.options import JsonOutput, one_line_errors, one_of, printing_beside
 from nntk.bench.cli.resources import require_triton
 from nntk.bench.machine_code import resources
 from nntk.bench.machine_code.prediction.model import CARDS
@@ -33,6 +33,7 @@ examples:
   nntk-bench predict                             the tables
   nntk-bench predict --card h200                 of one card
   nntk-bench predict --json prediction.json      with seconds by part, the card's rates, versions and commit
+  nntk-bench predict --json - | jq .cards        the same for another program
 
 Exit status: 0 predicted, 1 a kernel did not compile, 2 wrong usage, 130 interrupted.
 """
@@ -46,7 +47,7 @@ def command(
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print the tables in Markdown too")] = False,
-    json: JsonPath = None,
+    json: JsonOutput = None,
 ) -> int:
     """Predict the speed of the design's workloads."""
     with one_line_errors(resources.CatalogueError, OSError):
@@ -54,4 +55,5 @@ def command(
         from nntk.bench.machine_code.prediction import run  # its kernels need Triton
 
         facts = environment.describe(torch.device("cpu"))
-        return run.run(json, facts, tables.standard_console(), card or [], markdown)
+        with printing_beside(json) as output:
+            return run.run(output, facts, tables.standard_console(), card or [], markdown)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nntk.bench import profiling
-from nntk.bench.cli.options import CPU, Device, JsonPath, one_line_errors
+from nntk.bench.cli.options import CPU, Device, JsonOutput, one_line_errors, printing_beside
 from nntk.bench.results import tables
 
 SUMMARY = "show where the time of one op goes"
@@ -22,6 +22,7 @@ examples:
   nntk-bench profile mlp_differences --shape rademacher     one family
   nntk-bench profile energy --device cuda --output /tmp/t   on a GPU, traces under /tmp/t
   nntk-bench profile energy --json energy.json              the table as JSON
+  nntk-bench profile energy --json - | jq .profiles         the same for another program
 
 For an unknown op the message lists the known ones. Exit status: 0 profiled, 2 wrong usage, 130 interrupted.
 """
@@ -34,9 +35,10 @@ def command(
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="folder of the traces (default: profiles)", show_default=False)
     ] = Path("profiles"),
-    json: JsonPath = None,
+    json: JsonOutput = None,
 ) -> int:
     """Profile one op."""
     with one_line_errors(ValueError, OSError):
         selected = profiling.cases(op, shape, device)
-        return profiling.run(selected, device, output, tables.standard_console(), json)
+        with printing_beside(json) as table:
+            return profiling.run(selected, device, output, tables.standard_console(), table)

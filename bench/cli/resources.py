@@ -1,18 +1,18 @@
 """``nntk-bench resources``: machine code of every kernel, without a GPU."""
 
 import importlib.util
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from nntk.bench.cli.options import JsonPath, one_line_errors
+from nntk.bench.cli.options import CommandError, JsonOutput, one_line_errors, parse_output, printing_beside
 from nntk.bench.machine_code import resources
 from nntk.bench.machine_code.catalogue import MODULES
 from nntk.bench.machine_code.machines import MACHINES
 from nntk.bench.measure import environment
 from nntk.bench.results import tables
+from nntk.files.output import Output
 
 SUMMARY = "compile every kernel without a GPU, judge its machine code"
 HELP = """\
@@ -37,6 +37,7 @@ examples:
   nntk-bench resources                                    everything, on all four architectures
   nntk-bench resources --arch sm_90 --kernel "hidden"     the kernels with hidden in their name, for one architecture
   nntk-bench resources --json resources.json              all counts, by pipe and loop, with versions and commit
+  nntk-bench resources --json - | jq .rows                the same for another program
   nntk-bench resources --summary summary.json             registers, memory and instructions, one row for each kernel
   nntk-bench resources --module my_package.my_kernels     other kernels: a module with cases(arch) -> list[Case]
   nntk-bench resources --list                             the kernels' names, without compiling them
@@ -82,16 +83,26 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME", help="module with kernels, instead of the shipped ones; may be repeated"),
     ] = None,
-    json: JsonPath = None,
+    json: JsonOutput = None,
     summary: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="write a row for each kernel and architecture to this JSON file"),
+        Output | None,
+        typer.Option(
+            parser=parse_output("--summary"),
+            metavar="PATH",
+            help="write a row for each kernel and architecture as JSON, where --json may go too",
+        ),
     ] = None,
     list_only: Annotated[
         bool, typer.Option("--list", help="print architecture, module and name of every kernel")
     ] = False,
 ) -> int:
     """Compile and judge the kernels, or list them."""
+    if list_only and (json or summary):
+        raise CommandError("argument --list: prints names alone; leave --json and --summary out")
+    if json and summary and json.is_standard and summary.is_standard:
+        raise CommandError(
+            "argument --summary: must be a file where --json is standard output, which holds one document"
+        )
     with one_line_errors(resources.CatalogueError, OSError):
         require_triton()
         tasks = resources.catalogue(module or MODULES, arch.split(","))
@@ -102,4 +113,5 @@ def command(
             typer.echo("\n".join(f"{task.arch:7} {task.module}  {task.case}" for task in selected))
             return 0
         facts = environment.describe(torch.device("cpu"))
-        return resources.run(selected, json, facts, tables.standard_console(), summary)
+        with printing_beside(json) as record, printing_beside(summary) as short:
+            return resources.run(selected, record, facts, tables.standard_console(), short)

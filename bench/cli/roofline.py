@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 import typer
 
-from nntk.bench.cli.options import CPU, Device, JsonPath, Threads, one_line_errors
+from nntk.bench.cli.options import CPU, Device, JsonOutput, Threads, one_line_errors, printing_beside
 from nntk.bench.measure import roofline
 from nntk.bench.results import tables
 
@@ -21,6 +21,9 @@ examples:
   nntk-bench roofline                       roofs of this CPU, measured now or before
   nntk-bench roofline --again               measured now: nothing else may work on the machine
   nntk-bench roofline --device cuda --json roofs.json
+  nntk-bench roofline --json - | jq .roofs  for another program
+
+Exit status: 0 measured, 2 wrong usage, 130 interrupted.
 """
 
 
@@ -28,10 +31,10 @@ def command(
     device: Device = CPU,
     threads: Threads = None,
     again: Annotated[bool, typer.Option("--again", help="measure now, even if roofs are stored")] = False,
-    json: JsonPath = None,
+    json: JsonOutput = None,
 ) -> int:
     """Measure the roofs, or show the stored ones."""
     if threads:
         torch.set_num_threads(threads)
-    with one_line_errors(OSError):
-        return roofline.run(device, again, json, tables.standard_console())
+    with one_line_errors(OSError), printing_beside(json) as output:
+        return roofline.run(device, again, output, tables.standard_console())

@@ -17,6 +17,7 @@ from nntk.bench.results import store, tables
 from nntk.bench.results.schema import ResultsError
 from nntk.bench.results.store import Record
 from nntk.bench.suites import Section, Setting
+from nntk.files.paths import OutputPathError, file_to_replace, folder_to_write
 
 SUMMARY = "run a suite, print its tables, write one JSON"
 HELP = "Run a suite of measurements, print its tables and write one JSON.\n\nsuites:\n" + "\n".join(
@@ -37,10 +38,12 @@ examples:
   nntk-bench study targets                        a numerical study, with its data, figures and a page
 
 Every run writes one JSON, DIR/<device>/<suite>-<time>.json, row by row: device, versions, commit, seed, raw samples.
+Where a file can be written no longer, the rows are kept in the folder for temporary files; the message names the place.
 A run that was interrupted, killed or broken by an error can be resumed by the same sources, packages, device and
 threads: sections that finished are kept, the others are measured from their start.
 
-Exit status: 0 all rows good, 1 a row missed its tolerance, 2 wrong usage, 130 interrupted; finished rows are kept.
+Exit status: 0 all rows good, 1 a row missed its tolerance, 2 wrong usage or a file that cannot be written,
+130 interrupted, 141 the reader of the output closed it; finished rows are kept.
 """
 
 _Context = tuple[Record, Setting, Mapping[str, Any]]
@@ -64,37 +67,48 @@ def command(
     threads: Threads = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="continue this run, with its options: no other option is allowed"),
+        typer.Option(metavar="PATH", help="continue the run in this file, with its options: no other is allowed"),
     ] = None,
 ) -> int:
     """Run a suite, or continue a run; the status is that of the record."""
     options = {"suite": suite, "output": output, "seed": seed, "device": device, "threads": threads}
+    if resume:
+        with one_line_errors(OutputPathError):
+            resume = file_to_replace(resume, "argument --resume:", store.RESUMED)
     with one_line_errors(ResultsError, OSError, prefix=f"argument {'--resume' if resume else '--output'}: "):
         if resume:
             record, setting, facts = _resume(resume, options)
         else:
             record, setting, facts = _start(suite or "quick", output, seed or 0, device, threads)
-    console = tables.standard_console()
+    console, status = tables.standard_console(), "failed"
+    with one_line_errors(OutputPathError):
+        try:
+            _introduce(setting, facts, bool(resume), console)
+            if all([_measure(section, setting, record, console) for section in suites.catalogue(record.suite)]):
+                status = "complete"
+        except KeyboardInterrupt:
+            status = "interrupted"
+        except BrokenPipeError:
+            status = "interrupted"
+            raise
+        finally:
+            record.close(status)
+            console.print(f"{status}: {len(record.rows)} rows in {record.path}", highlight=False, soft_wrap=True)
+    return {"complete": 0, "failed": 1, "interrupted": 130}[status]
+
+
+def _introduce(setting: Setting, facts: Mapping[str, Any], is_resumed: bool, console: Console) -> None:
+    """Print what the figures of a run depend on."""
     console.print(
         f"nntk {nntk.__version__} on {facts['device']['name']}, {facts['device']['threads']} threads, "
         f"torch {facts['versions']['torch']}, commit {(facts['commit'] or 'unknown')[:10]}, seed {setting.seed}\n",
         highlight=False,
     )
-    if resume and facts["uncommitted_changes"] is not False:
+    if is_resumed and facts["uncommitted_changes"] is not False:
         console.print(
             "These sources belong to no commit. It cannot be checked that they are those of the run so far.\n",
             soft_wrap=True,
         )
-    status = "failed"
-    try:
-        if all([_measure(section, setting, record, console) for section in suites.catalogue(record.suite)]):
-            status = "complete"
-    except KeyboardInterrupt:
-        status = "interrupted"
-    finally:
-        record.close(status)
-        console.print(f"{status}: {len(record.rows)} rows in {record.path}", highlight=False, soft_wrap=True)
-    return {"complete": 0, "failed": 1, "interrupted": 130}[status]
 
 
 def _start(suite: str, output: Path | None, seed: int, device: torch.device | None, threads: int | None) -> _Context:
@@ -102,10 +116,10 @@ def _start(suite: str, output: Path | None, seed: int, device: torch.device | No
     if threads:
         torch.set_num_threads(threads)
     device = device or torch.device("cpu")
+    folder = folder_to_write((output or Path("results")) / environment.slug(device), "")
     facts = _facts(device, seed)
     if any(column.key == "roof" for section in suites.catalogue(suite) for column in section.columns):
         facts["roofs"] = [roof.summary() for roof in roofline.roofs(device)]
-    folder = (output or Path("results")) / environment.slug(device)
     return Record.start(folder, suite, facts, _planned_sections(suite)), Setting(device, seed), facts
 
 

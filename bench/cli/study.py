@@ -64,7 +64,10 @@ def command(
     folder = (output or Path("results/studies")) / ("quick" if quick else "")
     console, status = tables.standard_console(), 0
     with one_line_errors(study_runs.StudyError, OSError):
-        for study in [studies.load(name) for name in selected]:
+        loaded = [studies.load(name) for name in selected]
+        for study in loaded:
+            study_runs.check_output(study, folder)
+        for study in loaded:
             if redraw:
                 status |= study_runs.redraw(study, folder, console)
             else:

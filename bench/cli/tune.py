@@ -7,10 +7,19 @@ import torch
 import typer
 
 from nntk.bench import tuning
-from nntk.bench.cli.options import CommandError, JsonPath, number_in, one_line_errors, one_of, parse_device
+from nntk.bench.cli.options import (
+    CommandError,
+    JsonOutput,
+    number_in,
+    one_line_errors,
+    one_of,
+    parse_device,
+    printing_beside,
+)
 from nntk.bench.results import tables
 from nntk.bench.tuning import spaces
 from nntk.bench.tuning.tasks import TUNABLES
+from nntk.files.paths import file_to_replace
 from nntk.kernels.target import Target, target_of
 from nntk.kernels.tuning import path_of
 
@@ -35,6 +44,7 @@ examples:
   nntk-bench tune layer_step --shape "width 256"     at the shapes whose name contains the text
   nntk-bench tune --dry-run                          what would be measured on sm_90, without a GPU
   nntk-bench tune --dry-run --arch sm_80 --json plan.json
+  nntk-bench tune --dry-run --json - | jq .choices   the same for another program
 
 Exit status: 0 all measured, 1 a choice could not be, 2 wrong usage, 3 the budget was spent before, 130 interrupted.
 """
@@ -61,7 +71,7 @@ def command(
     ] = 10.0,
     again: Annotated[bool, typer.Option("--again", help="measure, even if the table has an entry")] = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="table (default: the device's in kernels/tuned)")
+        Path | None, typer.Option(metavar="PATH", help="table, a file (default: the device's in kernels/tuned)")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be measured, by the model alone")] = False,
     arch: Annotated[
@@ -73,15 +83,17 @@ def command(
             show_default=False,
         ),
     ] = "sm_90",
-    json: JsonPath = None,
+    json: JsonOutput = None,
 ) -> int:
     """Measure the choices on a card, or show the plan."""
-    console = tables.standard_console()
-    with one_line_errors(ValueError, OSError):
+    with one_line_errors(ValueError, OSError), printing_beside(json) as planned:
+        console = tables.standard_console()
+        if output:
+            file_to_replace(output, "argument --output:", "since the table is read and written choice by choice")
         selected_device = torch.device("cpu") if dry_run else device or _first_card()
         tasks = tuning.select_tasks(choices or [], shape, selected_device)
         if dry_run:
-            return tuning.plan(tasks, Target(arch, spaces.PROCESSORS[arch]), json, console)
+            return tuning.plan(tasks, Target(arch, spaces.PROCESSORS[arch]), planned, console)
         if json:
             raise ValueError("--json is for --dry-run; a run writes its table, see --output")
         target = target_of(selected_device)

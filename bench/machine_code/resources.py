@@ -10,7 +10,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -19,9 +18,9 @@ from rich.console import Console
 from nntk.bench.machine_code.catalogue import Report, Task, report, tasks
 from nntk.bench.machine_code.machines import MACHINES
 from nntk.bench.results import tables
-from nntk.bench.results.files import write_json, write_text
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
+from nntk.files.output import Output
 
 T = TypeVar("T")
 
@@ -229,25 +228,25 @@ def _rounded(value: Any) -> Any:
 
 def run(
     selected: Sequence[Task],
-    path: Path | None,
+    output: Output | None,
     facts: Mapping[str, Any],
     console: Console,
-    summary: Path | None = None,
+    summary: Output | None = None,
 ) -> int:
-    """Compile, measure and check tasks; write a table to the console and JSON to files.
+    """Compile, measure and check tasks; write a table to the console, and JSON at the end, also of an interrupted run.
 
     Args:
         selected: Tasks to compile.
-        path: File of the full record; none is written if None.
+        output: Where the full record goes; None for nowhere.
         facts: Facts that the figures depend on: versions, commit.
         console: Console of the table.
-        summary: File of the summary, see ``summarize``; none is written if None.
+        summary: Where the summary goes, see ``summarize``; None for nowhere.
 
     Returns:
         The exit status: 0 if all checks passed, 1 if a check failed, 130 if interrupted.
 
     Raises:
-        OSError: If the JSON cannot be written. This is found before anything is compiled.
+        OSError: If the JSON cannot be written.
     """
     content: dict[str, Any] = {
         "schema": SCHEMA,
@@ -256,8 +255,6 @@ def run(
         "limits": {arch: asdict(machine) for arch, machine in MACHINES.items()},
         "rows": [],
     }
-    if path:
-        write_json(path, content)
     status = "failed"
     with _stopped() as stops:
         try:
@@ -271,11 +268,12 @@ def run(
                 raise
         finally:
             content["status"] = status = "interrupted" if stops else status
-            if path:
-                write_json(path, content)
+            if output:
+                output.write_json(content)
             if summary:
-                write_text(summary, summarize(content))
-    console.print(f"{status}: {len(content['rows'])} of {len(selected)} judged" + (f", in {path}" if path else ""))
+                summary.write(summarize(content))
+    where = f", in {output.path}" if output and not output.is_standard else ""
+    console.print(f"{status}: {len(content['rows'])} of {len(selected)} judged{where}", highlight=False, soft_wrap=True)
     return {"good": 0, "failed": 1, "interrupted": 130}[status]
 
 

@@ -18,8 +18,9 @@ from rich.console import Console
 from nntk.bench.measure import environment
 from nntk.bench.measure.timing import Timing, seconds
 from nntk.bench.results import tables
-from nntk.bench.results.files import write_json
 from nntk.bench.results.tables import Column
+from nntk.files.output import Output, json_text, write_text
+from nntk.files.paths import file_to_replace
 from nntk.kernels.cost import Cost
 
 SCHEMA = 1
@@ -174,7 +175,7 @@ def remeasure(device: torch.device, only: Sequence[str] | None = None) -> list[R
     for roof in measure(device, only=only if kept else None):
         if roof.name not in kept or roof.per_second > kept[roof.name].per_second:
             kept[roof.name] = roof
-    write_json(cache_path(device), _content(device, list(kept.values())))
+    write_text(cache_path(device), json_text(_content(device, list(kept.values()))))
     return list(kept.values())
 
 
@@ -229,13 +230,13 @@ def _content(device: torch.device, measured: Sequence[Roof]) -> dict[str, Any]:
     return {"schema": SCHEMA, **environment.describe(device), "roofs": [asdict(roof) for roof in measured]}
 
 
-def run(device: torch.device, again: bool, path: Path | None, console: Console) -> int:
+def run(device: torch.device, again: bool, output: Output | None, console: Console) -> int:
     """Show the roofs of a device, measured now or before.
 
     Args:
         device: The device.
         again: True to measure even if roofs are stored.
-        path: Path of a JSON file; None for no file.
+        output: Where the roofs go as JSON; None for nowhere.
         console: Console that shows the table.
 
     Returns:
@@ -245,19 +246,22 @@ def run(device: torch.device, again: bool, path: Path | None, console: Console) 
         OSError: If the JSON cannot be written.
     """
     stored = None if again else cached(device)
+    if stored is None:
+        file_to_replace(cache_path(device), "the cache of roofs, in XDG_CACHE_HOME or ~/.cache,")
     shown: list[Roof] = []
     with tables.growing(console, f"Roofs of {environment.device_name(device)}", CAPTION, COLUMNS) as show:
         for roof in measure(device) if stored is None else stored:
             shown.append(roof)
             show(_cells(roof), "measuring" if stored is None else "")
     content = _content(device, shown)
+    # Before the cache, whose folder may be one that cannot be written.
+    if output:
+        output.write_json(content)
     if stored is None:
-        write_json(cache_path(device), content)
+        write_text(cache_path(device), json_text(content))
         console.print(f"kept in {cache_path(device)}", highlight=False, soft_wrap=True)
     else:
         console.print(f"from {cache_path(device)}; --again measures", highlight=False, soft_wrap=True)
-    if path:
-        write_json(path, content)
     return 0
 
 

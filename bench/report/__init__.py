@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from nntk.bench.report import content, html, markdown, plots
-from nntk.bench.results.files import write_text
+from nntk.files.output import write_text
+from nntk.files.paths import file_to_replace, folder_to_write
 
 HELP = """\
 Write what runs measured as a page to read: DIR/report.html, one self-contained file with tables and plots that opens
@@ -35,6 +36,7 @@ Exit status: 0 written, 2 a file is missing or is no run (the message names the 
 """
 
 DEFAULT_OUTPUT = Path("report")
+_PAGES = ("report.html", "report.md")
 
 
 def run(paths: Sequence[Path], output: Path | None, console: Console) -> int:
@@ -50,13 +52,16 @@ def run(paths: Sequence[Path], output: Path | None, console: Console) -> int:
 
     Raises:
         ValueError: If a file cannot be used, names the file and the key; or if matplotlib is missing.
-        OSError: If the folder cannot be written.
+        OSError: If the folder cannot be written. This is found before a run is read.
     """
     if not paths:
         raise ValueError("a report needs at least one run: the path of a JSON that nntk-bench run wrote")
+    folder = folder_to_write(DEFAULT_OUTPUT if output is None else output, "argument --output:")
+    folder_to_write(folder / "plots", "argument --output:")
+    for name in _PAGES:
+        file_to_replace(folder / name, "argument --output:")
     measurements = [content.read(path) for path in paths]
     drawn = [plots.plots(measurement, number) for number, measurement in enumerate(measurements, 1)]
-    folder = DEFAULT_OUTPUT if output is None else output
     files = {plot.name: f"plots/{plot.name}.svg" for group in drawn for plot in group}
     for plot in (plot for group in drawn for plot in group):
         write_text(folder / files[plot.name], plot.file)
@@ -64,6 +69,6 @@ def run(paths: Sequence[Path], output: Path | None, console: Console) -> int:
     write_text(folder / "report.html", html.page(measurements, drawn))
     rows = sum(len(measurement.run.rows) for measurement in measurements)
     console.print(f"{rows} rows and {len(files)} plots of {len(paths)} run{'s' * (len(paths) > 1)}:", highlight=False)
-    for name in ("report.html", "report.md"):
+    for name in _PAGES:
         console.print(f"  {folder / name}", highlight=False, soft_wrap=True)
     return 0

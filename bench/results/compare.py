@@ -5,7 +5,6 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nntk.bench.results import ranks
-from nntk.bench.results.files import write_json
 from nntk.bench.results.schema import ResultsError, Row, differences
 from nntk.bench.results.store import Run
 from nntk.bench.results.tables import UNITS
+from nntk.files.output import Output
 
 LEVEL = 0.05
 """Probability of any wrong FASTER or SLOWER in a comparison, and of an interval that misses its ratio."""
@@ -277,7 +276,7 @@ def _figure(value: float | str | None) -> str:
     return format(value, ".3g") if isinstance(value, float | int) else value or ""
 
 
-def write(comparison: Comparison, a: Run, b: Run, threshold: float, path: Path) -> None:
+def write(comparison: Comparison, a: Run, b: Run, threshold: float, output: Output) -> None:
     """Write the verdicts as JSON: both files, all rows, all remarks.
 
     Args:
@@ -285,10 +284,10 @@ def write(comparison: Comparison, a: Run, b: Run, threshold: float, path: Path) 
         a: Run that was compared with.
         b: Run that was judged.
         threshold: Threshold of the comparison.
-        path: Path of the file.
+        output: Where they go.
 
     Raises:
-        OSError: If the file cannot be written.
+        OSError: If they cannot be written.
     """
     content: dict[str, Any] = {
         "schema": SCHEMA,
@@ -299,4 +298,4 @@ def write(comparison: Comparison, a: Run, b: Run, threshold: float, path: Path) 
         "summary": comparison.summary,
         **asdict(comparison),
     }
-    write_json(path, content)
+    output.write_json(content)

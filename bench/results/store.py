@@ -1,7 +1,6 @@
 """One JSON a run, rewritten atomically after every row: whatever stops a run, the finished rows are on disk."""
 
 import fcntl
-import json
 import math
 import os
 import time
@@ -13,6 +12,8 @@ from typing import Any
 
 from nntk.bench.results import schema
 from nntk.bench.results.schema import FACTS, SCHEMA, ResultsError, Row, differences, key, shown
+from nntk.files.output import json_text, keeping, remove_partial_files, replacing
+from nntk.files.paths import OutputPathError, file_to_replace, folder_to_write
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ def read(path: Path) -> Run:
     )
 
 
+RESUMED = "since a run is resumed from the rows in its file"
+"""Why a run has a real file, for messages."""
+
+
 class Record:
     """Results of one run while it measures; made by ``start`` or ``resume``.
 
@@ -91,7 +96,7 @@ class Record:
             OSError: If the folder cannot be made or written.
         """
         now = datetime.now(timezone.utc)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder_to_write(folder, "the folder of a run")
         content = {
             "schema": SCHEMA,
             "suite": suite,
@@ -111,7 +116,7 @@ class Record:
         Sections that finished are kept. The rows of the others stay until ``add`` replaces them.
 
         Args:
-            path: File of the run.
+            path: File of the run, or a symbolic link to it, which stays.
             facts: Present facts that the figures depend on.
             sections: Present sections of the suite.
 
@@ -123,6 +128,7 @@ class Record:
                 facts or the sections have changed.
             OSError: If the file cannot be written.
         """
+        path = file_to_replace(path, "the file of a run", RESUMED)
         run = read(path)
         if run.schema != SCHEMA:
             raise ResultsError(f"{path}: schema {run.schema} does not say which sections finished; run it anew")
@@ -143,8 +149,7 @@ class Record:
             ]
             if changed:
                 raise ResultsError(f"{path}: its figures would not belong together: {'; '.join(changed)}")
-            for partial in path.parent.glob(f"{path.stem}.*.tmp"):
-                partial.unlink()
+            remove_partial_files(path)
             content["resumed"].append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
             content["status"] = "running"
             content.pop("elapsed_s", None)
@@ -177,6 +182,7 @@ class Record:
 
         Raises:
             ValueError: If the section has such a row already.
+            OutputPathError: If the file cannot be written. The row stays in the record, and ``close`` tries again.
         """
         self._section(section)
         kept = {
@@ -193,21 +199,32 @@ class Record:
         if index < len(self.rows) and self.rows[index]["attempt"] == self._attempt:
             raise ValueError(f"two rows are {kept['key']!r}; another case, or one of SETTINGS, must set them apart")
         self.rows[index : index + 1] = [kept]
-        self._write()
+        self._write_rows()
 
     def finish(self, section: str) -> None:
         """Mark a section as finished, drop its rows of earlier attempts, and write the file."""
         if not self.finished(section):
             self.rows[:] = [row for row in self.rows if row["section"] != section or row["attempt"] == self._attempt]
             self._section(section)["finished"] = True
-            self._write()
+            self._write_rows()
 
     def close(self, status: str) -> None:
-        """Write the end of the run: ``complete``, ``interrupted`` or ``failed``."""
+        """Write the end of the run: ``complete``, ``interrupted`` or ``failed``.
+
+        Args:
+            status: The end.
+
+        Raises:
+            OutputPathError: If the file cannot be written. The message says where the rows are kept, from where the run
+                can be resumed.
+        """
         self._content["status"] = status
         self._content["elapsed_s"] = self._elapsed()
-        self._write()
-        self._unlock()
+        try:
+            with keeping(json_text(self._content), self.path):
+                self._write()
+        finally:
+            self._unlock()
 
     def _section(self, name: str) -> dict[str, Any]:
         section: dict[str, Any] = next(part for part in self._content["sections"] if part["name"] == name)
@@ -216,20 +233,24 @@ class Record:
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._began, 3)
 
+    def _write_rows(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            raise OutputPathError(f"{str(self.path)!r} could not be written ({error.strerror or error})") from error
+
     def _write(self) -> None:
         """Replace the file by a new one, which is complete, on disk and locked before it gets the name."""
-        text = json.dumps(self._content, indent=1, allow_nan=False) + "\n"
-        partial = self.path.with_suffix(f".{os.getpid()}.tmp")
-        lock = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        lock = None
         try:
-            with open(lock, "w", encoding="utf-8", closefd=False) as file:
-                file.write(text)
-            os.fsync(lock)
-            _locked(lock)
-            partial.replace(self.path)
+            with replacing(self.path) as partial:
+                lock = os.open(partial, os.O_WRONLY)
+                with open(lock, "w", encoding="utf-8", closefd=False) as file:
+                    file.write(json_text(self._content))
+                _locked(lock)
         except BaseException:
-            os.close(lock)
-            partial.unlink(missing_ok=True)
+            if lock is not None:
+                os.close(lock)
             raise
         self._unlock()
         self._lock = lock

@@ -40,9 +40,18 @@ UNITS: dict[str, Callable[[float], str]] = {
 }
 
 
+class _Console(Console):
+    """Console that leaves it to the command line how a command ends whose reader is gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more, and raise the error of the pipe again."""
+        self.quiet = True
+        raise
+
+
 def standard_console() -> Console:
     """Return the console of the command line: as wide as the terminal, or 200 columns in a log."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return _Console() if sys.stdout and sys.stdout.isatty() else _Console(width=200)
 
 
 Show = Callable[[Row | None, str], None]

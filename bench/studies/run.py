@@ -18,12 +18,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nntk.bench.measure import environment
-from nntk.bench.results.files import write_text
 from nntk.bench.results.schema import Row, differences
 from nntk.bench.studies import Setting, Study
 from nntk.bench.studies.analysis import drawing
 from nntk.bench.studies.analysis.claims import Claim
 from nntk.bench.studies.analysis.rows import Rows
+from nntk.files.output import keeping, write_text
+from nntk.files.paths import file_to_replace
 
 SCHEMA = 1
 """Version of the layout of a study's JSON that results/README.md documents."""
@@ -65,9 +66,9 @@ def run(study: Study, quick: bool, device: torch.device, seed: int, folder: Path
         The exit status: 0, or 1 if a claim is contradicted.
 
     Raises:
-        OSError: If a file cannot be written.
+        OSError: If a file cannot be written; where the rows cannot, the message says where they are kept.
     """
-    path = folder / study.name / f"{study.name}.json"
+    path = check_output(study, folder)
     partial = path.with_name(f"{study.name}.partial.json")
     content = _initial_content(partial, _facts(study, quick, device, seed), console)
     _write(partial, content)
@@ -101,10 +102,29 @@ def redraw(study: Study, folder: Path, console: Console) -> int:
 
     Raises:
         StudyError: If the file does not exist, or is not of this study.
-        OSError: If a file cannot be written.
+        OSError: If a file cannot be written; where the rows cannot, the message says where they are kept.
+    """
+    path = check_output(study, folder)
+    return finish(study, path, read(path), console)
+
+
+def check_output(study: Study, folder: Path) -> Path:
+    """Check, before any work, that the files of a study can be written.
+
+    Args:
+        study: The study.
+        folder: Folder of the studies.
+
+    Returns:
+        The path of the study's file.
+
+    Raises:
+        OutputPathError: If one of them can neither be replaced nor be made.
     """
     path = folder / study.name / f"{study.name}.json"
-    return finish(study, path, read(path), console)
+    for name in (path.name, f"{study.name}.partial.json", "README.md"):
+        file_to_replace(path.with_name(name), "argument --output:", "since a study is read and written seed by seed")
+    return path
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -201,7 +221,8 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Write the file as JSON with one line for each row, so that versions of it can be compared."""
     head = json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=1, allow_nan=False)
     rows = "".join(f",\n  {json.dumps(row, allow_nan=False)}" for row in content["rows"]).removeprefix(",")
-    write_text(path, f'{head[:-2]},\n "rows": [{rows}\n ]\n}}\n')
+    with keeping(text := f'{head[:-2]},\n "rows": [{rows}\n ]\n}}\n', path):
+        write_text(path, text)
 
 
 def _csv(rows: Rows) -> str:

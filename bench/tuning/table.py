@@ -10,10 +10,11 @@ from rich.console import Console
 
 from nntk.bench.measure import environment
 from nntk.bench.results import tables
-from nntk.bench.results.files import write_json
 from nntk.bench.results.tables import Column
 from nntk.bench.tuning import measure, spaces
 from nntk.bench.tuning.tasks import Task
+from nntk.files.output import Output, json_text, keeping, write_text
+from nntk.files.paths import file_to_replace
 from nntk.kernels import tuning
 from nntk.kernels.target import Target
 
@@ -35,13 +36,13 @@ _MEASURED = (
 Measure = Callable[[Task, Target, torch.device], dict[str, Any]]
 
 
-def plan(selected: Sequence[Task], target: Target, path: Path | None, console: Console) -> int:
+def plan(selected: Sequence[Task], target: Target, output: Output | None, console: Console) -> int:
     """Show what would be measured, by the model alone. No card is needed.
 
     Args:
         selected: The choices.
         target: The architecture.
-        path: Path of a JSON file; None for no file.
+        output: Where the plan goes as JSON; None for nowhere.
         console: Console that shows the table.
 
     Returns:
@@ -57,8 +58,8 @@ def plan(selected: Sequence[Task], target: Target, path: Path | None, console: C
         for task in selected:
             rows.append(_planned(task, target))
             show(rows[-1], task.name)
-    if path:
-        write_json(path, {"schema": tuning.SCHEMA, "arch": target.arch, "choices": rows})
+    if output:
+        output.write_json({"schema": tuning.SCHEMA, "arch": target.arch, "choices": rows})
     return 0
 
 
@@ -101,14 +102,16 @@ def run(
         The exit status: 0 when all are measured, 1 when a choice could not be, 3 when the budget was spent before.
 
     Raises:
-        OSError: If the table cannot be written. This is found before anything is measured.
+        OSError: If the table cannot be written. This is found before anything is measured; where it fails later, the
+            message says where the table is kept.
         TableError: If the table is broken.
     """
+    path = file_to_replace(path, "argument --output:", "since the table is read and written choice by choice")
     content = {**tuning.read(path), **environment.describe(device)}
     for name in tuning.stale(content):
         dropped = content["kernels"].pop(name)["entries"]
         console.print(f"{name} changed since it was measured: {len(dropped)} entries are dropped.")
-    write_json(path, content)
+    write_text(path, json_text(content))
     remaining = [task for task in selected if again or not _is_measured(content, task)]
     console.print(
         f"{len(selected) - len(remaining)} of {len(selected)} choices were measured before; {budget / 60:.3g} minutes."
@@ -127,7 +130,8 @@ def run(
                 show({"case": task.name, "failure": str(error), "config": str(error)}, "")
                 continue
             _keep(content, task, entry)
-            write_json(path, content)
+            with keeping(text := json_text(content), path):
+                write_text(path, text)
             tuning.forget()
             show(_row(task, entry), "")
         else:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nntk.files.fingerprint import SCHEMA
+from nntk.files.output import replacing
 from nntk.files.storage import MismatchError, refuse_schema
 
 Checksums = list[str | None]
@@ -78,30 +78,8 @@ def write_journal(path: Path, identity: dict[str, Any], checksums: Checksums) ->
         identity: Fingerprint of the kernel, hash of the inputs, and size of the tiles.
         checksums: Checksums of the tiles in their order.
     """
-    journal = journal_path(path)
-    partial = journal.with_name(f"{journal.name}.tmp")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(json.dumps({"about": identity, "tiles": checksums}))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(journal)
-    synchronise_folder(path)
-
-
-def synchronise_folder(path: Path) -> None:
-    """Write the names of the files in a file's folder to disk, where the system can do that for a folder.
-
-    Args:
-        path: The file.
-    """
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)
-    except OSError:
-        return  # Windows opens no folders.
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(journal_path(path)) as partial:
+        partial.write_text(json.dumps({"about": identity, "tiles": checksums}), encoding="utf-8")
 
 
 def _parse(path: Path) -> dict[str, Any]:

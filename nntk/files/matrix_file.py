@@ -3,7 +3,6 @@
 import errno
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from torch import Tensor
 from nntk.estimators.memory import format_bytes
 from nntk.files.fingerprint import fingerprint
 from nntk.files.hashing import hash_tensors
-from nntk.files.journal import Checksums, checksum, journal_path, read_journal, synchronise_folder, write_journal
+from nntk.files.journal import Checksums, checksum, journal_path, read_journal, write_journal
+from nntk.files.output import remove_partial_files, replacing
+from nntk.files.paths import file_to_replace
 from nntk.files.storage import MismatchError
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
@@ -49,7 +50,8 @@ def write_kernel(
     ``nntk``; if none is right, the matrix belongs to something else and is refused.
 
     Args:
-        path: The file, for ``numpy.load(path, mmap_mode="r")``.
+        path: The file, for ``numpy.load(path, mmap_mode="r")``. Where it is a symbolic link, the matrix and its journal
+            are where the link leads to. A pipe, a terminal or any other device is refused.
         kernel: The kernel, traced or averaged over outputs.
         x1: Inputs of the rows, [N1, ...].
         x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``, of which half the tiles are
@@ -67,7 +69,8 @@ def write_kernel(
             the kernel names.
         MismatchError: If the existing file belongs to another kernel, other inputs or tiles, was changed or damaged,
             has a broken journal, or was written by another program or version.
-        OSError: If the file cannot be written, or the disk has no room for it.
+        OSError: If the path is neither a regular file nor new, the file cannot be written, or the disk has no room for
+            it.
 
     Example:
         >>> import tempfile
@@ -77,14 +80,14 @@ def write_kernel(
         >>> torch.allclose(matrix, kernel(x), rtol=1e-5)
         True
     """
+    path = file_to_replace(path, "path", "since a matrix is written and read tile by tile")
     if kernel.outputs not in ("trace", "mean"):
         raise ValueError(f"outputs must be 'trace' or 'mean' for a matrix, got {kernel.outputs!r}.")
     # Checked before a file is created, which would else belong to inputs that have no kernel.
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
             kernel.check_inputs(name, x)
-    path, symmetric = Path(path), x2 is None
-    columns = x1 if x2 is None else x2
+    symmetric, columns = x2 is None, x1 if x2 is None else x2
     dtype = _numpy_dtype(kernel)
     tile = int((TILE_BYTES / dtype.itemsize) ** 0.5) if tile is None else checks.integer("tile", tile, 1)
     inputs = hash_tensors({"x1": x1} if x2 is None else {"x1": x1, "x2": x2})
@@ -125,6 +128,8 @@ def _open_or_create(
     symmetric: bool,
 ) -> tuple[np.memmap[Any, Any], Checksums]:
     """Open the matrix of an interrupted call, or create a new one; return it with the checksums of finished tiles."""
+    for file in (path, journal_path(path)):
+        remove_partial_files(file)
     if path.exists() and not journal_path(path).exists():
         raise MismatchError(
             f"{path} is there without {journal_path(path).name}: no call of write_kernel began it; remove it, or write "
@@ -148,13 +153,9 @@ def _create(
     """Create an empty matrix with its journal; the matrix has its name when both are complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _check_room(path, shape, dtype)
-    partial = path.with_name(f"{path.name}.tmp")
-    np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape).flush()
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    write_journal(path, identity, checksums)
-    partial.replace(path)
-    synchronise_folder(path)
+    with replacing(path) as partial:
+        np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape).flush()
+        write_journal(path, identity, checksums)
 
 
 def _check_room(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:

@@ -1,7 +1,6 @@
 """Tensors of a kernel in safetensors files, with the kernel's fingerprint; files of another kernel are refused."""
 
 import json
-import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 from nntk.files.fingerprint import SCHEMA, fingerprint
+from nntk.files.output import replacing
+from nntk.files.paths import file_to_replace
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
 
@@ -25,7 +26,8 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
     Views and tensors that share memory are kept as tensors of their own.
 
     Args:
-        path: The file; an existing one is replaced as a whole.
+        path: The file; an existing one is replaced as a whole, with its mode and owner. A symbolic link stays, and the
+            file that it leads to is replaced. A pipe, a terminal or any other device is refused.
         kernel: The kernel.
         tensors: Results by name: kernel matrices, differences, inputs, labels. They may be empty, have no axes, and be
             of any dtype that safetensors knows: floating, integers, booleans and complex64.
@@ -34,7 +36,7 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
         TypeError: If a result is no dense tensor, has another dtype, or its name is no text.
         ValueError: If ``tensors`` is empty, a tensor is on the meta device, or the name is ``"__metadata__"``.
         ImportError: If safetensors is not installed.
-        OSError: If the file cannot be written.
+        OSError: If the path is neither a regular file nor new, or the file cannot be written.
 
     Example:
         >>> import tempfile, torch
@@ -49,17 +51,13 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
         raise ValueError("tensors must hold something to keep, got none.")
     for name, tensor in tensors.items():
         _check_tensor(name, tensor)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.tmp")
+    file_to_replace(path, "path", "since a safetensors file is read in any order")
     metadata = {"nntk": json.dumps(fingerprint(kernel), sort_keys=True)}
     try:
-        safetensors.torch.save_file(_separate(tensors), partial, metadata)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        with replacing(path, "path") as partial:
+            safetensors.torch.save_file(_separate(tensors), partial, metadata)
     except safetensors.SafetensorError as error:
         raise OSError(f"path {path} must be one that can be written: {error}") from error
-    partial.replace(path)
 
 
 def load(path: str | Path, kernel: NonlocalNTK) -> dict[str, Tensor]:

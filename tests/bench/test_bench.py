@@ -109,7 +109,11 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_2(folder, capsys):
     """Before any measurement."""
     assert cli.main(["run", "--output", folder]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and "argument --output: [Errno" in printed.err
+    assert (
+        printed.out == ""
+        and printed.err.count("\n") == 1
+        and "argument --output: must be a folder that can be written" in printed.err
+    )
 
 
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"]])

@@ -254,7 +254,7 @@ def test_what_cannot_be_compared_is_one_line_and_exit_2(written, command, tmp_pa
         ((tmp_path / "text.json", a), "text.json: not JSON"),
         ((a, other), "of digits: nothing to compare"),
         ((a, written({"case": "b"})), "have no row that can be compared; only in A: s / a; only in B: s / b"),
-        ((a, a, "--json", tmp_path), "Is a directory"),
+        ((a, a, "--json", tmp_path), "which is a folder"),
     ):
         status, printed, wrong = command(*arguments)
         assert status == 2 and printed == "" and wrong.count("\n") == 1 and message in wrong

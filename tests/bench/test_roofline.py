@@ -9,6 +9,7 @@ from rich.console import Console
 
 from nntk.bench.cli import app as cli
 from nntk.bench.measure import roofline
+from nntk.files.output import Output
 
 CPU = torch.device("cpu")
 
@@ -28,9 +29,9 @@ def small(monkeypatch, tmp_path):
     return calls
 
 
-def show(path=None, again=False):
+def show(output=None, again=False):
     console = Console(file=io.StringIO(), width=120)
-    assert roofline.run(CPU, again, path, console) == 0
+    assert roofline.run(CPU, again, output, console) == 0
     return console.file.getvalue()
 
 
@@ -42,7 +43,7 @@ def test_the_roof_is_the_fastest_run(small):
 
 def test_roofs_are_kept(small, tmp_path):
     """A second call measures nothing; --again does; a broken file is measured again."""
-    first, second = show(), show(tmp_path / "roofs.json")
+    first, second = show(), show(Output.at(tmp_path / "roofs.json"))
     assert len(small) == 1 and "--again measures" in second and "kept in" in first
     content = json.loads((tmp_path / "roofs.json").read_text())
     assert content["device"]["kind"] == "cpu" and content["roofs"][0]["samples_s"] == [0.5, 0.25, 1.0]

@@ -183,7 +183,7 @@ def test_nothing_and_no_tensors_are_errors(tmp_path):
 def test_a_path_that_cannot_be_is_an_error(tmp_path):
     """The file is absent, a folder stands in its place, or a file in the place of its folder."""
     (tmp_path / "file").touch()
-    (tmp_path / "taken.tmp").mkdir()
+    (tmp_path / "taken").mkdir()
     with pytest.raises(FileNotFoundError, match="absent"):
         nntk.load(tmp_path / "absent", make_kernel())
     for name in ("file/k", "taken"):

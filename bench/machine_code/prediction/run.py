@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +13,9 @@ from nntk.bench.machine_code.prediction.model import CARDS, Card
 from nntk.bench.machine_code.resources import reports
 from nntk.bench.report.markdown import lines
 from nntk.bench.results import tables
-from nntk.bench.results.files import write_json
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import UNITS, Column
+from nntk.files.output import Output
 
 SCHEMA = 2
 """Version of the JSON's layout."""
@@ -53,12 +52,16 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def run(
-    path: Path | None, facts: Mapping[str, Any], console: Console, names: Sequence[str] = (), in_markdown: bool = False
+    output: Output | None,
+    facts: Mapping[str, Any],
+    console: Console,
+    names: Sequence[str] = (),
+    in_markdown: bool = False,
 ) -> int:
     """Compile the kernels of the workloads, predict their time, draw the tables, and write the JSON.
 
     Args:
-        path: File of the JSON; none is written if None.
+        output: Where the JSON goes; None for nowhere.
         facts: Facts that predictions depend on: versions, commit.
         console: Console of the tables.
         names: Names of the cards, keys of ``CARDS``; empty for all.
@@ -68,7 +71,7 @@ def run(
         The exit status: 0, or 1 if a kernel did not compile.
 
     Raises:
-        OSError: If the file cannot be written.
+        OSError: If the JSON cannot be written.
     """
     cards: dict[str, Any] = {}
     for name in names or CARDS:
@@ -78,8 +81,8 @@ def run(
         cards[name] = {**asdict(CARDS[name]), "rows": rows}
         if in_markdown:
             print(markdown(rows))
-    if path:
-        write_json(path, {"schema": SCHEMA, **facts, "cards": cards})
+    if output:
+        output.write_json({"schema": SCHEMA, **facts, "cards": cards})
     return 0
 
 

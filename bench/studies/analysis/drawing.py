@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nntk.bench.report.plots.axes import look_of as look
 from nntk.bench.studies.analysis.rows import Band
+from nntk.files.output import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,5 +90,6 @@ def save(figure: "Figure", path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+    for form, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        with replacing(path.with_suffix(f".{form}")) as partial:
+            figure.savefig(partial, format=form, metadata=metadata)
