@@ -1,12 +1,13 @@
 """Differences by plain evaluation: the model is evaluated at displaced copies of its parameters, chunk by chunk."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from nntk.differences.digits import check_digits
@@ -14,12 +15,15 @@ from nntk.differences.request import DifferenceRequest
 from nntk.kernels.philox import unit_displacements
 from nntk.kernels.philox.slabs import TILE
 from nntk.models.general import GeneralModel, Tensors, cast_floating
+from nntk.models.isolation.findings import input_kind
 from nntk.models.observe import Observe
 
 _log = logging.getLogger("nntk")
 
 _STACKED = 8
-"""Number of displaced copies that are evaluated together; more of them leave a CPU's caches."""
+"""Displacements whose copies are evaluated together; more of them leave a CPU's caches."""
+_STACKED_COEFFICIENTS, _MOST_STACKED = 1 << 17, 32
+"""Coefficients of small copies that are evaluated together all the same, so that calls do not take the time."""
 
 Members = tuple[Tensor, Tensor | None]
 """Outputs at the plus members of antithetic pairs, and at the minus members where there are any, [m, N, C] each."""
@@ -51,16 +55,21 @@ def copy_differences(
     base, inputs = model.parameters(dtype) if base is None else base, cast_floating(x, dtype)
     plan = CopyPlan.of(model, base, inputs, request.max_bytes)
 
-    def differences_at(parameters: Tensors, block: Tensor, part: DifferenceRequest) -> Tensor:
-        unperturbed = None if part.pairs == "odd" else model.outputs_at(parameters, block)
-        evaluations = _evaluate_members(model, parameters, block, part, plan)
-        differences = [_unit_differences(*members, unperturbed, scale, part.pairs) for members, scale in evaluations]
+    def differences_at(parameters: Tensors, x: Tensor, part: DifferenceRequest) -> Tensor:
+        blocks = x.split(plan.inputs) if len(x) else [x]
+        unperturbed = None
+        if part.pairs != "odd":
+            unperturbed = torch.cat([model.outputs_at(parameters, block) for block in blocks])
+        evaluations = _evaluate_members(model, parameters, blocks, part, plan)
+        differences = [
+            _unit_differences(*members, unperturbed, scale, part.pairs).to(model.dtype)
+            for members, scale in evaluations
+        ]
         return torch.cat(differences, dim=1 if part.pairs == "both" else 0)
 
     if not is_measured:
         check_digits(model, base, inputs, request, differences_at)
-    blocks = inputs.split(plan.inputs) if len(inputs) else [inputs]
-    return torch.cat([differences_at(base, block, request).to(model.dtype) for block in blocks], dim=-2)
+    return differences_at(base, inputs, request)
 
 
 def _unit_differences(
@@ -75,9 +84,12 @@ def _unit_differences(
 
 
 def _evaluate_members(
-    model: GeneralModel, base: Tensors, x: Tensor, request: DifferenceRequest, plan: "CopyPlan"
+    model: GeneralModel, base: Tensors, blocks: Sequence[Tensor], request: DifferenceRequest, plan: "CopyPlan"
 ) -> Iterator[tuple[Members, Tensor]]:
-    """Yield the outputs at both members of some displacements at a time, and the scales, [m, 1, 1]."""
+    """Yield the outputs at both members of some displacements at a time, and the scales, [m, 1, 1].
+
+    All blocks of inputs are evaluated at the same copies, so that their noise is generated once.
+    """
     dtype, stream = next(iter(base.values())).dtype, (request.seed, request.directions)
     evaluate = evaluate_stacked if plan.stacked > 1 else evaluate_in_turn
     chunks = zip(request.sample_ids.split(plan.displacements), request.scales.split(plan.displacements), strict=True)
@@ -90,12 +102,22 @@ def _evaluate_members(
             stack = slice(start, start + plan.stacked)
             s = scales[stack]
             # The displacement is that of ``kernel.displacements(m)``, to the bit: ties may depend on it.
-            delta = {name: (u[stack] * s.view(-1, *[1] * (u.dim() - 1))).to(dtype) for name, u in units.items()}
-            plus = evaluate(model, {name: base[name] + step for name, step in delta.items()}, x)
-            minus = None
-            if request.pairs != "none":
-                minus = evaluate(model, {name: base[name] - step for name, step in delta.items()}, x)
+            copies = {
+                name: _members_of(base[name], (u[stack] * s.view(-1, *[1] * (u.dim() - 1))).to(dtype), request.members)
+                for name, u in units.items()
+            }
+            outputs = torch.cat([evaluate(model, copies, block) for block in blocks], dim=1)
+            plus, minus = outputs.split(len(s)) if request.members == 2 else (outputs, None)
             yield (plus, minus), s.to(dtype)[:, None, None]
+
+
+def _members_of(parameter: Tensor, step: Tensor, members: int) -> Tensor:
+    """Return a parameter plus its displacements, and then minus them where there are two members."""
+    copies = parameter.new_empty(members * len(step), *parameter.shape)
+    torch.add(parameter, step, out=copies[: len(step)])
+    if members == 2:
+        torch.sub(parameter, step, out=copies[len(step) :])
+    return copies
 
 
 def evaluate_stacked(model: GeneralModel, parameters: Tensors, x: Tensor) -> Tensor:
@@ -132,7 +154,7 @@ class CopyPlan:
 
     Attributes:
         displacements: Displacements whose noise is generated together.
-        stacked: Displaced copies that are evaluated together.
+        stacked: Displacements whose copies, two for an antithetic pair, are evaluated together.
         inputs: Inputs that they are evaluated at together.
     """
 
@@ -143,27 +165,46 @@ class CopyPlan:
     @classmethod
     def of(cls, model: GeneralModel, base: Tensors, x: Tensor, max_bytes: int) -> "CopyPlan":
         """Return the plan: half of the budget is for noise and copies, half for the tensors of an evaluation."""
+        dtype = next(iter(base.values())).dtype
+        key = (input_kind(x), dtype, max_bytes, len(x) if model.draws else None)
+        if key not in model.findings.copy_plans:
+            model.findings.copy_plans[key] = cls._find(model, base, x, max_bytes)
+        plan: CopyPlan = model.findings.copy_plans[key]
+        return plan
+
+    @classmethod
+    def _find(cls, model: GeneralModel, base: Tensors, x: Tensor, max_bytes: int) -> "CopyPlan":
         itemsize, d = next(iter(base.values())).itemsize, model.num_params
         copies = max(1, max_bytes // 2 // (4 * itemsize * d))
-        bytes_per_input = _bytes_of_evaluation(model, base, x[:1])
-        stacked = min(_STACKED, copies) if copies > 1 and stacks_well(model, base, x[:1]) else 1
+        one = _bytes_of_evaluation(model, base, x[:1])
+        # What does not grow with the inputs, such as the signs of weights, is there for each copy.
+        bytes_per_input = max(1, _bytes_of_evaluation(model, base, x[:2]) - one) if len(x) > 1 else max(1, one)
+        fixed = max(0, one - bytes_per_input)
+        most = max(_STACKED, min(_MOST_STACKED, _STACKED_COEFFICIENTS // d))
+        stacked = min(most, copies) if copies > 1 and stacks_well(model, base, x[:1]) else 1
         displacements = max(stacked, min(copies, TILE // d))
         if model.draws:
             # The noise of an input depends on its place in the batch, so that inputs must stay together.
             return cls(displacements, stacked, max(1, len(x)))
-        return cls(displacements, stacked, max(1, max_bytes // 2 // (max(1, bytes_per_input) * stacked)))
+        # Half of what is left is a margin: operators and vmap make tensors of their own.
+        per_copy = max_bytes // 4 // (2 * stacked) - fixed
+        return cls(displacements, stacked, max(1, per_copy // bytes_per_input))
 
 
 def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Tensor) -> int:
-    """Return the bytes of all tensors that an evaluation makes; it is the first one, and shows whether it works."""
-    total = 0
+    """Return the largest bytes of tensors that an evaluation holds at a time; the first one shows whether it works."""
+    held: dict[int, tuple[StorageWeakRef, int]] = {}
+    largest = 0
 
     def count(function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
-        nonlocal total
-        if not function.is_view:
-            total += sum(
-                tensor.numel() * tensor.itemsize for tensor in tree_leaves(result) if isinstance(tensor, Tensor)
-            )
+        nonlocal largest
+        for number in [number for number, (storage, _) in held.items() if storage.expired()]:
+            del held[number]
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and not function.is_view:
+                storage = StorageWeakRef(tensor.untyped_storage())
+                held[storage.cdata] = (storage, tensor.untyped_storage().nbytes())
+        largest = max(largest, sum(size for _, size in held.values()))
 
     try:
         with Observe(count):
@@ -176,4 +217,4 @@ def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Tensor) -> int:
             f"model must be evaluable in {dtype}, in which differences keep their digits, but fails: "
             f"{str(error).rstrip('.')}. Use precision='fp32' to evaluate it in the dtype of its parameters."
         ) from error
-    return total
+    return largest

@@ -77,7 +77,7 @@ def write_kernel(
         >>> kernel, x = NonlocalNTK(torch.nn.Linear(3, 1), samples=8), torch.randn(5, 3)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     matrix = torch.tensor(np.array(write_kernel(f"{folder}/k.npy", kernel, x, tile=2)))
-        >>> torch.allclose(matrix, kernel(x), rtol=1e-5)
+        >>> torch.allclose(matrix, kernel(x), rtol=1e-4, atol=1e-5)
         True
     """
     path = file_to_replace(path, "path", "since a matrix is written and read tile by tile")

@@ -129,13 +129,17 @@ def test_exponents_and_the_axes():
 
 
 def test_models_are_checked_and_timed(monkeypatch):
-    """A ResNet and a transformer: each case beside the same baseline, and differences within their tolerance."""
-    for name, value in {"_SAMPLES": 2, "_INPUTS": 2, "_ROUNDS": 2}.items():
+    """Each network's cases beside the same baseline, and differences by rules within their tolerance."""
+    small = {name: (make, (2, *shape[1:]), 2) for name, (make, shape, _) in models._NETWORKS.items()}
+    for name, value in {"_NETWORKS": small, "_ROUNDS": 2}.items():
         monkeypatch.setattr(models, name, value)
+    monkeypatch.setattr(models.memory, "peak", lambda prepare, *arguments, device: prepare(*arguments)().nbytes)
     rows = [row for row in models.MODELS.rows(suites.Setting(CPU, 0)) if isinstance(row, dict)]
-    assert len(rows) == 20 and not any("failure" in row for row in rows)
+    assert len(rows) == 40 and not any("failure" in row for row in rows)
     errors = [row["error"] for row in rows if "error" in row]
-    assert len(errors) == 4 and max(errors) < 1e-5 and all(row["num_params"] < 10**6 for row in rows)
+    assert len(errors) == 8 and max(errors) < 1e-5 and all(row["num_params"] < 10**6 for row in rows)
+    chosen = [row for row in rows if "route" in row]
+    assert len(chosen) == 8 and all(row["more_bytes"] == 4 * row["peak_bytes"] for row in chosen)
 
 
 def test_large_ridge_regression_explains_its_targets(monkeypatch):
