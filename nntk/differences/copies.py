@@ -3,12 +3,9 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves
 
 from nntk.differences.digits import check_digits
 from nntk.differences.request import DifferenceRequest
@@ -16,7 +13,7 @@ from nntk.kernels.philox import unit_displacements
 from nntk.kernels.philox.slabs import TILE
 from nntk.models.general import GeneralModel, Tensors, cast_floating
 from nntk.models.isolation.findings import input_kind
-from nntk.models.observe import Observe
+from nntk.models.observe import HeldBytes
 
 _log = logging.getLogger("nntk")
 
@@ -193,21 +190,8 @@ class CopyPlan:
 
 def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Tensor) -> int:
     """Return the largest bytes of tensors that an evaluation holds at a time; the first one shows whether it works."""
-    held: dict[int, tuple[StorageWeakRef, int]] = {}
-    largest = 0
-
-    def count(function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
-        nonlocal largest
-        for number in [number for number, (storage, _) in held.items() if storage.expired()]:
-            del held[number]
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not function.is_view:
-                storage = StorageWeakRef(tensor.untyped_storage())
-                held[storage.cdata] = (storage, tensor.untyped_storage().nbytes())
-        largest = max(largest, sum(size for _, size in held.values()))
-
     try:
-        with Observe(count):
+        with HeldBytes() as held:
             model.outputs_at(base, x)
     except RuntimeError as error:
         dtype = next(iter(base.values())).dtype
@@ -217,4 +201,4 @@ def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Tensor) -> int:
             f"model must be evaluable in {dtype}, in which differences keep their digits, but fails: "
             f"{str(error).rstrip('.')}. Use precision='fp32' to evaluate it in the dtype of its parameters."
         ) from error
-    return largest
+    return held.largest

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from nntk.kernels.perturb.config import CACHE
 from nntk.kernels.philox.slabs import TILE
+from nntk.models.observe import HeldBytes
 from nntk.propagation.batch import DisplacementBatch
 from nntk.propagation.context import DisplacementGroup, PropagationContext
 from nntk.propagation.forward import DisplacedForward
@@ -37,21 +38,23 @@ class ChunkPlan:
         # Differences of weights are no larger for two inputs, so they are the fixed part.
         one, two = (_TrialSizes.measure(model, x[:n], batch) for n in (1, 2))
         if len(x) < 2 or len(one.tangent_sizes) != len(two.tangent_sizes):
-            two = _TrialSizes([2 * size for size in one.tangent_sizes], 2 * one.cached_bytes)
+            two = _TrialSizes([2 * size for size in one.tangent_sizes], 2 * one.cached_bytes, 2 * one.held_bytes)
+        held_per_input = max(1, two.held_bytes - one.held_bytes)
+        held = max(0, one.held_bytes - held_per_input)
         per_input = [max(0, b - a) for a, b in zip(one.tangent_sizes, two.tangent_sizes, strict=True)]
         fixed = [max(0, a - slope) for a, slope in zip(one.tangent_sizes, per_input, strict=True)]
-        # A quarter of the budget is for cached values, a quarter for noise, and half for differences. A difference
-        # should also stay in a processor's cache.
+        # A quarter of the budget is for cached values, a quarter for noise, a quarter for what an evaluation holds at a
+        # time, and one is a margin for what operators need. A difference should also stay in a processor's cache.
         budget, itemsize, cache_size = batch.max_bytes, batch.scales.itemsize, 4 * CACHE * batch.members
         block_inputs = min(
             len(x),
             (budget // 4 - 2 * one.cached_bytes + two.cached_bytes) // max(1, two.cached_bytes - one.cached_bytes),
-            (budget // 2 // itemsize - sum(fixed)) // max(1, sum(per_input)),
+            (budget // 4 - held) // held_per_input,
             cache_size // max([1, *per_input]),
         )
         block_inputs = max(1, block_inputs)
         sizes = [block_inputs * slope + offset for slope, offset in zip(per_input, fixed, strict=True)]
-        chunk_samples = min(cache_size // max([1, *sizes]), budget // 2 // itemsize // max(1, sum(sizes)))
+        chunk_samples = min(cache_size // max([1, *sizes]), budget // 4 // max(1, block_inputs * held_per_input + held))
         chunk_samples = max(1, min(len(batch.sample_ids), chunk_samples))
         group_samples = min(4 * TILE, budget // 4 // itemsize) // model.num_params
         return cls(
@@ -69,19 +72,22 @@ class _TrialSizes:
     Attributes:
         tangent_sizes: Number of elements of each difference, in order.
         cached_bytes: Bytes of the cached values.
+        held_bytes: Largest bytes of other tensors that are held at a time.
     """
 
     tangent_sizes: list[int]
     cached_bytes: int
+    held_bytes: int
 
     @classmethod
     def measure(cls, model: DisplacedForward, x: Tensor, batch: DisplacementBatch) -> "_TrialSizes":
         """Evaluate one displacement at some inputs, and return the sizes."""
         first = slice(0, 1)
         ctx = make_context(batch, make_group(model, batch, first, holds_noise=False), 0, first, [])
-        model.unit_differences(x, ctx)
+        with HeldBytes() as held:
+            model.unit_differences(x, ctx)
         cached_bytes = sum(leaf.nbytes for leaf in tree_leaves(ctx.cache) if isinstance(leaf, Tensor))
-        return cls(ctx.tangent_sizes, cached_bytes)
+        return cls(ctx.tangent_sizes, cached_bytes, max(0, held.largest - cached_bytes))
 
 
 def make_group(
