@@ -39,7 +39,7 @@ STUDY = Study(
         gamma_samples=32,
         spike_widths=(0.3, 1.0),
         sign_widths=(0.3, 3.0),
-        temperatures=(0.1, 0.3),
+        temperatures=(0.3, 1.0),
         length_scales=(0.5, 1.0, 2.0),
     ),
     replicate=replicate,
