@@ -1,4 +1,4 @@
-"""Networks without useful gradients: sizes of the study, and the rows of one seed."""
+"""Networks that jump: sizes of the study, and the rows of one seed."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
