@@ -1,4 +1,4 @@
-"""Networks of the benchmarks and studies: smooth ones, and three of the field whose gradients vanish or mislead.
+"""Networks of the benchmarks and studies: smooth ones, and three with jumps, which gradients do not see.
 
 The hard networks have an option ``surrogate``. None is the derivative as autograd sees it, which is zero. A width gives
 the derivative of a smooth stand-in, as training by surrogate gradients uses it. The outputs are the same in both cases.

@@ -1,4 +1,4 @@
-"""Networks without useful gradients: spikes, signs and hard choices, by the NTK, surrogate gradients and the NNTK."""
+"""Networks that jump: spikes, signs and hard choices, by the NTK, surrogate gradients and the NNTK."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from nntk.bench.studies.nonsmooth.figures import draw_figures
 
 STUDY = Study(
     name="nonsmooth",
-    title="Spikes, signs and hard choices: three networks of the field without useful gradients",
+    title="Spikes, signs and hard choices: NTK, surrogate gradients and NNTK of three networks that jump",
     about="Scikit-learn's 8x8 digits, pixels in [0, 1]: some for training, some held out (first and second number). A "
     "seed is another shuffle of the same data, another network and other displacements: intervals do not cover other "
     "data. Three untrained networks of nntk.bench.networks with ten outputs, PyTorch's initialisation, float64. The "
@@ -39,7 +39,7 @@ STUDY = Study(
         gamma_samples=32,
         spike_widths=(0.3, 1.0),
         sign_widths=(0.3, 3.0),
-        temperatures=(0.1, 0.3),
+        temperatures=(0.3, 1.0),
         length_scales=(0.5, 1.0, 2.0),
     ),
     replicate=replicate,

@@ -1,4 +1,4 @@
-"""Networks without useful gradients: sizes of the study, and the rows of one seed."""
+"""Networks that jump: sizes of the study, and the rows of one seed."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +33,9 @@ class Size:
     samples: tuple[int, ...] = (32, 128, 512)
     gammas: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     gamma_samples: int = 128
-    spike_widths: tuple[float, ...] = (0.3, 1.0, 3.0)
-    sign_widths: tuple[float, ...] = (0.3, 1.0, 3.0)
-    temperatures: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    spike_widths: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    sign_widths: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
+    temperatures: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     length_scales: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
 
 

@@ -1,4 +1,4 @@
-"""Networks without useful gradients: figures of the rows."""
+"""Networks that jump: figures of the rows."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
