@@ -9,11 +9,14 @@ from torch import Tensor
 from nntk.kernels import cpu
 from nntk.kernels.activations import Activation, State
 from nntk.kernels.cpu import lanes
+from nntk.kernels.slices import slices
 
 COMPILED = ("relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh")
 """Names of the activations that are compiled, for float32."""
-_TASK = 1 << 16
-"""Numbers of a task."""
+TASK = 1 << 17
+"""Numbers of a task, which take about a tenth of a millisecond."""
+_FEW_TASKS = 4
+"""Tasks that are done on the caller's thread: to wake others would take as long."""
 
 
 def difference(activation: Activation, state: State, dz: Tensor, s: Tensor) -> Tensor:
@@ -36,37 +39,76 @@ def difference(activation: Activation, state: State, dz: Tensor, s: Tensor) -> T
     steps = s.flatten().repeat_interleave(members)
     result = torch.empty(dz.shape, dtype=dz.dtype)
     z, rows, out = state[0].contiguous().view(-1).numpy(), _rows(dz), _rows(result)
-    scales, inverses = steps.numpy(), (1 / steps).numpy()
+    scales, inverses = steps.numpy(), steps.reciprocal().numpy()
 
-    def fill(task: tuple[int, slice]) -> None:
-        row, part = task
-        kernel(z[part], rows[row, part], scales[row], inverses[row], out[row, part])
+    def fill(task: tuple[slice, slice]) -> None:
+        some, part = task
+        kernel(z[part], rows[some, part], scales[some], inverses[some], out[some, part])
 
-    length = max(1, z.size)
-    parts = [slice(start, min(start + _TASK, z.size)) for start in range(0, length, _TASK)]
-    tasks = [(row, part) for row in range(len(rows)) for part in parts]
-    if dz.numel() <= _TASK:
+    height, width = max(1, TASK // z.size), min(z.size, TASK)
+    tasks = [(some, part) for some in slices(len(rows), height) for part in slices(z.size, width)]
+    if len(tasks) > _FEW_TASKS:
+        lanes.run(tasks, lambda: fill, len(tasks), products=False)
+    else:
         for task in tasks:
             fill(task)
-    else:
-        lanes.run(tasks, lambda: fill, len(tasks), products=False)
     return result
 
 
-def _rows(tensor: Tensor) -> NDArray[Any]:
-    """Return an array [M members, numbers] that shares the tensor's memory if that is contiguous."""
-    rows: NDArray[Any] = tensor.contiguous().view(tensor.shape[0] * tensor.shape[1], -1).numpy()
+def step_difference(z: Tensor, dz: Tensor, s: Tensor, height: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    r"""Return the difference of the unit step times a height, and how near its values come to the jump.
+
+    Args:
+        z: Unperturbed values, none of them -0, [N, ...].
+        dz: Differences of z divided by s, [M, members, N, ...].
+        s: Divisors, powers of two, [M, 1, ...].
+        height: Heights of the jump over s, of the shape of ``s``.
+
+    Returns:
+        The differences, of the shape of ``dz``; the least size of displaced values z + s dz, and the largest of the
+        changes s dz, of each input, [M, members, N]. None where no kernel is compiled for such operands.
+    """
+    if not _is_float32(z, dz, s) or z.dim() < 2:
+        return None
+    from nntk.kernels.cpu.steps import step_rows
+
+    rows, inputs = dz.shape[0] * dz.shape[1], len(z)
+    result, (least, most) = torch.empty(dz.shape, dtype=dz.dtype), dz.new_empty(2, rows, inputs)
+    values, changes, out = z.reshape(inputs, -1).numpy(), _rows(dz, inputs), _rows(result, inputs)
+    scales, heights = (part.flatten().repeat_interleave(dz.shape[1]).numpy() for part in (s, height))
+
+    def fill(some: slice) -> None:
+        step_rows(
+            values, changes[some], scales[some], heights[some], out[some], least.numpy()[some], most.numpy()[some]
+        )
+
+    tasks = list(slices(rows, max(1, TASK // z.numel())))
+    if len(tasks) > _FEW_TASKS:
+        lanes.run(tasks, lambda: fill, len(tasks), products=False)
+    else:
+        for task in tasks:
+            fill(task)
+    return result, least.view(*dz.shape[:3]), most.view(*dz.shape[:3])
+
+
+def _rows(tensor: Tensor, *shape: int) -> NDArray[Any]:
+    """Return an array [M members, *shape, numbers] that shares the tensor's memory if that is contiguous."""
+    rows: NDArray[Any] = tensor.contiguous().view(tensor.shape[0] * tensor.shape[1], *shape, -1).numpy()
     return rows
 
 
 def _is_compiled(activation: Activation, state: State, dz: Tensor, s: Tensor) -> bool:
     """Return True if there is a kernel for an activation and its operands."""
+    return activation.name in COMPILED and _is_float32(state[0], dz, s)
+
+
+def _is_float32(z: Tensor, dz: Tensor, s: Tensor) -> bool:
+    """Return True for operands that compiled kernels take."""
     return (
-        activation.name in COMPILED
-        and dz.device.type == "cpu"
-        and dz.dtype == s.dtype == torch.float32
+        dz.device.type == "cpu"
+        and z.dtype == dz.dtype == s.dtype == torch.float32
         and dz.numel() > 0
-        and state[0].shape == dz.shape[2:]
+        and z.shape == dz.shape[2:]
         and s.numel() == len(dz) == s.shape[0]
         and cpu.serves()
         and bool(s.min() >= torch.finfo(s.dtype).tiny)

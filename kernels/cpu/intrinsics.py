@@ -40,6 +40,10 @@ def _product(builder: Any, left: Any, right: Any) -> Any:
     return builder.mul(builder.and_(left, mask), builder.and_(right, mask))
 
 
+def _selected(builder: Any, comparison: str, left: Any, right: Any) -> Any:
+    return builder.select(builder.icmp_unsigned(comparison, left, right), left, right)
+
+
 def _square_root(builder: Any, number: Any) -> Any:
     return builder.call(builder.module.declare_intrinsic("llvm.sqrt", [_FLOAT]), [number])
 
@@ -51,6 +55,8 @@ either = _of_two(types.uint32, lambda builder, left, right: builder.or_(left, ri
 exclusive_or = _of_two(types.uint32, lambda builder, left, right: builder.xor(left, right))
 shift_left = _of_two(types.uint32, lambda builder, left, right: builder.shl(left, right))
 shift_right = _of_two(types.uint32, lambda builder, left, right: builder.lshr(left, right))
+larger_word = _of_two(types.uint32, lambda builder, left, right: _selected(builder, ">", left, right))
+smaller_word = _of_two(types.uint32, lambda builder, left, right: _selected(builder, "<", left, right))
 shift_right_signed = _of_two(types.uint32, lambda builder, left, right: builder.ashr(left, right))
 
 wide_add = _of_two(types.uint64, lambda builder, left, right: builder.add(left, right))

@@ -1,8 +1,8 @@
 """Differences of activations on a CPU in one pass, compiled by Numba; nntk.kernels.activations has the formulas.
 
-A row has any number of pre-activations of one displacement. There is no branch and no call in a loop, so that LLVM
-vectorises it: exponentials and the normal distribution function are polynomials, to 3e-8. NaN stays NaN: ``larger``
-returns its second argument then.
+A row has the pre-activations of one member of a displacement. There is no branch and no call in a loop over it, so that
+LLVM vectorises it: exponentials and the normal distribution function are polynomials, to 3e-8. NaN stays NaN, since
+``larger`` then returns its second argument.
 """
 
 import math
@@ -125,53 +125,66 @@ def _gelu_difference(z, u):
 @exact
 def tanh(z, dz, s, inverse, out):
     """Write the differences of tanh, as those of 2 sigmoid(2 z)."""
-    for i in range(len(out)):
-        out[i] = _f(2.0) * _sigmoid_difference(_f(2.0) * z[i], _f(2.0) * (s * dz[i])) * inverse
+    for r in range(len(out)):
+        d, row, step, scale = dz[r], out[r], s[r], inverse[r]
+        for i in range(len(row)):
+            row[i] = _f(2.0) * _sigmoid_difference(_f(2.0) * z[i], _f(2.0) * (step * d[i])) * scale
 
 
 @exact
 def sigmoid(z, dz, s, inverse, out):
     """Write the differences of the sigmoid."""
-    for i in range(len(out)):
-        out[i] = _sigmoid_difference(z[i], s * dz[i]) * inverse
+    for r in range(len(out)):
+        d, row, step, scale = dz[r], out[r], s[r], inverse[r]
+        for i in range(len(row)):
+            row[i] = _sigmoid_difference(z[i], step * d[i]) * scale
 
 
 @exact
 def silu(z, dz, s, inverse, out):
     """Write the differences of z sigmoid(z)."""
-    for i in range(len(out)):
-        u = s * dz[i]
-        out[i] = multiply_add(u, _sigmoid(z[i] + u), z[i] * _sigmoid_difference(z[i], u)) * inverse
+    for r in range(len(out)):
+        d, row, step, scale = dz[r], out[r], s[r], inverse[r]
+        for i in range(len(row)):
+            u = step * d[i]
+            row[i] = multiply_add(u, _sigmoid(z[i] + u), z[i] * _sigmoid_difference(z[i], u)) * scale
 
 
 @exact
 def gelu(z, dz, s, inverse, out):
     """Write the differences of gelu."""
-    for i in range(len(out)):
-        out[i] = _gelu_difference(z[i], s * dz[i]) * inverse
+    for r in range(len(out)):
+        d, row, step, scale = dz[r], out[r], s[r], inverse[r]
+        for i in range(len(row)):
+            row[i] = _gelu_difference(z[i], step * d[i]) * scale
 
 
 @exact
 def gelu_tanh(z, dz, s, inverse, out):
     """Write the differences of the tanh form of gelu, z sigmoid(2 v)."""
-    for i in range(len(out)):
-        x, u = z[i], s * dz[i]
-        v = _SLOPE * multiply_add(_f(0.044715) * x * x, x, x)
-        square = multiply_add(_f(3.0) * x, x + u, u * u)
-        dv = _SLOPE * u * multiply_add(_f(0.044715), square, _f(1.0))
-        displaced = _sigmoid(_f(2.0) * (v + dv))
-        out[i] = multiply_add(u, displaced, x * _sigmoid_difference(_f(2.0) * v, _f(2.0) * dv)) * inverse
+    for r in range(len(out)):
+        d, row, step, scale = dz[r], out[r], s[r], inverse[r]
+        for i in range(len(row)):
+            x, u = z[i], step * d[i]
+            v = _SLOPE * multiply_add(_f(0.044715) * x * x, x, x)
+            square = multiply_add(_f(3.0) * x, x + u, u * u)
+            dv = _SLOPE * u * multiply_add(_f(0.044715), square, _f(1.0))
+            displaced = _sigmoid(_f(2.0) * (v + dv))
+            row[i] = multiply_add(u, displaced, x * _sigmoid_difference(_f(2.0) * v, _f(2.0) * dv)) * scale
 
 
 @exact
 def relu(z, dz, s, inverse, out):
     """Write the differences of relu: max(dz, -z/s) for z > 0, else max(dz + z/s, 0), exact where no kink is crossed."""
     largest = _f(np.finfo(np.float32).max)
-    for i in range(len(out)):
-        kink = z[i] * inverse
-        kink = larger(-largest, -larger(-largest, -kink))
-        out[i] = larger(-kink, dz[i]) + -larger(_f(0.0), -kink)
+    for r in range(len(out)):
+        d, row, scale = dz[r], out[r], inverse[r]
+        for i in range(len(row)):
+            kink = z[i] * scale
+            kink = larger(-largest, -larger(-largest, -kink))
+            row[i] = larger(-kink, d[i]) + -larger(_f(0.0), -kink)
 
 
 ROWS = {"tanh": tanh, "sigmoid": sigmoid, "silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
-"""Kernels by the names of the activations; each takes z, dz, s, 1 / s and the array for the result, of one row."""
+"""Kernels by the names of the activations; each takes z [n], dz [rows, n], s and 1 / s [rows], and the array for the
+result."""

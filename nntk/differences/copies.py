@@ -201,4 +201,5 @@ def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Tensor) -> int:
             f"model must be evaluable in {dtype}, in which differences keep their digits, but fails: "
             f"{str(error).rstrip('.')}. Use precision='fp32' to evaluate it in the dtype of its parameters."
         ) from error
-    return held.largest
+    largest: int = held.largest
+    return largest

@@ -142,8 +142,10 @@ def _propagate(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Te
         differences = copy_differences(model, x, part)
         return differences.transpose(0, 1) if request.members == 2 else differences[:, None]
 
-    originals = model.originals
-    return propagate(model.evaluate, model.tensors(torch.float64), originals, param_indices, inputs, batch, recompute)
+    return propagate(
+        model.evaluate, model.tensors(torch.float64), model.originals, param_indices, inputs, batch, recompute,
+        model.findings.rule_trials,
+    )  # fmt: skip
 
 
 def _obstacle(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> str:

@@ -31,24 +31,33 @@ class Observe(TorchDispatchMode):
         return result
 
 
+_GRANULARITY = 1.05
+"""Factor by which held bytes must have grown before they are counted anew, so that long evaluations take no longer."""
+
+
 class HeldBytes(Observe):
     """Context that measures the largest bytes of tensors that are held at a time, of those that are made within it.
 
     Attributes:
-        largest: The bytes. What an operator needs for itself is not among them.
+        largest: The bytes, to a twentieth. What an operator needs for itself is not among them.
     """
 
     def __init__(self) -> None:
         super().__init__(self._count)
-        self.largest = 0
+        self.largest: int = 0
+        self._made: int = 0
         self._held: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def _count(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
-        for key in [key for key, (storage, _) in self._held.items() if storage.expired()]:
-            del self._held[key]
-        if not function.is_view:
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, Tensor):
-                    storage = StorageWeakRef(tensor.untyped_storage())
-                    self._held[storage.cdata] = (storage, tensor.untyped_storage().nbytes())
-        self.largest = max(self.largest, sum(size for _, size in self._held.values()))
+        if function.is_view:
+            return
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage, size = StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes()
+                if storage.cdata not in self._held or self._held[storage.cdata][0].expired():
+                    self._made += size
+                self._held[storage.cdata] = (storage, size)
+        if self._made > _GRANULARITY * self.largest:
+            self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
+            self._made = sum(size for _, size in self._held.values())
+            self.largest = max(self.largest, self._made)

@@ -10,7 +10,7 @@ from nntk.kernels.slices import slices
 from nntk.propagation.batch import DisplacementBatch
 from nntk.propagation.doubts import Doubts
 from nntk.propagation.forward import DisplacedForward
-from nntk.propagation.plan import ChunkPlan, make_context, make_group
+from nntk.propagation.plan import ChunkPlan, Trials, make_context, make_group
 from nntk.propagation.registry import NoRule
 
 
@@ -22,6 +22,7 @@ def propagate(
     x: Tensor,
     batch: DisplacementBatch,
     recompute: Callable[[Tensor], Tensor] | None = None,
+    trials: Trials | None = None,
 ) -> Tensor:
     r"""Compute unit differences of a model's outputs by rules of difference propagation.
 
@@ -38,6 +39,7 @@ def propagate(
         recompute: Function from positions in the batch, [K], to their unit differences, [K, members, N, C], that
             evaluates the model in float64. It is called for the displacements where rounding may have decided: on which
             side of a jump a value lies, or what is left of a value that cancels before a norm or a quotient.
+        trials: Sizes that trials of earlier calls with these tensors showed, to which those of this call are added.
 
     Returns:
         The unit differences, [M, members, N, C], in the dtype of ``batch.scales``. The second member is the minus
@@ -48,7 +50,7 @@ def propagate(
             for some displacement.
     """
     model = DisplacedForward(forward, tensors, originals, param_indices)
-    plan = ChunkPlan.from_trials(model, x, batch)
+    plan = ChunkPlan.from_trials(model, x, batch, {} if trials is None else trials)
     blocks, doubts = [], Doubts.none(len(batch.sample_ids), batch.scales.device)
     for inputs in x.split(plan.block_inputs) if len(x) else [x]:
         cache: list[tuple[Any, Any]] = []

@@ -46,6 +46,19 @@ class Doubts:
         near_jumps = torch.zeros(displacements, dtype=torch.int64, device=device)
         return cls(0, near_jumps, torch.zeros_like(near_jumps, dtype=torch.bool))
 
+    def may_meet_jumps(self, least: Tensor, most: Tensor, count: int) -> bool:
+        """Return True if :meth:`meet_jumps` must look at single values; if not, they are counted here.
+
+        Args:
+            least: Least distance from a jump of each input, [M, members, N].
+            most: Largest difference (not over the scale) of each input.
+            count: Number of values a displacement.
+        """
+        if bool((least <= most * (_ULPS * torch.finfo(most.dtype).eps)).any()):
+            return True
+        self.jumps_met += count
+        return False
+
     def meet_jumps(
         self, distance: Tensor, difference: Tensor, exact: Tensor, reachable: Callable[[], Tensor] | None = None
     ) -> None:

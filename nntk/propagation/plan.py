@@ -1,6 +1,7 @@
 """Sizes of the chunks of displacements and of the input blocks, from trial evaluations and a budget."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,12 +9,16 @@ from torch.utils._pytree import tree_leaves
 
 from nntk.kernels.perturb.config import CACHE
 from nntk.kernels.philox.slabs import TILE
+from nntk.models.isolation.findings import input_kind
 from nntk.models.observe import HeldBytes
 from nntk.propagation.batch import DisplacementBatch
 from nntk.propagation.context import DisplacementGroup, PropagationContext
 from nntk.propagation.forward import DisplacedForward
 
 _MIN_PRODUCT_BYTES = 2**20
+
+Trials = dict[Any, Any]
+"""Sizes that trials at a kind of input showed."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,23 @@ class ChunkPlan:
     holds_noise: bool
 
     @classmethod
-    def from_trials(cls, model: DisplacedForward, x: Tensor, batch: DisplacementBatch) -> "ChunkPlan":
-        """Fit fixed and per-input memory from trials with one and with two inputs at one displacement."""
+    def from_trials(cls, model: DisplacedForward, x: Tensor, batch: DisplacementBatch, trials: Trials) -> "ChunkPlan":
+        """Fit fixed and per-input memory from trials with one and with two inputs at one displacement.
+
+        Args:
+            model: The model.
+            x: Inputs.
+            batch: The displacements, and the budget.
+            trials: Trials of earlier calls, to which these are added.
+
+        Returns:
+            The plan.
+        """
+        key = (input_kind(x), len(x) > 1, batch.members, batch.directions, batch.scales.dtype)
+        if key not in trials:
+            trials[key] = tuple(_TrialSizes.measure(model, x[:n], batch) for n in (1, 2))
         # Differences of weights are no larger for two inputs, so they are the fixed part.
-        one, two = (_TrialSizes.measure(model, x[:n], batch) for n in (1, 2))
+        one, two = trials[key]
         if len(x) < 2 or len(one.tangent_sizes) != len(two.tangent_sizes):
             two = _TrialSizes([2 * size for size in one.tangent_sizes], 2 * one.cached_bytes, 2 * one.held_bytes)
         held_per_input = max(1, two.held_bytes - one.held_bytes)
@@ -44,17 +62,20 @@ class ChunkPlan:
         per_input = [max(0, b - a) for a, b in zip(one.tangent_sizes, two.tangent_sizes, strict=True)]
         fixed = [max(0, a - slope) for a, slope in zip(one.tangent_sizes, per_input, strict=True)]
         # A quarter of the budget is for cached values, a quarter for noise, a quarter for what an evaluation holds at a
-        # time, and one is a margin for what operators need. A difference should also stay in a processor's cache.
+        # time, and one is a margin for what operators need. Most differences should also stay in a processor's cache.
         budget, itemsize, cache_size = batch.max_bytes, batch.scales.itemsize, 4 * CACHE * batch.members
         block_inputs = min(
             len(x),
             (budget // 4 - 2 * one.cached_bytes + two.cached_bytes) // max(1, two.cached_bytes - one.cached_bytes),
             (budget // 4 - held) // held_per_input,
-            cache_size // max([1, *per_input]),
+            cache_size // max(1, sum(per_input) // max(1, len(per_input))),
         )
         block_inputs = max(1, block_inputs)
         sizes = [block_inputs * slope + offset for slope, offset in zip(per_input, fixed, strict=True)]
-        chunk_samples = min(cache_size // max([1, *sizes]), budget // 4 // max(1, block_inputs * held_per_input + held))
+        chunk_samples = min(
+            cache_size // max(1, sum(sizes) // max(1, len(sizes))),
+            budget // 4 // max(1, block_inputs * held_per_input + held),
+        )
         chunk_samples = max(1, min(len(batch.sample_ids), chunk_samples))
         group_samples = min(4 * TILE, budget // 4 // itemsize) // model.num_params
         return cls(
@@ -83,11 +104,14 @@ class _TrialSizes:
     def measure(cls, model: DisplacedForward, x: Tensor, batch: DisplacementBatch) -> "_TrialSizes":
         """Evaluate one displacement at some inputs, and return the sizes."""
         first = slice(0, 1)
-        ctx = make_context(batch, make_group(model, batch, first, holds_noise=False), 0, first, [])
+        group, cache = make_group(model, batch, first, holds_noise=False), list[tuple[object, object]]()
+        ctx = make_context(batch, group, 0, first, cache)
+        model.unit_differences(x, ctx)
+        cached_bytes = sum(leaf.nbytes for leaf in tree_leaves(cache) if isinstance(leaf, Tensor))
+        # The second evaluation finds the cached values, and makes what every evaluation makes.
         with HeldBytes() as held:
-            model.unit_differences(x, ctx)
-        cached_bytes = sum(leaf.nbytes for leaf in tree_leaves(ctx.cache) if isinstance(leaf, Tensor))
-        return cls(ctx.tangent_sizes, cached_bytes, max(0, held.largest - cached_bytes))
+            model.unit_differences(x, make_context(batch, group, 0, first, cache))
+        return cls(ctx.tangent_sizes, cached_bytes, held.largest)
 
 
 def make_group(

@@ -113,8 +113,8 @@ def test_the_stream_is_made_by_vector_instructions(function, signature, instruct
 @pytest.mark.parametrize("name", [name for name in smooth.ROWS if name != "relu"])
 def test_activations_are_computed_by_vector_instructions(name):
     """Exponentials and the normal distribution function are polynomials."""
-    row, number = numba.float32[::1], numba.float32
-    assert_vectorised(smooth.ROWS[name], (row, row, number, number, row), "vfmadd|vfnmadd", 16)
+    row, rows = numba.float32[::1], numba.float32[:, :]
+    assert_vectorised(smooth.ROWS[name], (row, rows, row, row, rows), "vfmadd|vfnmadd", 16)
 
 
 def assert_vectorised(function, signature, instruction, number):

@@ -144,7 +144,7 @@ class Program(ABC):
     def _record_smooth(self, activation: Activation, state: Array, out: Tensor) -> None:
         """Record the difference of a smooth activation, for which dz is in ``out``."""
         if activation.name in COMPILED and out.dtype == torch.float32:
-            copy = self.buffer("dz", *out.shape[2:]).numpy()
+            copy = self.buffer("dz", out.shape[1], math.prod(out.shape[2:])).numpy()
             self.record(_finish_smooth_rows, ROWS[activation.name], state[0].ravel(), copy, self.powers, out.numpy())
         else:
             parts = tuple(torch.from_numpy(part) for part in state)
@@ -255,12 +255,12 @@ def _finish_smooth(activation: Activation, state: State, powers: Tensor, dz: Ten
 
 
 def _finish_smooth_rows(kernel: Callable[..., object], z: Array, copy: Array, powers: Array, dz: Array) -> None:
-    """Replace dz by the difference of a smooth activation; ``copy`` has room for that of one member."""
-    for part, sigma in zip(dz, powers, strict=True):
-        for row in part:
-            # A kernel that reads what it writes would not be vectorised.
-            np.copyto(copy, row)
-            kernel(z, copy.ravel(), sigma, 1 / sigma, row.ravel())
+    """Replace dz by the difference of a smooth activation; ``copy`` has room for that of a displacement."""
+    for t, part in enumerate(dz.reshape(len(dz), len(copy), -1)):
+        # A kernel that reads what it writes would not be vectorised.
+        np.copyto(copy, part)
+        s = np.full(len(copy), powers[t])
+        kernel(z, copy, s, 1 / s, part)
 
 
 def _stacked(state: State) -> Array:

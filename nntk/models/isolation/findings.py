@@ -40,6 +40,7 @@ class Findings:
         digits: Relative rounding errors of differences at displaced copies, by kind of input, scale and precision.
         float32_errors: Errors of displaced copies in float32, by kind of input.
         jumps: Evaluating the model computes something that jumps; None where nothing is known of it.
+        rule_trials: Sizes of differences that trials of propagation showed, by kind of input and displacements.
         copy_plans: Plans of evaluations at displaced copies, by kind of input, dtype and budget.
     """
 
@@ -52,6 +53,7 @@ class Findings:
     digits: dict[tuple[Any, ...], float] = field(default_factory=dict)
     float32_errors: dict[tuple[Any, ...], Float32Errors] = field(default_factory=dict)
     jumps: bool | None = None
+    rule_trials: dict[Any, Any] = field(default_factory=dict)
     copy_plans: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
 
