@@ -123,7 +123,7 @@ def test_compiled_modules_propagate():
 
 def test_weights_of_products_do_not_cut_the_inputs(monkeypatch):
     """Displacements of a weight do not count as memory per input."""
-    monkeypatch.setattr(plan, "CACHE", 2**8)
+    monkeypatch.setattr(plan, "CACHE", 2**7)
     plans, from_trials = [], plan.ChunkPlan.from_trials
 
     def recorded(*arguments):
