@@ -1,6 +1,6 @@
 """Random stream: unit displacements as a function of (seed, sample, parameter, index) and of nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,17 @@ from nntk.kernels.dispatch import register
 from nntk.kernels.philox import cost, reference
 from nntk.kernels.philox.directions import FAMILIES, Directions, parse
 from nntk.kernels.philox.integers import STREAM_VERSION
+from nntk.kernels.philox.source import source_of
 
-__all__ = ["FAMILIES", "STREAM_VERSION", "Directions", "parse", "split_seed", "unit_displacements"]
+__all__ = [
+    "FAMILIES",
+    "STREAM_VERSION",
+    "Directions",
+    "displacements_by_ordinal",
+    "parse",
+    "split_seed",
+    "unit_displacements",
+]
 
 _op = register(
     "unit_displacements(Tensor sample_ids, int ordinal, SymInt[] shape, int seed_low, int seed_high, str directions,"
@@ -86,3 +95,32 @@ def unit_displacements(
     checks.integer("ordinal", ordinal, 0, 2**32 - 1)
     low, high = split_seed(seed)
     return _op(sample_ids, ordinal, list(shape), low, high, directions, dtype)
+
+
+def displacements_by_ordinal(
+    sample_ids: Tensor,
+    shapes: Mapping[int, tuple[int, ...]],
+    seed: int,
+    directions: str,
+    dtype: torch.dtype,
+) -> dict[int, Tensor]:
+    """Generate unit displacements of several parameters, as :func:`unit_displacements` does each.
+
+    Args:
+        sample_ids: Stream numbers m of the samples, [M], int64.
+        shapes: Shapes of the parameters by their ordinals.
+        seed: Seed of the stream.
+        directions: Family of the displacements.
+        dtype: Floating dtype of the result.
+
+    Returns:
+        [M, *shape] by ordinal.
+    """
+    if sample_ids.device.type == "cpu":
+        # Small parameters are generated together, because one call for each of them would dominate the time.
+        source = source_of(sample_ids.device)
+        return reference.displacements(directions, sample_ids, shapes, split_seed(seed), dtype, source=source)
+    return {
+        ordinal: unit_displacements(sample_ids, ordinal, shape, seed, directions, dtype)
+        for ordinal, shape in shapes.items()
+    }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nntk.differences.digits import check_digits
 from nntk.differences.request import DifferenceRequest
-from nntk.kernels.philox import unit_displacements
+from nntk.kernels.philox import displacements_by_ordinal
 from nntk.kernels.philox.slabs import TILE
 from nntk.models.general import GeneralModel, Tensors, cast_floating
 from nntk.models.isolation.findings import input_kind
@@ -88,13 +88,12 @@ def _evaluate_members(
     All blocks of inputs are evaluated at the same copies, so that their noise is generated once.
     """
     dtype, stream = next(iter(base.values())).dtype, (request.seed, request.directions)
+    shapes = {index: tuple(parameter.shape) for index, parameter in model.displaced.items()}
     evaluate = evaluate_stacked if plan.stacked > 1 else evaluate_in_turn
     chunks = zip(request.sample_ids.split(plan.displacements), request.scales.split(plan.displacements), strict=True)
     for sample_ids, scales in chunks:
-        units = {
-            model.names[index]: unit_displacements(sample_ids, index, parameter.shape, *stream, model.dtype)
-            for index, parameter in model.displaced.items()
-        }
+        noise = displacements_by_ordinal(sample_ids, shapes, *stream, model.dtype)
+        units = {model.names[index]: noise[index] for index in model.displaced}
         for start in range(0, len(sample_ids), plan.stacked):
             stack = slice(start, start + plan.stacked)
             s = scales[stack]

@@ -8,9 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from nntk.kernels.philox import split_seed, unit_displacements
-from nntk.kernels.philox.reference import displacements
-from nntk.kernels.philox.source import source_of
+from nntk.kernels.philox import displacements_by_ordinal, unit_displacements
 from nntk.propagation.doubts import Doubts
 from nntk.propagation.registry import NoRule
 
@@ -45,16 +43,7 @@ class DisplacementGroup:
 
     @cached_property
     def _held_noise(self) -> dict[int, Tensor]:
-        if self.sample_ids.device.type == "cpu":
-            # Small parameters are generated together, because one call for each of them would dominate the time.
-            return displacements(
-                self.directions, self.sample_ids, self.shapes, split_seed(self.seed), self.dtype,
-                source=source_of(self.sample_ids.device),
-            )  # fmt: skip
-        return {
-            index: unit_displacements(self.sample_ids, index, shape, self.seed, self.directions, self.dtype)
-            for index, shape in self.shapes.items()
-        }
+        return displacements_by_ordinal(self.sample_ids, self.shapes, self.seed, self.directions, self.dtype)
 
 
 @dataclass(eq=False)
