@@ -17,19 +17,19 @@ from nntk.propagation.rules import layers
 from nntk.propagation.rules.window import Window
 
 
-def sorted_values(p, x):
-    """Return sorted values, for which there is no rule."""
-    return z(p, x).sort(-1)[0]
+def products(p, x):
+    """Return products of values, for which there is no rule."""
+    return z(p, x).cumprod(-1)
 
 
 def test_functions_without_a_rule_are_evaluated_plainly():
     """``auto`` evaluates plainly; where propagation is required, the message names the function."""
-    auto = NonlocalNTK(sorted_values, parameters=P, gamma=1e-6, samples=6).differences(LINES)
-    plain = NonlocalNTK(sorted_values, parameters=P, gamma=1e-6, samples=6, propagation="direct").differences(LINES)
+    auto = NonlocalNTK(products, parameters=P, gamma=1e-6, samples=6).differences(LINES)
+    plain = NonlocalNTK(products, parameters=P, gamma=1e-6, samples=6, propagation="direct").differences(LINES)
     assert torch.equal(auto, plain)
     for method in (NonlocalNTK.differences, NonlocalNTK.__call__):
-        with pytest.raises(NotRecognised, match="model calls Tensor.sort, which has no rule"):
-            method(NonlocalNTK(sorted_values, parameters=P, samples=6, propagation="difference"), LINES)
+        with pytest.raises(NotRecognised, match="model calls Tensor.cumprod, which has no rule"):
+            method(NonlocalNTK(products, parameters=P, samples=6, propagation="difference"), LINES)
 
 
 def under_autocast(function):
@@ -116,14 +116,14 @@ def test_unsupported_models_raise(name, monkeypatch):
 def test_every_input_needs_rules():
     """``auto`` evaluates plainly if another input than those of the trial needs a function without a rule."""
 
-    def sorting(p, x):
-        """Sort the values if there is a large input among them."""
-        return sorted_values(p, x) if float(x.max()) > 5 else z(p, x)
+    def multiplying(p, x):
+        """Multiply the values if there is a large input among them."""
+        return products(p, x) if float(x.max()) > 5 else z(p, x)
 
     x = LINES.clone()
     x[2, 0, 0] = 6.0
     auto, direct = (
-        NonlocalNTK(sorting, parameters=P, gamma=1e-6, samples=4, propagation=propagation).differences(x)
+        NonlocalNTK(multiplying, parameters=P, gamma=1e-6, samples=4, propagation=propagation).differences(x)
         for propagation in ("auto", "direct")
     )
     assert torch.equal(auto, direct)

@@ -358,6 +358,14 @@ JUMPS = {
         z(p, x).max(-1)[0] + z(p, x).min(1).values * z(p, x).max(-1, keepdim=True).indices[:, 0].float()
     ),
     "top values": lambda p, x: z(p, x).topk(2, -1).values - z(p, x).topk(3, largest=False)[0][:, 1:],
+    "sorted": lambda p, x: z(p, x).sort(-1).values - 2 * torch.sort(z(p, x), dim=1, descending=True)[0],
+    "ranks": lambda p, x: (
+        torch.argsort(z(p, x), dim=-1, stable=True).float() * x + x.gather(1, z(p, x).sort(stable=True)[1])
+    ),
+    "fake quantised": lambda p, x: torch.fake_quantize_per_tensor_affine(z(p, x), 0.25, 1, -8, 7) * p["v"],
+    "fake quantised weights": lambda p, x: F.linear(
+        x, torch.fake_quantize_per_channel_affine(p["w"], torch.full((6,), 0.5), torch.zeros(6), 0, -4, 3)
+    ),
     "top masks": lambda p, x: z(p, x) * F.one_hot(z(p, x).topk(2, -1).indices, 6).sum(1),
     "thresholds": lambda p, x: z(p, x) * (z(p, x) >= z(p, x).topk(2, -1).values[:, -1:]),
     "scattered": lambda p, x: z(p, x) * torch.zeros_like(x).scatter(-1, z(p, x).topk(2, -1).indices, 1.0),

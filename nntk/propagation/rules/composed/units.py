@@ -186,3 +186,17 @@ def _power_of_tensor(base: Any, exponent: Any) -> Any:
     if not bool((primal(base) > 0).all() if isinstance(base, Tensor) else base > 0):
         raise NoRule("model calls pow with a tensor as exponent of values that are not all positive.")
     return torch.exp(exponent * (torch.log(base) if isinstance(base, Tensor) else math.log(base)))
+
+
+@composed("fake_quantize_per_tensor_affine")
+def _fake_quantize(x: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> Any:
+    cells = torch.clamp(torch.round(x / scale) + zero_point, quant_min, quant_max)
+    return (cells - zero_point) * scale
+
+
+@composed("fake_quantize_per_channel_affine")
+def _fake_quantize_channels(
+    x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int
+) -> Any:  # fmt: skip
+    shape = [-1 if a == axis % x.dim() else 1 for a in range(x.dim())]
+    return _fake_quantize(x, scale.reshape(shape), zero_point.reshape(shape), quant_min, quant_max)

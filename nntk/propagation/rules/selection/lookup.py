@@ -178,3 +178,20 @@ def _topk(
         raise NoRule("model calls topk on displaced values without an order, or on a number.")
     axis = dim % primal(z).dim() - primal(z).dim()
     return torch.return_types.topk(_largest(ctx, lambda t: t.topk(k, axis, largest).indices, z, k, axis, largest))
+
+
+@rule("sort")
+def _sort(ctx: PropagationContext, z: Any, dim: int = -1, descending: bool = False, *, stable: bool = False) -> Any:
+    if not primal(z).dim():
+        raise NoRule("model sorts a number.")
+    axis = dim % primal(z).dim() - primal(z).dim()
+
+    def order(t: Tensor) -> Tensor:
+        return t.sort(dim=axis, descending=descending, stable=True).indices
+
+    return torch.return_types.sort(_largest(ctx, order, z, primal(z).shape[axis], axis, descending))
+
+
+@rule("argsort")
+def _argsort(ctx: PropagationContext, z: Any, dim: int = -1, descending: bool = False, *, stable: bool = False) -> Any:
+    return _sort(ctx, z, dim, descending)[1]
