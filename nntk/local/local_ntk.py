@@ -199,7 +199,9 @@ def _assemble_in_reverse(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         # PyTorch's text on functions in place is a page on its insides.
-        reason = "a function in place changes what the gradient needs" if "inplace" in str(error) else f"{error}"
+        reason = str(error).replace("aten::", "")
+        if "inplace" in reason:
+            reason = "a function in place changes what the gradient needs"
         raise ValueError(
             f"model must be differentiable for its local NTK, but PyTorch's autograd fails: {reason.rstrip('.')}; "
             "nntk.NonlocalNTK needs no gradient."

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,7 +53,8 @@ class HeldBytes(Observe):
         if function.is_view:
             return
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
+            # A sparse tensor has no storage of its own; the tensors that it consists of are made before it.
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                 storage, size = StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes()
                 if storage.cdata not in self._held or self._held[storage.cdata][0].expired():
                     self._made += size
