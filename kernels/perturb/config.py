@@ -1,6 +1,7 @@
 """Block sizes of the reference, and the choice of propagation and precision: pure functions of shapes and numbers.
 
-The functions read no device and measure nothing, so the same problem is evaluated in the same way in every process.
+The functions measure nothing, and of a device they read only what it is (its architecture and its whole memory, never
+the memory that is free). So the same problem is evaluated in the same way in every process.
 """
 
 import math
@@ -13,13 +14,13 @@ from nntk.kernels import checks
 from nntk.kernels.mlp import Layer
 from nntk.kernels.philox.directions import Directions, parse
 from nntk.kernels.philox.slabs import TILE
-from nntk.kernels.target import serves
+from nntk.kernels.target import memory_of, serves
 
 PROPAGATION = ("difference", "direct", "auto")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 PAIRS = ("none", "odd", "both")
 DEFAULT_BYTES = 128 * 2**20
-_GPU_BYTES = 256 * 2**20
+_LEAST_GPU_BYTES, _GPU_SHARE = 256 * 2**20, 40
 
 _ROUNDOFF = {"bf16": 2.0**-8, "tf32": 2.0**-11}
 """Unit roundoffs of the precisions in which tensor cores are fast, the fastest first."""
@@ -181,8 +182,15 @@ def choose_propagation(
 
 
 def default_bytes(device: torch.device) -> int:
-    """Return the default budget: 128 MiB on a CPU, 256 MiB on a GPU, where a launch gains by many displacements."""
-    return DEFAULT_BYTES if device.type == "cpu" else _GPU_BYTES
+    """Return the default budget: 128 MiB on a CPU, a fortieth of a GPU's memory, and there at least 256 MiB.
+
+    On a GPU a larger budget means fewer chunks. Each chunk takes the host a fixed time, however many displacements it
+    has. HISTORY.md has the times by budget. The budget depends on the card alone: not on the number of displacements or
+    parameters, nor on the memory that is free.
+    """
+    if device.type == "cpu":
+        return DEFAULT_BYTES
+    return max(_LEAST_GPU_BYTES, memory_of(device) // _GPU_SHARE)
 
 
 def predicted_rounding_error(layers: Sequence[Layer], samples: int, precision: str) -> float:
