@@ -126,6 +126,8 @@ def register(
     def call_launcher(*arguments: Any) -> Any:
         device = next(tensor.device for tensor in _tensors(arguments) if tensor.device.type == "cuda")
         function = _implementation(name, reference, launcher, device)
+        if function is not reference:
+            report_compilation(torch.cuda.get_device_name(device))
         # Triton launches on the current device, which may differ from the device of the tensors.
         with torch.cuda.device(device):
             return _without_autocast(function, arguments, device)
