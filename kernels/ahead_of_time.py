@@ -1,10 +1,14 @@
-"""Compilation of Triton kernels for any GPU, without a GPU. Only this module knows the versions of Triton (3.6, 3.7).
+"""Compilation of Triton kernels ahead of their use. Only this module knows the versions of Triton (3.6, 3.7).
+
+:func:`compile` compiles one kernel for any GPU, without a GPU. :func:`compile_ahead` compiles what a call would launch.
 
 Modules of :mod:`nntk.bench.machine_code.cases` list the kernels of each op as ``cases(arch) -> list[Case]``;
 ``nntk-bench resources`` compiles them and checks their resources.
 """
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,3 +181,62 @@ def _aligned(kind: Signature, path: tuple[int, ...]) -> Iterator[tuple[int, ...]
     else:
         for index, part in enumerate(kind):
             yield from _aligned(part, (*path, index))
+
+
+Progress = Callable[[int, int], None]
+"""Function that receives how many kernels are compiled, and how many there are."""
+
+
+class _Compiler(ThreadPoolExecutor):
+    """Threads that compile; compilation leaves Python's lock for most of its time."""
+
+    def __init__(self, threads: int | None) -> None:
+        super().__init__(threads, thread_name_prefix="nntk-compile")
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        """Begin a compilation, and remember it."""
+        future: Future[Any] = super().submit(function, *arguments, **options)
+        self.futures.append(future)
+        return future
+
+
+def compile_ahead(call: Callable[[], object], threads: int | None = None, progress: Progress | None = None) -> int:
+    """Compile the kernels that a call launches, without launching any.
+
+    The call is made once in full, with all its tensors, but its launches only say which kernels they need. So whatever
+    it computes is arbitrary. Launches of other threads are made as ever. Compiled kernels are kept by this process, and
+    on disk for later ones (``TRITON_CACHE_DIR``).
+
+    Args:
+        call: The call. Its result is dropped.
+        threads: Number of kernels that are compiled at a time; None for the choice of Python, by the number of cores.
+        progress: Receives the numbers of compiled and of all kernels, whenever one is compiled.
+
+    Returns:
+        Number of kernels that this process did not have yet; 0 where Triton interprets its kernels.
+
+    Raises:
+        Exception: If the call fails, or a kernel does not compile.
+    """
+    import triton
+    from triton.runtime.jit import JITFunction
+
+    run, caller = JITFunction.run, threading.get_ident()
+
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        is_recorded = threading.get_ident() == caller
+        return run(self, *arguments, grid=grid, warmup=warmup or is_recorded, **options)
+
+    with _Compiler(threads) as compiler, triton.AsyncCompileMode(compiler, ignore_errors=True):
+        JITFunction.run = compile_only
+        try:
+            call()
+        finally:
+            JITFunction.run = run
+        for count, _ in enumerate(as_completed(compiler.futures), 1):
+            if progress is not None:
+                progress(count, len(compiler.futures))
+    for future in compiler.futures:
+        future.result()
+    return len(compiler.futures)

@@ -1,8 +1,10 @@
 """Registration of the ops with the dispatcher of PyTorch, which alone chooses the backend."""
 
 import importlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -11,9 +13,11 @@ from torch import Tensor
 from nntk.kernels import cost as costs
 from nntk.kernels import cpu
 from nntk.kernels.cost import Cost, CostFunction
-from nntk.kernels.target import serves
+from nntk.kernels.target import obstacle_of
 
 _LIBRARY = torch.library.Library("nntk", "DEF")
+
+_log = logging.getLogger("nntk")
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,30 @@ def _without_autocast(function: Callable[..., Any], arguments: Any, device: torc
         return function(*arguments)
 
 
+@cache
+def report_slow_path(reason: str) -> None:
+    """Log why plain torch serves a GPU instead of the kernels, once in a process for each reason."""
+    _log.warning("Plain torch serves the GPU, many times slower than the kernels of nntk, because %s.", reason)
+
+
+@cache
+def report_compilation(card: str) -> None:
+    """Log that first launches on a card wait for a compiler, once in a process."""
+    _log.info(
+        "Triton compiles each kernel for %s at its first launch, for seconds, and keeps it on disk for later "
+        "processes; nntk.warm_up compiles those of a call ahead, in parallel.",
+        card,
+    )
+
+
 def _implementation(
     name: str, reference: Callable[..., Any], launcher: str | None, device: torch.device
 ) -> Callable[..., Any]:
     """Return the function that serves CUDA tensors on a device: that of the launcher, or the reference."""
-    if launcher is None or not serves(device):
+    if launcher is None:
+        return reference
+    if obstacle := obstacle_of(device):
+        report_slow_path(obstacle)
         return reference
     function: Callable[..., Any] = getattr(importlib.import_module(launcher), name)
     return function
@@ -103,6 +126,8 @@ def register(
     def call_launcher(*arguments: Any) -> Any:
         device = next(tensor.device for tensor in _tensors(arguments) if tensor.device.type == "cuda")
         function = _implementation(name, reference, launcher, device)
+        if function is not reference:
+            report_compilation(torch.cuda.get_device_name(device))
         # Triton launches on the current device, which may differ from the device of the tensors.
         with torch.cuda.device(device):
             return _without_autocast(function, arguments, device)

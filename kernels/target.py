@@ -75,9 +75,28 @@ def target_of(device: torch.device) -> Target:
     return Target(arch, properties.multi_processor_count, slug(properties.name))
 
 
+def obstacle_of(device: torch.device) -> str:
+    """Return why the kernels cannot serve a GPU; an empty string if they can, or if no card can be asked (tracing)."""
+    if not _TRITON:
+        return "Triton is not installed"
+    if not torch.cuda.is_available() or target_of(device).supported:
+        return ""
+    arch = target_of(device).arch
+    if arch.startswith("sm_"):
+        return f"the GPU is {arch}, and the kernels need sm_80 (compute capability 8.0) or newer"
+    return f"the GPU is {arch}, and the kernels for AMD are written for {', '.join(AMD)}"
+
+
 def serves(device: torch.device) -> bool:
     """Return True if kernels, not references, serve a device; also True in tracing, without a card to query."""
-    return _TRITON and device.type == "cuda" and (not torch.cuda.is_available() or target_of(device).supported)
+    return device.type == "cuda" and not obstacle_of(device)
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes of a GPU's memory; 0 for other devices, and in tracing, without a card to query."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def family_of(arch: str) -> str:

@@ -4,8 +4,9 @@ Begin with :class:`NonlocalNTK`, the nonlocal kernel of any model, and :func:`lo
 :class:`FixedKernel` and :class:`Attention` choose the weights of displacements. :class:`KernelRidge` fits data,
 :class:`GPyTorchKernel` serves gaussian processes, :class:`GradientFlow` predicts training, :class:`KernelTracker`
 records the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients. :func:`save`,
-:func:`load` and :func:`write_kernel` handle files. :mod:`nntk.activations` holds sign, step, quantise and sawtooth as
-modules, and :mod:`nntk.kernels` the batched operations.
+:func:`load` and :func:`write_kernel` handle files. :func:`warm_up` compiles what a first call needs.
+:mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, and :mod:`nntk.kernels` the batched
+operations.
 """
 
 from importlib import import_module
@@ -27,6 +28,7 @@ from nntk.learning.tracking import KernelRecord, KernelTracker
 from nntk.linalg.operator import KernelOperator
 from nntk.local.local_ntk import local_ntk
 from nntk.models.black_box import BlackBox
+from nntk.preparation import warm_up
 
 if TYPE_CHECKING:
     from nntk.learning.gaussian_process import GPyTorchKernel
@@ -53,6 +55,7 @@ __all__ = [
     "local_ntk",
     "monte_carlo_error",
     "save",
+    "warm_up",
     "write_kernel",
 ]
 

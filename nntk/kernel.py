@@ -27,8 +27,8 @@ _log = logging.getLogger("nntk")
 
 _ADVICE = (
     "kernel.operator(x) has its products, solutions and spectra without the matrix, nntk.write_kernel(path, kernel, x) "
-    "writes it to a file tile by tile, and estimator='energy' holds the differences of few displacements at a time; "
-    "kernel.plan(x) says what takes how much."
+    "writes it to a file tile by tile, estimator='energy' holds the differences of few displacements at a time, and a "
+    "smaller max_memory leaves less to the evaluation; kernel.plan(x) says what takes how much."
 )
 
 
@@ -87,9 +87,10 @@ class NonlocalNTK(DisplacedModel):
             draw (Dropout may be in training mode); a callable or a BlackBox is given a seed as its last argument. The
             noise of an input may depend on its place in the batch.
         seed: Seed of the displacements and of the draws, in [0, 2**64).
-        max_memory: Budget of temporary memory in bytes, at least 2**20; None for 128 MiB, on a GPU 256 MiB. The results
-            come on top, a float64 copy of one weight at a time, and for plugin and unbiased the differences, M N C
-            numbers, with the M^2 products of displacements and M slices of four rows of a weight.
+        max_memory: Budget of temporary memory in bytes, at least 2**20; None for 128 MiB, on a GPU a fortieth of its
+            memory (2 GiB of 80 GiB, at least 256 MiB). The results come on top, a float64 copy of one weight at a time,
+            and for plugin and unbiased the differences, M N C numbers, with the M^2 products of displacements and M
+            slices of four rows of a weight.
 
     Raises:
         ValueError: If a number is out of range, a name unknown, settings exclude each other, a parameter is not finite,

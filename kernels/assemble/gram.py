@@ -8,7 +8,7 @@ from torch import Tensor
 from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.reference import flipout_signs, generate, lowrank_factors
-from nntk.kernels.philox.slabs import TILE
+from nntk.kernels.philox.slabs import TILE, tile_of
 from nntk.kernels.philox.source import PLAIN, Source
 
 _LONGEST_PRODUCT = 1024
@@ -92,7 +92,7 @@ def _add_lowrank(
         a, b = left.flatten(0, 1), right.flatten(0, 1)
         # R x R products of every pair of samples: a chunk of samples at a time.
         for chunk in torch.split(
-            torch.arange(len(sample_ids), device=sample_ids.device), max(1, TILE // (rank * len(a)))
+            torch.arange(len(sample_ids), device=sample_ids.device), max(1, tile_of(a.device) // (rank * len(a)))
         ):
             products = (left[chunk].flatten(0, 1) @ a.T).mul_(right[chunk].flatten(0, 1) @ b.T)
             sums = products.view(len(chunk), rank, len(sample_ids), rank).sum((1, 3))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nntk.kernels.attention.reference import finite
 from nntk.kernels.fixed_weights.softmax import merge, share
-from nntk.kernels.philox.slabs import TILE
+from nntk.kernels.philox.slabs import tile_of
 
 
 @dataclass
@@ -80,7 +80,7 @@ def _scale(kernel: Tensor, row_factors: Tensor, column_factors: Tensor | None) -
     """Multiply rows and columns of a kernel in place; with equal factors it stays exactly symmetric."""
     columns = row_factors if column_factors is None else column_factors
     # A block of rows at a time: the products are float64, one for each entry of the kernel.
-    block = max(1, TILE // max(1, len(columns)))
+    block = max(1, tile_of(kernel.device) // max(1, len(columns)))
     for first in range(0, len(kernel), block):
         part = kernel[first : first + block]
         products = torch.outer(row_factors[first : first + block], columns).to(kernel.dtype)

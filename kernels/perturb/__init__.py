@@ -101,8 +101,8 @@ def mlp_differences(
             ``"tf32"`` or ``"bf16"``. Sums are in float32 in any case. ``"auto"`` is ``"fp32"`` on a CPU; on a device
             with tensor cores it is the cheapest precision whose predicted error of the kernel is below a tenth of the
             Monte-Carlo error.
-        max_bytes: Budget of temporary memory, None for 128 MiB on a CPU and 256 MiB on a GPU. The result is not
-            counted. M times the number of parameters is never held.
+        max_bytes: Budget of temporary memory, at least 2**20; None for 128 MiB on a CPU and a fortieth of a GPU's
+            memory (at least 256 MiB). The result is not counted. M times the number of parameters is never held.
         samples: Number of displacements of the whole kernel, on which ``"auto"`` depends; None for M.
 
     Returns:
@@ -184,8 +184,8 @@ def displacement_products(
         sample_ids: Stream numbers m of the displacements, [M], int64 in [0, 2**32); the values are not checked.
         seed: Seed of the stream, in [0, 2**64).
         directions: Family of the unit displacements; see :func:`nntk.kernels.philox.unit_displacements`.
-        max_bytes: Budget of temporary memory, None for 128 MiB on a CPU and 256 MiB on a GPU. The result is not
-            counted.
+        max_bytes: Budget of temporary memory, at least 2**20; None for 128 MiB on a CPU and a fortieth of a GPU's
+            memory (at least 256 MiB). The result is not counted.
 
     Returns:
         The products, [M, n, H], in the dtype of ``q``.

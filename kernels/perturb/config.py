@@ -1,6 +1,7 @@
 """Block sizes of the reference, and the choice of propagation and precision: pure functions of shapes and numbers.
 
-The functions read no device and measure nothing, so the same problem is evaluated in the same way in every process.
+The functions measure nothing, and of a device they read only what it is (its architecture and its whole memory, never
+the memory that is free). So the same problem is evaluated in the same way in every process.
 """
 
 import math
@@ -13,13 +14,13 @@ from nntk.kernels import checks
 from nntk.kernels.mlp import Layer
 from nntk.kernels.philox.directions import Directions, parse
 from nntk.kernels.philox.slabs import TILE
-from nntk.kernels.target import serves
+from nntk.kernels.target import memory_of, serves
 
 PROPAGATION = ("difference", "direct", "auto")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 PAIRS = ("none", "odd", "both")
 DEFAULT_BYTES = 128 * 2**20
-_GPU_BYTES = 256 * 2**20
+_LEAST_GPU_BYTES, _GPU_SHARE = 256 * 2**20, 40
 
 _ROUNDOFF = {"bf16": 2.0**-8, "tf32": 2.0**-11}
 """Unit roundoffs of the precisions in which tensor cores are fast, the fastest first."""
@@ -77,14 +78,16 @@ def plan_reference(
     members: int,
     itemsize: int,
     max_bytes: int,
+    fits_caches: bool = True,
 ) -> ReferencePlan:
-    """Choose block sizes such that temporaries fit ``max_bytes`` and the inner loop fits the caches.
+    """Choose block sizes such that temporaries fit ``max_bytes`` and, on a CPU, the inner loop fits the caches.
 
-    Generating noise is efficient with ``TILE`` numbers at a time, since fewer leave cores idle. Activations are
-    efficient with ``CACHE`` numbers, since more leave the cache. Where a displacement is small enough to be held, a
-    group of displacements is therefore generated first and then used tile by tile. A larger displacement is generated
-    slab by slab, and each slab is used for a whole block of inputs at once; the base of flipout is used for a group of
-    displacements too. Factors of low rank are always held.
+    On a CPU, generating noise is efficient with ``TILE`` numbers at a time, since fewer leave cores idle, and
+    activations with ``CACHE`` numbers, since more leave the cache. On a GPU small operations take as long as their
+    launches, so the budget alone limits what is done together. Where a displacement is small enough to be held, a group
+    of displacements is generated first and then used tile by tile. A larger displacement is generated slab by slab, and
+    each slab is used for a whole block of inputs at once; the base of flipout is used for a group of displacements too.
+    Factors of low rank are always held.
 
     Args:
         num_inputs: Number N of inputs.
@@ -94,16 +97,19 @@ def plan_reference(
         members: Evaluations of a displacement: 2 for an antithetic pair, else 1.
         itemsize: Bytes of a number.
         max_bytes: Budget of temporary memory.
+        fits_caches: True on a CPU, where what is done together should also stay in the caches; False on a GPU.
 
     Returns:
         The plan. Its sizes are at least one, even where that exceeds the budget.
     """
     quarter = max_bytes // 4
+    # No size exceeds the number of bytes of the budget.
+    most_generated, most_evaluated = (TILE, CACHE) if fits_caches else (max_bytes, max_bytes)
     # Noise under generation: integer words and the numbers themselves take about 48 bytes a number.
-    slab = max(1, min(TILE, quarter // 48))
+    slab = max(1, min(most_generated, quarter // 48))
     # Noise that is kept.
     per_sample, shared = count_noise_numbers(directions, widths)
-    largest_kept = min(4 * TILE, quarter // itemsize)
+    largest_kept = min(4 * most_generated, quarter // itemsize)
     keep = per_sample + shared <= largest_kept or directions.name == "lowrank"
     # The unperturbed pass: up to four numbers a unit, two of them in float64.
     block_inputs = _clamp(num_inputs, quarter // (24 * sum(widths)))
@@ -112,8 +118,8 @@ def plan_reference(
     column = members * max(widths)
     if keep:
         group_samples = _clamp(num_samples, min(slab, largest_kept - shared) // per_sample)
-        tile_inputs = _clamp(block_inputs, max(128, min(CACHE, numbers) // column))
-        tile_samples = _clamp(group_samples, min(CACHE, numbers) // (column * tile_inputs))
+        tile_inputs = _clamp(block_inputs, max(128, min(most_evaluated, numbers) // column))
+        tile_samples = _clamp(group_samples, min(most_evaluated, numbers) // (column * tile_inputs))
     else:
         block_inputs = _clamp(block_inputs, numbers // column)
         tile_inputs = block_inputs
@@ -181,8 +187,15 @@ def choose_propagation(
 
 
 def default_bytes(device: torch.device) -> int:
-    """Return the default budget: 128 MiB on a CPU, 256 MiB on a GPU, where a launch gains by many displacements."""
-    return DEFAULT_BYTES if device.type == "cpu" else _GPU_BYTES
+    """Return the default budget: 128 MiB on a CPU, a fortieth of a GPU's memory, and there at least 256 MiB.
+
+    On a GPU a larger budget means fewer chunks. Each chunk takes the host a fixed time, however many displacements it
+    has. HISTORY.md has the times by budget. The budget depends on the card alone: not on the number of displacements or
+    parameters, nor on the memory that is free.
+    """
+    if device.type == "cpu":
+        return DEFAULT_BYTES
+    return max(_LEAST_GPU_BYTES, memory_of(device) // _GPU_SHARE)
 
 
 def predicted_rounding_error(layers: Sequence[Layer], samples: int, precision: str) -> float:

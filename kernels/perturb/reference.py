@@ -1,4 +1,4 @@
-r"""Differences of an MLP's outputs at displaced parameters, in plain torch, blocked for the caches of a CPU.
+r"""Differences of an MLP's outputs at displaced parameters, in plain torch, blocked for a CPU's caches or a budget.
 
 This is the backend of every device without kernels of its own, and the oracle of each precision for the kernels. It is
 tuned: read definition.py first, which states what is computed. Let E be the unit displacement of a layer's weight, e of
@@ -15,6 +15,7 @@ member of an antithetic pair has -E and -e. Its sign is given to the product or 
 one product serves both members.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,8 @@ class _EvaluationTile:
     round_operand: Rounding
     tie_breaker: TieBreaker | None = None
     """Evaluation of ties; None where there are none that propagation does not carry exactly."""
+    shared_mantissa: float | None = None
+    """Mantissa rho of all scales, where displacements share one scale: the host reads it once a call."""
 
     @cached_property
     def powers(self) -> Tensor:
@@ -82,6 +85,8 @@ class _EvaluationTile:
     @cached_property
     def factor(self) -> float | Tensor:
         """Mantissas as a factor of products with noise: one number, or one for each displacement, [samples, 1, 1]."""
+        if self.shared_mantissa is not None:
+            return self.shared_mantissa
         return float(self.mantissas) if self.mantissas.numel() == 1 else self.mantissas[:, 0]
 
     def evaluate_ties(self, x: Tensor, near: Tensor, out: Tensor) -> None:
@@ -268,16 +273,20 @@ def mlp_differences(
         )
     ]
     layers = with_integer_rows(layers) if propagation == "difference" else layers
-    signs = torch.tensor([1.0] if pairs == "none" else [1.0, -1.0], dtype=x.dtype, device=x.device)[:, None, None]
+    signs = x.new_ones(1 if pairs == "none" else 2, 1, 1)
+    signs[1:] = -1
     widths = [x.shape[1], *(weight.shape[0] for weight in weights)]
     family, key = parse(directions), (seed_low, seed_high)
-    plan = plan_reference(len(x), len(sample_ids), widths, family, len(signs), x.element_size(), max_bytes)
+    plan = plan_reference(
+        len(x), len(sample_ids), widths, family, len(signs), x.element_size(), max_bytes, x.device.type == "cpu"
+    )  # fmt: skip
     breaker = tie_breaker(layers, precision, directions, key, plan.slab_numbers, source)
     if breaker is not None:
         # A rounding error of a low precision cannot be told from a difference, so ties are evaluated in full precision.
         precision = "fp32"
     round_operand = ROUNDINGS[precision]
     one_scale = len(scales) > 0 and bool((scales == scales[0]).all())
+    shared_mantissa = 2 * math.frexp(float(scales[:1].to(x.dtype)))[0] if one_scale else None
 
     shape = (len(sample_ids), len(x), widths[-1])
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
@@ -293,7 +302,7 @@ def mlp_differences(
                 for samples in slices(len(indices), plan.tile_samples):
                     tile_indices = indices[samples]
                     s = (scales[:1] if one_scale else scales[tile_indices]).to(x.dtype)[:, None, None, None]
-                    tile = _EvaluationTile(noise, samples, s, signs, round_operand, breaker)
+                    tile = _EvaluationTile(noise, samples, s, signs, round_operand, breaker, shared_mantissa)
                     d = FORMS[propagation](layers, tile_pass, tile)
                     if pairs == "both":
                         out[:, tile_indices, inputs] = d.transpose(0, 1)
@@ -318,7 +327,9 @@ def displacement_products(
     family, (length, width) = parse(directions), q.shape[-2:]
     # Only the shape of this weight is read.
     layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
-    plan = plan_reference(length, len(sample_ids), [width, height], family, 1, q.element_size(), max_bytes)
+    plan = plan_reference(
+        length, len(sample_ids), [width, height], family, 1, q.element_size(), max_bytes, q.device.type == "cpu"
+    )  # fmt: skip
     out = q.new_empty(len(sample_ids), length, height)
     for indices in split_into_groups(family, sample_ids, plan.group_samples):
         key, identity = (seed_low, seed_high), ROUNDINGS["fp32"]

@@ -92,8 +92,10 @@ def _words(
     counts = [stop - start for start, stop in ranges]
     device = sample_ids.device
     blocks = torch.cat([sample_ids[:0], *(torch.arange(start, stop, device=device) for start, stop in ranges)])
-    identities = torch.tensor([(slab.ordinal, slab.purpose) for slab in slabs], dtype=torch.int64, device=device)
-    ordinals, purposes = identities.view(-1, 2).repeat_interleave(sample_ids.new_tensor(counts), dim=0).unbind(1)
+    # The host waits neither for the copy of this small table to a GPU, nor to learn the length of the result.
+    rows = [(slab.ordinal, slab.purpose, count) for slab, count in zip(slabs, counts, strict=True)]
+    table = torch.tensor(rows, dtype=torch.int64).view(-1, 3).to(device, non_blocking=True)
+    ordinals, purposes, _ = table.repeat_interleave(table[:, 2], dim=0, output_size=sum(counts)).unbind(1)
     return stream_words(sample_ids, blocks, ordinals, key, purposes), counts
 
 

@@ -26,8 +26,9 @@ class MemoryPlan:
             displacement of all parameters with the displaced values.
         held: Bytes held beside it: differences of the displacements that are assembled together, and for plugin and
             unbiased their products.
-        temporary: Budget of the evaluation, ``max_memory``; for a model that is no MLP half of it more, and at least
-            1 MiB more, for products and for one evaluation at a time.
+        temporary: Budget of the evaluation: ``max_memory``, or the default of the device (128 MiB on a CPU, a fortieth
+            of a GPU's memory). For a model that is no MLP half of it more, and at least 1 MiB more, for products and
+            for one evaluation at a time.
         displacements: Number of displacements that are assembled together.
         samples: Number of all displacements.
         free: Free memory of the device in bytes; None where it is not known.

@@ -91,11 +91,12 @@ def attend_to_outputs(
     unit, norms = displacements.unit_differences(joint_inputs(x1, x2), indices, pairs)
     priors = displacements.priors[indices]
     factors = attention.score_factors(displacements.scales[indices], unit.shape[-1])
-    ids = displacements.sample_ids
-    sample_ids = range(int(ids[indices[0]]), int(ids[indices[-1]]) + 1)
 
     def state(x: Tensor, columns: slice) -> AttentionState:
-        custom = attention.custom_scores(x, sample_ids, settings.antithetic) if is_custom else None
+        custom = None
+        if is_custom:  # Only then the numbers of the displacements are read, which waits for a GPU.
+            first, last = (int(displacements.sample_ids[indices[place]]) for place in (0, -1))
+            custom = attention.custom_scores(x, range(first, last + 1), settings.antithetic)
         score = "given" if callable(attention.score) else attention.score
         keys = None if queries is None else queries[columns]
         return attend(unit[..., columns, :], score, priors, factors, keys, custom)

@@ -72,9 +72,10 @@ def local_ntk(
             and a forward derivative; ``"reverse"`` contracts Jacobians that plain autograd computes an input at a time.
             ``"auto"`` chooses the first for an MLP, else the second, and the last one where ``torch.func`` fails or
             does not agree; the reason is logged by the logger ``"nntk"`` at level INFO.
-        max_memory: Budget in bytes for Jacobians or columns, at least 2**20; None for 128 MiB, on a GPU 256 MiB.
-            ``"jacobian"`` and ``"reverse"`` hold at least the Jacobian of one input, C d numbers, and
-            ``"vector-products"`` the gradient of one output; its activations take up to eight times the budget.
+        max_memory: Budget in bytes for Jacobians or columns, at least 2**20; None for the default of
+            :class:`nntk.NonlocalNTK`: 128 MiB, on a GPU a fortieth of its memory. ``"jacobian"`` and ``"reverse"`` hold
+            at least the Jacobian of one input, C d numbers, and ``"vector-products"`` the gradient of one output; its
+            activations take up to eight times the budget.
 
     Returns:
         [N1, N2] in the dtype of the parameters, with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``;

@@ -95,7 +95,8 @@ class PropagationContext:
     @cached_property
     def noise_factors(self) -> Tensor:
         """Factors of the noise, [M, members]: the mantissa of the scale, and minus that for the minus member."""
-        signs = torch.tensor([1.0, -1.0][: self.members], dtype=self.dtype, device=self.scales.device)
+        signs = self.mantissas.new_ones(self.members)
+        signs[1:] = -1  # Filled on the device: a copy from the host would wait for a GPU once a pass.
         return self.mantissas[:, None] * signs
 
     @cached_property

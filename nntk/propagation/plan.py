@@ -62,8 +62,9 @@ class ChunkPlan:
         per_input = [max(0, b - a) for a, b in zip(one.tangent_sizes, two.tangent_sizes, strict=True)]
         fixed = [max(0, a - slope) for a, slope in zip(one.tangent_sizes, per_input, strict=True)]
         # A quarter of the budget is for cached values, a quarter for noise, a quarter for what an evaluation holds at a
-        # time, and one is a margin for what operators need. Most differences should also stay in a processor's cache.
-        budget, itemsize, cache_size = batch.max_bytes, batch.scales.itemsize, 4 * CACHE * batch.members
+        # time, and one is a margin for what operators need.
+        budget, itemsize = batch.max_bytes, batch.scales.itemsize
+        cache_size, most_held = _efficient_sizes(batch)
         block_inputs = min(
             len(x),
             (budget // 4 - 2 * one.cached_bytes + two.cached_bytes) // max(1, two.cached_bytes - one.cached_bytes),
@@ -77,13 +78,24 @@ class ChunkPlan:
             budget // 4 // max(1, block_inputs * held_per_input + held),
         )
         chunk_samples = max(1, min(len(batch.sample_ids), chunk_samples))
-        group_samples = min(4 * TILE, budget // 4 // itemsize) // model.num_params
+        group_samples = min(most_held, budget // 4 // itemsize) // model.num_params
         return cls(
             block_inputs,
             chunk_samples,
             max(chunk_samples, group_samples // chunk_samples * chunk_samples),
             group_samples >= chunk_samples,
         )
+
+
+def _efficient_sizes(batch: DisplacementBatch) -> tuple[int, int]:
+    """Return how many numbers most differences of a chunk may have at most, and the held noise of a group.
+
+    On a CPU, differences should stay in the cache, and noise is generated efficiently a few million numbers at a time.
+    On a GPU the host makes the launches of a pass one by one, whatever their size, so the budget alone limits a pass.
+    """
+    if batch.scales.device.type == "cpu":
+        return 4 * CACHE * batch.members, 4 * TILE
+    return batch.max_bytes, batch.max_bytes
 
 
 @dataclass(frozen=True)

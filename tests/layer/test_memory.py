@@ -1,6 +1,7 @@
 """Memory is planned before a call begins, and what does not fit is refused with what would."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from triton_device import Allocated
 
 from nntk import Attention, NonlocalNTK
 from nntk.estimators import memory
+from nntk.kernels import target
+from nntk.kernels.perturb import config
 
 GIB = 2**30
 
@@ -114,3 +117,25 @@ def test_what_pytorch_holds_of_a_gpu_is_free(monkeypatch):
     for name, size in (("mem_get_info", (GIB, 8 * GIB)), ("memory_reserved", 6 * GIB), ("memory_allocated", GIB)):
         monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
     assert memory.free_bytes(torch.device("cuda")) == 6 * GIB
+
+
+@pytest.mark.parametrize(
+    ("whole", "budget"), [(80 * GIB, 2 * GIB), (4 * GIB, GIB // 4), (0, GIB // 4)], ids=["80 GiB", "4 GiB", "unknown"]
+)
+def test_the_default_budget_follows_the_card(monkeypatch, whole, budget):
+    """A fortieth of a GPU's whole memory, at least 256 MiB; the CPU has its own, and a chosen budget stays."""
+    monkeypatch.setattr(config, "memory_of", lambda device: whole)
+    default, chosen = made().settings, made(max_memory=2**21).settings
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert default.budget(cuda) == budget and default.budget(cpu) == 2**27
+    assert chosen.budget(cuda) == chosen.budget(cpu) == 2**21
+
+
+def test_the_memory_of_a_card_is_all_of_it(monkeypatch):
+    """What other processes hold of it does not change a kernel's chunks; without a card nothing is asked."""
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert target.memory_of(cuda) == target.memory_of(torch.device("cpu")) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * GIB))
+    assert target.memory_of(cuda) == 80 * GIB

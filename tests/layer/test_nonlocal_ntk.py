@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import logging
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from conftest import inputs, mlp, relative_error
 from torch import nn
 
-from nntk import Attention, NonlocalNTK, activations, local_ntk, monte_carlo_error
+from nntk import Attention, NonlocalNTK, activations, local_ntk, monte_carlo_error, preparation, warm_up
 
 
 @pytest.mark.parametrize("outputs", [1, 10])
@@ -416,3 +417,30 @@ def test_what_has_no_monte_carlo_error_is_named(arguments, error, message):
 def test_activations_print_their_settings():
     """A notebook prints the parameters of the modules."""
     assert repr(activations.Quantise(4, 0.5)) == "Quantise(levels=4, clamp=0.5)"
+
+
+@pytest.mark.parametrize("settings", [{}, {"weights": Attention()}, {"estimator": "unbiased"}, {"samples": 1}])
+def test_a_warm_up_changes_nothing(settings):
+    """On a CPU it evaluates two displacements, compiles no kernel of a GPU, and leaves kernel and generators alone."""
+    kernel, x, state = NonlocalNTK(mlp(3, 8, 2), **{"samples": 9} | settings), inputs(5, 3), torch.get_rng_state()
+    expected = kernel(x)
+    assert warm_up(kernel, x) == warm_up(kernel, x[:0], x) == 0
+    assert torch.equal(kernel(x), expected) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_warm_up_records_the_call_itself(monkeypatch, caplog):
+    """On a GPU kernels are compiled for the shapes of the call; that its numbers are arbitrary is no error."""
+    shapes = []
+
+    def without_kernels(displacements, x1, x2):
+        """Return what a kernel that does not run may leave."""
+        shapes.append((len(x1), len(x2), displacements.settings.samples))
+        return torch.full((len(x1), len(x2)), math.nan)
+
+    monkeypatch.setattr("nntk.kernel.energy", without_kernels)
+    monkeypatch.setattr(preparation, "serves", lambda device: True)
+    monkeypatch.setattr(preparation, "compile_ahead", lambda call, *options: call() or 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    with caplog.at_level(logging.INFO, logger="nntk"):
+        assert warm_up(NonlocalNTK(mlp(3, 8, 2), samples=9), inputs(5, 3), inputs(4, 3)) == 3
+    assert shapes == [(5, 4, 9)] and "Compiled 3 kernels for a card" in caplog.text

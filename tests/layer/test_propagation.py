@@ -11,7 +11,7 @@ from triton_device import Allocated
 from nntk import NonlocalNTK
 from nntk.kernels.perturb import displacement_products
 from nntk.kernels.philox import unit_displacements
-from nntk.propagation import plan
+from nntk.propagation import differences, plan
 from nntk.propagation.registry import functions_named
 from nntk.propagation.rules import layers, linear, queries
 
@@ -81,6 +81,24 @@ def test_chunks_do_not_matter(name, directions, monkeypatch):
     monkeypatch.setattr(plan, "CACHE", 2**12)
     assert relative_error(NonlocalNTK(model, max_memory=2**20, **options).differences(x), expected) < 1e-6
     assert relative_error(NonlocalNTK(model, **options).differences(x[:1]), expected[:, :1]) < 1e-6
+
+
+def test_a_gpu_takes_as_many_displacements_as_its_budget_holds(monkeypatch):
+    """Without a CPU's caches, passes are few and large, their memory stays within the budget, and D is the same."""
+    model, x = make_model("resnet")
+    kernel = NonlocalNTK(model, samples=200, propagation="difference", max_memory=2**26)
+    expected, passes, make_context = kernel.differences(x), [], plan.make_context
+    monkeypatch.setattr(differences, "make_context", lambda *call: (passes.append(call), make_context(*call))[1])
+    monkeypatch.setattr(plan, "CACHE", 2**9)
+    kernel.differences(x)
+    on_cpu = len(passes)
+    passes.clear()
+    monkeypatch.setattr(plan, "_efficient_sizes", lambda batch: (batch.max_bytes, batch.max_bytes))
+    monkeypatch.setattr(layers, "multiplies_patches", lambda device: True)
+    with torch.no_grad(), Allocated() as allocated:
+        assert relative_error(kernel.differences(x), expected) < 2e-6
+    assert len(passes) < on_cpu / 2
+    assert allocated.peak < 1.5 * 2**26
 
 
 def test_large_weights_are_not_held():

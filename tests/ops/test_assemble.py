@@ -15,10 +15,11 @@ from nntk.kernels.assemble import (
     inner_product_route,
     nonlocal_gradients,
     reference,
+    streaming,
 )
 from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.fixed_weights import squared_norms
-from nntk.kernels.philox import unit_displacements
+from nntk.kernels.philox import slabs, unit_displacements
 
 M, N1, N2, C, D = 9, 5, 4, 3, 20
 
@@ -316,3 +317,13 @@ def test_a_number_of_parameters_is_an_integer():
     """It is a count of the model's parameters, not a measure."""
     with pytest.raises(TypeError, match="num_params must be an integer, got 1.5"):
         assemble(torch.ones(M, N1, C), torch.ones(M), torch.ones(M), 1.5)
+
+
+def test_steps_of_a_gpu_are_larger(monkeypatch):
+    """Sixteen times a CPU's, 64 MiB in float64; sums over chunks are the same bits, however many rows are scaled."""
+    assert slabs.tile_of(torch.device("cuda")) == 16 * slabs.tile_of(torch.device("cpu")) == 2**23
+    kernel, factors = torch.rand(5, 7), torch.rand(5, dtype=torch.float64)
+    expected = kernel * torch.outer(factors, torch.ones(7).double()).to(kernel.dtype)
+    for tile in (1, 2**23):
+        monkeypatch.setattr(streaming, "tile_of", lambda device, tile=tile: tile)
+        assert torch.equal(streaming._scale(kernel.clone(), factors, torch.ones(7).double()), expected)

@@ -1,9 +1,15 @@
 """Every op as PyTorch sees it: schema, fake kernel, tracing and compiling without a break; none has a backward."""
 
+import logging
+
 import pytest
 import torch
+from conftest import inputs, mlp
 
 from nntk.bench.suites.op_arguments import small_calls
+from nntk.kernels import dispatch, target
+from nntk.kernels.activations import encode
+from nntk.models.recognise import recognise
 
 CALLS = small_calls()
 NAMES = sorted({name for name, _ in CALLS})
@@ -43,3 +49,49 @@ def test_backward_says_that_there_is_none(name):
     result = getattr(torch.ops.nntk, name)(first.clone().requires_grad_(), *others)
     with pytest.raises(RuntimeError, match=f"nntk::{name} has no backward"):
         (result[0] if isinstance(result, tuple) else result).sum().backward()
+
+
+@pytest.fixture
+def slow_paths(caplog):
+    """Log lines on slow paths, none of which was said before."""
+    dispatch.report_slow_path.cache_clear()
+    caplog.set_level(logging.WARNING, logger="nntk")
+    yield caplog
+    dispatch.report_slow_path.cache_clear()
+
+
+@pytest.mark.parametrize(("arch", "reason"), [("sm_75", "sm_80"), ("gfx1100", "gfx942"), (None, "Triton is not inst")])
+def test_a_gpu_without_kernels_is_told_once(monkeypatch, slow_paths, arch, reason):
+    """Old and unknown cards, and a missing Triton: the reference serves, and one line says why."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(target, "target_of", lambda device: target.Target(arch))
+    monkeypatch.setattr(target, "_TRITON", arch is not None)
+    for name in ("mlp_differences", "energy"):
+        reference = dispatch.REGISTERED[name].reference
+        assert dispatch._implementation(name, reference, "a launcher", torch.device("cuda")) is reference
+    (message,) = slow_paths.messages
+    assert reason in message and "Plain torch" in message
+
+
+def test_what_has_no_kernels_is_told_once(monkeypatch, slow_paths):
+    """Float64, the direct form and ties in float64 take the reference, each with one line that names it."""
+    launch = pytest.importorskip("nntk.kernels.perturb.triton.launch")
+    tied = mlp(3, 4, 4, 1, activation="sign")
+    tied[2].requires_grad_(False)
+    cases = [
+        (mlp(3, 4, 1).double(), "difference", "float64"), (mlp(3, 4, 1), "direct", "'direct'"),
+        (tied, "difference", "jump"),
+    ]  # fmt: skip
+    for model, propagation, reason in cases:
+        layers = recognise(model).layers
+        names, parameters = encode([layer.activation for layer in layers])
+        network = [layer.weight for layer in layers], [layer.bias for layer in layers], names, parameters
+        ordinals = [[-1 if n is None else n for n in (getattr(layer, f"{kind}_ordinal") for layer in layers)]
+                    for kind in ("weight", "bias")]  # fmt: skip
+        x = inputs(2, 3).to(layers[0].weight.dtype)
+        call = (x, *network, *ordinals, torch.arange(2), x.new_full((2,), 0.1), 1, 2, "gaussian", "odd", propagation)
+        for _ in range(2):
+            result = launch.mlp_differences(*call, "fp32", 2**27)[0]
+        assert torch.equal(result, dispatch.REGISTERED["mlp_differences"].reference(*call, "fp32", 2**27)[0])
+        assert len(slow_paths.messages) == 1 and reason in slow_paths.messages[0]
+        slow_paths.clear()

@@ -3,15 +3,18 @@
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from conftest import ACTIVATIONS, JUMPS, inputs, mlp, relative_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nntk import FixedKernel, NonlocalNTK
 from nntk.bench.measure.reference import float64_differences, float64_kernel
 from nntk.kernels import perturb
+from nntk.kernels.activations import encode
 from nntk.kernels.fixed_weights import radii
 from nntk.kernels.mlp import unperturbed
 from nntk.kernels.perturb import Layer, mlp_differences
@@ -141,18 +144,55 @@ def test_every_cut_of_the_plan_gives_the_same_differences(monkeypatch, direction
         torch.testing.assert_close(made_norms, norms, rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("budget", [2**20, 2**24, 2**27])
-def test_plans_fit_their_budget(budget, directions):
+@pytest.mark.parametrize("fits_caches", [True, False], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("budget", [2**20, 2**24, 2**27, 2**31])
+def test_plans_fit_their_budget(budget, directions, fits_caches):
     """The bytes that a plan holds stay within the budget, for small and large networks and numbers of inputs."""
     for n in (1, 64, 10**6):
         for widths in ((1, 1), (64, 256, 256, 1), (784, 1024, 1024, 10)):
-            plan = plan_reference(n, 1000, widths, parse(directions), 2, 4, budget)
+            plan = plan_reference(n, 1000, widths, parse(directions), 2, 4, budget, fits_caches)
             per_sample, shared = count_noise_numbers(parse(directions), widths)
             kept = plan.group_samples * per_sample + shared if plan.keep_noise else 0
             held = plan.tile_samples * plan.tile_inputs * 2 * max(widths) * 8 * 4
             held_inputs = plan.block_inputs * sum(widths) * 24
             smallest = 48 * 4 * max(widths) + 24 * sum(widths) + 128 * 2 * max(widths) * 8 * 4
             assert 48 * plan.slab_numbers + 4 * kept + held + held_inputs <= max(budget, smallest)
+
+
+class CountedOperators(TorchDispatchMode):
+    """Context that counts the operators of PyTorch, each a launch on a GPU, and those that would wait for the GPU."""
+
+    def __init__(self):
+        """Begin with none."""
+        super().__init__()
+        self.count, self.reads = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Count one; those that give a number to Python wait for the device."""
+        self.count += 1
+        self.reads += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gpu_gets_few_large_operations(monkeypatch, directions, propagation, dtype):
+    """Blocked for a GPU, the reference gives the same D by few operators, and reads two numbers a call."""
+    model, x = mlp(64, 256, 256, 1, activation="relu").to(dtype), inputs(256, 64).to(dtype)
+    layers, samples = recognise(model).layers, 64
+    names, parameters = encode([layer.activation for layer in layers])
+    tensors = [layer.weight for layer in layers], [layer.bias for layer in layers], names, parameters
+    scales = torch.full((samples,), 0.1, dtype=dtype)
+    call = (*tensors, [0, 2, 4], [1, 3, 5], torch.arange(samples), scales, 1, 2, directions, "odd", propagation, "fp32")
+    results, counted = [], []
+    for fits_caches, budget in ((True, 2**27), (False, 2**31)):
+        plan = partial(plan_reference, fits_caches=fits_caches)
+        monkeypatch.setattr(perturb.reference, "plan_reference", lambda *sizes, plan=plan: plan(*sizes[:7]))
+        with CountedOperators() as operators:
+            results.append(perturb.reference.mlp_differences(x, *call, budget)[0])
+        counted.append(operators)
+    assert relative_error(results[1], results[0]) < 1e-4
+    assert counted[1].count < counted[0].count / (2 if "flipout" in directions or "lowrank" in directions else 8)
+    assert counted[1].reads <= 2
 
 
 def test_rows_may_have_different_scales():

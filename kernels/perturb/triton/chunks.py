@@ -101,6 +101,7 @@ def plan_chunks(
     operands = 1 if directions.name == "lowrank" else 2
     between_layers = operands * sum(max(padded_widths[first:-1:2], default=0) for first in (1, 2))
     projections = padded_rank(directions.count) if directions.name == "lowrank" else 0
+    widest = max(widest, members * projections)  # Offsets in the projections are bounded like those in d.
     matrices = [matrix_bytes(height, width, itemsize) for width, height in zip(widths[:-1], widths[1:], strict=True)]
     footprint = _Footprint(
         state,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels.activations import decode
+from nntk.kernels.dispatch import report_slow_path
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
@@ -21,6 +22,8 @@ from nntk.kernels.perturb.triton.operands import LaunchContext, UnperturbedPass,
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.slices import slices
 from nntk.kernels.target import target_of
+
+_FLOAT64 = "the kernels evaluate float32; a model in float64 is evaluated in float64"
 
 
 def mlp_differences(
@@ -50,8 +53,8 @@ def mlp_differences(
         )
     ]
     layers = with_integer_rows(layers)
-    served = x.dtype == torch.float32 and propagation == "difference"
-    if not served or (path is None and _has_ties(layers, precision, directions)):
+    if reason := _obstacle(layers, x.dtype, propagation, precision, directions, path):
+        report_slow_path(reason)
         return reference.mlp_differences(
             x, weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals, sample_ids, scales,
             seed_low, seed_high, directions, pairs, propagation, precision, max_bytes,
@@ -64,6 +67,19 @@ def mlp_differences(
     if out.numel():
         _evaluate(context, x, sample_ids.contiguous(), scales.float().contiguous(), out)
     return out, squared_norms(displaced(layers), sample_ids, seed_low | seed_high << 32, directions)
+
+
+def _obstacle(
+    layers: list[Layer], dtype: torch.dtype, propagation: str, precision: str, directions: str, path: str | None
+) -> str:
+    """Return why the kernels cannot evaluate a network; an empty string if they can."""
+    if dtype != torch.float32:
+        return _FLOAT64
+    if propagation != "difference":
+        return "propagation='direct' has no kernels; propagation='difference' has, and is as accurate or more"
+    if path is None and _has_ties(layers, precision, directions):
+        return "this network has pre-activations exactly on a jump, which are decided in float64"
+    return ""
 
 
 def _has_ties(layers: list[Layer], precision: str, directions: str) -> bool:
@@ -85,6 +101,7 @@ def displacement_products(
 ) -> Tensor:
     """Evaluate the op ``nntk::displacement_products`` for CUDA tensors by the layer step without weight."""
     if q.dtype != torch.float32:
+        report_slow_path(_FLOAT64)
         return reference.displacement_products(
             q, height, ordinal, sample_ids, seed_low, seed_high, directions, max_bytes
         )
