@@ -23,14 +23,16 @@ _AGAINST_VMAP = {"gaussian": 10.0, "rademacher": 15.0}
 _GAMMA = 1e-2
 _TOLERANCE = {"bf16": 2e-2, "fp32": 1e-5}
 _BYTES = 2**28
-"""Bytes of memory beside the outputs."""
+"""Budget of temporary memory whose keeping is judged."""
 _ROUNDS = 5
 
 
-def _kernel(model: nn.Module, directions: str, samples: int, precision: str, seed: int) -> nntk.NonlocalNTK:
+def _kernel(
+    model: nn.Module, directions: str, samples: int, precision: str, seed: int, max_memory: int | None = None
+) -> nntk.NonlocalNTK:
     return nntk.NonlocalNTK(
         model, gamma=_GAMMA, samples=samples, directions=directions, precision=precision, propagation="difference",
-        seed=seed,
+        seed=seed, max_memory=max_memory,
     )  # fmt: skip
 
 
@@ -87,7 +89,7 @@ def _differences(model: nn.Module, x: Tensor, directions: str, rows: int, precis
 
 
 def _prepared(model: nn.Module, x: Tensor, directions: str, rows: int, precision: str) -> Callable[[], Tensor]:
-    return lambda: _differences(model, x, directions, rows, precision, 0)
+    return lambda: _kernel(model, directions, rows, precision, 0, _BYTES).differences(x)
 
 
 def _kernels(setting: Setting) -> Iterator[Row | str]:
