@@ -25,6 +25,7 @@ include_patterns = [
     "CHANGELOG.md",
     "docs/**",
     "kernels/*/*.md",
+    "nntk/models/isolation/*.md",
     "nntk/propagation/*.md",
     "results/*.md",
     "results/studies/README.md",

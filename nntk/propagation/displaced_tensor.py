@@ -39,7 +39,7 @@ class DisplacedTensor(Tensor):
 
     A displaced tensor without a difference is a value that no displacement changes. A displaced tensor has no memory of
     its own: the value is in an attribute. Code that gets below PyTorch's override protocol, such as scripted code,
-    finds no numbers that it could compute with, and :meth:`__torch_dispatch__` refuses it.
+    finds no numbers that it could compute with, and ``__torch_dispatch__`` refuses it.
 
     Attributes:
         ctx: Context of the evaluation that the value belongs to.
