@@ -130,8 +130,8 @@ def _project_matrix(
     out = torch.empty(splits, len(sample_ids), dim, device=sample_ids.device)
     kernel.project[(splits * triton.cdiv(len(sample_ids), block_m) * triton.cdiv(dim, block_j),)](
         sample_ids.contiguous(), *philox.keys(key), philox.signed(ordinal), out, len(sample_ids), height, width, dim,
-        splits, signs, "ieee", philox.triton_type(operand), target.ptx, philox.is_wide(height, width), block_m, block_j,
-        block_k,
+        splits, signs, "ieee", philox.triton_type(operand), target.ptx, philox.has_wide_blocks(height, width),
+        block_m, block_j, block_k,
     )  # fmt: skip
     return out.double().sum(0)
 

@@ -13,7 +13,7 @@ from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.exactness import layers_with_ties, with_integer_rows
-from nntk.kernels.perturb.triton.chunks import ChunkPlan, plan_chunks, plan_products
+from nntk.kernels.perturb.triton.chunks import ChunkPlan, has_short_offsets, plan_chunks, plan_products
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup
 from nntk.kernels.perturb.triton.layers import LayerSteps, choose_paths, staged_bytes
@@ -50,7 +50,8 @@ def mlp_differences(
         )
     ]
     layers = with_integer_rows(layers)
-    served = x.dtype == torch.float32 and propagation == "difference"
+    widths = (x.shape[1], *(len(weight) for weight in weights))
+    served = x.dtype == torch.float32 and propagation == "difference" and has_short_offsets(widths, 2)
     if not served or (path is None and _has_ties(layers, precision, directions)):
         return reference.mlp_differences(
             x, weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals, sample_ids, scales,
@@ -84,7 +85,7 @@ def displacement_products(
     max_bytes: int,
 ) -> Tensor:
     """Evaluate the op ``nntk::displacement_products`` for CUDA tensors by the layer step without weight."""
-    if q.dtype != torch.float32:
+    if q.dtype != torch.float32 or not has_short_offsets((q.shape[-1], height), 1):
         return reference.displacement_products(
             q, height, ordinal, sample_ids, seed_low, seed_high, directions, max_bytes
         )
