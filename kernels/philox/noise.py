@@ -92,8 +92,11 @@ def _words(
     counts = [stop - start for start, stop in ranges]
     device = sample_ids.device
     blocks = torch.cat([sample_ids[:0], *(torch.arange(start, stop, device=device) for start, stop in ranges)])
-    identities = torch.tensor([(slab.ordinal, slab.purpose) for slab in slabs], dtype=torch.int64, device=device)
-    ordinals, purposes = identities.view(-1, 2).repeat_interleave(sample_ids.new_tensor(counts), dim=0).unbind(1)
+    # Numbers are filled in on the device: a copy from the host would wait for it, and a graph cannot capture one.
+    ordinals, purposes = (
+        torch.cat([sample_ids[:0], *(sample_ids.new_full((n,), one) for n, one in zip(counts, ones, strict=True))])
+        for ones in ([slab.ordinal for slab in slabs], [slab.purpose for slab in slabs])
+    )
     return stream_words(sample_ids, blocks, ordinals, key, purposes), counts
 
 
