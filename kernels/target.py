@@ -1,11 +1,15 @@
 """Architecture of a device and the machine code that kernels may use there. No other module queries the device."""
 
 import importlib.util
+import logging
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+
+_log = logging.getLogger("nntk")
 
 AMD = ("gfx942",)
 """AMD architectures that the kernels are compiled for. No other AMD architecture has products of TF32."""
@@ -76,8 +80,30 @@ def target_of(device: torch.device) -> Target:
 
 
 def serves(device: torch.device) -> bool:
-    """Return True if kernels, not references, serve a device; also True in tracing, without a card to query."""
-    return _TRITON and device.type == "cuda" and (not torch.cuda.is_available() or target_of(device).supported)
+    """Return True if kernels serve a device; else the references do, and a log line says so once for a kind of card.
+
+    In tracing, without a card to query, the answer is True.
+    """
+    if device.type != "cuda":
+        return False
+    if not torch.cuda.is_available():
+        return _TRITON
+    if not _TRITON:
+        _report("Triton is not installed")
+        return False
+    target = target_of(device)
+    if not target.supported:
+        _report(
+            f"{target.device or 'the card'} is {target.arch}, and the kernels require compute capability 8.0 (sm_80) "
+            f"or later, or {', '.join(AMD)}"
+        )
+    return target.supported
+
+
+@cache
+def _report(reason: str) -> None:
+    """Log once for each reason that references serve a card."""
+    _log.warning("%s: tensors on the GPU are served by plain torch, which is several times slower.", reason)
 
 
 def family_of(arch: str) -> str:
@@ -86,8 +112,9 @@ def family_of(arch: str) -> str:
         return "gfx942"
     if arch.startswith("sm_"):
         # Consumer cards (sm_86, sm_89, sm_120) have the products of sm_80, and 99 KB of shared memory instead of 163.
-        # The configurations use 64 KB at most. On sm_120 three of the large tiles spill two to four registers.
-        return {"sm_90": "sm_90", "sm_100": "sm_100", "sm_103": "sm_100"}.get(arch, "sm_80")
+        # The configurations use 69 KB at most. On sm_120 the compiler needs more registers for float32.
+        near = {"sm_103": "sm_100", "sm_121": "sm_120"}
+        return near.get(arch, arch if arch in ("sm_90", "sm_100", "sm_120") else "sm_80")
     return arch
 
 

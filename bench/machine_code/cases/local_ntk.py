@@ -39,7 +39,7 @@ def _gram(arch: str, size: int) -> Case:
 def _case(
     name: str, arch: str, form: str, outputs: str, size: int, symmetric: bool, last: bool, wide: bool = False
 ) -> Case:
-    tiles = config.pick(size, size, 1, symmetric, form == "fused", arch)
+    tiles = config.pick(size, size, 1, symmetric, form == "fused", arch, wide)
     signature: dict[str, Signature] = {
         "b1": "*fp32:16",
         "b2": "*fp32:16",

@@ -57,7 +57,7 @@ def energy(
     target, rows_per_input = target_of(d1.device), c if outputs == "full" else 1
     members = d1.dim() - 2
     rows, columns = n1 * rows_per_input, n2 * rows_per_input
-    wide = is_wide(config.LARGEST * max(row_length(n2, c, outputs), max(n1, n2) * c))
+    wide = has_wide_tiles(n2, c, outputs) or is_wide(config.LARGEST * max(n1, n2) * c)
     size = config.tiles_on(target, rows, columns, symmetric, weighting, members, wide)
     tiles1, tiles2 = triton.cdiv(rows, size.block), triton.cdiv(columns, size.block)
     programs = tiles1 * (tiles1 + 1) // 2 if symmetric else tiles1 * tiles2
@@ -73,9 +73,9 @@ def energy(
     return out
 
 
-def row_length(n2: int, num_outputs: int, outputs: str) -> int:
-    """Return the number of entries of a kernel matrix for one input of the rows: a bound of every offset in a row."""
-    return n2 * {"diagonal": num_outputs, "full": num_outputs**2}.get(outputs, 1)
+def has_wide_tiles(n2: int, num_outputs: int, outputs: str) -> bool:
+    """Return True if offsets in a tile of a kernel matrix may need 64 bits."""
+    return is_wide(config.LARGEST * n2 * {"diagonal": num_outputs, "full": num_outputs**2}.get(outputs, 1))
 
 
 def _supports(d1: Tensor, d2: Tensor, outputs: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nntk.kernels.assemble.triton.launch import row_length
+from nntk.kernels.assemble.triton.launch import has_wide_tiles
 from nntk.kernels.local_ntk import reference
 from nntk.kernels.local_ntk.triton import config, kernel
 from nntk.kernels.offsets import is_wide
@@ -60,10 +60,10 @@ class _KernelMatrix:
         if self.outputs == "diagonal":
             copies = self.num_outputs
         shape = self.n1 * rows_per_input, self.n2 * rows_per_input
-        tiles = config.pick_on(self.target, *shape, copies, self.symmetric, inputs is not None)
+        wide = has_wide_tiles(self.n2, self.num_outputs, self.outputs)
+        tiles = config.pick_on(self.target, *shape, copies, self.symmetric, inputs is not None, wide)
         h1, h2 = inputs or (None, None)
         b1, b2 = derivatives
-        wide = is_wide(tiles.block_i * row_length(self.n2, self.num_outputs, self.outputs))
         kernel.layer_pair[(tiles.programs(*shape, self.symmetric) * copies,)](
             h1, h2, gram, b1, b2, out, 0 if h1 is None else h1.shape[1], b1.shape[1],
             self.n1, self.n2, self.num_outputs,
