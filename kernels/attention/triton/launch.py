@@ -25,7 +25,7 @@ def attention_scores(d: Tensor, keys: Tensor | None, score: str) -> Tensor:
         return reference.attention_scores(d, keys, score)
     d, out = d.contiguous(), torch.empty(d.shape[:-1], device=d.device)
     num_inputs, outputs = d.shape[-2:]
-    block_s, block_c = config.scores_tile(outputs)
+    block_s, block_c = config.scores_tile(outputs, target_of(d.device).arch)
     if out.numel():
         kernel.scores[(triton.cdiv(out.numel(), block_s),)](
             d,
