@@ -38,6 +38,9 @@ def judged(tmp_path_factory):
     ("case", "arch", "caught"),
     [
         ("good", "sm_80", {}),
+        ("good", "sm_86", {}),
+        ("good", "sm_89", {}),
+        ("good", "sm_120", {}),
         ("good", "sm_90", {}),
         ("good", "sm_100", {}),
         ("good", "gfx942", {}),
