@@ -22,7 +22,7 @@ contract: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m contract
 
 # Everything that is compiled for a GPU without one: the tests that compile for minutes, launches by an older Triton,
-# and every kernel for four architectures.
+# and every kernel for seven architectures.
 machine-code: $(VENV)/.installed-test launches resources
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m machine_code
 
@@ -35,7 +35,7 @@ $(VENV)/triton-$(OLDER_TRITON): $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part triton==$(OLDER_TRITON)
 	@rm -rf $@ && mv $@.part $@
 
-# Every kernel compiled for four GPUs without one: spills, lost tensor cores and lost instructions fail.
+# Every kernel compiled for seven GPUs without one: spills, lost tensor cores and lost instructions fail.
 resources: $(VENV)/.installed-bench
 	$(BIN)/nntk-bench resources
 

@@ -28,11 +28,13 @@ class Registered:
         reference: Plain torch implementation.
         fake: Function that returns empty results of the right shape, dtype and device.
         cost: Minimum work of a call, without the bytes of the results.
+        launch: Function that serves CUDA tensors; None where the reference does.
     """
 
     reference: Callable[..., Any]
     fake: Callable[..., Any]
     cost: CostFunction
+    launch: Callable[..., Any] | None
 
 
 REGISTERED: dict[str, Registered] = {}
@@ -117,7 +119,6 @@ def register(
     """
     name = schema.partition("(")[0]
     qualified = f"nntk::{name}"
-    REGISTERED[name] = Registered(reference, fake, cost)
     _LIBRARY.define(schema)
 
     def call_reference(*arguments: Any) -> Any:
@@ -138,6 +139,7 @@ def register(
             function = getattr(importlib.import_module(compiled), name) if isinstance(compiled, str) else compiled
         return _without_autocast(function, arguments, torch.device("cpu"))
 
+    REGISTERED[name] = Registered(reference, fake, cost, None if launcher is None else call_launcher)
     _LIBRARY.impl(name, call_reference, "CompositeExplicitAutograd")
     if compiled is not None:
         _LIBRARY.impl(name, call_compiled, "CPU")

@@ -22,7 +22,8 @@ not be present. Each row is judged; a failed check is named in the last column a
 
 checks:
   stack, spills         none
-  shared_memory         at most what a program may have: sm_80 166,912 bytes, sm_90 and sm_100 232,448, gfx942 65,536
+  shared_memory         at most what a program may have: sm_80 166,912 bytes, sm_90 and sm_100 232,448,
+                        sm_86, sm_89 and sm_120 101,376, gfx942 65,536
   tensor_memory, trap   at most 512 columns on sm_100, where Triton otherwise compiles to a trap
   main_loops            the loops that the case states are in the code
   matrix_instructions   they compute every product that is meant for tensor cores completely
@@ -34,7 +35,7 @@ checks:
 """
 EPILOG = """\
 examples:
-  nntk-bench resources                                    everything, on all four architectures
+  nntk-bench resources                                    everything, on every architecture
   nntk-bench resources --arch sm_90 --kernel "hidden"     the kernels with hidden in their name, for one architecture
   nntk-bench resources --json resources.json              all counts, by pipe and loop, with versions and commit
   nntk-bench resources --json - | jq .rows                the same for another program

@@ -55,14 +55,17 @@ class Machine:
     tensor_memory: int = 0
 
 
-def _nvidia(fp32: int, products: float, shared: int, tensor_memory: int = 0) -> Machine:
+def _nvidia(
+    fp32: int, products: float, shared: int, tensor_memory: int = 0, fp64: int = 64, integers: int = 64
+) -> Machine:
+    """Describe a multiprocessor by its results a clock: float32, products in bfloat16, float64, additions of int32."""
     pipes: dict[str, dict[str, float]] = {
         "issue": {"*": 1 / 4},
-        "integer": {"alu": 32 / 64},
+        "integer": {"alu": 32 / integers},
         "fp": {"fma": 32 / fp32, "imad": 32 / fp32},
         "integer multiply": {"imad": 32 / 64},
         "special": {"special": 32 / 16},
-        "fp64": {"fp64": 32 / 64},
+        "fp64": {"fp64": 32 / fp64},
         "memory": {"memory": 1, "memory64": 2, "memory128": 4},
     }
     rates = {"bf16": products, "fp16": products, "tf32": products / 2}
@@ -71,8 +74,13 @@ def _nvidia(fp32: int, products: float, shared: int, tensor_memory: int = 0) -> 
 
 MACHINES = {
     "sm_80": _nvidia(64, 1024, 166_912),
+    # Cards for consumers: 256 multiply-adds where products are summed in float32, e.g. RTX 4090:
+    # 165.2 TFLOP/s / (2 x 128 x 2.52 GHz).
+    "sm_86": _nvidia(128, 256, 101_376, fp64=2),
+    "sm_89": _nvidia(128, 256, 101_376, fp64=2),
     "sm_90": _nvidia(128, 2048, 232_448),
     "sm_100": _nvidia(128, 4096, 232_448, 512),
+    "sm_120": _nvidia(128, 256, 101_376, fp64=2, integers=128),
     # Four SIMDs of 16 lanes: a wave's vector or matrix instruction takes one of them 4 clocks, a transcendental or a
     # wide integer multiply 16; scalar and memory instructions issue beside them.
     "gfx942": Machine(

@@ -92,10 +92,11 @@ def _words(
     counts = [stop - start for start, stop in ranges]
     device = sample_ids.device
     blocks = torch.cat([sample_ids[:0], *(torch.arange(start, stop, device=device) for start, stop in ranges)])
-    # The host waits neither for the copy of this small table to a GPU, nor to learn the length of the result.
-    rows = [(slab.ordinal, slab.purpose, count) for slab, count in zip(slabs, counts, strict=True)]
-    table = torch.tensor(rows, dtype=torch.int64).view(-1, 3).to(device, non_blocking=True)
-    ordinals, purposes, _ = table.repeat_interleave(table[:, 2], dim=0, output_size=sum(counts)).unbind(1)
+    # Numbers are filled in on the device: a copy from the host would wait for it, and a graph cannot capture one.
+    ordinals, purposes = (
+        torch.cat([sample_ids[:0], *(sample_ids.new_full((n,), one) for n, one in zip(counts, ones, strict=True))])
+        for ones in ([slab.ordinal for slab in slabs], [slab.purpose for slab in slabs])
+    )
     return stream_words(sample_ids, blocks, ordinals, key, purposes), counts
 
 

@@ -111,10 +111,19 @@ def test_nothing_to_do():
         assert result.shape == (n1, n1) and (result == 0).all()
 
 
-def test_long_lines_are_left_to_the_reference():
-    """Offsets within a tile are 32-bit."""
-    few, many = torch.ones(1, 3, 1), torch.empty(1, 1).expand(1, 1).as_strided((1, 2**24, 1), (0, 0, 0))
-    assert launch._supports(few, few, "full") and not launch._supports(few, many, "trace")
+def test_sums_of_very_many_terms_are_left_to_the_reference():
+    """Terms, rows and columns are counted in 32 bits."""
+
+    def d(*shape):
+        return torch.empty(shape, device="meta")
+
+    assert launch._supports(d(1, 3, 1), d(1, 2**30, 1), "trace") and not launch._supports(
+        d(1, 3, 1), d(1, 2**31, 1), "trace"
+    )
+    assert not launch._supports(d(2**15, 3, 2**16), d(2**15, 3, 2**16), "trace")
+    assert launch._supports(d(1, 3, 2), d(1, 2**30, 2), "trace") and not launch._supports(
+        d(1, 3, 2), d(1, 2**30, 2), "full"
+    )
 
 
 @pytest.mark.parametrize("directions", ["gaussian", "rademacher", "flipout(2)", "lowrank(1)"])

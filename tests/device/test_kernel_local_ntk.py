@@ -119,7 +119,7 @@ def every_choice():
     """Tiles of every architecture for few lines and for many."""
     return [
         config.pick(lines, lines, copies, symmetric, fused, arch)
-        for arch in ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942", "interpreter")
+        for arch in ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942", "interpreter")
         for lines in (1, 500, 10**5)
         for copies in (1, 10)
         for symmetric in (False, True)

@@ -129,7 +129,7 @@ def test_squared_norms_equal_those_of_the_noise(shape):
 
 
 def test_sums_in_64_bits_are_the_same(monkeypatch):
-    """Loops over more than 2**30 blocks count in 64 bits; so does a short one if told to, with the same bits."""
+    """Loops over more than 2**29 blocks count in 64 bits; so does a short one if told to, with the same bits."""
     rows, parameters = torch.arange(2, device=DEVICE), [torch.zeros(33, 500, device=DEVICE)]
     expected = launch.squared_norms(parameters, [0], rows, 1, 2, "gaussian")
     monkeypatch.setattr(launch, "_WIDE_BLOCKS", 0)
@@ -137,7 +137,7 @@ def test_sums_in_64_bits_are_the_same(monkeypatch):
 
 
 def test_many_blocks_are_counted_in_64_bits(monkeypatch):
-    """Beyond 2**30, where the last step of a 32-bit loop would run over its end."""
+    """Beyond 2**29, which hold 2**31 normals."""
     wide = {}
 
     class Recorder:
@@ -145,9 +145,9 @@ def test_many_blocks_are_counted_in_64_bits(monkeypatch):
             return lambda *arguments: wide.update({arguments[5]: arguments[-2]})
 
     monkeypatch.setattr(kernel, "sum_squares", Recorder())
-    for shape in ((2**15, 2**17), (2**15 + 1, 2**17), (2**16, 2**17)):
+    for shape in ((2**14, 2**17), (2**14 + 1, 2**17), (2**16, 2**17)):
         launch._sum_squares(torch.arange(1, device=DEVICE), 0, shape, (1, 2))
-    assert wide == {2**30: False, 2**30 + 2**15: True, 2**31: True}
+    assert wide == {2**29: False, 2**29 + 2**15: True, 2**31: True}
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20])

@@ -38,6 +38,9 @@ def judged(tmp_path_factory):
     ("case", "arch", "caught"),
     [
         ("good", "sm_80", {}),
+        ("good", "sm_86", {}),
+        ("good", "sm_89", {}),
+        ("good", "sm_120", {}),
         ("good", "sm_90", {}),
         ("good", "sm_100", {}),
         ("good", "gfx942", {}),
@@ -289,8 +292,8 @@ def test_workers_end_with_who_started_them(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--arch", "sm_75"], "argument --arch: must be of sm_80,sm_90,sm_100,gfx942, got 'sm_75'"),
-        (["--arch", ""], "argument --arch: must be of sm_80,sm_90,sm_100,gfx942, got ''"),
+        (["--arch", "sm_75"], "argument --arch: must be of sm_80,sm_86,sm_89,sm_90,sm_100,sm_120,gfx942, got 'sm_75'"),
+        (["--arch", ""], "argument --arch: must be of sm_80,sm_86,sm_89,sm_90,sm_100,sm_120,gfx942, got ''"),
         (["--json"], "Option '--json' requires an argument"),
     ],
 )

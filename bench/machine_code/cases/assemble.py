@@ -17,14 +17,22 @@ def cases(arch: str) -> list[Case]:
     listed += [rank_update(arch, "rows", 1, outputs, True, 4096) for outputs in ("diagonal", "full")]
     listed += [rank_update(arch, "given", 2, outputs, False, 4096) for outputs in ("diagonal", "full")]
     listed += [rank_update(arch, weighting, members, "trace", False, 256) for weighting, members in _WEIGHTINGS[::2]]
+    listed += [rank_update(arch, "rows", 1, "trace", symmetric, 4096, wide=True) for symmetric in (True, False)]
     return listed
 
 
 def rank_update(
-    arch: str, weighting: str, members: int, outputs: str, symmetric: bool, size: int, one_output: bool = False
+    arch: str,
+    weighting: str,
+    members: int,
+    outputs: str,
+    symmetric: bool,
+    size: int,
+    one_output: bool = False,
+    wide: bool = False,
 ) -> Case:
     """Return the rank update for one kind of weights and one mode of outputs, with the tiles for ``size`` rows."""
-    tiles = config.tiles(size, size, symmetric, weighting, members, 132, arch)
+    tiles = config.tiles(size, size, symmetric, weighting, members, 132, arch, wide)
     signature = {name: kind for name, kind in _arguments(weighting)}
     # Triton turns an integer 1 into a constant: with one output, terms are displacements and nothing is divided.
     single = {"outputs": 1} if one_output else {}
@@ -37,6 +45,7 @@ def rank_update(
     constants |= {"WEIGHTING": weighting, "MEMBERS": members, "SYMMETRIC": symmetric, "OUTPUTS": outputs}
     constants |= {
         "PRECISION": input_precision("fp32", arch),
+        "WIDE": wide,
         "BI": tiles.block,
         "BJ": tiles.block,
         "BK": tiles.block_k,
@@ -44,7 +53,7 @@ def rank_update(
     }
     product = Product(tiles.block, tiles.block, tiles.block_k, "tf32" if arch.startswith("sm_") else "fp32")
     pairs = " pairs" if members == 2 else ""
-    shape = f"{'triangle' if symmetric else 'all'} {tiles.block} x {tiles.block}"
+    shape = f"{'triangle' if symmetric else 'all'} {tiles.block} x {tiles.block}{' wide' if wide else ''}"
     return Case(
         f"rank_update {weighting}{pairs} {outputs}{' of one' if one_output else ''} {shape}",
         kernel.rank_update,

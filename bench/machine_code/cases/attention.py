@@ -19,7 +19,7 @@ _STREAM: dict[str, Signature] = {"sample_ids": "*i64", "key0": "i32", "key1": "i
 
 def cases(arch: str) -> list[Case]:
     """Return the cases of one architecture."""
-    return [*_passes(), *_scores(), *_projections(arch)]
+    return [*_passes(), *_scores(arch), *_projections(arch)]
 
 
 def _passes() -> Iterator[Case]:
@@ -43,9 +43,9 @@ def _passes() -> Iterator[Case]:
         )
 
 
-def _scores() -> Iterator[Case]:
+def _scores(arch: str) -> Iterator[Case]:
     for score in ("dot", "distance"):
-        block_s, block_c = config.scores_tile(10)
+        block_s, block_c = config.scores_tile(10, arch)
         signature: dict[str, Signature] = {"d": "*fp32:16", "out": "*fp32:16"}
         signature |= {"num_scores": "i32:16", "num_inputs": "i32:16", "outputs": "i32"}
         constants: dict[str, Any] = {"SCORE": score, "BS": block_s, "BC": block_c}

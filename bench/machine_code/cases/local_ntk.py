@@ -22,21 +22,24 @@ def _layers(arch: str) -> Iterator[Case]:
     yield layer_pair(arch, "trace", _LARGE, symmetric=True, last=False)
     for outputs in ("trace", "full"):
         yield layer_pair(arch, outputs, _LARGE, symmetric=False, last=True)
+        yield layer_pair(arch, outputs, _LARGE, symmetric=outputs == "trace", last=True, wide=True)
 
 
-def layer_pair(arch: str, outputs: str, size: int, symmetric: bool, last: bool) -> Case:
+def layer_pair(arch: str, outputs: str, size: int, symmetric: bool, last: bool, wide: bool = False) -> Case:
     """Return a layer after another, with weight and bias as parameters and the tiles for a matrix of ``size``."""
     form = "fused" if config.is_fused(10, outputs) else "given"
     name = f"layer_pair {outputs} {form} {'symmetric' if symmetric else 'cross'} {'last' if last else 'inner'} {size}"
-    return _case(name, arch, form, outputs, size, symmetric, last)
+    return _case(f"{name}{' wide' if wide else ''}", arch, form, outputs, size, symmetric, last, wide)
 
 
 def _gram(arch: str, size: int) -> Case:
     return _case(f"layer_pair inputs {size}", arch, "plain", "trace", size, True, False)
 
 
-def _case(name: str, arch: str, form: str, outputs: str, size: int, symmetric: bool, last: bool) -> Case:
-    tiles = config.pick(size, size, 1, symmetric, form == "fused", arch)
+def _case(
+    name: str, arch: str, form: str, outputs: str, size: int, symmetric: bool, last: bool, wide: bool = False
+) -> Case:
+    tiles = config.pick(size, size, 1, symmetric, form == "fused", arch, wide)
     signature: dict[str, Signature] = {
         "b1": "*fp32:16",
         "b2": "*fp32:16",
@@ -53,6 +56,7 @@ def _case(name: str, arch: str, form: str, outputs: str, size: int, symmetric: b
         "SYMMETRIC": symmetric,
         "OUTPUTS": outputs,
         "PRECISION": input_precision("fp32", arch),
+        "WIDE": wide,
         "BI": tiles.block_i,
         "BJ": tiles.block_j,
         "BK": tiles.block_k,

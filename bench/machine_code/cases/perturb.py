@@ -234,8 +234,8 @@ def stationary_step(
         f"stationary_step {source} {precision} {'first' if first else 'hidden'} {activation} {width}",
         kernel.stationary_step,
         signature,
-        {"SOURCE": source, "FIRST": first, "LAST": False, "MEMBERS": 2, "ACTIVATION": activation, "PARTS": tiles.parts}
-        | {"BH": tiles.block_h, "BN": tiles.block_n, "BK": tiles.block_k},
+        {"SOURCE": source, "FIRST": first, "LAST": False, "MEMBERS": 2, "ACTIVATION": activation, "WIDE": False}
+        | {"PARTS": tiles.parts, "BH": tiles.block_h, "BN": tiles.block_n, "BK": tiles.block_k},
         precision,
         arch,
         num_warps=tiles.num_warps,

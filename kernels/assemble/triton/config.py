@@ -25,14 +25,27 @@ class Tiles:
     parts: int
 
 
-def tiles(rows: int, columns: int, symmetric: bool, weighting: str, members: int, processors: int, arch: str) -> Tiles:
+LARGEST = 128
+"""Most rows, columns or terms that a program handles together."""
+
+
+def tiles(
+    rows: int,
+    columns: int,
+    symmetric: bool,
+    weighting: str,
+    members: int,
+    processors: int,
+    arch: str,
+    wide: bool = False,
+) -> Tiles:
     """Choose tiles for a kernel matrix of ``rows`` by ``columns``.
 
     Where weights depend on the input, each value of an operand costs an exponential, computed once for each tile: a
     wider tile needs fewer. Tiles of 128 x 128 in float32, whose products are split into three on tensor cores, fit
     without a spill on newer architectures. Computing weights takes registers, which a shorter step gives back. Small
     kernels use quarter tiles, so that every processor has one, and so do older architectures, whose products read
-    registers.
+    registers, and kernels whose offsets have 64 bits.
 
     Args:
         rows: Number of rows of the kernel matrix.
@@ -42,6 +55,7 @@ def tiles(rows: int, columns: int, symmetric: bool, weighting: str, members: int
         members: 2 if plus and minus members of antithetic pairs are loaded, else 1.
         processors: Number of multiprocessors of the card.
         arch: Architecture, as ``Target`` names it.
+        wide: True if offsets within a tile need 64 bits.
 
     Returns:
         Sizes of the tiles.
@@ -55,7 +69,7 @@ def tiles(rows: int, columns: int, symmetric: bool, weighting: str, members: int
     if not arch.startswith(("sm_9", "sm_10", "sm_11")):
         return Tiles(64, 16, num_warps=8 if arch.startswith("sm_") else 4, num_stages=1, parts=2)
     count = -(-rows // 128) * -(-columns // 128) // (2 if symmetric else 1)
-    if count < processors or (members == 2 and not arch.startswith("sm_9")):
+    if wide or count < processors or (members == 2 and not arch.startswith("sm_9")):
         return Tiles(64, 16, num_warps=8, num_stages=2, parts=2)
     hopper = arch.startswith("sm_9")
     if hopper and weighting == "rows":
@@ -72,9 +86,13 @@ RANK_UPDATE = Tunable(
 )
 
 
-def tiles_on(target: Target, rows: int, columns: int, symmetric: bool, weighting: str, members: int) -> Tiles:
-    """Return the tiles measured on a device, else those of ``tiles``."""
+def tiles_on(
+    target: Target, rows: int, columns: int, symmetric: bool, weighting: str, members: int, wide: bool
+) -> Tiles:
+    """Return the tiles measured on a device, else those of ``tiles``; none are measured with offsets of 64 bits."""
     key = (rows, columns, symmetric, weighting, members)
+    if wide:
+        return tiles(*key, target.processors, target.arch, wide)
     return RANK_UPDATE.pick(target, key, lambda: tiles(*key, target.processors, target.arch))
 
 

@@ -10,17 +10,20 @@ import triton
 import triton.language as tl
 
 from nntk.kernels.attention.triton.kernel import exponent
+from nntk.kernels.offsets import sized, widened
 
 
 @triton.jit
 def tile_of(program, tiles_j, SYMMETRIC: tl.constexpr):
     """Return the tile (i, j) of a program, counted row by row; only tiles on and below the diagonal if SYMMETRIC."""
     if SYMMETRIC:
-        # Row i has i + 1 tiles. The root is exact below 2**50 up to its rounding, which is corrected.
-        i = ((tl.sqrt(8.0 * program.to(tl.float64) + 1.0) - 1.0) * 0.5).to(tl.int32)
+        # Row i has i + 1 tiles. The root is exact below 2**50 up to its rounding, which is corrected. Twice the number
+        # of tiles exceeds 32 bits.
+        i = ((tl.sqrt(8.0 * program.to(tl.float64) + 1.0) - 1.0) * 0.5).to(tl.int64)
         i = tl.where(i * (i + 1) // 2 > program, i - 1, i)
         i = tl.where((i + 1) * (i + 2) // 2 <= program, i + 1, i)
-        j = program - i * (i + 1) // 2
+        j = (program - i * (i + 1) // 2).to(tl.int32)
+        i = i.to(tl.int32)
     else:
         i, j = program // tiles_j, program % tiles_j
     return i, j
@@ -51,20 +54,22 @@ def column_offset(j, outputs, OUTPUTS: tl.constexpr):
 
 
 @triton.jit
-def _offset_from(i, i0, n2, outputs, OUTPUTS: tl.constexpr):
-    """Return the offsets of rows i of a tile from its first row i0; 32 bits are enough for existing rows."""
-    return (row_offset(i.to(tl.int64), n2, outputs, OUTPUTS) - row_offset(i0.to(tl.int64), n2, outputs, OUTPUTS)).to(
-        tl.int32
-    )
+def tile_offsets(i, i0, j, n2, outputs, OUTPUTS: tl.constexpr, WIDE: tl.constexpr):
+    """Return the element at which row i0 starts, and the offsets from there of rows i and columns j of its tile.
+
+    The start has 64 bits, and so have the offsets where WIDE; else they have 32, which are enough for existing rows.
+    """
+    start = row_offset(i0.to(tl.int64), n2, outputs, OUTPUTS)
+    rows = sized(row_offset(i.to(tl.int64), n2, outputs, OUTPUTS) - start, WIDE)
+    return start, rows, column_offset(sized(j, WIDE), outputs, OUTPUTS)
 
 
 @triton.jit
 def store_tile(
-    out, tile, i0, j0, n1, n2, outputs, SYMMETRIC: tl.constexpr, OUTPUTS: tl.constexpr, PARTS: tl.constexpr = 1
+    out, tile, i0, j0, n1, n2, outputs, SYMMETRIC: tl.constexpr, OUTPUTS: tl.constexpr, WIDE: tl.constexpr,
+    PARTS: tl.constexpr = 1,
 ):  # fmt: skip
     """Store a tile; of a symmetric kernel, the entries on and below the diagonal and their mirror images.
-
-    Offsets within the tile are 32-bit, from a 64-bit start: that takes half the registers.
 
     Args:
         out: Kernel matrix, float32, contiguous: [N1, N2]; in mode ``diagonal`` [N1, N2, C] from the output of the tile
@@ -77,14 +82,15 @@ def store_tile(
         outputs: Number C of outputs.
         SYMMETRIC: True for a symmetric kernel.
         OUTPUTS: Mode of output, ``trace``, ``mean``, ``diagonal`` or ``full``.
+        WIDE: True if offsets within the tile need 64 bits.
         PARTS: Power of two; the columns of the tile are stored in so many parts, one by one.
     """
     BI: tl.constexpr = tile.shape[0]
     BJ: tl.constexpr = tile.shape[1]
     if PARTS > 1:
         first, second = tl.split(tl.permute(tl.reshape(tile, (BI, 2, BJ // 2)), (0, 2, 1)))
-        store_tile(out, first, i0, j0, n1, n2, outputs, SYMMETRIC, OUTPUTS, PARTS // 2)
-        store_tile(out, second, i0, j0 + BJ // 2, n1, n2, outputs, SYMMETRIC, OUTPUTS, PARTS // 2)
+        store_tile(out, first, i0, j0, n1, n2, outputs, SYMMETRIC, OUTPUTS, WIDE, PARTS // 2)
+        store_tile(out, second, i0, j0 + BJ // 2, n1, n2, outputs, SYMMETRIC, OUTPUTS, WIDE, PARTS // 2)
     else:
         i, j = i0 + tl.arange(0, BI), j0 + tl.arange(0, BJ)
         rows, columns = n1, n2
@@ -93,14 +99,12 @@ def store_tile(
         keep = (i < rows)[:, None] & (j < columns)[None, :]
         if SYMMETRIC:
             keep = keep & (i[:, None] >= j[None, :])
-        start = out + row_offset(i0.to(tl.int64), n2, outputs, OUTPUTS)
-        offset = _offset_from(i, i0, n2, outputs, OUTPUTS)
-        tl.store(start + (offset[:, None] + column_offset(j, outputs, OUTPUTS)[None, :]), tile, mask=keep)
+        start, row, column = tile_offsets(i, i0, j, n2, outputs, OUTPUTS, WIDE)
+        tl.store(out + start + (row[:, None] + column[None, :]), tile, mask=keep)
         if SYMMETRIC:
             # The mirror image.
-            start = out + row_offset(j0.to(tl.int64), n2, outputs, OUTPUTS)
-            offset = _offset_from(j, j0, n2, outputs, OUTPUTS)
-            tl.store(start + (offset[None, :] + column_offset(i, outputs, OUTPUTS)[:, None]), tile, mask=keep)
+            start, row, column = tile_offsets(j, j0, i, n2, outputs, OUTPUTS, WIDE)
+            tl.store(out + start + (row[None, :] + column[:, None]), tile, mask=keep)
 
 
 @triton.jit
@@ -142,7 +146,7 @@ def _divide(t, outputs):
 @triton.jit
 def _operand(
     d, roots, values, keys, priors, factors, shifts, m0, c0, i, output, num_samples, num_inputs, outputs,
-    WEIGHTING: tl.constexpr, MEMBERS: tl.constexpr, OUTPUTS: tl.constexpr, BK: tl.constexpr,
+    WEIGHTING: tl.constexpr, MEMBERS: tl.constexpr, OUTPUTS: tl.constexpr, WIDE: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Load weighted differences A [BK, BI]: differences times roots and the roots of weights.
 
@@ -167,6 +171,7 @@ def _operand(
         WEIGHTING: Kind of weights.
         MEMBERS: 2 for antithetic pairs, else 1.
         OUTPUTS: Mode of output.
+        WIDE: True if offsets within a step need 64 bits.
         BK: Terms of a step.
     """
     t = c0 + tl.arange(0, BK)
@@ -178,8 +183,8 @@ def _operand(
         m, c = m0 + skipped, t - skipped * outputs
     keep = (m < num_samples)[:, None] & (n < num_inputs)[None, :]
     # 64-bit offsets to the first displacement, 32-bit offsets from there.
-    start = (tl.zeros((), tl.int64) + m0) * num_inputs
-    offset = ((m - m0) * num_inputs)[:, None] + n[None, :]
+    start = widened(m0) * num_inputs
+    offset = (sized(m - m0, WIDE) * num_inputs)[:, None] + n[None, :]
     element = offset * outputs
     if OUTPUTS == "trace":
         element += c[:, None]
@@ -205,8 +210,7 @@ def _operand(
         if MEMBERS == 1:
             a *= root * tl.exp(0.5 * e)
         else:
-            # For one displacement, num_samples is a constant 1: adding a zero makes it a 64-bit value.
-            count = (tl.zeros((), tl.int64) + num_samples) * num_inputs
+            count = widened(num_samples) * num_inputs
             mirrored = tl.load(d + (start + count) * outputs + element, mask=keep, other=0.0)
             second = _exponent_of(mirrored, values, start + count, offset, key, prior, factor, keep, WEIGHTING)
             a = (a - mirrored) * (0.5 * root) * tl.sqrt(tl.exp(e) + tl.exp(second))
@@ -218,7 +222,8 @@ def rank_update(
     d1, d2, roots, values1, values2, keys1, keys2, priors, factors, shifts1, shifts2, out,
     num_samples, n1, n2, outputs,
     WEIGHTING: tl.constexpr, MEMBERS: tl.constexpr, SYMMETRIC: tl.constexpr, OUTPUTS: tl.constexpr,
-    PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Compute the energy form from differences, one tile [BI, BJ] a program.
 
@@ -252,6 +257,7 @@ def rank_update(
         SYMMETRIC: True if rows and columns are the same: only tiles on and below the diagonal are computed.
         OUTPUTS: Mode of output, ``trace``, ``diagonal`` or ``full``.
         PRECISION: Precision of the products.
+        WIDE: True if offsets within a tile need 64 bits.
         BI: Rows of a tile.
         BJ: Columns of a tile.
         BK: Terms of a step.
@@ -276,15 +282,15 @@ def rank_update(
     for _ in range(0, terms, BK):
         a = _operand(
             d1, roots, values1, keys1, priors, factors, shifts1, m0, c0, i, output, num_samples, n1, outputs,
-            WEIGHTING, MEMBERS, OUTPUTS, BK,
+            WEIGHTING, MEMBERS, OUTPUTS, WIDE, BK,
         )  # fmt: skip
         b = _operand(
             d2, roots, values2, keys2, priors, factors, shifts2, m0, c0, j, output, num_samples, n2, outputs,
-            WEIGHTING, MEMBERS, OUTPUTS, BK,
+            WEIGHTING, MEMBERS, OUTPUTS, WIDE, BK,
         )  # fmt: skip
         total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION)
         m0, c0 = m0 + step_m, c0 + step_c
         if OUTPUTS == "trace":
             carry = c0 >= outputs
             m0, c0 = m0 + carry, tl.where(carry, c0 - outputs, c0)
-    store_tile(out + output, total, i0, j0, n1, n2, outputs, SYMMETRIC, OUTPUTS, PARTS)
+    store_tile(out + output, total, i0, j0, n1, n2, outputs, SYMMETRIC, OUTPUTS, WIDE, PARTS)

@@ -10,6 +10,7 @@ from torch import Tensor
 from nntk.kernels.assemble import gradients, gram, reference
 from nntk.kernels.assemble.triton import config, kernel
 from nntk.kernels.attention.reference import finite, odd, relative_weights
+from nntk.kernels.offsets import is_wide
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.target import input_precision, target_of
@@ -31,7 +32,6 @@ def energy(
     outputs: str,
 ) -> Tensor:
     """Compute the energy form: the op ``nntk::energy`` for CUDA tensors; see ``reference.energy`` for the arguments."""
-    # The reference serves float64, and kernels with rows of 10^7 entries and more.
     if not _supports(d1, d1 if d2 is None else d2, outputs):
         return reference.energy(
             d1, d2, scales, weighting, values1, values2, keys1, keys2, priors, factors, shifts1, shifts2, outputs
@@ -57,7 +57,8 @@ def energy(
     target, rows_per_input = target_of(d1.device), c if outputs == "full" else 1
     members = d1.dim() - 2
     rows, columns = n1 * rows_per_input, n2 * rows_per_input
-    size = config.tiles_on(target, rows, columns, symmetric, weighting, members)
+    wide = has_wide_tiles(n2, c, outputs) or is_wide(config.LARGEST * max(n1, n2) * c)
+    size = config.tiles_on(target, rows, columns, symmetric, weighting, members, wide)
     tiles1, tiles2 = triton.cdiv(rows, size.block), triton.cdiv(columns, size.block)
     programs = tiles1 * (tiles1 + 1) // 2 if symmetric else tiles1 * tiles2
     roots = _padded((scales.double() / (c if outputs == "mean" else 1)).sqrt(), size.block_k, 0.0)
@@ -66,18 +67,22 @@ def energy(
         operands1[0], operands2[0], roots, operands1[1], operands2[1], operands1[2], operands2[2], priors, factors,
         operands1[3], operands2[3], out, num_samples, n1, n2, c,
         weighting, members, symmetric, "trace" if outputs == "mean" else outputs,
-        input_precision("fp32", target.arch), size.block, size.block, size.block_k, size.parts,
+        input_precision("fp32", target.arch), wide, size.block, size.block, size.block_k, size.parts,
         num_warps=size.num_warps, num_stages=size.num_stages,
     )  # fmt: skip
     return out
 
 
+def has_wide_tiles(n2: int, num_outputs: int, outputs: str) -> bool:
+    """Return True if offsets in a tile of a kernel matrix may need 64 bits."""
+    return is_wide(config.LARGEST * n2 * {"diagonal": num_outputs, "full": num_outputs**2}.get(outputs, 1))
+
+
 def _supports(d1: Tensor, d2: Tensor, outputs: str) -> bool:
-    """Return True if the kernel supports the differences: float32, with terms and offsets of a tile within 32 bits."""
+    """Return True if the kernel supports the differences: float32, with terms, rows and columns within 32 bits."""
     num_samples, n1, c = d1.shape[-3:]
-    n2 = d2.shape[-2]
-    row = n2 * {"diagonal": c, "full": c * c}.get(outputs, 1)
-    return d1.dtype == torch.float32 and max(128 * max(row, n1 * c, n2 * c), num_samples * c + 128) < 2**31
+    lengths = num_samples * c, *(n * (c if outputs == "full" else 1) for n in (n1, d2.shape[-2]))
+    return d1.dtype == torch.float32 and not is_wide(max(lengths) + config.LARGEST)
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:

@@ -6,7 +6,8 @@ TILE = (16, 128)
 """Displacements and inputs that a program of four warps handles together: sixteen values a thread, whole lines of
 memory."""
 SCORES_DIFFERENCES = 2048
-"""Number of differences that a program of the scores kernel handles together."""
+"""Number of differences that a program of the scores kernel handles together; on sm_86 and sm_89 half of them, since
+two registers would spill."""
 PROJECT_TILE = (64, 64, 64)
 """Displacements, projections and columns of a tile: generating the operands costs as much as multiplying them, so
 larger tiles gain nothing."""
@@ -50,21 +51,22 @@ def splits(num_samples: int, num_inputs: int, processors: int) -> Splits:
     return Splits(-(-tiles // tiles_per_split), tiles_per_split * block_m)
 
 
-def scores_tile(outputs: int) -> tuple[int, int]:
+def scores_tile(outputs: int, arch: str) -> tuple[int, int]:
     """Return the scores and outputs that a program of the scores kernel handles together.
 
     Args:
         outputs: Number C of outputs.
+        arch: Architecture, e.g. ``"sm_90"``.
 
     Returns:
         Number of scores and number of outputs, powers of two.
 
     Example:
-        >>> scores_tile(10), scores_tile(5000)
+        >>> scores_tile(10, "sm_90"), scores_tile(5000, "sm_90")
         ((128, 16), (2, 1024))
     """
     width = min(1024, 1 << max(0, outputs - 1).bit_length())
-    return SCORES_DIFFERENCES // width, width
+    return SCORES_DIFFERENCES // (2 if arch in ("sm_86", "sm_89") else 1) // width, width
 
 
 def project_splits(segments: int, num_samples: int, dim: int, processors: int) -> int:

@@ -7,6 +7,7 @@ it loads anyway (kernels of other ops inline ``exponent``).
 import triton
 import triton.language as tl
 
+from nntk.kernels.offsets import sized, widened
 from nntk.kernels.philox import integers
 from nntk.kernels.philox.triton.kernel import normal_pair, unpack_pairs, unpack_signs, words
 
@@ -87,17 +88,19 @@ def statistics(
     """
     tiles = tl.cdiv(num_inputs, BN)
     split, n = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BN + tl.arange(0, BN)
-    first = split * samples_per_split
-    stop = tl.minimum(first + samples_per_split, num_samples)
+    # 64 bits to the first displacement of the split, and 32 bits from there.
+    first = split.to(tl.int64) * samples_per_split
+    count = tl.minimum(num_samples - first, samples_per_split).to(tl.int32)
+    values, priors, factors = values + first * num_inputs, priors + first, factors + first
     key = _load_key(keys, n, num_inputs, SCORE)
     largest = tl.full((BN,), float("-inf"), tl.float32)
     total, squares = tl.zeros((BN,), tl.float32), tl.zeros((BN,), tl.float32)
-    for m0 in range(first, stop, BM):
+    for m0 in range(0, count, BM):
         m = m0 + tl.arange(0, BM)
-        e = _load_exponents(values, key, priors, factors, m, n, num_inputs, stop, SCORE)
+        e = _load_exponents(values, key, priors, factors, m, n, num_inputs, count, SCORE)
         top = tl.max(e, 0)
         if MEMBERS == 2:
-            mirrored = _load_exponents(values + member_stride, key, priors, factors, m, n, num_inputs, stop, SCORE)
+            mirrored = _load_exponents(values + member_stride, key, priors, factors, m, n, num_inputs, count, SCORE)
             top = tl.maximum(top, tl.max(mirrored, 0))
         updated = tl.maximum(largest, top)
         # Minus infinity minus itself is NaN: until a displacement has a weight, nothing is subtracted.
@@ -109,10 +112,10 @@ def statistics(
         total = total * decay + tl.sum(w, 0)
         squares = squares * decay * decay + tl.sum(w * w, 0)
         largest = updated
-    pointers = out + split.to(tl.int64) * 3 * num_inputs + n
-    tl.store(pointers, largest, mask=n < num_inputs)
-    tl.store(pointers + num_inputs, total, mask=n < num_inputs)
-    tl.store(pointers + 2 * num_inputs, squares, mask=n < num_inputs)
+    row = split.to(tl.int64) * 3
+    tl.store(out + row * num_inputs + n, largest, mask=n < num_inputs)
+    tl.store(out + (row + 1) * num_inputs + n, total, mask=n < num_inputs)
+    tl.store(out + (row + 2) * num_inputs + n, squares, mask=n < num_inputs)
 
 
 @triton.jit
@@ -139,7 +142,7 @@ def weights(
         BN: Inputs of a tile.
     """
     tiles = tl.cdiv(num_inputs, BN)
-    m = tl.program_id(0) // tiles * BM + tl.arange(0, BM)
+    m = (tl.program_id(0) // tiles).to(tl.int64) * BM + tl.arange(0, BM)
     n = tl.program_id(0) % tiles * BN + tl.arange(0, BN)
     key = _load_key(keys, n, num_inputs, SCORE)
     shift = tl.load(shifts + n, mask=n < num_inputs, other=0.0)[None, :]
@@ -247,10 +250,11 @@ def project(
     sample_id = tl.load(sample_ids + m, mask=m < num_samples, other=0)
     segments_per_row = tl.cdiv(width, BK)
     total = tl.zeros((BM, BJ), tl.float32)
-    for segment in range(split, height * segments_per_row, splits):
-        h, k = segment // segments_per_row, segment % segments_per_row * BK
+    for segment in range(sized(split, WIDE), sized(widened(height) * segments_per_row, WIDE), splits):
+        place = segment
         if WIDE:
-            h = h.to(tl.int64)
+            place = widened(segment)
+        h, k = place // segments_per_row, place % segments_per_row * BK
         if SIGNS:
             noise = _signs_of_row(h, k, width, ordinal, sample_id, key0, key1, BK, DTYPE)
         else:

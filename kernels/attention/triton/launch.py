@@ -25,7 +25,7 @@ def attention_scores(d: Tensor, keys: Tensor | None, score: str) -> Tensor:
         return reference.attention_scores(d, keys, score)
     d, out = d.contiguous(), torch.empty(d.shape[:-1], device=d.device)
     num_inputs, outputs = d.shape[-2:]
-    block_s, block_c = config.scores_tile(outputs)
+    block_s, block_c = config.scores_tile(outputs, target_of(d.device).arch)
     if out.numel():
         kernel.scores[(triton.cdiv(out.numel(), block_s),)](
             d,
@@ -130,8 +130,8 @@ def _project_matrix(
     out = torch.empty(splits, len(sample_ids), dim, device=sample_ids.device)
     kernel.project[(splits * triton.cdiv(len(sample_ids), block_m) * triton.cdiv(dim, block_j),)](
         sample_ids.contiguous(), *philox.keys(key), philox.signed(ordinal), out, len(sample_ids), height, width, dim,
-        splits, signs, "ieee", philox.triton_type(operand), target.ptx, philox.is_wide(height, width), block_m, block_j,
-        block_k,
+        splits, signs, "ieee", philox.triton_type(operand), target.ptx, philox.has_wide_blocks(height, width),
+        block_m, block_j, block_k,
     )  # fmt: skip
     return out.double().sum(0)
 

@@ -44,18 +44,20 @@ class Tiles:
 _TILES = {
     "sm_80": (108, Tiles(128, 32, STEP, 16, 8, 3), Tiles(128, 64, STEP, 16, 8, 3), Tiles(64, 32, STEP, 16, 4, 3)),
     "sm_90": (132, Tiles(128, 64, STEP, 16, 8, 3), Tiles(128, 128, STEP, 8, 8, 3), Tiles(64, 64, STEP, 16, 4, 3)),
+    "sm_120": (170, Tiles(128, 32, STEP, 16, 8, 3), Tiles(128, 64, STEP, 16, 8, 3), Tiles(64, 32, STEP, 16, 4, 3)),
     "sm_100": (148, Tiles(128, 128, STEP, 8, 8, 3), Tiles(128, 128, STEP, 8, 8, 3), Tiles(64, 64, STEP, 16, 4, 3)),
     "gfx942": (304, Tiles(128, 128, STEP, 32, 8, 2), Tiles(128, 128, STEP, 32, 8, 2), Tiles(64, 64, STEP, 32, 4, 2)),
     "interpreter": (4, Tiles(128, 64, STEP, 32, 4, 1), Tiles(128, 64, STEP, 32, 4, 1), Tiles(32, 32, STEP, 16, 4, 1)),
 }
 
 
-def pick(rows: int, columns: int, copies: int, symmetric: bool, fused: bool, arch: str) -> Tiles:
+def pick(rows: int, columns: int, copies: int, symmetric: bool, fused: bool, arch: str, wide: bool = False) -> Tiles:
     """Choose tiles for ``copies`` matrices of ``rows`` x ``columns``: the largest without spills that fill the card.
 
     A split product of float32 reads 4 bytes for three multiply-adds on tensor cores, so a small tile waits for the
     second-level cache (README.md counts the bytes). Two accumulators take twice the registers and need a smaller tile
-    on sm_80 and sm_90. If there are fewer large tiles than processors, small tiles share the work.
+    on sm_80 and sm_90, and so do offsets of 64 bits. If there are fewer large tiles than processors, small tiles share
+    the work.
 
     Args:
         rows: Number of rows of a matrix: N1, in mode ``full`` N1 C.
@@ -64,13 +66,15 @@ def pick(rows: int, columns: int, copies: int, symmetric: bool, fused: bool, arc
         symmetric: True if only one triangle is computed.
         fused: True if one launch computes both products of a layer, with an accumulator each.
         arch: Architecture, e.g. ``"sm_90"``.
+        wide: True if offsets within a tile need 64 bits.
 
     Returns:
         Sizes of the tiles. They do not depend on the lengths of the sums: a step of 32 is right for any length.
     """
     processors, two_accumulators, one_accumulator, small = _TILES[family_of(arch)]
     large = two_accumulators if fused else one_accumulator
-    return large if copies * large.programs(rows, columns, symmetric) >= processors else small
+    fits = not wide or arch == "interpreter"  # The interpreter has no limit of registers.
+    return large if fits and copies * large.programs(rows, columns, symmetric) >= processors else small
 
 
 LAYER_PAIR = Tunable(
@@ -81,9 +85,11 @@ LAYER_PAIR = Tunable(
 )
 
 
-def pick_on(target: Target, rows: int, columns: int, copies: int, symmetric: bool, fused: bool) -> Tiles:
-    """Return the tiles measured on a device, else those of ``pick``."""
+def pick_on(target: Target, rows: int, columns: int, copies: int, symmetric: bool, fused: bool, wide: bool) -> Tiles:
+    """Return the tiles measured on a device, else those of ``pick``; none are measured with offsets of 64 bits."""
     key = (rows, columns, copies, symmetric, fused)
+    if wide:
+        return pick(*key, target.arch, wide)
     return LAYER_PAIR.pick(target, key, lambda: pick(*key, target.arch))
 
 

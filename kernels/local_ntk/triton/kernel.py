@@ -7,7 +7,8 @@ output, and so is a column. README.md draws it; launch.py has the loop over laye
 import triton
 import triton.language as tl
 
-from nntk.kernels.assemble.triton.kernel import column_offset, row_offset, store_tile, tile_of
+from nntk.kernels.assemble.triton.kernel import store_tile, tile_of, tile_offsets
+from nntk.kernels.offsets import widened
 
 
 @triton.jit
@@ -37,7 +38,7 @@ def _products(matrix1, matrix2, i, j, width, PRECISION: tl.constexpr, BK: tl.con
 @triton.jit
 def _finish(
     term, gram, out, i0, j0, n1, n2, outputs, BIAS: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr,
-    SYMMETRIC: tl.constexpr, OUTPUTS: tl.constexpr, PART: tl.constexpr,
+    SYMMETRIC: tl.constexpr, OUTPUTS: tl.constexpr, WIDE: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """Multiply by the products of the inputs, add earlier layers and store: PART columns at a time, to fit registers.
 
@@ -56,14 +57,15 @@ def _finish(
         LAST: True for the last layer.
         SYMMETRIC: True for a symmetric kernel.
         OUTPUTS: Mode of output.
+        WIDE: True if offsets within the tile need 64 bits.
         PART: Columns handled together.
     """
     BI: tl.constexpr = term.shape[0]
     BJ: tl.constexpr = term.shape[1]
     if BJ > PART:
         left, right = tl.split(tl.permute(tl.reshape(term, (BI, 2, BJ // 2)), (0, 2, 1)))
-        _finish(left, gram, out, i0, j0, n1, n2, outputs, BIAS, ADD, LAST, SYMMETRIC, OUTPUTS, PART)
-        _finish(right, gram, out, i0, j0 + BJ // 2, n1, n2, outputs, BIAS, ADD, LAST, SYMMETRIC, OUTPUTS, PART)
+        _finish(left, gram, out, i0, j0, n1, n2, outputs, BIAS, ADD, LAST, SYMMETRIC, OUTPUTS, WIDE, PART)
+        _finish(right, gram, out, i0, j0 + BJ // 2, n1, n2, outputs, BIAS, ADD, LAST, SYMMETRIC, OUTPUTS, WIDE, PART)
     else:
         i, j = i0 + tl.arange(0, BI), j0 + tl.arange(0, BJ)
         rows, columns, n, m = n1, n2, i, j
@@ -74,26 +76,24 @@ def _finish(
             # Entries above the diagonal are written by the last layer only, as mirror images.
             keep = keep & (i[:, None] >= j[None, :])
         if gram is not None:
-            n0 = (i0 // outputs if OUTPUTS == "full" else i0).to(tl.int64)
-            offset = ((n - n0.to(tl.int32)) * n2)[:, None] + m[None, :]
-            inputs = tl.load(gram + n0 * n2 + offset, mask=keep, other=0.0)
+            n0 = i0 // outputs if OUTPUTS == "full" else i0
+            start, row, column = tile_offsets(n, n0, m, n2, outputs, tl.constexpr("trace"), WIDE)
+            inputs = tl.load(gram + start + (row[:, None] + column[None, :]), mask=keep, other=0.0)
             term *= inputs + 1.0 if BIAS else inputs
         if ADD:
-            # Offsets within the tile are 32-bit, from a 64-bit start: that takes half the registers.
-            start = row_offset(i0.to(tl.int64), n2, outputs, OUTPUTS)
-            row = (row_offset(i.to(tl.int64), n2, outputs, OUTPUTS) - start).to(tl.int32)
-            column = column_offset(j, outputs, OUTPUTS)
+            start, row, column = tile_offsets(i, i0, j, n2, outputs, OUTPUTS, WIDE)
             term += tl.load(out + start + (row[:, None] + column[None, :]), mask=keep, other=0.0)
         if OUTPUTS == "mean" and LAST:
             term /= outputs
-        store_tile(out, term, i0, j0, n1, n2, outputs, SYMMETRIC and LAST, OUTPUTS)
+        store_tile(out, term, i0, j0, n1, n2, outputs, SYMMETRIC and LAST, OUTPUTS, WIDE)
 
 
 @triton.jit
 def layer_pair(
     h1, h2, gram, b1, b2, out, k, width, n1, n2, outputs,
     BIAS: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr, SYMMETRIC: tl.constexpr, OUTPUTS: tl.constexpr,
-    PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, PART: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
+    PART: tl.constexpr,
 ):  # fmt: skip
     """Compute the term of one layer and store it to ``out``, or add it where ADD; all tensors are float32, contiguous.
 
@@ -117,6 +117,7 @@ def layer_pair(
         SYMMETRIC: True if rows and columns are the same: only tiles on and below the diagonal are computed.
         OUTPUTS: Mode of output, ``trace``, ``mean``, ``diagonal`` or ``full``.
         PRECISION: Precision of the products.
+        WIDE: True if offsets within a tile need 64 bits.
         BI: Rows of a tile, and size of the squares that a triangle is counted in.
         BJ: Columns of a tile, a divisor of BI.
         BK: Terms of a step of the products.
@@ -134,7 +135,8 @@ def layer_pair(
     row, column = tl.minimum(i0 + tl.arange(0, BI), rows - 1), tl.minimum(j0 + tl.arange(0, BJ), columns - 1)
     if h1 is not None:
         inputs = _products(h1, h2, row, column, k, PRECISION, BK)
-    term = _products(b1, b2, output * n1 + row, output * n2 + column, width, PRECISION, BK)
+    first = widened(output)
+    term = _products(b1, b2, first * n1 + row, first * n2 + column, width, PRECISION, BK)
     if h1 is not None:
         term *= inputs + 1.0 if BIAS else inputs
-    _finish(term, gram, out + output, i0, j0, n1, n2, outputs, BIAS, ADD, LAST, SYMMETRIC, OUTPUTS, PART)
+    _finish(term, gram, out + output, i0, j0, n1, n2, outputs, BIAS, ADD, LAST, SYMMETRIC, OUTPUTS, WIDE, PART)

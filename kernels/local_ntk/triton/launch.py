@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nntk.kernels.assemble.triton.launch import has_wide_tiles
 from nntk.kernels.local_ntk import reference
 from nntk.kernels.local_ntk.triton import config, kernel
+from nntk.kernels.offsets import is_wide
 from nntk.kernels.target import Target, input_precision, target_of
 
 _ROWS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -58,13 +60,14 @@ class _KernelMatrix:
         if self.outputs == "diagonal":
             copies = self.num_outputs
         shape = self.n1 * rows_per_input, self.n2 * rows_per_input
-        tiles = config.pick_on(self.target, *shape, copies, self.symmetric, inputs is not None)
+        wide = has_wide_tiles(self.n2, self.num_outputs, self.outputs)
+        tiles = config.pick_on(self.target, *shape, copies, self.symmetric, inputs is not None, wide)
         h1, h2 = inputs or (None, None)
         b1, b2 = derivatives
         kernel.layer_pair[(tiles.programs(*shape, self.symmetric) * copies,)](
             h1, h2, gram, b1, b2, out, 0 if h1 is None else h1.shape[1], b1.shape[1],
             self.n1, self.n2, self.num_outputs,
-            bias, not first, last, self.symmetric, self.outputs, input_precision("fp32", self.target.arch),
+            bias, not first, last, self.symmetric, self.outputs, input_precision("fp32", self.target.arch), wide,
             tiles.block_i, tiles.block_j, tiles.block_k, tiles.part,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
@@ -90,7 +93,9 @@ def structured_ntk(
 ) -> Tensor:
     """Compute the kernel layer by layer: the op ``nntk::structured_ntk`` for CUDA tensors of float32."""
     network = (weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals)
-    if x1.dtype != torch.float32:
+    largest = max(len(x1), 0 if x2 is None else len(x2)) * len(weights[-1])
+    # Rows and columns are counted in 32 bits.
+    if x1.dtype != torch.float32 or is_wide(largest):
         return reference.structured_ntk(x1, x2, *network, outputs)
     out = reference.new_kernel(x1, x2, weights, outputs)
     if not out.numel():

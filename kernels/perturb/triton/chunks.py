@@ -139,9 +139,14 @@ def plan_products(
     # The operand is held twice: gathered, and padded.
     evaluation = itemsize * (2 * padded_width + projections) + 4 * padded_height
     vectors = _vector_bytes([(padded_width, padded_height)], directions, itemsize)
-    budget, widest = _buffer_budget(max_bytes), max(padded_width, padded_height)
+    budget, widest = _buffer_budget(max_bytes), max(padded_width, padded_height, projections)
     footprint = _Footprint(1, evaluation, 0, 0, vectors, base)
     return _divide(footprint, num_inputs, num_samples, budget, directions.count, widest)
+
+
+def has_short_offsets(widths: Sequence[int], members: int) -> bool:
+    """Return True if offsets of 32 bits are enough for one input at one displacement, so that a chunk has room."""
+    return members * philox.padded(max(widths)) <= _LARGEST_BUFFER
 
 
 def matrix_bytes(height: int, width: int, itemsize: int) -> int:

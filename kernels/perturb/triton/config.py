@@ -90,6 +90,9 @@ _LARGE = {
     ("sm_80", "bf16"): ((128, 128), 8, 3, {}),
     ("sm_80", "tf32"): ((64, 64), 8, 3, {}),
     ("sm_80", "fp32"): ((64, 32), 8, 2, {}),
+    ("sm_120", "bf16"): ((128, 128), 8, 3, {}),
+    ("sm_120", "tf32"): ((64, 64), 8, 3, {}),
+    ("sm_120", "fp32"): ((64, 32), 4, 2, {}),
     ("gfx942", "bf16"): ((128, 128), 8, 2, {"rademacher": 64}),
     ("gfx942", "tf32"): ((64, 64), 4, 2, {}),
     ("gfx942", "fp32"): ((64, 64), 4, 2, {}),
@@ -110,6 +113,8 @@ _FUSED = {
     ("sm_100", "tf32", "rademacher"): FusedTiles(128, 64, 32, 8),
     ("sm_80", "bf16", "gaussian"): FusedTiles(64, 32, 16, 8),
     ("sm_80", "bf16", "rademacher"): FusedTiles(64, 64, 32, 8),
+    ("sm_120", "bf16", "gaussian"): FusedTiles(64, 32, 16, 8),
+    ("sm_120", "bf16", "rademacher"): FusedTiles(64, 64, 32, 8),
     ("gfx942", "bf16", "gaussian"): FusedTiles(128, 32, 8, 4),
     ("gfx942", "bf16", "rademacher"): FusedTiles(128, 64, 32, 8),
     ("gfx942", "tf32", "gaussian"): FusedTiles(64, 32, 16, 4),
@@ -158,7 +163,7 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     block_k = steps.get(source, 64 if family_of(arch) in _FOUR_WARP_PRODUCTS and precision == "bf16" else 32)
     smaller_h = power_of_two(height, min(64, block_h), block_h)
     smaller_n = power_of_two(columns, min(64, block_n), block_n)
-    if smaller_h * smaller_n < 128 * 128 and family_of(arch) not in ("sm_80", "sm_100"):
+    if smaller_h * smaller_n < 128 * 128 and family_of(arch) not in ("sm_80", "sm_100", "sm_120"):
         warps = min(warps, 4)
     block_k = power_of_two(width, min(least_step(source, precision), block_k), block_k)
     # The interpreter has no limit of registers, and each part costs it time.
@@ -248,7 +253,7 @@ def staged_pays(source: str, precision: str, columns: int, first: bool, arch: st
     """
     if source != "gaussian" or precision != "bf16" or family_of(arch) == "gfx942":
         return False
-    multiply_adds_a_clock = {"sm_80": 1024, "sm_100": 4096}.get(family_of(arch), 2048)
+    multiply_adds_a_clock = {"sm_80": 1024, "sm_100": 4096, "sm_120": 256}.get(family_of(arch), 2048)
     numbers, products = 128 * 64, 1 if first else 2
     generate = numbers * _INSTRUCTIONS_A_NORMAL / 128
     multiply = products * 128 * 256 * 64 / multiply_adds_a_clock

@@ -11,6 +11,7 @@ launch the kernels.
 import triton
 import triton.language as tl
 
+from nntk.kernels.offsets import sized
 from nntk.kernels.perturb.triton.activations import difference, relu
 from nntk.kernels.philox.triton.kernel import (
     DISPLACEMENT,
@@ -280,8 +281,8 @@ def layer_step(
     m, n0, h0 = tile // tiles_n, tile % tiles_n * BI, tile_h * BH
     h = h0 + tl.arange(0, BH)
     sample_id, matrix, noise_h0, r = tl.load(sample_ids + m), m, h0, h
-    if WIDE and (SOURCE == "gaussian" or SOURCE == "rademacher"):
-        noise_h0 = h0.to(tl.int64)
+    if SOURCE == "gaussian" or SOURCE == "rademacher":
+        noise_h0 = sized(h0, WIDE)
     if SOURCE == "flipout":
         matrix = tl.load(slots + m)
         r = tl.load(out_signs + m * stride_out_n + h, mask=h < height)
@@ -331,8 +332,8 @@ def stationary_step(
     sample_ids, key0, key1, ordinal, width, height, num_inputs,
     bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out, q_out, stride_out_n,
     SOURCE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, MEMBERS: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr, BH: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
+    BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Evaluate one layer of ``width`` <= BK; noise is generated once and held over all columns of a displacement.
 
@@ -373,6 +374,7 @@ def stationary_step(
         PRECISION: Precision of the products, as Triton names it.
         DTYPE: Dtype of the operands of products.
         PTX: True where inline PTX can be used.
+        WIDE: True where the numbers of Philox blocks require 64 bits.
         PARTS: Parts of the columns that the epilogue handles in turn.
         BH: Units of a tile.
         BN: Columns of a tile.
@@ -383,7 +385,8 @@ def stationary_step(
     tile_h, m = tl.program_id(0) % tiles_h, tl.program_id(0) // tiles_h
     h0 = tile_h * BH
     h = h0 + tl.arange(0, BH)
-    e = _generate_noise(h0, 0, width, ordinal, tl.load(sample_ids + m), key0, key1, SOURCE, DTYPE, PTX, BH, BK)
+    sample_id = tl.load(sample_ids + m)
+    e = _generate_noise(sized(h0, WIDE), 0, width, ordinal, sample_id, key0, key1, SOURCE, DTYPE, PTX, BH, BK)
     _, rho = _split_scale(tl.load(scales + m))
     if not FIRST:
         w = weight.load([h0, 0])

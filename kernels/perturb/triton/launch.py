@@ -5,6 +5,8 @@ goes through the layers with one launch for each (``layers.py``), or a group goe
 (``fused.py``).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.exactness import layers_with_ties, with_integer_rows
-from nntk.kernels.perturb.triton.chunks import ChunkPlan, plan_chunks, plan_products
+from nntk.kernels.perturb.triton.chunks import ChunkPlan, has_short_offsets, plan_chunks, plan_products
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup
 from nntk.kernels.perturb.triton.layers import LayerSteps, choose_paths, staged_bytes
@@ -24,6 +26,7 @@ from nntk.kernels.slices import slices
 from nntk.kernels.target import target_of
 
 _FLOAT64 = "the kernels evaluate float32; a model in float64 is evaluated in float64"
+_WIDE = "a layer is so wide that the kernels' offsets within a row overflow"
 
 
 def mlp_differences(
@@ -53,7 +56,8 @@ def mlp_differences(
         )
     ]
     layers = with_integer_rows(layers)
-    if reason := _obstacle(layers, x.dtype, propagation, precision, directions, path):
+    widths = (x.shape[1], *(len(weight) for weight in weights))
+    if reason := _obstacle(layers, widths, x.dtype, propagation, precision, directions, path):
         report_slow_path(reason)
         return reference.mlp_differences(
             x, weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals, sample_ids, scales,
@@ -70,13 +74,21 @@ def mlp_differences(
 
 
 def _obstacle(
-    layers: list[Layer], dtype: torch.dtype, propagation: str, precision: str, directions: str, path: str | None
+    layers: list[Layer],
+    widths: Sequence[int],
+    dtype: torch.dtype,
+    propagation: str,
+    precision: str,
+    directions: str,
+    path: str | None,
 ) -> str:
     """Return why the kernels cannot evaluate a network; an empty string if they can."""
     if dtype != torch.float32:
         return _FLOAT64
     if propagation != "difference":
         return "propagation='direct' has no kernels; propagation='difference' has, and is as accurate or more"
+    if not has_short_offsets(widths, 2):
+        return _WIDE
     if path is None and _has_ties(layers, precision, directions):
         return "this network has pre-activations exactly on a jump, which are decided in float64"
     return ""
@@ -100,8 +112,9 @@ def displacement_products(
     max_bytes: int,
 ) -> Tensor:
     """Evaluate the op ``nntk::displacement_products`` for CUDA tensors by the layer step without weight."""
-    if q.dtype != torch.float32:
-        report_slow_path(_FLOAT64)
+    reason = _FLOAT64 if q.dtype != torch.float32 else "" if has_short_offsets((q.shape[-1], height), 1) else _WIDE
+    if reason:
+        report_slow_path(reason)
         return reference.displacement_products(
             q, height, ordinal, sample_ids, seed_low, seed_high, directions, max_bytes
         )

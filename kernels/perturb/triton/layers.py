@@ -164,7 +164,7 @@ class _LayerStep:
             context.members, self.layer.activation.name, context.input_precision, context.triton_dtype,
             context.target.ptx,
         )  # fmt: skip
-        self.is_wide = philox.is_wide(self.height, self.width)
+        self.is_wide = philox.has_wide_blocks(self.height, self.width)
         self.tile_sizes = (tiles.parts, tiles.block_h, tiles.block_n, tiles.block_k)
         self.options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
         # A stationary program goes over all inputs, since it holds its noise.
@@ -241,7 +241,7 @@ class _LayerStep:
         if self.path == "stationary":
             kernel.stationary_step[grid](
                 self.q, self.d, self.weight, sample_ids, *self.stream, *self.sizes, *epilogue, self.source,
-                self.is_first, self.is_last, *self.kind, *self.tile_sizes, **options,
+                self.is_first, self.is_last, *self.kind, self.is_wide, *self.tile_sizes, **options,
             )  # fmt: skip
             return
         matrices, in_signs = self._prepare_noise(sample_ids, scales, noise, base_ids)

@@ -9,6 +9,7 @@ In all functions, ``ordinal`` is the position of the parameter in registration o
 import triton
 import triton.language as tl
 
+from nntk.kernels.offsets import sized
 from nntk.kernels.philox import integers
 
 VERSION: tl.constexpr = tl.constexpr(integers.STREAM_VERSION)
@@ -216,9 +217,7 @@ def write_noise(
     sample_id = tl.load(sample_ids + m)
     if sample_id >= 0:
         h = h0 + tl.arange(0, BH)
-        first = start + h0
-        if WIDE:
-            first = first.to(tl.int64)
+        first = sized(h0, WIDE) + start
         k = k0 + tl.arange(0, BK)
         if SIGNS:
             packed = sign_words(first, k0, width, ordinal, sample_id, key0, key1, BH, BK // 32, PURPOSE)
@@ -311,7 +310,7 @@ def sum_squares(
         VECTOR: True for a vector.
         PADDED: True if blocks hold normals of padding, which are not counted.
         PTX: True to use NVIDIA's approximate special functions.
-        WIDE: True if the loop needs 64-bit block numbers.
+        WIDE: True if the loop needs 64-bit numbers of blocks or normals.
         BLOCK: Blocks of a tile.
     """
     split, m = tl.program_id(0) % splits, tl.program_id(0) // splits
@@ -321,7 +320,7 @@ def sum_squares(
     if WIDE:
         start, stride = split.to(tl.int64) * BLOCK, splits.to(tl.int64) * BLOCK
     for first in range(start, blocks, stride):
-        block = first + tl.arange(0, BLOCK)
+        block = sized(first + tl.arange(0, BLOCK), WIDE)
         w0, w1, w2, w3 = words(block, ordinal, sample_id, key0, key1, DISPLACEMENT)
         column, step = block * 4, 2
         if PADDED and not VECTOR:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nntk.kernels.offsets import is_wide
 from nntk.kernels.philox import reference
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.integers import BASE, DISPLACEMENT, INPUT_SIGNS, LEFT, OUTPUT_SIGNS, RIGHT
@@ -27,8 +28,8 @@ SIGNS_TILE = (64, 128)
 each thread, stores of float32 spill."""
 _SLAB_BYTES = 64 * 2**20
 """Bytes of noise that ``generate`` holds for all samples together; a slab has at least four rows of a weight."""
-_WIDE_BLOCKS = 2**30
-"""Number of blocks that a loop counts in 32 bits without overflow, its last step included."""
+_WIDE_BLOCKS = 2**29
+"""Number of blocks whose normals a loop counts in 32 bits without overflow."""
 VECTOR_BLOCK = 256
 """Positions of a vector that one program writes."""
 WORDS_BLOCK = 128
@@ -57,9 +58,9 @@ def padded(length: int) -> int:
     return -(-length // 16) * 16
 
 
-def is_wide(height: int, width: int) -> bool:
+def has_wide_blocks(height: int, width: int) -> bool:
     """Return True if block numbers of a matrix exceed int32."""
-    return height * padded(width) // 4 >= 2**31
+    return is_wide(height * padded(width) // 4)
 
 
 def write_matrix(
@@ -83,7 +84,7 @@ def write_matrix(
     for ids, chunk in _launches(sample_ids, out, tiles):
         kernel.write_noise[(len(ids) * tiles,)](
             chunk, chunk.stride(0), chunk.stride(1), columns, ids, *keys(key), signed(ordinal), start, height, width,
-            signs, purpose, triton_type(out.dtype), target_of(out.device).ptx, is_wide(start + height, width),
+            signs, purpose, triton_type(out.dtype), target_of(out.device).ptx, has_wide_blocks(start + height, width),
             block_h, block_k,
         )  # fmt: skip
 
