@@ -67,12 +67,12 @@ def report_slow_path(reason: str) -> None:
 
 
 @cache
-def report_compilation(card: str) -> None:
+def report_compilation(device: torch.device) -> None:
     """Log that first launches on a card wait for a compiler, once in a process."""
     _log.info(
         "Triton compiles each kernel for %s at its first launch, for seconds, and keeps it on disk for later "
         "processes; nntk.warm_up compiles those of a call ahead, in parallel.",
-        card,
+        torch.cuda.get_device_name(device),
     )
 
 
@@ -128,7 +128,7 @@ def register(
         device = next(tensor.device for tensor in _tensors(arguments) if tensor.device.type == "cuda")
         function = _implementation(name, reference, launcher, device)
         if function is not reference:
-            report_compilation(torch.cuda.get_device_name(device))
+            report_compilation(device)
         # Triton launches on the current device, which may differ from the device of the tensors.
         with torch.cuda.device(device):
             return _without_autocast(function, arguments, device)

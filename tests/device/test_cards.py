@@ -3,6 +3,8 @@
 Tensors of the second card have shapes and addresses, but no memory; launches are kept, and nothing is compiled.
 """
 
+import importlib
+
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -142,6 +144,8 @@ class SecondCard(TorchFunctionMode):
 @pytest.fixture
 def card(monkeypatch):
     """Return the second card, with kernels for an H200."""
+    # The compiler keeps functions of torch.cuda when it is imported: those of PyTorch, not the stand-ins below.
+    importlib.import_module("torch._dynamo")
     card = SecondCard()
 
     def target_of(device):
@@ -152,7 +156,8 @@ def card(monkeypatch):
         monkeypatch.setattr(module, "target_of", target_of)
     for kind in (InterpretedFunction, JITFunction):
         monkeypatch.setattr(kind, "run", lambda kernel, *parts, **options: card.launch(kernel, *parts, **options))
-    monkeypatch.setattr(dispatch, "serves", lambda device: True)
+    monkeypatch.setattr(dispatch, "obstacle_of", lambda device: "")
+    monkeypatch.setattr(dispatch, "report_compilation", lambda device: None)
     monkeypatch.setattr(torch.cuda, "device", card.device)
     monkeypatch.setattr(torch.cuda, "synchronize", None)
     monkeypatch.setattr(torch.cuda, "stream", None)
