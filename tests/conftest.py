@@ -23,6 +23,15 @@ def pytest_configure():
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+RUN_FACTS = {
+    "device": {"kind": "cpu", "name": "abacus", "driver": None, "threads": 1, "processors": 2, "selected": "cpu"},
+    "versions": {"python": "3.11", "torch": "2.13"},
+    "commit": "abc",
+    "uncommitted_changes": False,
+    "stream_version": 1,
+    "seed": 0,
+}
+"""Facts of a run of the benchmarks on a machine that does not exist."""
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.1),

@@ -108,7 +108,8 @@ def _measure(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Floa
         exact = copy_differences(model, x, single, is_measured=True, base=changed_by_rounding(base, eps))
     differences = copy_differences(model, x, single, is_measured=True)
     outputs = exact.shape[2]
-    error, jumps = _relative_error(*(torch.tensordot(d, d, dims=([0, 2], [0, 2])) for d in (differences, exact))), 0.0
+    kernels = (torch.tensordot(d.double(), d.double(), dims=([0, 2], [0, 2])) for d in (differences, exact))
+    error, jumps = _relative_error(*kernels), 0.0
     if model.findings.jumps:
         changed = changed_by_rounding(base, _MANY_ROUNDINGS * eps)
         moved = _relative_error(copy_differences(model, x, exact_request, is_measured=True, base=changed), exact) ** 2

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from conftest import RUN_FACTS as FACTS
 from scipy import stats
 
 from nntk.bench.cli import app as cli
@@ -14,14 +15,6 @@ from nntk.bench.results.compare import judge
 from nntk.bench.results.schema import ResultsError
 from nntk.bench.results.store import Record
 
-FACTS = {
-    "device": {"kind": "cpu", "name": "abacus", "driver": None, "threads": 1, "processors": 2, "selected": "cpu"},
-    "versions": {"python": "3.11", "torch": "2.13"},
-    "commit": "abc",
-    "uncommitted_changes": False,
-    "stream_version": 1,
-    "seed": 0,
-}
 STEADY = [1.0, 1.001, 0.999, 1.002, 0.998, 1.003, 0.997, 1.0005]
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import RUN_FACTS as FACTS
 from places import OLD, PIPE, REFUSED, REPLACED, Place, snapshot
 from rich.console import Console
 
@@ -37,14 +38,6 @@ from nntk.kernels.dispatch import cost_of
 from nntk.kernels.target import Target
 
 CPU = torch.device("cpu")
-FACTS = {
-    "device": {"kind": "cpu", "name": "abacus", "driver": None, "threads": 1, "processors": 2, "selected": "cpu"},
-    "versions": {"python": "3.11", "torch": "2.13"},
-    "commit": "abc",
-    "uncommitted_changes": False,
-    "stream_version": 1,
-    "seed": 0,
-}
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="there is no Triton on this system")
 ROOF = roofline.Roof("copy", "bytes", 4e9, (0.5, 0.25, 1.0), "2026-01-01 00:00")
 

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from conftest import RUN_FACTS as FACTS
 
 from nntk.bench import suites
 from nntk.bench.cli import app as cli
@@ -19,14 +20,6 @@ from nntk.bench.results.store import Record
 from nntk.bench.results.tables import Column
 from nntk.bench.suites import Section
 
-FACTS = {
-    "device": {"kind": "cpu", "name": "abacus", "driver": None, "threads": 1, "processors": 2, "selected": "cpu"},
-    "versions": {"python": "3.11", "torch": "2.13"},
-    "commit": "abc",
-    "uncommitted_changes": False,
-    "stream_version": 1,
-    "seed": 0,
-}
 SECTION = {"name": "s", "title": "S", "caption": "", "columns": []}
 
 
