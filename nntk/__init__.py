@@ -1,6 +1,7 @@
 """Nonlocal neural tangent kernels: finite, randomly displaced parameter differences instead of gradients.
 
-Begin with :class:`NonlocalNTK`, the nonlocal kernel of any model, and :func:`local_ntk`, the ordinary one.
+Begin with :class:`NonlocalNTK`, the nonlocal kernel of any model, and :class:`LocalNTK`, the ordinary one, which
+:func:`local_ntk` computes in one call.
 :class:`FixedKernel` and :class:`Attention` choose the weights of displacements. :class:`KernelRidge` fits data,
 :class:`GPyTorchKernel` serves gaussian processes, :class:`GradientFlow` predicts training, :class:`KernelTracker`
 records the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients. :func:`save`,
@@ -26,7 +27,9 @@ from nntk.learning.descent import NonlocalGradientDescent
 from nntk.learning.gradient_flow import GradientFlow
 from nntk.learning.tracking import KernelRecord, KernelTracker
 from nntk.linalg.operator import KernelOperator
+from nntk.local.kernel import LocalNTK
 from nntk.local.local_ntk import local_ntk
+from nntk.local.operator import LocalNTKOperator
 from nntk.models.black_box import BlackBox
 from nntk.preparation import warm_up
 
@@ -47,6 +50,8 @@ __all__ = [
     "KernelRidge",
     "KernelRidgeClassifier",
     "KernelTracker",
+    "LocalNTK",
+    "LocalNTKOperator",
     "NonlocalGradientDescent",
     "NonlocalNTK",
     "RoundingWarning",

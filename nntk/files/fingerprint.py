@@ -12,6 +12,7 @@ from nntk.files.hashing import hash_tensors
 from nntk.kernel import NonlocalNTK
 from nntk.kernels.fixed_weights import FixedKernel
 from nntk.kernels.philox import STREAM_VERSION
+from nntk.local.kernel import LocalNTK
 from nntk.models.black_box import BlackBox
 from nntk.models.selection import displaced_names
 
@@ -25,7 +26,7 @@ _SETTINGS = (
 """Settings of a kernel that are numbers, names or None. The budget of memory is left out: it changes no result."""
 
 
-def fingerprint(kernel: NonlocalNTK) -> dict[str, Any]:
+def fingerprint(kernel: NonlocalNTK | LocalNTK) -> dict[str, Any]:
     """Describe everything that the numbers of a kernel depend on.
 
     Of a module that is its architecture (the types of the layers, their settings and attributes, hooks, and the code of
@@ -41,16 +42,23 @@ def fingerprint(kernel: NonlocalNTK) -> dict[str, Any]:
     Returns:
         Version of the fingerprint and of the random stream, hashes of the architecture and of the tensors, names of the
         displaced parameters (None unless the model is a module), weights of the displacements, and the settings by
-        their names. All values have the same JSON in every process.
+        their names; of a local NTK the treatment of the outputs and the dtype. All values have the same JSON in every
+        process.
     """
     model = kernel.model
     names = displaced_names(model, cast("Any", kernel.parameters)) if isinstance(model, nn.Module) else None
-    return {
+    described = {
         "schema": SCHEMA,
         "stream_version": STREAM_VERSION,
         "architecture": _describe_architecture(model),
         "model": hash_tensors(_model_tensors(kernel)),
         "parameters": names,
+    }
+    if isinstance(kernel, LocalNTK):
+        # The method is left out: all of them give the same kernel, to rounding.
+        return {**described, "local": True, "outputs": kernel.outputs, "dtype": str(kernel.dtype)}
+    return {
+        **described,
         "weights": _describe_weights(kernel.weights),
         **{name: getattr(kernel, name) for name in _SETTINGS},
     }
@@ -67,7 +75,7 @@ def _describe_architecture(model: Any) -> str:
     return f"{getattr(model, '__qualname__', type(model).__qualname__)} {_hash(describer.value(model))}"
 
 
-def _model_tensors(kernel: NonlocalNTK) -> Mapping[str, Tensor]:
+def _model_tensors(kernel: NonlocalNTK | LocalNTK) -> Mapping[str, Tensor]:
     """Return all tensors of the kernel's model by name."""
     model = kernel.model
     if isinstance(model, nn.Module):

@@ -21,6 +21,7 @@ from nntk.files.paths import file_to_replace
 from nntk.files.storage import MismatchError
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
+from nntk.local.kernel import LocalNTK
 
 _log = logging.getLogger("nntk")
 
@@ -30,7 +31,7 @@ TILE_BYTES = 256 * 2**20
 
 def write_kernel(
     path: str | Path,
-    kernel: NonlocalNTK,
+    kernel: NonlocalNTK | LocalNTK,
     x1: Tensor,
     x2: Tensor | None = None,
     *,
@@ -52,7 +53,7 @@ def write_kernel(
     Args:
         path: The file, for ``numpy.load(path, mmap_mode="r")``. Where it is a symbolic link, the matrix and its journal
             are where the link leads to. A pipe, a terminal or any other device is refused.
-        kernel: The kernel, traced or averaged over outputs.
+        kernel: The kernel, nonlocal or local, traced or averaged over outputs.
         x1: Inputs of the rows, [N1, ...].
         x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``, of which half the tiles are
             computed.
@@ -212,5 +213,5 @@ def _verified(
     return verified
 
 
-def _numpy_dtype(kernel: NonlocalNTK) -> np.dtype[Any]:
+def _numpy_dtype(kernel: NonlocalNTK | LocalNTK) -> np.dtype[Any]:
     return np.dtype(np.float64 if kernel.dtype == torch.float64 else np.float32)

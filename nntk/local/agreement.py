@@ -70,3 +70,11 @@ def require_agreement(actual: Tensor, expected: Tensor, tolerance: float, where:
             f"its derivatives differ by {difference:.1e} (relative) from those of torch.autograd.grad at {where}, "
             f"where {tolerance:.0e} is rounding"
         )
+
+
+def failure_of(error: Exception) -> str:
+    """Return why a method failed, as a part of a sentence."""
+    if isinstance(error, Disagreement):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return f"torch.func raised {type(error).__name__}" + (f" ({lines[0].strip().rstrip('.')})" if lines else "")

@@ -1,17 +1,20 @@
 """A model as the local NTK evaluates it: outputs and gradients at copies of its tensors, in plain autograd."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nntk.local.agreement import tolerance_of
+from nntk.models.black_box import Function
 from nntk.models.general import GeneralModel
-from nntk.models.isolation.evaluation import ModuleEvaluation
+from nntk.models.isolation.epsilon import ModelEpsilon
+from nntk.models.isolation.evaluation import ModuleEvaluation, eager
+from nntk.models.isolation.float64_casts import Float64Casts
 from nntk.models.observe import Observe
 
 Parameters = dict[str, Tensor]
@@ -37,6 +40,20 @@ class _AppliedModule(nn.Module):
         return then(outputs)
 
 
+class _AppliedFunction:
+    """The same of a function f(parameters, x)."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+
+    def __call__(self, tensors: Mapping[str, Tensor], job: tuple[Tensor, Callable[[Any], Tensor], Any]) -> Tensor:
+        """Return ``then(outputs)``, as a module that is applied does."""
+        x, then, context = job
+        with eager(), context:
+            outputs = self._function({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, x)
+        return then(outputs)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Function from the parameters that count, and inputs, to outputs; the model and the inputs stay as they are.
@@ -45,17 +62,21 @@ class Evaluation:
         view: The model's tensors, and what is known of the model.
         apply_module: Evaluates the module, and then a function of its outputs.
         is_recurrent: A layer of the module is recurrent.
+        widens: The view is a copy in float64 of a model in float32.
     """
 
     view: GeneralModel
-    apply_module: ModuleEvaluation
+    apply_module: Callable[[Mapping[str, Tensor], Any], Tensor]
     is_recurrent: bool
+    widens: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, view: GeneralModel) -> "Evaluation":
-        """Return the evaluation of a module, given its view."""
+    def of(cls, model: nn.Module | Function, view: GeneralModel, widens: bool = False) -> "Evaluation":
+        """Return the evaluation of a module, or of a function of parameters by name, given its view."""
+        if not isinstance(model, nn.Module):
+            return cls(view, _AppliedFunction(model), False, widens)
         is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings), is_recurrent)
+        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings), is_recurrent, widens)
 
     @property
     def parameters(self) -> Parameters:
@@ -65,7 +86,8 @@ class Evaluation:
     @property
     def tolerance(self) -> float:
         """Relative difference that rounding explains, in the dtype that the model computes in."""
-        dtype = torch.float32 if self.view.findings.names_float32 else self.view.dtype
+        rounds = self.view.findings.names_float32 and not self.widens
+        dtype = torch.float32 if rounds else self.view.dtype
         return tolerance_of(dtype, self.view.device)
 
     def outputs(self, parameters: Parameters, x: Tensor) -> Tensor:
@@ -104,9 +126,14 @@ class Evaluation:
             for name, tensor in {**self.view.originals, **parameters}.items()
         }
         job = (x.clone(), lambda outputs: then(self._as_matrix(outputs, x)), context or nullcontext())
-        # cuDNN's recurrent layers have a backward pass in training mode alone.
-        with torch.backends.cudnn.flags(enabled=False) if self.is_recurrent else nullcontext():
-            return self.apply_module(tensors, cast(Tensor, job))
+        with ExitStack() as modes:
+            if self.is_recurrent:  # cuDNN's recurrent layers have a backward pass in training mode alone.
+                modes.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if self.widens and self.view.findings.names_float32:
+                modes.enter_context(Float64Casts())
+            if self.widens and self.view.findings.leaves_epsilon:
+                modes.enter_context(ModelEpsilon(torch.float32))
+            return self.apply_module(tensors, job)
 
     def _as_matrix(self, outputs: Any, x: Tensor) -> Tensor:
         if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(x):

@@ -1,5 +1,6 @@
-"""Kernels from Jacobians in blocks of inputs, and Jacobians by ``torch.func``."""
+"""Kernels from Jacobians in blocks of inputs, and Jacobians by ``torch.func`` or by plain backward passes."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,11 +8,20 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
+from nntk.estimators.memory import check_room
 from nntk.kernels.assemble.reference import contract
+from nntk.kernels.local_ntk import structured_ntk
 from nntk.kernels.slices import slices
-from nntk.local.agreement import fixed_weights, require_agreement
+from nntk.local.agreement import failure_of, fixed_weights, require_agreement
 from nntk.local.evaluation import Evaluation, Parameters
-from nntk.local.reverse_mode import weighted_gradient
+from nntk.local.memory import plan, require_room
+from nntk.local.reverse_mode import ReverseJacobian, reverse_errors, weighted_gradient
+from nntk.local.subject import Subject
+
+_log = logging.getLogger("nntk")
+
+_STRUCTURED_BLOCK = 32
+"""Inputs of a block of which the structured method computes all entries, for those on the diagonal."""
 
 Jacobian = Callable[[Tensor], Tensor]
 """Function from inputs [n, ...] to Jacobians [n, C, d]."""
@@ -108,3 +118,81 @@ def _compared(num_inputs: int) -> list[tuple[slice, str]]:
     single = [(slice(0, 1), "the first input"), (slice(num_inputs - 1, num_inputs), "the last input")]
     step = -(-num_inputs // _COMPARED)
     return single[:num_inputs] + ([(slice(0, None, step), "inputs across a block")] if num_inputs > 1 else [])
+
+
+def jacobian_rows(subject: Subject, x: Tensor, max_bytes: int) -> Iterator[tuple[slice, Tensor]]:
+    """Compute the Jacobians at some inputs.
+
+    Args:
+        subject: The model.
+        x: Inputs, [N, ...], as the subject returns them.
+        max_bytes: Budget for Jacobians in bytes.
+
+    Yields:
+        The block's place among the inputs, and its Jacobians, [n, C, d].
+
+    Raises:
+        ValueError: If autograd cannot differentiate the model, or it cannot be evaluated at the inputs.
+        TypeError: If the model returns no real tensor with a row for each input.
+        MemoryError: If the Jacobian of one input does not fit in the free memory.
+    """
+    evaluation, problem = subject.evaluation, subject.problem(x, x[:0], "trace")
+    sizes = plan(problem, "jacobian", max_bytes)
+    require_room(problem, "jacobian", sizes, subject.view.device)
+    chunk_size = sizes.outputs if sizes.outputs < problem.outputs else None
+    reverse = None
+    for block in slices(len(x), sizes.rows):
+        rows = None
+        if reverse is None:
+            try:
+                rows = transformed_jacobian(evaluation, chunk_size, x[block])
+                check_jacobian(evaluation, rows, x[block])
+            except Exception as error:  # The transforms may raise anything; plain passes say what is wrong.
+                if isinstance(error, torch.OutOfMemoryError | MemoryError):
+                    raise
+                _log.info("Jacobians are computed by backward passes, one by one, because %s.", failure_of(error))
+                rows, reverse = None, ReverseJacobian(evaluation, plan(problem, "reverse", max_bytes).outputs)
+        if reverse is not None:
+            with reverse_errors():
+                rows = reverse(x[block])
+        assert rows is not None, "one of the two methods gave them"
+        yield block, rows
+
+
+def kernel_diagonal(subject: Subject, x: Tensor, outputs: str, max_bytes: int) -> Tensor:
+    """Return the kernel of each input with itself.
+
+    Args:
+        subject: The model.
+        x: Inputs, [N, ...], as the subject returns them; a matrix for an MLP.
+        outputs: Treatment of the outputs.
+        max_bytes: Budget for Jacobians in bytes.
+
+    Returns:
+        [N] in the dtype of the kernel, with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``.
+    """
+    if subject.has_structure and x.dim() == 2 and len(x):
+        layers, blocks = subject.mlp().layers, slices(len(x), _STRUCTURED_BLOCK)
+        kernels = (structured_ntk(layers, x[block], None, outputs) for block in blocks)
+        return torch.cat([kernel.diagonal(dim1=0, dim2=1).movedim(-1, 0) for kernel in kernels])
+    num_outputs = subject.problem(x, x[:0], "trace").outputs
+    result = x.new_empty(len(x), *[num_outputs] * {"diagonal": 1, "full": 2}.get(outputs, 0), dtype=subject.dtype)
+    for block, rows in jacobian_rows(subject, x, max_bytes):
+        if outputs == "full":
+            result[block] = rows @ rows.transpose(1, 2)
+        else:
+            squares = rows.square().sum(2)
+            result[block] = {"diagonal": squares, "trace": squares.sum(1), "mean": squares.mean(1)}[outputs]
+    return result
+
+
+def jacobian_features(subject: Subject, x: Tensor, max_bytes: int) -> Tensor:
+    """Return the Jacobians at all inputs as features, [N, C d]."""
+    num_outputs = subject.problem(x, x[:0], "trace").outputs
+    width = num_outputs * subject.view.num_params
+    size = len(x) * width * subject.dtype.itemsize
+    check_room("The features", size, subject.view.device, "A sketch needs less: features(x, sketch=1024).")
+    result = x.new_empty(len(x), width, dtype=subject.dtype)
+    for block, rows in jacobian_rows(subject, x, max_bytes):
+        result[block] = rows.flatten(1)
+    return result

@@ -2,7 +2,6 @@
 
 import logging
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,39 +11,34 @@ from nntk.kernels.assemble import OUTPUTS
 from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.local_ntk import structured_ntk
 from nntk.kernels.perturb.config import default_bytes
-from nntk.local.agreement import Disagreement
-from nntk.local.evaluation import Evaluation, differentiable
+from nntk.local.agreement import failure_of
+from nntk.local.evaluation import Evaluation
 from nntk.local.jacobian import check_jacobian, jacobian_blocks, transformed_jacobian
 from nntk.local.memory import BlockSizes, Problem, plan, require_room
-from nntk.local.reverse_mode import ReverseJacobian
+from nntk.local.reverse_mode import ReverseJacobian, reverse_errors
+from nntk.local.subject import Parameters, Subject, plain_gradients
 from nntk.local.vector_products import vector_product_blocks
-from nntk.models.checks import check_evaluation_mode, check_inputs, check_parameters
-from nntk.models.general import GeneralModel
-from nntk.models.isolation.wrappers import refuse_compiled, unwrap
+from nntk.models.black_box import Function
 from nntk.models.mlp import Mlp
-from nntk.models.module import view_module
-from nntk.models.recognise import recognise
-from nntk.models.view import FindingsByStructure, ModelView, view_model
 
 METHODS = ("auto", "structured", "jacobian", "vector-products", "reverse")
-
-_FINDINGS: WeakKeyDictionary[nn.Module, FindingsByStructure] = WeakKeyDictionary()
-"""What earlier calls found out about each model that still exists, so that only the first call probes it."""
 
 _log = logging.getLogger("nntk")
 
 
 @torch.no_grad()
 def local_ntk(
-    model: nn.Module,
+    model: nn.Module | Function,
     x1: Tensor,
     x2: Tensor | None = None,
     *,
+    parameters: Parameters = None,
     outputs: str = "trace",
     method: str = "auto",
+    dtype: torch.dtype | None = None,
     max_memory: int | None = None,
 ) -> Tensor:
-    r"""Compute the empirical NTK of a module from its gradients.
+    r"""Compute the empirical NTK of a model from its gradients.
 
     .. math::
         \Theta_{nn'}^{cc'} = \langle \nabla_\theta f_c(x_n), \nabla_\theta f_{c'}(x_{n'}) \rangle
@@ -52,7 +46,8 @@ def local_ntk(
     The contract: the kernel is that of :math:`f(x_n; \theta)` for each input by itself, with the gradients of
     ``torch.autograd.grad``; the same call gives the same bits; the module with its ``.grad`` fields, the inputs and the
     global generators are afterwards as before. Otherwise an error says in one sentence what is not supported. Any
-    module that can be trained has a local NTK, by ``"reverse"`` if by no other method.
+    module that can be trained has a local NTK, by ``"reverse"`` if by no other method. :class:`nntk.LocalNTK` has the
+    same kernel as an operator, by its features, and its diagonal alone.
 
     ``"jacobian"`` and ``"vector-products"`` use ``torch.func``, which differentiates some functions wrongly and others
     not at all. Each call holds their results against plain backward passes: weighted sums over the outputs at the first
@@ -61,24 +56,28 @@ def local_ntk(
 
     Args:
         model: The model. ``"structured"`` needs an MLP (see :func:`nntk.models.recognise.recognise`). The other methods
-            take any module that treats the inputs of a batch separately. Only parameters that require a gradient
-            count; none is modified. A parameter that the outputs do not depend on adds zero.
+            take any module that treats the inputs of a batch separately, or a function ``f(parameters, x)``. No
+            parameter is modified. A parameter that the outputs do not depend on adds zero.
         x1: Inputs of the rows, [N1, ...], in the dtype of the parameters, float32 or float64; or tensors that are not
             floating, such as tokens, images of bytes and masks, if the model accepts them.
         x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``.
+        parameters: For a module, names of the parameters that count, or patterns such as ``"head.*"``; by default all
+            that require a gradient. For a function, all its tensors by name.
         outputs: Treatment of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
         method: ``"structured"`` sums products of layer inputs and back-propagated derivatives in O(N^2) memory;
             ``"jacobian"`` contracts Jacobians [N, C, d] in blocks; ``"vector-products"`` computes columns by a backward
             and a forward derivative; ``"reverse"`` contracts Jacobians that plain autograd computes an input at a time.
             ``"auto"`` chooses the first for an MLP, else the second, and the last one where ``torch.func`` fails or
             does not agree; the reason is logged by the logger ``"nntk"`` at level INFO.
+        dtype: Dtype of the computation and of the kernel; None for that of the parameters. ``torch.float64`` gives the
+            kernel of a model in float32 to double precision.
         max_memory: Budget in bytes for Jacobians or columns, at least 2**20; None for the default of
             :class:`nntk.NonlocalNTK`: 128 MiB, on a GPU a fortieth of its memory. ``"jacobian"`` and ``"reverse"`` hold
             at least the Jacobian of one input, C d numbers, and ``"vector-products"`` the gradient of one output; its
             activations take up to eight times the budget.
 
     Returns:
-        [N1, N2] in the dtype of the parameters, with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``;
+        [N1, N2] in ``dtype``, with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``;
         exactly symmetric without ``x2``.
 
     Raises:
@@ -100,79 +99,59 @@ def local_ntk(
     checks.choice("method", method, METHODS)
     if max_memory is not None:
         checks.integer("max_memory", max_memory, 2**20)
-    model = _checked(model)
-    view = view_model(model, None, findings=_FINDINGS.setdefault(model, {}))
+    subject = Subject.of(model, parameters, dtype)
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
             checks.tensor(name, x)
-    budget = default_bytes(view.device) if max_memory is None else max_memory
-    # Tensors that are made in inference mode cannot be differentiated.
-    with torch.autocast(view.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
-        if method == "structured" or method == "auto" and _has_structured_form(view, x1):
-            kernel = _structured(recognise(model), x1, x2, outputs)
+    budget = default_bytes(subject.view.device) if max_memory is None else max_memory
+    with plain_gradients(subject.view.device):
+        if is_structured(subject, x1, method):
+            kernel = _structured(subject, x1, x2, outputs)
         else:
-            kernel = _by_gradients(model, view, x1, x2, outputs, method, budget)
+            kernel = _by_gradients(subject, x1, x2, outputs, method, budget)
     checks.finite("the kernel, from the model's gradients,", kernel)
     return kernel
 
 
-def _checked(model: nn.Module) -> nn.Module:
-    """Check that the model has an NTK, and return it without wrappers."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    model = unwrap(model)
-    refuse_compiled(model)
-    check_evaluation_mode(model)
-    check_parameters(model)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("model must have a parameter with requires_grad=True, got none.")
-    return model
+def is_structured(subject: Subject, x: Tensor, method: str) -> bool:
+    """Return True if a method computes the kernel of inputs from the structure of an MLP."""
+    if method == "auto" and isinstance(subject.view, Mlp):
+        return subject.has_structure and (subject.view.flattens or x.dim() == 2)
+    return method == "structured"
 
 
-def _has_structured_form(view: ModelView, x: Tensor) -> bool:
-    return isinstance(view, Mlp) and not view.is_tied and (view.flattens or x.dim() == 2)
-
-
-def _structured(mlp: Mlp, x1: Tensor, x2: Tensor | None, outputs: str) -> Tensor:
+def _structured(subject: Subject, x1: Tensor, x2: Tensor | None, outputs: str) -> Tensor:
     """Compute the kernel of an MLP by its structure."""
-    x1, x2 = mlp.inputs("x1", x1), None if x2 is None else mlp.inputs("x2", x2)
-    num_outputs = mlp.num_outputs(x1)
-    widths = sum(layer.weight.shape[0] for layer in mlp.layers)
-    held = widths * (num_outputs + 4) * mlp.dtype.itemsize
-    problem = _problem(x1, x2, outputs, num_outputs, mlp, activations=held)
+    mlp = subject.mlp()
+    x1, x2 = structured_inputs(subject, "x1", x1), None if x2 is None else structured_inputs(subject, "x2", x2)
+    problem = structured_problem(subject, mlp, x1, x2, outputs)
     require_room(problem, "structured", plan(problem, "structured", 0), mlp.device)
     return structured_ntk(mlp.layers, x1, x2, outputs)
 
 
-def _problem(
-    x1: Tensor, x2: Tensor | None, outputs: str, num_outputs: int, view: ModelView, activations: int
-) -> Problem:
-    return Problem(
-        rows=len(x1),
-        columns=len(x1 if x2 is None else x2),
-        outputs=num_outputs,
-        axes={"diagonal": 1, "full": 2}.get(outputs, 0),
-        parameters=view.num_params,
-        activations=activations,
-        dtype=view.dtype,
-    )
+def structured_inputs(subject: Subject, name: str, x: Tensor) -> Tensor:
+    """Return checked inputs of an MLP as a matrix, in the dtype of the kernel."""
+    view = subject.view if isinstance(subject.view, Mlp) else subject.mlp()
+    return view.inputs(name, x).to(subject.dtype)
 
 
-def _by_gradients(
-    model: nn.Module, view: ModelView, x1: Tensor, x2: Tensor | None, outputs: str, method: str, budget: int
-) -> Tensor:
-    """Compute the kernel by a method for any module; ``"auto"`` tries the Jacobian first."""
-    general = view_module(model, None, findings=view.findings if isinstance(view, GeneralModel) else None)
+def structured_problem(subject: Subject, mlp: Mlp, x1: Tensor, x2: Tensor | None, outputs: str) -> Problem:
+    """Return what the memory of the structured method depends on."""
+    num_outputs = mlp.num_outputs(x1)
+    widths = sum(layer.weight.shape[0] for layer in mlp.layers)
+    activations = widths * (num_outputs + 4) * mlp.dtype.itemsize
+    return subject.problem_of(x1, x2, outputs, num_outputs, activations)
+
+
+def _by_gradients(subject: Subject, x1: Tensor, x2: Tensor | None, outputs: str, method: str, budget: int) -> Tensor:
+    """Compute the kernel by a method for any model; ``"auto"`` tries the Jacobian first."""
     with torch.enable_grad():  # A forward pass may itself compute a gradient.
-        x1 = _inputs(view, general, "x1", x1)
-        x2 = None if x2 is None else _inputs(view, general, "x2", x2)
-    evaluation = Evaluation.of(model, general)
-    filled = next((x for x in (x1, x2) if x is not None and len(x)), x1.new_zeros(1, *x1.shape[1:]))
-    num_outputs, activations = _size_up(evaluation, filled[:1])
-    problem = _problem(x1, x2, outputs, num_outputs, general, activations)
+        x1 = subject.inputs("x1", x1)
+        x2 = None if x2 is None else subject.inputs("x2", x2)
+    problem, evaluation = subject.problem(x1, x2, outputs), subject.evaluation
     chosen = "jacobian" if method == "auto" else method
     sizes = plan(problem, chosen, budget)
-    require_room(problem, chosen, sizes, general.device)
+    require_room(problem, chosen, sizes, subject.view.device)
     if chosen == "reverse":
         return _assemble_in_reverse(evaluation, problem, x1, x2, outputs, sizes)
     try:
@@ -180,7 +159,7 @@ def _by_gradients(
     except Exception as error:  # The transforms may raise anything; what the model itself raises is raised again below.
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
-        reason = _reason(error)
+        reason = failure_of(error)
         if method != "auto":
             raise ValueError(
                 f"method={method!r} does not give the NTK of this model, because {reason}; use method='auto' or "
@@ -194,39 +173,8 @@ def _assemble_in_reverse(
     evaluation: Evaluation, problem: Problem, x1: Tensor, x2: Tensor | None, outputs: str, sizes: BlockSizes
 ) -> Tensor:
     """Compute the kernel by plain backward passes, the last resort: what they cannot differentiate has no NTK."""
-    try:
+    with reverse_errors():
         return _assemble(evaluation, problem, x1, x2, outputs, "reverse", sizes)
-    except (RuntimeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        # PyTorch's text on functions in place is a page on its insides.
-        reason = str(error).replace("aten::", "")
-        if "inplace" in reason:
-            reason = "a function in place changes what the gradient needs"
-        raise ValueError(
-            f"model must be differentiable for its local NTK, but PyTorch's autograd fails: {reason.rstrip('.')}; "
-            "nntk.NonlocalNTK needs no gradient."
-        ) from error
-
-
-def _inputs(view: ModelView, general: GeneralModel, name: str, x: Tensor) -> Tensor:
-    """Return checked inputs, at which the model is probed unless it is an MLP."""
-    if isinstance(view, GeneralModel):
-        return differentiable(view.inputs(name, x))
-    check_inputs(name, x, general.dtype, general.device)
-    return differentiable(x.detach())
-
-
-def _size_up(evaluation: Evaluation, single: Tensor) -> tuple[int, int]:
-    """Return the number of outputs, and bytes of an evaluation, of one input [1, ...]."""
-    try:
-        return evaluation.size_up(single)
-    except TypeError:
-        raise
-    except Exception as error:  # A model may raise anything.
-        raise ValueError(
-            f"model must be evaluable at these inputs, but fails: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _assemble(
@@ -254,11 +202,3 @@ def _assemble(
     for place, block in blocks:
         kernel[place] += block
     return mirror(kernel) if x2 is None else kernel
-
-
-def _reason(error: Exception) -> str:
-    """Return why a method failed, as a part of a sentence."""
-    if isinstance(error, Disagreement):
-        return str(error)
-    lines = str(error).strip().splitlines()
-    return f"torch.func raised {type(error).__name__}" + (f" ({lines[0].strip().rstrip('.')})" if lines else "")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nntk.estimators.memory import check_room
+from nntk.estimators.memory import check_room, format_bytes, free_bytes
 
 _ARRAYS = 4
 """Arrays of C d numbers that are held for each input of a block: Jacobians, their parts, and copies for products."""
@@ -65,6 +65,42 @@ class BlockSizes:
     columns: int
     outputs: int
     total: int
+
+
+@dataclass(frozen=True)
+class LocalPlan:
+    """Method and memory of a local NTK; ``print(kernel.plan(x))`` shows both.
+
+    Attributes:
+        method: ``"structured"``, ``"jacobian"``, ``"vector-products"`` or ``"reverse"``.
+        rows: Number of inputs of the rows of a block.
+        columns: Number of inputs of the columns of a block.
+        outputs: Number of outputs whose gradients are computed at once.
+        result: Bytes of the kernel.
+        total: Bytes of the kernel and of all that makes it: an upper bound.
+        free: Free memory of the device in bytes; None where it is not known.
+    """
+
+    method: str
+    rows: int
+    columns: int
+    outputs: int
+    result: int
+    total: int
+    free: int | None
+
+    @classmethod
+    def of(cls, method: str, problem: Problem, sizes: BlockSizes, device: torch.device) -> "LocalPlan":
+        """Return the plan of a method with its sizes of blocks."""
+        blocks = sizes.rows, sizes.columns, sizes.outputs
+        return cls(method, *blocks, problem.kernel_bytes, sizes.total, free_bytes(device))
+
+    def __str__(self) -> str:
+        free = "" if self.free is None else f" of {format_bytes(self.free)} that are free"
+        return (
+            f"{format_bytes(self.total)}{free}, of which the kernel takes {format_bytes(self.result)}; "
+            f"by {self.method}, in blocks of {self.rows} x {self.columns} inputs and {self.outputs} outputs"
+        )
 
 
 def plan(problem: Problem, method: str, budget: int) -> BlockSizes:

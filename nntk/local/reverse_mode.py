@@ -26,7 +26,36 @@ def weighted_gradient(evaluation: Evaluation, x: Tensor, weights: Tensor) -> Ten
     Returns:
         [d] in the dtype of the parameters; parameters that the outputs do not depend on have gradient zero.
     """
-    return _pull_back(evaluation, x, lambda outputs, leaves: _gradients(outputs, leaves, weights[None])[0])
+    return weighted_gradients(evaluation, x, weights[None])[0]
+
+
+def weighted_gradients(evaluation: Evaluation, x: Tensor, weights: Tensor) -> Tensor:
+    """Return K weighted gradients, [K, d], by as many backward passes from one forward pass.
+
+    Args:
+        evaluation: The model.
+        x: Inputs, [n, ...].
+        weights: The weights, [K, n, C].
+    """
+    return _pull_back(evaluation, x, lambda outputs, leaves: _gradients(outputs, leaves, weights))
+
+
+@contextmanager
+def reverse_errors() -> Iterator[None]:
+    """Raise errors of plain backward passes as those of a model that has no local NTK."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        # PyTorch's text on functions in place is a page on its insides.
+        reason = str(error).replace("aten::", "")
+        if "inplace" in reason:
+            reason = "a function in place changes what the gradient needs"
+        raise ValueError(
+            f"model must be differentiable for its local NTK, but PyTorch's autograd fails: {reason.rstrip('.')}; "
+            "nntk.NonlocalNTK needs no gradient."
+        ) from error
 
 
 class ReverseJacobian:

@@ -10,7 +10,7 @@ from local_ntk_cases import INPUTS, MODELS, Bytes, Features
 from torch import nn
 from triton_device import Allocated
 
-from nntk import local_ntk
+from nntk import LocalNTK, local_ntk
 from nntk.local import memory
 from nntk.local.local_ntk import METHODS
 
@@ -103,6 +103,20 @@ def test_a_chosen_method_is_right_or_refused(name):
         else:
             assert_equal(kernel, expected[:, :3])
         assert state(model) == before
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_operators_and_features_are_those_of_backward_passes(name):
+    """Products, the diagonal and the features hold for every model too, and change nothing."""
+    model, x = case(name)
+    full, before = by_training(name), state(model)
+    kernel, expected = LocalNTK(model), full.diagonal(dim1=2, dim2=3).sum(2)
+    vectors = torch.eye(len(x), dtype=full.dtype)
+    assert_equal(kernel.operator(x) @ vectors, expected)
+    assert_equal(kernel.diagonal(x), expected.diagonal())
+    features = kernel.features(x)
+    assert_equal(features @ features.T, expected)
+    assert state(model) == before
 
 
 def test_forward_derivatives_of_constants_are_refused():
