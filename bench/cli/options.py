@@ -142,6 +142,17 @@ def parse_device(value: Any) -> torch.device:
     return torch.device(text)
 
 
+_UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_bytes(value: Any) -> int:
+    """Return a number of bytes: an integer, or a number with KiB, MiB, GiB or TiB."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]ib)?", str(value).strip().lower())
+    if not match:
+        raise typer.BadParameter(f"must be a number of bytes such as 1000000 or 2GiB, got {str(value)!r}")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
 def number_in(low: float, high: float, description: str) -> Callable[[Any], float]:
     """Return a parser of numbers above ``low`` and up to ``high``; the description names them in the message."""
 

@@ -1,0 +1,165 @@
+"""``nntk-bench kernel``: the kernel of a model and data in files, written to a file."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+import nntk
+from nntk.bench.cli.kernels.model_file import LoadedModel, load_inputs, load_model
+from nntk.bench.cli.options import CPU, CommandError, Device, Threads, one_line_errors, one_of, parse_bytes, parse_seed
+from nntk.bench.results import tables
+from nntk.estimators.memory import format_bytes
+from nntk.files.matrix_file import TILE_BYTES
+from nntk.files.paths import OutputPathError, file_to_replace
+from nntk.files.storage import MismatchError
+from nntk.kernels.assemble import ESTIMATORS
+from nntk.kernels.perturb import PRECISIONS, PROPAGATION
+
+SUMMARY = "write the kernel matrix of a model and data to a file"
+HELP = """\
+Compute the kernel of a model at the inputs of a file, and write it to a NumPy file, tile by tile. The plan comes first:
+the route, the memory and the tiles. After a stop the same command continues with the finished tiles.
+
+MODEL is FILE.py:NAME, where NAME is a module, a nntk.BlackBox, or a function without arguments that returns one of
+them, with its weights loaded, or a function f(parameters, x) together with its tensors by name. A module is put into
+evaluation mode. DATA is an array [N, ...] of a .npy, .npz or .safetensors file; floating inputs are converted to the
+model's dtype.
+"""
+EPILOG = """\
+examples:
+  nntk-bench kernel net.py:build x.npy --output k.npy
+  nntk-bench kernel net.py:build x.npy --columns test.npy --output cross.npy --samples 4096 --gamma 0.05
+  nntk-bench kernel net.py:build x.npz --key images --parameters "head.*" --output head.npy --device cuda
+  nntk-bench kernel net.py:build x.npy --local --output ntk.npy      the ordinary NTK
+  nntk-bench kernel net.py:build x.npy --plan                        the plan alone
+
+Exit status: 0 the matrix is complete, 2 wrong usage or a model that is refused, 130 interrupted; finished tiles are
+kept.
+"""
+
+_LOCAL_OPTIONS = ("gamma", "samples", "directions", "estimator", "precision", "propagation")
+
+
+def command(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="FILE.py:NAME", show_default=False)],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="inputs [N, ...]", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the matrix, a .npy file (or --plan)", show_default=False)
+    ] = None,
+    columns: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="inputs of the columns (default: those of the rows)")
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="NAME", help="name of the array in DATA")] = None,
+    local: Annotated[bool, typer.Option("--local", help="the ordinary NTK, by gradients")] = False,
+    gamma: Annotated[float, typer.Option(metavar="X", help="length scale of the displacements")] = 0.1,
+    samples: Annotated[int, typer.Option(metavar="M", help="number of displacements")] = 1024,
+    directions: Annotated[
+        str, typer.Option(metavar="FAMILY", help="gaussian, rademacher, flipout(B) or lowrank(R)")
+    ] = "gaussian",
+    estimator: Annotated[
+        str, typer.Option(parser=one_of(ESTIMATORS), metavar="NAME", help=", ".join(ESTIMATORS))
+    ] = "energy",
+    mean: Annotated[bool, typer.Option("--mean", help="mean over the outputs (default: their sum)")] = False,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help='names of the displaced parameters, such as "head.*"; may be repeated'),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(parser=one_of(PRECISIONS), metavar="NAME", help=", ".join(PRECISIONS))
+    ] = "auto",
+    propagation: Annotated[
+        str, typer.Option(parser=one_of(PROPAGATION), metavar="NAME", help=", ".join(PROPAGATION))
+    ] = "auto",
+    seed: Annotated[int, typer.Option(parser=parse_seed, metavar="N", help="seed of the displacements")] = 0,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(parser=parse_bytes, metavar="SIZE", help="budget of temporary memory, such as 2GiB"),
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="rows and columns of a tile (default: 256 MiB)")
+    ] = None,
+    device: Device = CPU,
+    threads: Threads = None,
+    plan: Annotated[bool, typer.Option("--plan", help="print the plan, and compute nothing")] = False,
+) -> int:
+    """Write the matrix, or print the plan."""
+    if (output is None) != plan:
+        raise CommandError(f"argument --output: {'must not be given with' if plan else 'is required, or'} --plan")
+    given = [name for name in _LOCAL_OPTIONS if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if local and given:
+        raise CommandError(f"argument --{given[0]}: must not be given with --local, which has no displacements")
+    if output is not None:
+        with one_line_errors(OutputPathError):
+            file_to_replace(output, "argument --output:", "since a matrix is written tile by tile")
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load_model(model).to(device)
+    x1 = load_inputs(data, key, "DATA")
+    x2 = None if columns is None else load_inputs(columns, key, "--columns")
+    with one_line_errors(ValueError, TypeError, MemoryError, MismatchError, ArithmeticError, OSError):
+        outputs = "mean" if mean else "trace"
+        names = loaded.parameters if loaded.parameters is not None else (parameters or None)
+        if local:
+            kernel: Any = nntk.LocalNTK(loaded.model, parameters=names, outputs=outputs, max_memory=max_memory)
+        else:
+            kernel = nntk.NonlocalNTK(
+                loaded.model, parameters=names, outputs=outputs, gamma=gamma, samples=samples, directions=directions,
+                estimator=estimator, precision=precision, propagation=propagation, seed=seed, max_memory=max_memory,
+            )  # fmt: skip
+        x1, x2 = _fitted(kernel, loaded, x1, device), None if x2 is None else _fitted(kernel, loaded, x2, device)
+        console = tables.standard_console()
+        _print_plan(console, kernel, x1, x2, tile)
+        if output is None:
+            return 0
+        with _progress(console, output) as advance:
+            matrix = nntk.write_kernel(output, kernel, x1, x2, tile=tile, progress=advance)
+    console.print(f"{output}: {matrix.shape[0]} x {matrix.shape[1]}, {matrix.dtype}, {format_bytes(matrix.nbytes)}")
+    return 0
+
+
+def _fitted(kernel: Any, loaded: LoadedModel, x: Tensor, device: torch.device) -> Tensor:
+    """Return inputs on the device, floating ones in the model's dtype; those that fit already stay on disk."""
+    x = x.to(kernel.dtype) if x.is_floating_point() else x
+    return x if isinstance(loaded.model, nntk.BlackBox) else x.to(device)
+
+
+def _print_plan(console: Console, kernel: Any, x1: Tensor, x2: Tensor | None, tile: int | None) -> None:
+    """Print the plan of a tile, and how many of them there are."""
+    columns = x1 if x2 is None else x2
+    side = int((TILE_BYTES / kernel.dtype.itemsize) ** 0.5) if tile is None else tile
+    down, across = -(-len(x1) // side), -(-len(columns) // side)
+    number = down * (down + 1) // 2 if x2 is None else down * across
+    size = format_bytes(len(x1) * len(columns) * kernel.dtype.itemsize)
+    console.print(f"{kernel!r}", soft_wrap=True)
+    tiles = f"{number} {'tile' if number == 1 else 'tiles'} of {side} x {side}"
+    console.print(f"Matrix: {len(x1)} x {len(columns)}, {size}, in {tiles}.", soft_wrap=True)
+    whole = x2 is None and down == 1
+    console.print(f"A tile: {kernel.plan(x1[:side], None if whole else columns[:side])}", soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Console, output: Path) -> Iterator[Callable[[int, int], None]]:
+    """Show finished tiles; after Ctrl-C say how to go on."""
+    parts = (TextColumn("tiles"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    finished, total = 0, 0
+    with Progress(*parts, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("tiles", total=None)
+
+        def advance(done: int, number: int) -> None:
+            nonlocal finished, total
+            finished, total = done, number
+            progress.update(task, completed=done, total=number)
+
+        try:
+            yield advance
+        except KeyboardInterrupt:
+            console.print(f"{output}: {finished} of {total or '?'} tiles are finished; the same command goes on.")
+            raise
