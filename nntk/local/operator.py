@@ -105,9 +105,9 @@ class LocalNTKOperator:
         if max_iterations is not None:
             max_iterations = checks.integer("max_iterations", max_iterations, 1)
         right = self._columns("y", y)
-        columns = right.reshape(len(right), -1)
+        columns = right if right.dim() == 2 else right[:, None]
         solution = torch.empty_like(columns)
-        for index, column in enumerate(columns.T):
+        for index, column in enumerate(columns.T if len(columns) else ()):
             # A symmetric positive definite system: the operator has only eigenvalues of at least alpha.
             found, status = cg(self._scipy(alpha), column.cpu().numpy(), rtol=rtol, atol=0.0, maxiter=max_iterations)
             if status:

@@ -137,6 +137,16 @@ def test_the_operator_of_a_sketch_solves_the_regression():
     assert relative_error(operator.solve(y, 0.5), expected) < 1e-8
 
 
+def test_no_inputs_have_an_empty_operator():
+    """Products, solutions, features and the trace of no inputs are empty, or zero."""
+    kernel, empty = LocalNTK(normed()), X[:0]
+    operator, nothing = kernel.operator(empty), torch.zeros(0, dtype=torch.float64)
+    assert operator.shape == (0, 0) and operator.trace() == 0.0
+    assert (operator @ nothing).shape == operator.solve(nothing, 1.0).shape == (0,)
+    assert operator.solve(torch.zeros(0, 2), 1.0).shape == (0, 2)
+    assert kernel.features(empty, sketch=3).shape == (0, 9)
+
+
 def test_parameters_are_chosen_by_patterns():
     """Kernels of complementary patterns add up, whether or not the parameters require a gradient."""
     model = normed()
