@@ -28,6 +28,7 @@ from nntk.learning.tracking import KernelRecord, KernelTracker
 from nntk.linalg.operator import KernelOperator
 from nntk.local.local_ntk import local_ntk
 from nntk.models.black_box import BlackBox
+from nntk.models.data.inputs import Inputs
 from nntk.preparation import warm_up
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "FixedKernel",
     "GPyTorchKernel",
     "GradientFlow",
+    "Inputs",
     "KernelOperator",
     "KernelRecord",
     "KernelRidge",

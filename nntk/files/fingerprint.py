@@ -52,6 +52,8 @@ def fingerprint(kernel: NonlocalNTK) -> dict[str, Any]:
         "model": hash_tensors(_model_tensors(kernel)),
         "parameters": names,
         "weights": _describe_weights(kernel.weights),
+        # Files of kernels without a choice among outputs stay valid.
+        **({} if kernel.output is None else {"output": _describe_output(kernel.output)}),
         **{name: getattr(kernel, name) for name in _SETTINGS},
     }
 
@@ -76,6 +78,11 @@ def _model_tensors(kernel: NonlocalNTK) -> Mapping[str, Tensor]:
         return {"parameters": model.vector}
     assert isinstance(kernel.parameters, Mapping), "parameters of a callable map names to tensors"
     return kernel.parameters
+
+
+def _describe_output(output: Any) -> str:
+    """Describe the choice among outputs by a text that is the same in every process."""
+    return _hash(Describer().value(output)) if callable(output) else repr(output)
 
 
 def _describe_weights(weights: FixedKernel | Attention) -> str:

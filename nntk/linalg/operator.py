@@ -12,6 +12,7 @@ from nntk.kernels import checks
 from nntk.linalg import ridge
 from nntk.linalg.alignment import alignment
 from nntk.linalg.vectors import as_columns, result_dtype
+from nntk.models.data.inputs import Batch, InputValue, as_batch
 
 
 class KernelOperator:
@@ -43,9 +44,9 @@ class KernelOperator:
 
     def __init__(
         self,
-        features: Callable[[Tensor], Tensor],
-        kernel: Callable[[Tensor], Tensor],
-        x: Tensor,
+        features: Callable[[Batch], Tensor],
+        kernel: Callable[[Batch], Tensor],
+        x: Batch,
         max_bytes: int,
     ) -> None:
         self._features, self._kernel, self.x = features, kernel, x.detach()
@@ -59,7 +60,7 @@ class KernelOperator:
         """Numbers of rows and columns, both N."""
         return len(self.x), len(self.x)
 
-    def features(self, x: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def features(self, x: InputValue | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Compute features in float64, one block of inputs at a time.
 
         Args:
@@ -71,7 +72,7 @@ class KernelOperator:
         if x is None and self._block_size >= len(self.x):
             yield slice(0, len(self.x)), self._all_features
             return
-        inputs = self.x if x is None else x
+        inputs = self.x if x is None else as_batch("x", x)
         for start in range(0, len(inputs), self._block_size):
             block = slice(start, min(start + self._block_size, len(inputs)))
             yield block, self._features(inputs[block]).double()
@@ -100,7 +101,7 @@ class KernelOperator:
             total += a.T @ vectors[block]
         return total
 
-    def expand(self, weights: Tensor, x: Tensor | None = None) -> Tensor:
+    def expand(self, weights: Tensor, x: InputValue | None = None) -> Tensor:
         r"""Multiply the features by weights, :math:`A(x) w`: at other inputs this is a prediction.
 
         Args:
@@ -117,9 +118,9 @@ class KernelOperator:
                 dtype than the model.
         """
         weights = as_columns("weights", weights, self.num_features, self.x.device)
-        inputs = self.x if x is None else x
+        inputs = self.x if x is None else as_batch("x", x)
         out = weights.new_empty(len(inputs), *weights.shape[1:])
-        for block, a in self.features(x):
+        for block, a in self.features(None if x is None else inputs):
             out[block] = a @ weights
         return out
 
@@ -129,7 +130,7 @@ class KernelOperator:
     @cached_property
     def gram(self) -> Tensor:
         r"""Gram matrix of the features, :math:`A^\top A`, [F, F], float64."""
-        return self.gram_and_projection(self.x.new_zeros(len(self.x), 0, dtype=torch.float64))[0]
+        return self.gram_and_projection(torch.zeros(len(self.x), 0, dtype=torch.float64, device=self.x.device))[0]
 
     def gram_and_projection(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         r"""Compute :math:`A^\top A` and :math:`A^\top v` in one pass over the inputs.

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nntk.local.agreement import tolerance_of
-from nntk.models.general import GeneralModel
+from nntk.models.data.inputs import Batch, call_with, map_tensors
+from nntk.models.data.outputs import OutputChoice
+from nntk.models.general import GeneralModel, as_matrix
 from nntk.models.isolation.evaluation import ModuleEvaluation
 from nntk.models.observe import Observe
 
@@ -29,11 +31,11 @@ class _AppliedModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, job: tuple[Tensor, Callable[[Any], Tensor], AbstractContextManager[Any]]) -> Tensor:
+    def forward(self, job: tuple[Batch, Callable[[Any], Tensor], AbstractContextManager[Any]]) -> Tensor:
         """Return ``then(outputs)`` for a job of inputs, the function ``then``, and a context of the forward pass."""
         x, then, context = job
         with context:
-            outputs = self.model(x)
+            outputs = call_with(self.model, x)
         return then(outputs)
 
 
@@ -45,17 +47,19 @@ class Evaluation:
         view: The model's tensors, and what is known of the model.
         apply_module: Evaluates the module, and then a function of its outputs.
         is_recurrent: A layer of the module is recurrent.
+        choose: Chooses the tensor that counts among what the module returns.
     """
 
     view: GeneralModel
     apply_module: ModuleEvaluation
     is_recurrent: bool
+    choose: OutputChoice
 
     @classmethod
-    def of(cls, model: nn.Module, view: GeneralModel) -> "Evaluation":
-        """Return the evaluation of a module, given its view."""
+    def of(cls, model: nn.Module, view: GeneralModel, choose: OutputChoice) -> "Evaluation":
+        """Return the evaluation of a module, given its view and the choice among its outputs."""
         is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings), is_recurrent)
+        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings), is_recurrent, choose)
 
     @property
     def parameters(self) -> Parameters:
@@ -68,7 +72,7 @@ class Evaluation:
         dtype = torch.float32 if self.view.findings.names_float32 else self.view.dtype
         return tolerance_of(dtype, self.view.device)
 
-    def outputs(self, parameters: Parameters, x: Tensor) -> Tensor:
+    def outputs(self, parameters: Parameters, x: Batch) -> Tensor:
         """Return the outputs at some parameters.
 
         Args:
@@ -86,7 +90,7 @@ class Evaluation:
     def apply(
         self,
         parameters: Parameters,
-        x: Tensor,
+        x: Batch,
         then: Callable[[Tensor], Tensor],
         context: AbstractContextManager[Any] | None = None,
     ) -> Tensor:
@@ -103,23 +107,21 @@ class Evaluation:
             f"model.{name}": tensor.clone() if copies_all or name in written else differentiable(tensor)
             for name, tensor in {**self.view.originals, **parameters}.items()
         }
-        job = (x.clone(), lambda outputs: then(self._as_matrix(outputs, x)), context or nullcontext())
+        job = (x.clone(), lambda outputs: then(self._as_matrix(self.choose(outputs), x)), context or nullcontext())
         # cuDNN's recurrent layers have a backward pass in training mode alone.
         with torch.backends.cudnn.flags(enabled=False) if self.is_recurrent else nullcontext():
-            return self.apply_module(tensors, cast(Tensor, job))
+            result: Tensor = self.apply_module(tensors, cast(Tensor, job))
+        return result
 
-    def _as_matrix(self, outputs: Any, x: Tensor) -> Tensor:
-        if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(x):
-            actual = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise TypeError(f"model must return a tensor with a row for each of {len(x)} inputs, got {actual}.")
-        if outputs.is_complex():
+    def _as_matrix(self, outputs: Any, x: Batch) -> Tensor:
+        matrix = as_matrix(outputs, x)
+        if matrix.is_complex():
             raise TypeError(
                 f"model must return real outputs, got {outputs.dtype}; return torch.view_as_real(outputs) instead."
             )
-        matrix: Tensor = outputs.flatten(1) if outputs.dim() > 1 else outputs[:, None]
         return matrix.to(self.view.dtype)
 
-    def size_up(self, x: Tensor) -> tuple[int, int]:
+    def size_up(self, x: Batch) -> tuple[int, int]:
         """Evaluate the model at one input, to learn how much an evaluation holds.
 
         Args:
@@ -144,3 +146,8 @@ class Evaluation:
 def differentiable(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd accepts: a copy of one that was made in inference mode, else the tensor itself."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def differentiable_inputs(x: Batch) -> Batch:
+    """Return inputs that autograd accepts; see :func:`differentiable`."""
+    return map_tensors(differentiable, x)

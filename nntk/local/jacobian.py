@@ -12,17 +12,18 @@ from nntk.kernels.slices import slices
 from nntk.local.agreement import fixed_weights, require_agreement
 from nntk.local.evaluation import Evaluation, Parameters
 from nntk.local.reverse_mode import weighted_gradient
+from nntk.models.data.inputs import Batch, map_tensors
 
-Jacobian = Callable[[Tensor], Tensor]
+Jacobian = Callable[[Batch], Tensor]
 """Function from inputs [n, ...] to Jacobians [n, C, d]."""
-Check = Callable[[Tensor, Tensor], None]
+Check = Callable[[Tensor, Batch], None]
 """Check of Jacobians [n, C, d] at inputs [n, ...]."""
 Blocks = Iterator[tuple[tuple[Any, ...], Tensor]]
 """Indices of blocks of a kernel, and what is added there."""
 
 
 def jacobian_blocks(
-    jacobian: Jacobian, check: Check, x1: Tensor, x2: Tensor | None, outputs: str, block_size: int
+    jacobian: Jacobian, check: Check, x1: Batch, x2: Batch | None, outputs: str, block_size: int
 ) -> Blocks:
     """Compute blocks J(x1) J(x2)^T; a symmetric kernel has no blocks above the diagonal.
 
@@ -38,7 +39,7 @@ def jacobian_blocks(
         Places in the kernel, and what is added there.
     """
 
-    def compute(x: Tensor, is_new: bool) -> Tensor:
+    def compute(x: Batch, is_new: bool) -> Tensor:
         jacobians = jacobian(x)
         if is_new:
             check(jacobians, x)
@@ -56,7 +57,7 @@ def jacobian_blocks(
         del j1
 
 
-def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Tensor) -> Tensor:
+def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Batch) -> Tensor:
     """Return the Jacobians of a model by ``torch.func``.
 
     Args:
@@ -69,8 +70,8 @@ def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Tens
     """
     parameters = evaluation.parameters
 
-    def outputs_of_one(replaced: Parameters, single: Tensor) -> Tensor:
-        return evaluation.outputs(replaced, single[None])[0]
+    def outputs_of_one(replaced: Parameters, single: Batch) -> Tensor:
+        return evaluation.outputs(replaced, map_tensors(lambda tensor: tensor[None], single))[0]
 
     # The transforms give wrong derivatives of some functions, such as the determinant, where gradients are disabled.
     with torch.enable_grad():
@@ -80,7 +81,7 @@ def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Tens
     return torch.cat(parts, dim=2).detach()
 
 
-def check_jacobian(evaluation: Evaluation, jacobians: Tensor, x: Tensor) -> None:
+def check_jacobian(evaluation: Evaluation, jacobians: Tensor, x: Batch) -> None:
     """Hold the Jacobians of a block against plain autograd.
 
     Args:

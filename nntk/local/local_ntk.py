@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,12 +14,14 @@ from nntk.kernels.assemble.reference import mirror
 from nntk.kernels.local_ntk import structured_ntk
 from nntk.kernels.perturb.config import default_bytes
 from nntk.local.agreement import Disagreement
-from nntk.local.evaluation import Evaluation, differentiable
+from nntk.local.evaluation import Evaluation, differentiable, differentiable_inputs
 from nntk.local.jacobian import check_jacobian, jacobian_blocks, transformed_jacobian
 from nntk.local.memory import BlockSizes, Problem, plan, require_room
 from nntk.local.reverse_mode import ReverseJacobian
 from nntk.local.vector_products import vector_product_blocks
 from nntk.models.checks import check_evaluation_mode, check_inputs, check_parameters
+from nntk.models.data.inputs import Batch, InputValue, as_batch, map_tensors
+from nntk.models.data.outputs import Output, OutputChoice
 from nntk.models.general import GeneralModel
 from nntk.models.isolation.wrappers import refuse_compiled, unwrap
 from nntk.models.mlp import Mlp
@@ -28,7 +31,7 @@ from nntk.models.view import FindingsByStructure, ModelView, view_model
 
 METHODS = ("auto", "structured", "jacobian", "vector-products", "reverse")
 
-_FINDINGS: WeakKeyDictionary[nn.Module, FindingsByStructure] = WeakKeyDictionary()
+_FINDINGS: WeakKeyDictionary[nn.Module, dict[Any, FindingsByStructure]] = WeakKeyDictionary()
 """What earlier calls found out about each model that still exists, so that only the first call probes it."""
 
 _log = logging.getLogger("nntk")
@@ -37,10 +40,11 @@ _log = logging.getLogger("nntk")
 @torch.no_grad()
 def local_ntk(
     model: nn.Module,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: InputValue,
+    x2: InputValue | None = None,
     *,
     outputs: str = "trace",
+    output: Output = None,
     method: str = "auto",
     max_memory: int | None = None,
 ) -> Tensor:
@@ -64,9 +68,12 @@ def local_ntk(
             take any module that treats the inputs of a batch separately. Only parameters that require a gradient
             count; none is modified. A parameter that the outputs do not depend on adds zero.
         x1: Inputs of the rows, [N1, ...], in the dtype of the parameters, float32 or float64; or tensors that are not
-            floating, such as tokens, images of bytes and masks, if the model accepts them.
+            floating, such as tokens, images of bytes and masks, if the model accepts them. Several tensors are a tuple
+            or a mapping, evaluated as ``model(*x1)`` or ``model(**x1)``, or :class:`nntk.Inputs`.
         x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``.
         outputs: Treatment of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
+        output: Choice among several outputs: a key or attribute, an index, or a function of what the model returns. By
+            default a tensor as it is, and ``"logits"`` of a mapping or a dataclass that has it.
         method: ``"structured"`` sums products of layer inputs and back-propagated derivatives in O(N^2) memory;
             ``"jacobian"`` contracts Jacobians [N, C, d] in blocks; ``"vector-products"`` computes columns by a backward
             and a forward derivative; ``"reverse"`` contracts Jacobians that plain autograd computes an input at a time.
@@ -101,17 +108,22 @@ def local_ntk(
     if max_memory is not None:
         checks.integer("max_memory", max_memory, 2**20)
     model = _checked(model)
-    view = view_model(model, None, findings=_FINDINGS.setdefault(model, {}))
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None:
-            checks.tensor(name, x)
+    choose = OutputChoice(output)
+    # What is known of a model depends on the output that counts; a function may be another one at each call.
+    known = {} if callable(output) else _FINDINGS.setdefault(model, {}).setdefault(output, {})
+    view = view_model(model, None, findings=known, choose=choose)
+    rows, columns = as_batch("x1", x1), None if x2 is None else as_batch("x2", x2)
     budget = default_bytes(view.device) if max_memory is None else max_memory
     # Tensors that are made in inference mode cannot be differentiated.
     with torch.autocast(view.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
-        if method == "structured" or method == "auto" and _has_structured_form(view, x1):
-            kernel = _structured(recognise(model), x1, x2, outputs)
+        if method == "structured" and output is not None:
+            raise ValueError(
+                f"output must be None for method='structured', whose model returns one tensor; got {output!r}."
+            )
+        if method == "structured" or method == "auto" and _has_structured_form(view, rows):
+            kernel = _structured(recognise(model), rows, columns, outputs)
         else:
-            kernel = _by_gradients(model, view, x1, x2, outputs, method, budget)
+            kernel = _by_gradients(model, view, choose, rows, columns, outputs, method, budget)
     checks.finite("the kernel, from the model's gradients,", kernel)
     return kernel
 
@@ -129,24 +141,22 @@ def _checked(model: nn.Module) -> nn.Module:
     return model
 
 
-def _has_structured_form(view: ModelView, x: Tensor) -> bool:
-    return isinstance(view, Mlp) and not view.is_tied and (view.flattens or x.dim() == 2)
+def _has_structured_form(view: ModelView, x: Batch) -> bool:
+    return isinstance(view, Mlp) and not view.is_tied and isinstance(x, Tensor) and (view.flattens or x.dim() == 2)
 
 
-def _structured(mlp: Mlp, x1: Tensor, x2: Tensor | None, outputs: str) -> Tensor:
+def _structured(mlp: Mlp, x1: Batch, x2: Batch | None, outputs: str) -> Tensor:
     """Compute the kernel of an MLP by its structure."""
-    x1, x2 = mlp.inputs("x1", x1), None if x2 is None else mlp.inputs("x2", x2)
-    num_outputs = mlp.num_outputs(x1)
+    rows, columns = mlp.inputs("x1", x1), None if x2 is None else mlp.inputs("x2", x2)
+    num_outputs = mlp.num_outputs(rows)
     widths = sum(layer.weight.shape[0] for layer in mlp.layers)
     held = widths * (num_outputs + 4) * mlp.dtype.itemsize
-    problem = _problem(x1, x2, outputs, num_outputs, mlp, activations=held)
+    problem = _problem(rows, columns, outputs, num_outputs, mlp, activations=held)
     require_room(problem, "structured", plan(problem, "structured", 0), mlp.device)
-    return structured_ntk(mlp.layers, x1, x2, outputs)
+    return structured_ntk(mlp.layers, rows, columns, outputs)
 
 
-def _problem(
-    x1: Tensor, x2: Tensor | None, outputs: str, num_outputs: int, view: ModelView, activations: int
-) -> Problem:
+def _problem(x1: Batch, x2: Batch | None, outputs: str, num_outputs: int, view: ModelView, activations: int) -> Problem:
     return Problem(
         rows=len(x1),
         columns=len(x1 if x2 is None else x2),
@@ -159,15 +169,25 @@ def _problem(
 
 
 def _by_gradients(
-    model: nn.Module, view: ModelView, x1: Tensor, x2: Tensor | None, outputs: str, method: str, budget: int
+    model: nn.Module,
+    view: ModelView,
+    choose: OutputChoice,
+    x1: Batch,
+    x2: Batch | None,
+    outputs: str,
+    method: str,
+    budget: int,
 ) -> Tensor:
     """Compute the kernel by a method for any module; ``"auto"`` tries the Jacobian first."""
-    general = view_module(model, None, findings=view.findings if isinstance(view, GeneralModel) else None)
+    general = view_module(
+        model, None, findings=view.findings if isinstance(view, GeneralModel) else None, choose=choose
+    )
     with torch.enable_grad():  # A forward pass may itself compute a gradient.
         x1 = _inputs(view, general, "x1", x1)
         x2 = None if x2 is None else _inputs(view, general, "x2", x2)
-    evaluation = Evaluation.of(model, general)
-    filled = next((x for x in (x1, x2) if x is not None and len(x)), x1.new_zeros(1, *x1.shape[1:]))
+    evaluation = Evaluation.of(model, general, choose)
+    empty = map_tensors(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]), x1)
+    filled = next((x for x in (x1, x2) if x is not None and len(x)), empty)
     num_outputs, activations = _size_up(evaluation, filled[:1])
     problem = _problem(x1, x2, outputs, num_outputs, general, activations)
     chosen = "jacobian" if method == "auto" else method
@@ -191,7 +211,7 @@ def _by_gradients(
 
 
 def _assemble_in_reverse(
-    evaluation: Evaluation, problem: Problem, x1: Tensor, x2: Tensor | None, outputs: str, sizes: BlockSizes
+    evaluation: Evaluation, problem: Problem, x1: Batch, x2: Batch | None, outputs: str, sizes: BlockSizes
 ) -> Tensor:
     """Compute the kernel by plain backward passes, the last resort: what they cannot differentiate has no NTK."""
     try:
@@ -209,15 +229,17 @@ def _assemble_in_reverse(
         ) from error
 
 
-def _inputs(view: ModelView, general: GeneralModel, name: str, x: Tensor) -> Tensor:
+def _inputs(view: ModelView, general: GeneralModel, name: str, x: Batch) -> Batch:
     """Return checked inputs, at which the model is probed unless it is an MLP."""
     if isinstance(view, GeneralModel):
-        return differentiable(view.inputs(name, x))
+        return differentiable_inputs(view.inputs(name, x))
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be one tensor for an nn.Sequential of Linear layers, got {x!r}.")
     check_inputs(name, x, general.dtype, general.device)
     return differentiable(x.detach())
 
 
-def _size_up(evaluation: Evaluation, single: Tensor) -> tuple[int, int]:
+def _size_up(evaluation: Evaluation, single: Batch) -> tuple[int, int]:
     """Return the number of outputs, and bytes of an evaluation, of one input [1, ...]."""
     try:
         return evaluation.size_up(single)
@@ -232,8 +254,8 @@ def _size_up(evaluation: Evaluation, single: Tensor) -> tuple[int, int]:
 def _assemble(
     evaluation: Evaluation,
     problem: Problem,
-    x1: Tensor,
-    x2: Tensor | None,
+    x1: Batch,
+    x2: Batch | None,
     outputs: str,
     method: str,
     sizes: BlockSizes,
