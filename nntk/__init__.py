@@ -29,6 +29,7 @@ from nntk.linalg.operator import KernelOperator
 from nntk.local.local_ntk import local_ntk
 from nntk.models.black_box import BlackBox
 from nntk.models.data.inputs import Inputs
+from nntk.models.data.streams import Stream
 from nntk.preparation import warm_up
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ __all__ = [
     "NonlocalGradientDescent",
     "NonlocalNTK",
     "RoundingWarning",
+    "Stream",
     "activations",
     "load",
     "local_ntk",

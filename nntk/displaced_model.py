@@ -14,6 +14,7 @@ from nntk.kernels.philox import unit_displacements
 from nntk.models.black_box import BlackBox, Function
 from nntk.models.data.inputs import Batch, InputValue
 from nntk.models.data.outputs import Output, OutputChoice
+from nntk.models.data.streams import Source, SourceValue, Stream, as_source
 from nntk.models.draws import Draws
 from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.models.view import FindingsByStructure, ModelView, check_model, view_model
@@ -175,3 +176,17 @@ class DisplacedModel(SettingsOfKernel):
     def _inputs(view: ModelView, x1: InputValue, x2: InputValue | None) -> tuple[Batch, Batch | None]:
         """Check the inputs of rows and columns, and return them as the view takes them."""
         return view.inputs("x1", x1), None if x2 is None else view.inputs("x2", x2)
+
+    @staticmethod
+    def _sources(view: ModelView, x1: SourceValue, x2: SourceValue | None) -> tuple[Source, Source | None]:
+        """Check inputs, or the first one of a stream, and return them as the view takes them."""
+
+        def checked(name: str, x: SourceValue) -> Source:
+            source = as_source(name, x)
+            if not isinstance(source, Stream):
+                return view.inputs(name, source)
+            stream = source.to(view.device)
+            view.inputs(name, stream.first)
+            return stream
+
+        return checked("x1", x1), None if x2 is None else checked("x2", x2)

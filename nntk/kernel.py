@@ -1,6 +1,5 @@
 """The nonlocal neural tangent kernel: its settings and its public methods."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,29 +8,19 @@ from torch import Tensor, nn
 from nntk.attention import Attention
 from nntk.displaced_model import DisplacedModel
 from nntk.displacements import Displacements, remedy
-from nntk.estimators.energy import energy
+from nntk.estimators.assembly import assemble_kernel, kernel_plan
 from nntk.estimators.errors.build import error_estimator
 from nntk.estimators.errors.estimate import Estimate, check_limits, estimate
 from nntk.estimators.features import features, gradients
-from nntk.estimators.inner_product import inner_product
-from nntk.estimators.memory import check_room
-from nntk.estimators.plan import Plan, memory_plan, plan
-from nntk.kernels import checks
+from nntk.estimators.plan import Plan
 from nntk.kernels.fixed_weights import FixedKernel, warn_if_few
 from nntk.linalg.operator import KernelOperator
 from nntk.models.black_box import BlackBox, Function
-from nntk.models.data.inputs import Batch, InputValue, as_batch
+from nntk.models.data.inputs import Batch, InputValue
 from nntk.models.data.outputs import Output
+from nntk.models.data.streams import Source, SourceValue, Stream, as_source, example_of
 from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.settings import KernelSettings
-
-_log = logging.getLogger("nntk")
-
-_ADVICE = (
-    "kernel.operator(x) has its products, solutions and spectra without the matrix, nntk.write_kernel(path, kernel, x) "
-    "writes it to a file tile by tile, estimator='energy' holds the differences of few displacements at a time, and a "
-    "smaller max_memory leaves less to the evaluation; kernel.plan(x) says what takes how much."
-)
 
 
 class NonlocalNTK(DisplacedModel):
@@ -141,12 +130,13 @@ class NonlocalNTK(DisplacedModel):
         return f"NonlocalNTK({', '.join(f'{name}={value!r}' for name, value in vars(self.settings).items())})"
 
     @plain_arithmetic()
-    def __call__(self, x1: InputValue, x2: InputValue | None = None) -> Tensor:
+    def __call__(self, x1: SourceValue, x2: SourceValue | None = None) -> Tensor:
         """Return the kernel between inputs.
 
         Args:
             x1: Inputs of the rows, [N1, ...], floating ones in the model's dtype: a tensor; a tuple or a mapping of
-                tensors, which is evaluated as ``model(*x1)`` or ``model(**x1)``; or :class:`nntk.Inputs`.
+                tensors, which is evaluated as ``model(*x1)`` or ``model(**x1)``; :class:`nntk.Inputs`; or a DataLoader
+                or another :class:`nntk.Stream` of batches, of which only as many are held as the budget has room for.
             x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``.
 
         Returns:
@@ -162,9 +152,9 @@ class NonlocalNTK(DisplacedModel):
             MemoryError: If the kernel does not fit in the memory that is free.
         """
         displacements = self._displacements()
-        return _assemble(displacements, *self._inputs(displacements.model, x1, x2))
+        return assemble_kernel(displacements, *self._sources(displacements.model, x1, x2))
 
-    def plan(self, x1: InputValue, x2: InputValue | None = None) -> Plan:
+    def plan(self, x1: SourceValue, x2: SourceValue | None = None) -> Plan:
         """Return the memory that the kernel of some inputs takes, and the route of its evaluation, before it begins.
 
         Args:
@@ -180,7 +170,7 @@ class NonlocalNTK(DisplacedModel):
         """
         displacements = self._displacements()
         with plain_arithmetic():
-            return plan(displacements, *self._inputs(displacements.model, x1, x2))
+            return kernel_plan(displacements, *self._sources(displacements.model, x1, x2))
 
     @plain_arithmetic()
     def jacobian(self, x: InputValue) -> Tensor:
@@ -253,10 +243,14 @@ class NonlocalNTK(DisplacedModel):
         if self.outputs in ("trace", "mean") and self.estimator != "unbiased":
             return self._operator(displacements, batch).diagonal().to(model.dtype)
         # One input at a time, so that no other entry of the kernel is computed.
-        entries = [_assemble(displacements, batch[n : n + 1], None)[0] for n in range(len(batch))]
-        return torch.cat(entries) if entries else torch.diagonal(_assemble(displacements, batch, None)).movedim(-1, 0)
+        entries = [assemble_kernel(displacements, batch[n : n + 1], None)[0] for n in range(len(batch))]
+        return (
+            torch.cat(entries)
+            if entries
+            else torch.diagonal(assemble_kernel(displacements, batch, None)).movedim(-1, 0)
+        )
 
-    def operator(self, x: InputValue) -> KernelOperator:
+    def operator(self, x: SourceValue) -> KernelOperator:
         """Return the kernel of many inputs as a linear operator: products, solutions and spectra without the matrix.
 
         The model must not change while the operator is in use.
@@ -273,12 +267,13 @@ class NonlocalNTK(DisplacedModel):
             TypeError: If inputs have another dtype than the model, or as a call does.
         """
         displacements = self._displacements()
-        batch = as_batch("x", x)
-        displacements.model.inputs("x", batch)
+        source, model = as_source("x", x), displacements.model
+        source = source.to(model.device) if isinstance(source, Stream) else source
+        model.inputs("x", example_of(source))
         self.check_features()
-        return self._operator(displacements, batch.detach())
+        return self._operator(displacements, source)
 
-    def _operator(self, displacements: Displacements, x: Batch) -> KernelOperator:
+    def _operator(self, displacements: Displacements, x: Source) -> KernelOperator:
         """Return the operator of checked inputs; it evaluates one view of the model."""
 
         @plain_arithmetic()
@@ -286,8 +281,8 @@ class NonlocalNTK(DisplacedModel):
             return features(displacements, displacements.model.inputs("x", inputs))
 
         @plain_arithmetic()
-        def kernel_of(inputs: Batch) -> Tensor:
-            return _assemble(displacements, displacements.model.inputs("x", inputs), None)
+        def kernel_of(inputs: Source) -> Tensor:
+            return assemble_kernel(displacements, *self._sources(displacements.model, inputs, None))
 
         return KernelOperator(features_of, kernel_of, x, self.settings.budget(displacements.model.device))
 
@@ -335,14 +330,3 @@ class NonlocalNTK(DisplacedModel):
         result = estimate(errors, view.dtype, self.settings.members, rtol, max_samples, progress)
         warn_if_few(result.effective_samples, result.samples, remedy(self.weights))
         return result
-
-
-def _assemble(displacements: Displacements, x1: Batch, x2: Batch | None) -> Tensor:
-    """Return the kernel of checked inputs, if it fits in the memory that is free."""
-    memory = memory_plan(displacements, x1, x2)
-    _log.info("%s", memory)
-    check_room("The kernel and what makes it", memory.total, displacements.model.device, _ADVICE)
-    estimator = energy if displacements.settings.estimator == "energy" else inner_product
-    kernel = estimator(displacements, x1, x2)
-    checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
-    return kernel
