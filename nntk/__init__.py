@@ -31,6 +31,8 @@ from nntk.local.kernel import LocalNTK
 from nntk.local.local_ntk import local_ntk
 from nntk.local.operator import LocalNTKOperator
 from nntk.models.black_box import BlackBox
+from nntk.models.data.inputs import Inputs
+from nntk.models.data.streams import Stream
 from nntk.preparation import warm_up
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ __all__ = [
     "FixedKernel",
     "GPyTorchKernel",
     "GradientFlow",
+    "Inputs",
     "KernelOperator",
     "KernelRecord",
     "KernelRidge",
@@ -55,6 +58,7 @@ __all__ = [
     "NonlocalGradientDescent",
     "NonlocalNTK",
     "RoundingWarning",
+    "Stream",
     "activations",
     "load",
     "local_ntk",

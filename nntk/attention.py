@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,11 +118,11 @@ class Attention:
             return scales.square() / self.temperature
         return torch.full_like(scales, 1 / self.temperature)
 
-    def custom_scores(self, x: Tensor, sample_ids: range, antithetic: bool) -> Tensor:
+    def custom_scores(self, x: Any, sample_ids: range, antithetic: bool) -> Tensor:
         """Return the scores of a callable; for antithetic pairs, those of their total weight.
 
         Args:
-            x: Inputs, [N, K].
+            x: Inputs, [N, K], or :class:`nntk.Inputs` where they are several tensors.
             sample_ids: Numbers m of the displacements.
             antithetic: The displacements are antithetic pairs. A pair's score is the temperature times the logarithm
                 of the sum of exponentials over its members.

@@ -12,6 +12,9 @@ from nntk.kernels import checks
 from nntk.kernels.perturb import check_precision
 from nntk.kernels.philox import unit_displacements
 from nntk.models.black_box import BlackBox, Function
+from nntk.models.data.inputs import Batch, InputValue
+from nntk.models.data.outputs import Output, OutputChoice
+from nntk.models.data.streams import Source, SourceValue, Stream, as_source
 from nntk.models.draws import Draws
 from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.models.view import FindingsByStructure, ModelView, check_model, view_model
@@ -25,11 +28,13 @@ class DisplacedModel(SettingsOfKernel):
         model: The model.
         parameters: Names of the displaced parameters of a module, or the tensors of a callable by name.
         settings: Settings of the kernel.
+        output: Choice among what the model returns.
 
     Attributes:
         model: The model.
         parameters: As given.
         settings: Settings of the kernel.
+        output: As given.
 
     Raises:
         ValueError: If the model is in training mode, not finite, or does not fit the settings.
@@ -41,18 +46,20 @@ class DisplacedModel(SettingsOfKernel):
         model: nn.Module | BlackBox | Function,
         parameters: Sequence[str] | Mapping[str, Tensor] | None,
         settings: KernelSettings,
+        output: Output = None,
     ) -> None:
         self.model, self.parameters, self.settings = model, parameters, settings
+        self.output, self._choose = output, OutputChoice(output)
         self._findings: FindingsByStructure = {}
         check_model(model, parameters, settings.propagation, settings.precision, settings.draws)
         check_precision(settings.precision, settings.propagation, self._view().dtype)
 
     @plain_arithmetic()
-    def differences(self, x: Tensor, halves: bool = False) -> Tensor:
+    def differences(self, x: InputValue, halves: bool = False) -> Tensor:
         r"""Return differences :math:`D_m(x) = f(x; \theta + \delta_m) - f(x; \theta)`, or odd parts if antithetic.
 
         Args:
-            x: Inputs, [N, K], in the model's dtype.
+            x: Inputs, as for a call of the kernel.
             halves: Return the differences of the plus and minus members of each antithetic pair, not the odd part.
 
         Returns:
@@ -68,18 +75,18 @@ class DisplacedModel(SettingsOfKernel):
             raise ValueError("halves must be False for a kernel with antithetic=False, got True.")
         displacements = self._displacements()
         model = displacements.model
-        x = model.inputs("x", x)
-        copies = bytes_per_displacement(displacements, len(x), model.num_outputs(x)) // 4
+        batch = model.inputs("x", x)
+        copies = bytes_per_displacement(displacements, len(batch), model.num_outputs(batch)) // 4
         size = (2 if halves else 1) * copies * self.samples
         check_room("The differences of all displacements", size, model.device, "Fewer inputs at a time fit.")
         pairs = "both" if halves else displacements.pairs
-        unit, _ = displacements.unit_differences(x, displacements.indices, pairs)
+        unit, _ = displacements.unit_differences(batch, displacements.indices, pairs)
         result = unit.mul_(displacements.scales[:, None, None])
         checks.finite("the differences of the model's outputs", result)
         return result
 
     @plain_arithmetic()
-    def displacement_weights(self, x: Tensor | None = None) -> Tensor:
+    def displacement_weights(self, x: InputValue | None = None) -> Tensor:
         r"""Return the weights :math:`\alpha_m`, which sum to one over the displacements.
 
         Args:
@@ -99,9 +106,9 @@ class DisplacedModel(SettingsOfKernel):
             raise ValueError(f"x must {need}, got {'None' if x is None else 'a tensor'}.")
         if x is None:
             return displacements.sample_weights
-        x = displacements.model.inputs("x", x)
-        queries = query_outputs(displacements, x, None)
-        state, _, _ = attend_to_outputs(displacements, x, None, queries, displacements.indices)
+        batch = displacements.model.inputs("x", x)
+        queries = query_outputs(displacements, batch, None)
+        state, _, _ = attend_to_outputs(displacements, batch, None, queries, displacements.indices)
         weights = state.weights().to(displacements.model.dtype)
         checks.finite("the weights, from scores at displaced parameters,", weights)
         return weights
@@ -133,12 +140,12 @@ class DisplacedModel(SettingsOfKernel):
         r"""Return the squared norms :math:`|\delta_m|^2`, [M], float64, in squared parameter units."""
         return self._displacements().squared_lengths
 
-    def check_inputs(self, name: str, x: Tensor) -> None:
+    def check_inputs(self, name: str, x: InputValue) -> None:
         """Check that inputs fit the model.
 
         Args:
             name: Name of the argument, for messages.
-            x: Inputs, [N, ...].
+            x: Inputs, as for a call of the kernel.
 
         Raises:
             ValueError: If they do not fit the model or are not finite.
@@ -163,9 +170,23 @@ class DisplacedModel(SettingsOfKernel):
     def _view(self) -> ModelView:
         """Return the view of the model as it is now."""
         draws = None if self.draws is None else Draws(self.seed, 0, self.draws)
-        return view_model(self.model, self.parameters, self.precision, draws, self._findings)
+        return view_model(self.model, self.parameters, self.precision, draws, self._findings, self._choose)
 
     @staticmethod
-    def _inputs(view: ModelView, x1: Tensor, x2: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _inputs(view: ModelView, x1: InputValue, x2: InputValue | None) -> tuple[Batch, Batch | None]:
         """Check the inputs of rows and columns, and return them as the view takes them."""
         return view.inputs("x1", x1), None if x2 is None else view.inputs("x2", x2)
+
+    @staticmethod
+    def _sources(view: ModelView, x1: SourceValue, x2: SourceValue | None) -> tuple[Source, Source | None]:
+        """Check inputs, or the first one of a stream, and return them as the view takes them."""
+
+        def checked(name: str, x: SourceValue) -> Source:
+            source = as_source(name, x)
+            if not isinstance(source, Stream):
+                return view.inputs(name, source)
+            stream = source.to(view.device)
+            view.inputs(name, stream.first)
+            return stream
+
+        return checked("x1", x1), None if x2 is None else checked("x2", x2)

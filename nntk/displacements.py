@@ -23,6 +23,7 @@ from nntk.kernels.fixed_weights import (
     warn_if_few,
     weigh,
 )
+from nntk.models.data.inputs import Batch
 from nntk.models.general import GeneralModel
 from nntk.models.view import ModelView
 from nntk.settings import KernelSettings
@@ -97,7 +98,7 @@ class Displacements:
         r"""Squared lengths :math:`|\delta_m|^2`, [M], float64, in squared parameter units."""
         return self.unit_squared_norms * self.scales.double().square()
 
-    def unit_differences(self, x: Tensor, indices: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
+    def unit_differences(self, x: Batch, indices: Tensor, pairs: str) -> tuple[Tensor, Tensor]:
         """Return the unit differences of some displacements, and the squared norms of the unit displacements.
 
         Args:

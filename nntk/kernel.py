@@ -1,6 +1,5 @@
 """The nonlocal neural tangent kernel: its settings and its public methods."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,27 +8,19 @@ from torch import Tensor, nn
 from nntk.attention import Attention
 from nntk.displaced_model import DisplacedModel
 from nntk.displacements import Displacements, remedy
-from nntk.estimators.energy import energy
+from nntk.estimators.assembly import assemble_kernel, kernel_plan
 from nntk.estimators.errors.build import error_estimator
 from nntk.estimators.errors.estimate import Estimate, check_limits, estimate
 from nntk.estimators.features import features, gradients
-from nntk.estimators.inner_product import inner_product
-from nntk.estimators.memory import check_room
-from nntk.estimators.plan import Plan, memory_plan, plan
-from nntk.kernels import checks
+from nntk.estimators.plan import Plan
 from nntk.kernels.fixed_weights import FixedKernel, warn_if_few
 from nntk.linalg.operator import KernelOperator
 from nntk.models.black_box import BlackBox, Function
+from nntk.models.data.inputs import Batch, InputValue
+from nntk.models.data.outputs import Output
+from nntk.models.data.streams import Source, SourceValue, Stream, as_source, example_of
 from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.settings import KernelSettings
-
-_log = logging.getLogger("nntk")
-
-_ADVICE = (
-    "kernel.operator(x) has its products, solutions and spectra without the matrix, nntk.write_kernel(path, kernel, x) "
-    "writes it to a file tile by tile, estimator='energy' holds the differences of few displacements at a time, and a "
-    "smaller max_memory leaves less to the evaluation; kernel.plan(x) says what takes how much."
-)
 
 
 class NonlocalNTK(DisplacedModel):
@@ -77,6 +68,8 @@ class NonlocalNTK(DisplacedModel):
         outputs: Treatment of the C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
         parameters: For a module, names of the displaced parameters, or patterns such as ``"head.*"``; by default all
             that require a gradient, a tied one once. For a callable, all its parameters by name.
+        output: Choice among several outputs: a key or attribute, an index, or a function of what the model returns. By
+            default a tensor as it is, and ``"logits"`` of a mapping or a dataclass that has it.
         propagation: ``"difference"``, which fails where differences cannot be propagated; ``"direct"``, evaluation and
             subtraction; ``"auto"``: see :func:`nntk.kernels.perturb.mlp_differences`, for other models ``model``.
         precision: Precision of the operands of float32 products: ``"fp32"``, ``"tf32"``, ``"bf16"``, or ``"auto"`` for
@@ -120,6 +113,7 @@ class NonlocalNTK(DisplacedModel):
         normalization: str = "gradient",
         outputs: str = "trace",
         parameters: Sequence[str] | Mapping[str, Tensor] | None = None,
+        output: Output = None,
         propagation: str = "auto",
         precision: str = "auto",
         draws: int | None = None,
@@ -130,18 +124,20 @@ class NonlocalNTK(DisplacedModel):
             gamma, samples, directions, antithetic, FixedKernel("gaussian") if weights is None else weights, estimator,
             normalization, outputs, propagation, precision, draws, seed, max_memory,
         )  # fmt: skip
-        super().__init__(model, parameters, settings)
+        super().__init__(model, parameters, settings, output)
 
     def __repr__(self) -> str:
         return f"NonlocalNTK({', '.join(f'{name}={value!r}' for name, value in vars(self.settings).items())})"
 
     @plain_arithmetic()
-    def __call__(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
+    def __call__(self, x1: SourceValue, x2: SourceValue | None = None) -> Tensor:
         """Return the kernel between inputs.
 
         Args:
-            x1: Inputs of the rows, [N1, K] (or [N1, ...] where the model flattens), in the model's dtype.
-            x2: Inputs of the columns, [N2, K]; None for the symmetric kernel of ``x1``.
+            x1: Inputs of the rows, [N1, ...], floating ones in the model's dtype: a tensor; a tuple or a mapping of
+                tensors, which is evaluated as ``model(*x1)`` or ``model(**x1)``; :class:`nntk.Inputs`; or a DataLoader
+                or another :class:`nntk.Stream` of batches, of which only as many are held as the budget has room for.
+            x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``.
 
         Returns:
             [N1, N2] in the model's dtype, with axes [C] or [C, C] appended for ``outputs="diagonal"`` and ``"full"``.
@@ -156,9 +152,9 @@ class NonlocalNTK(DisplacedModel):
             MemoryError: If the kernel does not fit in the memory that is free.
         """
         displacements = self._displacements()
-        return _assemble(displacements, *self._inputs(displacements.model, x1, x2))
+        return assemble_kernel(displacements, *self._sources(displacements.model, x1, x2))
 
-    def plan(self, x1: Tensor, x2: Tensor | None = None) -> Plan:
+    def plan(self, x1: SourceValue, x2: SourceValue | None = None) -> Plan:
         """Return the memory that the kernel of some inputs takes, and the route of its evaluation, before it begins.
 
         Args:
@@ -174,17 +170,17 @@ class NonlocalNTK(DisplacedModel):
         """
         displacements = self._displacements()
         with plain_arithmetic():
-            return plan(displacements, *self._inputs(displacements.model, x1, x2))
+            return kernel_plan(displacements, *self._sources(displacements.model, x1, x2))
 
     @plain_arithmetic()
-    def jacobian(self, x: Tensor) -> Tensor:
+    def jacobian(self, x: InputValue) -> Tensor:
         r"""Return the nonlocal gradients :math:`G f(x) = d \sum_m \alpha_m(x) D_m(x)\, \delta_m / |\delta_m|^2`.
 
         Their inner products are the ``"plugin"`` kernel. For a smooth model they tend to the gradients as gamma falls
         and M grows beyond d. They are N C d numbers: for small models.
 
         Args:
-            x: Inputs, [N, K], in the model's dtype.
+            x: Inputs, as for a call of the kernel.
 
         Returns:
             [N, C, d] in the model's dtype, with the displaced parameters flattened in registration order; divided by d
@@ -198,14 +194,14 @@ class NonlocalNTK(DisplacedModel):
         return gradients(displacements, displacements.model.inputs("x", x))
 
     @plain_arithmetic()
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: InputValue) -> Tensor:
         r"""Return features A with :math:`K(x, x') = A(x) A(x')^\top`.
 
         The features of some inputs need no other inputs, so that kernels with later inputs reuse them. For energy
         :math:`A_{n,mc} = \sqrt{d\,\alpha_m(x_n)}\, D_{mnc} / |\delta_m|`; for plugin they are the nonlocal gradients.
 
         Args:
-            x: Inputs, [N, K], in the model's dtype.
+            x: Inputs, as for a call of the kernel.
 
         Returns:
             [N, F] in the model's dtype: F = M C for energy, C d for plugin.
@@ -228,11 +224,11 @@ class NonlocalNTK(DisplacedModel):
         self.settings.check_features()
 
     @plain_arithmetic()
-    def diagonal(self, x: Tensor) -> Tensor:
+    def diagonal(self, x: InputValue) -> Tensor:
         """Return the kernel of each input with itself.
 
         Args:
-            x: Inputs, [N, K], in the model's dtype.
+            x: Inputs, as for a call of the kernel.
 
         Returns:
             [N], with axes [C] or [C, C] appended for ``outputs="diagonal"`` and ``"full"``.
@@ -243,20 +239,24 @@ class NonlocalNTK(DisplacedModel):
         """
         displacements = self._displacements()
         model = displacements.model
-        x = model.inputs("x", x)
+        batch = model.inputs("x", x)
         if self.outputs in ("trace", "mean") and self.estimator != "unbiased":
-            return self._operator(displacements, x).diagonal().to(model.dtype)
+            return self._operator(displacements, batch).diagonal().to(model.dtype)
         # One input at a time, so that no other entry of the kernel is computed.
-        entries = [_assemble(displacements, x[n : n + 1], None)[0] for n in range(len(x))]
-        return torch.cat(entries) if entries else torch.diagonal(_assemble(displacements, x, None)).movedim(-1, 0)
+        entries = [assemble_kernel(displacements, batch[n : n + 1], None)[0] for n in range(len(batch))]
+        return (
+            torch.cat(entries)
+            if entries
+            else torch.diagonal(assemble_kernel(displacements, batch, None)).movedim(-1, 0)
+        )
 
-    def operator(self, x: Tensor) -> KernelOperator:
+    def operator(self, x: SourceValue) -> KernelOperator:
         """Return the kernel of many inputs as a linear operator: products, solutions and spectra without the matrix.
 
         The model must not change while the operator is in use.
 
         Args:
-            x: Inputs, [N, K], in the model's dtype.
+            x: Inputs, as for a call of the kernel.
 
         Returns:
             The operator.
@@ -267,28 +267,30 @@ class NonlocalNTK(DisplacedModel):
             TypeError: If inputs have another dtype than the model, or as a call does.
         """
         displacements = self._displacements()
-        displacements.model.inputs("x", x)
+        source, model = as_source("x", x), displacements.model
+        source = source.to(model.device) if isinstance(source, Stream) else source
+        model.inputs("x", example_of(source))
         self.check_features()
-        return self._operator(displacements, x.detach())
+        return self._operator(displacements, source)
 
-    def _operator(self, displacements: Displacements, x: Tensor) -> KernelOperator:
+    def _operator(self, displacements: Displacements, x: Source) -> KernelOperator:
         """Return the operator of checked inputs; it evaluates one view of the model."""
 
         @plain_arithmetic()
-        def features_of(inputs: Tensor) -> Tensor:
+        def features_of(inputs: Batch) -> Tensor:
             return features(displacements, displacements.model.inputs("x", inputs))
 
         @plain_arithmetic()
-        def kernel_of(inputs: Tensor) -> Tensor:
-            return _assemble(displacements, displacements.model.inputs("x", inputs), None)
+        def kernel_of(inputs: Source) -> Tensor:
+            return assemble_kernel(displacements, *self._sources(displacements.model, inputs, None))
 
         return KernelOperator(features_of, kernel_of, x, self.settings.budget(displacements.model.device))
 
     @plain_arithmetic()
     def estimate(
         self,
-        x1: Tensor,
-        x2: Tensor | None = None,
+        x1: InputValue,
+        x2: InputValue | None = None,
         *,
         rtol: float = 0.05,
         max_samples: int = 2**17,
@@ -308,8 +310,8 @@ class NonlocalNTK(DisplacedModel):
         of as many displacements: see :meth:`nntk.Estimate.interval`.
 
         Args:
-            x1: Inputs of the rows, [N1, K].
-            x2: Inputs of the columns, [N2, K]; None for the symmetric kernel of ``x1``.
+            x1: Inputs of the rows, as for a call.
+            x2: Inputs of the columns; None for the symmetric kernel of ``x1``.
             rtol: Standard error of the matrix over its Frobenius norm that ends the estimate.
             max_samples: Number of displacements that ends the estimate with ``converged=False``; at least 16 groups.
             progress: Receives the estimate so far, from sixteen groups on.
@@ -328,14 +330,3 @@ class NonlocalNTK(DisplacedModel):
         result = estimate(errors, view.dtype, self.settings.members, rtol, max_samples, progress)
         warn_if_few(result.effective_samples, result.samples, remedy(self.weights))
         return result
-
-
-def _assemble(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
-    """Return the kernel of checked inputs, if it fits in the memory that is free."""
-    memory = memory_plan(displacements, x1, x2)
-    _log.info("%s", memory)
-    check_room("The kernel and what makes it", memory.total, displacements.model.device, _ADVICE)
-    estimator = energy if displacements.settings.estimator == "energy" else inner_product
-    kernel = estimator(displacements, x1, x2)
-    checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
-    return kernel

@@ -4,18 +4,18 @@ import logging
 import warnings
 
 import torch
-from torch import Tensor
 
 from nntk.estimators.plan import Plan
 from nntk.kernel import NonlocalNTK
 from nntk.kernels.ahead_of_time import Progress, compile_ahead
 from nntk.kernels.target import serves
+from nntk.models.data.inputs import InputValue, as_batch
 
 _log = logging.getLogger("nntk")
 
 
 def warm_up(
-    kernel: NonlocalNTK, x1: Tensor, x2: Tensor | None = None, *, threads: int | None = None,
+    kernel: NonlocalNTK, x1: InputValue, x2: InputValue | None = None, *, threads: int | None = None,
     progress: Progress | None = None,
 ) -> int:  # fmt: skip
     """Compile what a call with inputs of these shapes needs, so that the first call does not wait for compilers.
@@ -46,6 +46,7 @@ def warm_up(
         >>> warm_up(NonlocalNTK(model, samples=64), torch.zeros(5, 3))
         0
     """
+    x1, x2 = as_batch("x1", x1), None if x2 is None else as_batch("x2", x2)
     plan = kernel.plan(x1, x2)
     if not serves(x1.device):
         with warnings.catch_warnings(action="ignore"):
@@ -73,4 +74,4 @@ def _with_two_displacements(kernel: NonlocalNTK, plan: Plan) -> NonlocalNTK:
     """Return a kernel that needs the same code as another one and takes a moment."""
     propagation = plan.propagation if plan.route == "layers" else kernel.propagation
     settings = vars(kernel.settings) | {"samples": min(2, kernel.samples), "propagation": propagation}
-    return NonlocalNTK(kernel.model, parameters=kernel.parameters, **settings)
+    return NonlocalNTK(kernel.model, parameters=kernel.parameters, output=kernel.output, **settings)

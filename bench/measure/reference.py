@@ -19,7 +19,8 @@ def float64_differences(kernel: NonlocalNTK, x: Tensor) -> Tensor:
 
     def evaluate(displacement: dict[str, Tensor], sign: int) -> Tensor:
         displaced = {name: parameters[name] + sign * delta.double() for name, delta in displacement.items()}
-        return call(model, displaced, x)
+        outputs: Tensor = call(model, displaced, x)
+        return outputs
 
     rows = []
     for m in range(kernel.samples):

@@ -11,7 +11,8 @@ from nntk.differences.digits import check_digits
 from nntk.differences.request import DifferenceRequest
 from nntk.kernels.philox import displacements_by_ordinal
 from nntk.kernels.philox.slabs import TILE
-from nntk.models.general import GeneralModel, Tensors, cast_floating
+from nntk.models.data.inputs import Batch, cast_floating
+from nntk.models.general import GeneralModel, Tensors
 from nntk.models.isolation.findings import input_kind
 from nntk.models.observe import HeldBytes
 
@@ -27,7 +28,7 @@ Members = tuple[Tensor, Tensor | None]
 
 
 def copy_differences(
-    model: GeneralModel, x: Tensor, request: DifferenceRequest, is_measured: bool = False, base: Tensors | None = None
+    model: GeneralModel, x: Batch, request: DifferenceRequest, is_measured: bool = False, base: Tensors | None = None
 ) -> Tensor:
     """Return unit differences of a model's outputs by subtraction of evaluations.
 
@@ -52,7 +53,7 @@ def copy_differences(
     base, inputs = model.parameters(dtype) if base is None else base, cast_floating(x, dtype)
     plan = CopyPlan.of(model, base, inputs, request.max_bytes)
 
-    def differences_at(parameters: Tensors, x: Tensor, part: DifferenceRequest) -> Tensor:
+    def differences_at(parameters: Tensors, x: Batch, part: DifferenceRequest) -> Tensor:
         blocks = x.split(plan.inputs) if len(x) else [x]
         unperturbed = None
         if part.pairs != "odd":
@@ -81,7 +82,7 @@ def _unit_differences(
 
 
 def _evaluate_members(
-    model: GeneralModel, base: Tensors, blocks: Sequence[Tensor], request: DifferenceRequest, plan: "CopyPlan"
+    model: GeneralModel, base: Tensors, blocks: Sequence[Batch], request: DifferenceRequest, plan: "CopyPlan"
 ) -> Iterator[tuple[Members, Tensor]]:
     """Yield the outputs at both members of some displacements at a time, and the scales, [m, 1, 1].
 
@@ -116,19 +117,19 @@ def _members_of(parameter: Tensor, step: Tensor, members: int) -> Tensor:
     return copies
 
 
-def evaluate_stacked(model: GeneralModel, parameters: Tensors, x: Tensor) -> Tensor:
+def evaluate_stacked(model: GeneralModel, parameters: Tensors, x: Batch) -> Tensor:
     """Return outputs [m, N, C] at several values of the parameters, [m, ...] each, at once by vmap."""
     outputs: Tensor = torch.vmap(lambda one: model.outputs_at(one, x))(parameters)
     return outputs
 
 
-def evaluate_in_turn(model: GeneralModel, parameters: Tensors, x: Tensor) -> Tensor:
+def evaluate_in_turn(model: GeneralModel, parameters: Tensors, x: Batch) -> Tensor:
     """Return outputs [m, N, C] at several values of the parameters, [m, ...] each, one after another."""
     count = len(next(iter(parameters.values())))
     return torch.stack([model.outputs_at({name: p[m] for name, p in parameters.items()}, x) for m in range(count)])
 
 
-def stacks_well(model: GeneralModel, base: Tensors, x: Tensor) -> bool:
+def stacks_well(model: GeneralModel, base: Tensors, x: Batch) -> bool:
     """Return True if vmap evaluates the model and agrees with evaluation in turn; this is tried at the inputs ``x``."""
     if model.is_opaque or model.draws:
         return False
@@ -159,7 +160,7 @@ class CopyPlan:
     inputs: int
 
     @classmethod
-    def of(cls, model: GeneralModel, base: Tensors, x: Tensor, max_bytes: int) -> "CopyPlan":
+    def of(cls, model: GeneralModel, base: Tensors, x: Batch, max_bytes: int) -> "CopyPlan":
         """Return the plan: half of the budget is for noise and copies, half for the tensors of an evaluation."""
         dtype = next(iter(base.values())).dtype
         key = (input_kind(x), dtype, max_bytes, len(x) if model.draws else None)
@@ -169,7 +170,7 @@ class CopyPlan:
         return plan
 
     @classmethod
-    def _find(cls, model: GeneralModel, base: Tensors, x: Tensor, max_bytes: int) -> "CopyPlan":
+    def _find(cls, model: GeneralModel, base: Tensors, x: Batch, max_bytes: int) -> "CopyPlan":
         itemsize, d = next(iter(base.values())).itemsize, model.num_params
         copies = max(1, max_bytes // 2 // (4 * itemsize * d))
         one = _bytes_of_evaluation(model, base, x[:1])
@@ -187,7 +188,7 @@ class CopyPlan:
         return cls(displacements, stacked, max(1, per_copy // bytes_per_input))
 
 
-def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Tensor) -> int:
+def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Batch) -> int:
     """Return the largest bytes of tensors that an evaluation holds at a time; the first one shows whether it works."""
     try:
         with HeldBytes() as held:

@@ -19,6 +19,7 @@ from torch import Tensor
 from nntk.differences.request import DifferenceRequest
 from nntk.kernels.fixed_weights.softmax import users_level
 from nntk.kernels.philox import unit_displacements
+from nntk.models.data.inputs import Batch
 from nntk.models.general import GeneralModel, Tensors
 from nntk.models.isolation.findings import input_kind
 
@@ -36,9 +37,9 @@ class RoundingWarning(UserWarning):
 def check_digits(
     model: GeneralModel,
     base: Tensors,
-    x: Tensor,
+    x: Batch,
     request: DifferenceRequest,
-    differences_at: Callable[[Tensors, Tensor, DifferenceRequest], Tensor],
+    differences_at: Callable[[Tensors, Batch, DifferenceRequest], Tensor],
 ) -> None:
     """Predict the relative rounding error of differences, and warn of it or refuse.
 

@@ -12,7 +12,8 @@ from nntk.differences.single_precision import float32_suffices, float64_decides_
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.perturb import mlp_differences
 from nntk.kernels.perturb.config import resolve
-from nntk.models.general import GeneralModel, cast_floating
+from nntk.models.data.inputs import Batch, cast_floating
+from nntk.models.general import GeneralModel
 from nntk.models.isolation.findings import input_kind
 from nntk.models.mlp import Mlp
 from nntk.models.recognise import NotRecognised
@@ -47,7 +48,7 @@ class Route:
     precision: str
 
 
-def unit_differences(model: ModelView, x: Tensor, request: DifferenceRequest) -> tuple[Tensor, Tensor]:
+def unit_differences(model: ModelView, x: Batch, request: DifferenceRequest) -> tuple[Tensor, Tensor]:
     r"""Return differences over their scales, :math:`[f(\theta + s_m E_m) - f(\theta)] / s_m`.
 
     Args:
@@ -64,6 +65,7 @@ def unit_differences(model: ModelView, x: Tensor, request: DifferenceRequest) ->
         TypeError: If the model does not return a tensor with a row for each input.
     """
     if isinstance(model, Mlp):
+        assert isinstance(x, Tensor), "inputs() returned a matrix"
         return mlp_differences(
             x, model.layers, request.sample_ids, request.scales, request.seed, request.directions, request.pairs,
             request.propagation, request.precision, request.max_memory, request.samples,
@@ -86,7 +88,7 @@ def unit_differences(model: ModelView, x: Tensor, request: DifferenceRequest) ->
     return copy_differences(model, x, request), norms
 
 
-def propagated_differences(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Tensor:
+def propagated_differences(model: GeneralModel, x: Batch, request: DifferenceRequest) -> Tensor:
     """Return unit differences of a general model by rules of propagation, in the layout of :func:`unit_differences`."""
     tangents = _propagate(model, x, request)
     if request.pairs == "both":
@@ -94,7 +96,7 @@ def propagated_differences(model: GeneralModel, x: Tensor, request: DifferenceRe
     return tangents[:, 0] if request.pairs == "none" else tangents[:, 0].sub_(tangents[:, 1]).mul_(0.5)
 
 
-def route_of(model: ModelView, x: Tensor, request: DifferenceRequest) -> Route:
+def route_of(model: ModelView, x: Batch, request: DifferenceRequest) -> Route:
     """Return the route that :func:`unit_differences` takes, after a trial where one is needed.
 
     Args:
@@ -127,7 +129,7 @@ def route_of(model: ModelView, x: Tensor, request: DifferenceRequest) -> Route:
     return Route("rules", "Every function of the model has a rule.", "difference", precision)
 
 
-def _propagate(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Tensor:
+def _propagate(model: GeneralModel, x: Batch, request: DifferenceRequest) -> Tensor:
     """Return tangents [M, members, N, C]."""
     batch = DisplacementBatch(
         request.sample_ids, request.scales, request.seed, request.directions, request.members, request.max_bytes
@@ -148,7 +150,7 @@ def _propagate(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Te
     )  # fmt: skip
 
 
-def _obstacle(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> str:
+def _obstacle(model: GeneralModel, x: Batch, request: DifferenceRequest) -> str:
     """Return the reason why differences cannot be propagated, or an empty string; tried once for a kind of input."""
     if model.is_opaque:
         return "The model is a black box, whose functions are not known."
@@ -172,7 +174,7 @@ def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, NoRule) else f"Propagation failed: {type(error).__name__}: {error}"
 
 
-def _try_propagation(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> str:
+def _try_propagation(model: GeneralModel, x: Batch, request: DifferenceRequest) -> str:
     """Compare propagated with plain differences at a few inputs and two displacements; return what is wrong."""
     # The scale is a hundredth of the parameters or more: there a model that rounds internally keeps digits, and the
     # members of a pair differ.

@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from nntk.differences.copies import copy_differences
 from nntk.differences.digits import changed_by_rounding, loses_digits
 from nntk.differences.request import DifferenceRequest
+from nntk.models.data.inputs import Batch
 from nntk.models.general import GeneralModel
 from nntk.models.isolation.findings import Float32Errors, input_kind
 from nntk.models.observe import Observe
@@ -60,7 +61,7 @@ _INPUTS = 8
 """Inputs of the comparison: the first ones, so that a larger batch is evaluated in the same way."""
 
 
-def float32_suffices(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> bool:
+def float32_suffices(model: GeneralModel, x: Batch, request: DifferenceRequest) -> bool:
     """Return True if displaced copies may be evaluated in float32; this is measured once for a kind of input.
 
     Args:
@@ -96,7 +97,7 @@ def float64_decides_jumps(model: GeneralModel, request: DifferenceRequest) -> bo
     return not loses_digits(model.parameters(torch.float64), request, model.findings.eps)
 
 
-def _measure(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> Float32Errors:
+def _measure(model: GeneralModel, x: Batch, request: DifferenceRequest) -> Float32Errors:
     """Return the errors of evaluation in float32, at some displacements and inputs."""
     single, eps = replace(request, precision="fp32"), torch.finfo(torch.float32).eps
     model.findings.jumps = _jumps(model, x)
@@ -130,7 +131,7 @@ def _relative_error(values: Tensor, exact: Tensor) -> float:
     return float((values.double() - exact.double()).norm()) / size if size else math.inf
 
 
-def _jumps(model: GeneralModel, x: Tensor) -> bool:
+def _jumps(model: GeneralModel, x: Batch) -> bool:
     """Return True if the model computes something that jumps: a rounding may then carry a number across a jump.
 
     Rules decide such numbers exactly.

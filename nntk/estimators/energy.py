@@ -5,9 +5,10 @@ from torch import Tensor
 from nntk.displacements import Displacements
 from nntk.estimators.weighted import attend_to_outputs, chunks, joint_inputs, query_outputs
 from nntk.kernels.assemble import StreamingSum, assemble, attended_energy
+from nntk.models.data.inputs import Batch
 
 
-def energy(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
+def energy(displacements: Displacements, x1: Batch, x2: Batch | None) -> Tensor:
     """Return the energy form of the kernel.
 
     Args:
@@ -38,9 +39,7 @@ def energy(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> Tenso
     return kernel
 
 
-def attention_energy(
-    displacements: Displacements, x1: Tensor, x2: Tensor | None, queries: Tensor | None
-) -> StreamingSum:
+def attention_energy(displacements: Displacements, x1: Batch, x2: Batch | None, queries: Tensor | None) -> StreamingSum:
     """Return the energy form under attention on outputs, whose chunks add up before the softmax's sums are known.
 
     Args:

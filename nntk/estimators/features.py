@@ -6,9 +6,10 @@ from nntk.displacements import Displacements
 from nntk.estimators.weighted import all_differences
 from nntk.kernels import checks
 from nntk.kernels.assemble import nonlocal_gradients
+from nntk.models.data.inputs import Batch
 
 
-def gradients(displacements: Displacements, x: Tensor) -> Tensor:
+def gradients(displacements: Displacements, x: Batch) -> Tensor:
     r"""Return the nonlocal gradients :math:`G f(x) = d \sum_m \alpha_m(x) D_m(x)\, \delta_m / |\delta_m|^2`.
 
     Args:
@@ -30,7 +31,7 @@ def gradients(displacements: Displacements, x: Tensor) -> Tensor:
     return result / model.num_params if settings.normalization == "paper" else result
 
 
-def features(displacements: Displacements, x: Tensor) -> Tensor:
+def features(displacements: Displacements, x: Batch) -> Tensor:
     r"""Return features: :math:`A_{n,mc} = \sqrt{d\,\alpha_m(x_n)}\, D_{mnc} / |\delta_m|`, or gradients for plugin.
 
     Args:

@@ -7,9 +7,10 @@ from torch import Tensor
 from nntk.displacements import Displacements
 from nntk.estimators.weighted import all_differences
 from nntk.kernels.assemble import assemble, assemble_by_gradients, displacement_gram, inner_product_route
+from nntk.models.data.inputs import Batch
 
 
-def inner_product(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor:
+def inner_product(displacements: Displacements, x1: Batch, x2: Batch | None) -> Tensor:
     r"""Return the plugin or the unbiased form, :math:`\langle G f(x), G f(x') \rangle`.
 
     All differences are held at once. The sum over pairs of displacements goes by their Gram matrix [M, M] or by the

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from nntk.differences.route import route_of
 from nntk.displacements import Displacements, displacements_of
 from nntk.estimators.memory import format_bytes, free_bytes
 from nntk.estimators.weighted import bytes_per_displacement, chunk_size, joint_inputs
 from nntk.kernels.assemble import inner_product_route
+from nntk.models.data.inputs import Batch, bytes_of, named_tensors
 from nntk.models.mlp import Mlp
 from nntk.models.view import ModelView
 
@@ -79,7 +78,7 @@ class Plan(MemoryPlan):
         return f"{super().__str__()}; by {self.route}, {self.propagation}, {self.precision}: {self.reason}"
 
 
-def memory_plan(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> MemoryPlan:
+def memory_plan(displacements: Displacements, x1: Batch, x2: Batch | None) -> MemoryPlan:
     """Return the memory that a kernel takes.
 
     Args:
@@ -118,19 +117,23 @@ def memory_plan(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> 
     )
 
 
-def _bytes_of_copies(model: ModelView, x1: Tensor, x2: Tensor | None) -> int:
-    numbers = x1.numel() + (0 if x2 is None else x2.numel())
-    joint = 0 if x2 is None else numbers * x1.element_size()
+def _bytes_of_copies(model: ModelView, x1: Batch, x2: Batch | None) -> int:
+    given = (x1,) if x2 is None else (x1, x2)
+    joint = 0 if x2 is None else sum(map(bytes_of, given))
     if isinstance(model, Mlp):
         return joint + 8 * max(layer.weight.numel() for layer in model.layers)
     # Inputs in float64, and what an evaluation is given of them, twice while a displacement is evaluated again.
-    inputs = 4 * 8 * numbers if x1.is_floating_point() else 4 * x1.element_size() * numbers
+    inputs = 4 * sum(
+        tensor.numel() * (8 if tensor.is_floating_point() else tensor.element_size())
+        for x in given
+        for _, tensor in named_tensors("x", x)
+    )
     tensors = sum(tensor.numel() for tensor in model.originals.values())
     # Of one displacement: its noise, the step, and the displaced parameters, in float64.
     return joint + inputs + 8 * tensors + 32 * model.num_params
 
 
-def plan(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> Plan:
+def plan(displacements: Displacements, x1: Batch, x2: Batch | None) -> Plan:
     """Return memory and route of a kernel; the route of a general model may take a trial at two inputs.
 
     Args:

@@ -9,6 +9,7 @@ from torch import Tensor
 from nntk.attention import Attention
 from nntk.displacements import Displacements
 from nntk.kernels.attention import AttentionState, attend
+from nntk.models.data.inputs import Batch, concatenate
 
 _LEAST_CHUNK = 64
 """Least number of displacements that are assembled together, whatever the budget."""
@@ -32,7 +33,7 @@ class WeightedDifferences(NamedTuple):
     squared_norms: Tensor
 
 
-def all_differences(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> WeightedDifferences:
+def all_differences(displacements: Displacements, x1: Batch, x2: Batch | None) -> WeightedDifferences:
     """Return the differences and weights of all displacements.
 
     Args:
@@ -61,7 +62,7 @@ def all_differences(displacements: Displacements, x1: Tensor, x2: Tensor | None)
     )  # fmt: skip
 
 
-def query_outputs(displacements: Displacements, x1: Tensor, x2: Tensor | None) -> Tensor | None:
+def query_outputs(displacements: Displacements, x1: Batch, x2: Batch | None) -> Tensor | None:
     """Return the outputs at the unperturbed parameters, [N1 + N2, C], where the scores of attention need them."""
     weights = displacements.settings.weights
     if not isinstance(weights, Attention) or weights.score != "dot":
@@ -70,7 +71,7 @@ def query_outputs(displacements: Displacements, x1: Tensor, x2: Tensor | None) -
 
 
 def attend_to_outputs(
-    displacements: Displacements, x1: Tensor, x2: Tensor | None, queries: Tensor | None, indices: Tensor
+    displacements: Displacements, x1: Batch, x2: Batch | None, queries: Tensor | None, indices: Tensor
 ) -> tuple[AttentionState, AttentionState | None, Tensor]:
     """Return differences under attention on outputs, for some displacements.
 
@@ -92,7 +93,7 @@ def attend_to_outputs(
     priors = displacements.priors[indices]
     factors = attention.score_factors(displacements.scales[indices], unit.shape[-1])
 
-    def state(x: Tensor, columns: slice) -> AttentionState:
+    def state(x: Batch, columns: slice) -> AttentionState:
         custom = None
         if is_custom:  # Only then the numbers of the displacements are read, which waits for a GPU.
             first, last = (int(displacements.sample_ids[indices[place]]) for place in (0, -1))
@@ -105,12 +106,12 @@ def attend_to_outputs(
     return first, None if x2 is None else state(x2, slice(len(x1), None)), norms
 
 
-def joint_inputs(x1: Tensor, x2: Tensor | None) -> Tensor:
+def joint_inputs(x1: Batch, x2: Batch | None) -> Batch:
     """Return the inputs of rows and columns together: one pass, and one generation of the noise, serves both."""
-    return x1 if x2 is None else torch.cat((x1, x2))
+    return x1 if x2 is None else concatenate((x1, x2))
 
 
-def chunks(displacements: Displacements, x: Tensor) -> Sequence[Tensor]:
+def chunks(displacements: Displacements, x: Batch) -> Sequence[Tensor]:
     """Return the positions of displacements in chunks that are assembled together, as the budget allows."""
     size = bytes_per_displacement(displacements, len(x), displacements.model.num_outputs(x))
     return torch.split(displacements.indices, chunk_size(displacements, size))

@@ -53,6 +53,8 @@ def fingerprint(kernel: NonlocalNTK | LocalNTK) -> dict[str, Any]:
         "architecture": _describe_architecture(model),
         "model": hash_tensors(_model_tensors(kernel)),
         "parameters": names,
+        # Files of kernels without a choice among outputs stay valid.
+        **({} if kernel.output is None else {"output": _describe_output(kernel.output)}),
     }
     if isinstance(kernel, LocalNTK):
         # The method is left out: all of them give the same kernel, to rounding.
@@ -84,6 +86,11 @@ def _model_tensors(kernel: NonlocalNTK | LocalNTK) -> Mapping[str, Tensor]:
         return {"parameters": model.vector}
     assert isinstance(kernel.parameters, Mapping), "parameters of a callable map names to tensors"
     return kernel.parameters
+
+
+def _describe_output(output: Any) -> str:
+    """Describe the choice among outputs by a text that is the same in every process."""
+    return _hash(Describer().value(output)) if callable(output) else repr(output)
 
 
 def _describe_weights(weights: FixedKernel | Attention) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nntk.estimators.memory import format_bytes
 from nntk.files.fingerprint import fingerprint
@@ -22,6 +21,7 @@ from nntk.files.storage import MismatchError
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
 from nntk.local.kernel import LocalNTK
+from nntk.models.data.inputs import InputValue, as_batch, identity
 
 _log = logging.getLogger("nntk")
 
@@ -32,8 +32,8 @@ TILE_BYTES = 256 * 2**20
 def write_kernel(
     path: str | Path,
     kernel: NonlocalNTK | LocalNTK,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: InputValue,
+    x2: InputValue | None = None,
     *,
     tile: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -54,7 +54,7 @@ def write_kernel(
         path: The file, for ``numpy.load(path, mmap_mode="r")``. Where it is a symbolic link, the matrix and its journal
             are where the link leads to. A pipe, a terminal or any other device is refused.
         kernel: The kernel, nonlocal or local, traced or averaged over outputs.
-        x1: Inputs of the rows, [N1, ...].
+        x1: Inputs of the rows, as for a call of the kernel.
         x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``, of which half the tiles are
             computed.
         tile: Number of rows and of columns of a tile; None for tiles of 256 MiB.
@@ -85,27 +85,28 @@ def write_kernel(
     if kernel.outputs not in ("trace", "mean"):
         raise ValueError(f"outputs must be 'trace' or 'mean' for a matrix, got {kernel.outputs!r}.")
     # Checked before a file is created, which would else belong to inputs that have no kernel.
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None:
-            kernel.check_inputs(name, x)
-    symmetric, columns = x2 is None, x1 if x2 is None else x2
+    rows_x, symmetric = as_batch("x1", x1), x2 is None
+    kernel.check_inputs("x1", rows_x)
+    columns_x = rows_x if x2 is None else as_batch("x2", x2)
+    if not symmetric:
+        kernel.check_inputs("x2", columns_x)
     dtype = _numpy_dtype(kernel)
     tile = int((TILE_BYTES / dtype.itemsize) ** 0.5) if tile is None else checks.integer("tile", tile, 1)
-    inputs = hash_tensors({"x1": x1} if x2 is None else {"x1": x1, "x2": x2})
-    identity = {**fingerprint(kernel), "inputs": inputs, "tile": tile}
-    tiles = list(_tiles(len(x1), len(columns), tile, symmetric))
-    matrix, checksums = _open_or_create(path, identity, (len(x1), len(columns)), dtype, tiles, symmetric)
+    inputs = hash_tensors(identity("x1", rows_x) | ({} if symmetric else identity("x2", columns_x)))
+    journal = {**fingerprint(kernel), "inputs": inputs, "tile": tile}
+    tiles = list(_tiles(len(rows_x), len(columns_x), tile, symmetric))
+    matrix, checksums = _open_or_create(path, journal, (len(rows_x), len(columns_x)), dtype, tiles, symmetric)
     finished = len(tiles) - checksums.count(None)
     for index in [index for index, value in enumerate(checksums) if value is None]:
         rows, cols = tiles[index]
         is_diagonal = symmetric and rows == cols
-        block = (kernel(x1[rows]) if is_diagonal else kernel(x1[rows], columns[cols])).cpu().numpy()
+        block = (kernel(rows_x[rows]) if is_diagonal else kernel(rows_x[rows], columns_x[cols])).cpu().numpy()
         matrix[rows, cols] = block
         if symmetric:
             matrix[cols, rows] = block.T
         matrix.flush()
         checksums[index] = checksum(block)
-        write_journal(path, identity, checksums)
+        write_journal(path, journal, checksums)
         finished += 1
         if progress:
             progress(finished, len(tiles))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
 from nntk.linalg.vectors import check_real
+from nntk.models.data.inputs import InputValue, as_batch
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class KernelTracker:
 
     Args:
         kernel: Kernel of the model that is trained in place; it has features.
-        x: Inputs at which the kernel is recorded, [N, ...], for example a few hundred; they are copied.
+        x: Inputs at which the kernel is recorded, as for a call; for example a few hundred; they are copied.
         targets: Targets of the inputs, [N] or [N, T], of any real dtype, centred or signs of classes, for
             ``alignment``.
         top: Number of largest eigenvalues to record; all if there are fewer.
@@ -72,12 +73,11 @@ class KernelTracker:
         (1.0, True, True, True)
     """
 
-    def __init__(self, kernel: NonlocalNTK, x: Tensor, targets: Tensor | None = None, *, top: int = 5) -> None:
+    def __init__(self, kernel: NonlocalNTK, x: InputValue, targets: Tensor | None = None, *, top: int = 5) -> None:
         if not isinstance(kernel, NonlocalNTK):
             raise TypeError(f"kernel must be a NonlocalNTK, got {type(kernel).__name__}.")
-        checks.tensor("x", x)
-        self.kernel, self.x, self.top = kernel, x.detach().clone(), checks.integer("top", top, 1)
-        self.targets = None if targets is None else _check_targets(targets, len(x))
+        self.kernel, self.x, self.top = kernel, as_batch("x", x).detach().clone(), checks.integer("top", top, 1)
+        self.targets = None if targets is None else _check_targets(targets, len(self.x))
         self.records: list[KernelRecord] = []
         self._root: Tensor | None = None
         with _evaluation_mode(kernel.model):

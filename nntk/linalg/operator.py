@@ -12,6 +12,8 @@ from nntk.kernels import checks
 from nntk.linalg import ridge
 from nntk.linalg.alignment import alignment
 from nntk.linalg.vectors import as_columns, result_dtype
+from nntk.models.data.inputs import Batch, bytes_of
+from nntk.models.data.streams import Source, SourceValue, Stream, as_source, blocks_of
 
 
 class KernelOperator:
@@ -25,11 +27,11 @@ class KernelOperator:
     Args:
         features: Function from inputs [n, ...] to their features A(x) [n, F], in the model's dtype. It checks inputs.
         kernel: Function from inputs [n, ...] to their kernel matrix [n, n]; it is called where N is at most F.
-        x: Inputs, [N, ...], that fit the model.
+        x: Inputs, [N, ...], that fit the model, or a :class:`nntk.Stream` of them.
         max_bytes: Budget of temporary memory in bytes.
 
     Attributes:
-        x: Inputs, detached.
+        x: Inputs, detached, or the stream of them.
         num_features: Number F of features.
         dtype: Floating dtype of the kernel, that of its features.
 
@@ -43,23 +45,29 @@ class KernelOperator:
 
     def __init__(
         self,
-        features: Callable[[Tensor], Tensor],
-        kernel: Callable[[Tensor], Tensor],
-        x: Tensor,
+        features: Callable[[Batch], Tensor],
+        kernel: Callable[[Source], Tensor],
+        x: Source,
         max_bytes: int,
     ) -> None:
-        self._features, self._kernel, self.x = features, kernel, x.detach()
-        first = features(self.x[:1])
+        self._features, self._kernel = features, kernel
+        self.x: Source = x if isinstance(x, Stream) else x.detach()
+        first = features(self.x.first if isinstance(self.x, Stream) else self.x[:1])
+        self._device = first.device
         self.num_features, self.dtype = first.shape[1], first.dtype
         # Differences, features and float64 copies of a block take at most four times 8 bytes for each feature.
         self._block_size = max(1, max_bytes // (32 * max(1, self.num_features)))
+        # Of a stream, the inputs of a block take their part of the budget too, with float64 copies.
+        self._read_size = self._block_size
+        if isinstance(self.x, Stream):
+            self._read_size = max(1, min(self._block_size, max_bytes // (16 * bytes_of(self.x.first))))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Numbers of rows and columns, both N."""
         return len(self.x), len(self.x)
 
-    def features(self, x: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def features(self, x: SourceValue | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Compute features in float64, one block of inputs at a time.
 
         Args:
@@ -71,14 +79,15 @@ class KernelOperator:
         if x is None and self._block_size >= len(self.x):
             yield slice(0, len(self.x)), self._all_features
             return
-        inputs = self.x if x is None else x
-        for start in range(0, len(inputs), self._block_size):
-            block = slice(start, min(start + self._block_size, len(inputs)))
-            yield block, self._features(inputs[block]).double()
+        inputs = self.x if x is None else _on_device(as_source("x", x), self._device)
+        for place, block in blocks_of(inputs, self._read_size):
+            yield place, self._features(block).double()
 
     @cached_property
     def _all_features(self) -> Tensor:
         """Features of all inputs, [N, F], where the budget has room for them."""
+        if isinstance(self.x, Stream):
+            return torch.cat([self._features(block) for _, block in blocks_of(self.x, self._read_size)]).double()
         return self._features(self.x).double()
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -100,7 +109,7 @@ class KernelOperator:
             total += a.T @ vectors[block]
         return total
 
-    def expand(self, weights: Tensor, x: Tensor | None = None) -> Tensor:
+    def expand(self, weights: Tensor, x: SourceValue | None = None) -> Tensor:
         r"""Multiply the features by weights, :math:`A(x) w`: at other inputs this is a prediction.
 
         Args:
@@ -116,10 +125,10 @@ class KernelOperator:
             TypeError: If the weights or the inputs are no tensor, the weights are complex, or the inputs have another
                 dtype than the model.
         """
-        weights = as_columns("weights", weights, self.num_features, self.x.device)
-        inputs = self.x if x is None else x
+        weights = as_columns("weights", weights, self.num_features, self._device)
+        inputs = self.x if x is None else _on_device(as_source("x", x), self._device)
         out = weights.new_empty(len(inputs), *weights.shape[1:])
-        for block, a in self.features(x):
+        for block, a in self.features(None if x is None else inputs):
             out[block] = a @ weights
         return out
 
@@ -129,7 +138,7 @@ class KernelOperator:
     @cached_property
     def gram(self) -> Tensor:
         r"""Gram matrix of the features, :math:`A^\top A`, [F, F], float64."""
-        return self.gram_and_projection(self.x.new_zeros(len(self.x), 0, dtype=torch.float64))[0]
+        return self.gram_and_projection(torch.zeros(len(self.x), 0, dtype=torch.float64, device=self._device))[0]
 
     def gram_and_projection(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         r"""Compute :math:`A^\top A` and :math:`A^\top v` in one pass over the inputs.
@@ -145,7 +154,7 @@ class KernelOperator:
             TypeError: If they are no tensor, or complex.
         """
         vectors = self._vectors("vectors", vectors)
-        gram = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.x.device)
+        gram = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self._device)
         projected = vectors.new_zeros(self.num_features, *vectors.shape[1:])
         for block, a in self.features():
             gram.addmm_(a.T, a)
@@ -282,7 +291,7 @@ class KernelOperator:
         def multiply(vectors: Any) -> Any:
             if np.iscomplexobj(vectors):
                 return multiply(vectors.real) + 1j * multiply(vectors.imag)
-            on_device = torch.as_tensor(np.asarray(vectors, dtype=np.float64), device=self.x.device)
+            on_device = torch.as_tensor(np.asarray(vectors, dtype=np.float64), device=self._device)
             return (self @ on_device).cpu().numpy()
 
         return LinearOperator(
@@ -290,4 +299,9 @@ class KernelOperator:
         )
 
     def _vectors(self, name: str, vectors: Tensor) -> Tensor:
-        return as_columns(name, vectors, len(self.x), self.x.device)
+        return as_columns(name, vectors, len(self.x), self._device)
+
+
+def _on_device(x: Source, device: torch.device) -> Source:
+    """Return a stream with its batches on a device, and inputs that are held as they are."""
+    return x.to(device) if isinstance(x, Stream) else x

@@ -11,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from nntk.local.agreement import tolerance_of
 from nntk.models.black_box import Function
-from nntk.models.general import GeneralModel
+from nntk.models.data.inputs import Batch, call_with, map_tensors
+from nntk.models.data.outputs import OutputChoice
+from nntk.models.general import GeneralModel, as_matrix
 from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.models.isolation.evaluation import ModuleEvaluation, eager
 from nntk.models.isolation.float64_casts import Float64Casts
@@ -32,11 +34,11 @@ class _AppliedModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, job: tuple[Tensor, Callable[[Any], Tensor], AbstractContextManager[Any]]) -> Tensor:
+    def forward(self, job: tuple[Batch, Callable[[Any], Tensor], AbstractContextManager[Any]]) -> Tensor:
         """Return ``then(outputs)`` for a job of inputs, the function ``then``, and a context of the forward pass."""
         x, then, context = job
         with context:
-            outputs = self.model(x)
+            outputs = call_with(self.model, x)
         return then(outputs)
 
 
@@ -46,11 +48,12 @@ class _AppliedFunction:
     def __init__(self, function: Function) -> None:
         self._function = function
 
-    def __call__(self, tensors: Mapping[str, Tensor], job: tuple[Tensor, Callable[[Any], Tensor], Any]) -> Tensor:
+    def __call__(self, tensors: Mapping[str, Tensor], job: tuple[Batch, Callable[[Any], Tensor], Any]) -> Tensor:
         """Return ``then(outputs)``, as a module that is applied does."""
         x, then, context = job
+        parameters = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         with eager(), context:
-            outputs = self._function({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, x)
+            outputs = call_with(self._function, x, parameters)
         return then(outputs)
 
 
@@ -62,21 +65,25 @@ class Evaluation:
         view: The model's tensors, and what is known of the model.
         apply_module: Evaluates the module, and then a function of its outputs.
         is_recurrent: A layer of the module is recurrent.
+        choose: Chooses the tensor that counts among what the model returns.
         widens: The view is a copy in float64 of a model in float32.
     """
 
     view: GeneralModel
     apply_module: Callable[[Mapping[str, Tensor], Any], Tensor]
     is_recurrent: bool
+    choose: OutputChoice
     widens: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module | Function, view: GeneralModel, widens: bool = False) -> "Evaluation":
-        """Return the evaluation of a module, or of a function of parameters by name, given its view."""
+    def of(
+        cls, model: nn.Module | Function, view: GeneralModel, choose: OutputChoice, widens: bool = False
+    ) -> "Evaluation":
+        """Return the evaluation of a module, or of a function, given its view and the choice among its outputs."""
         if not isinstance(model, nn.Module):
-            return cls(view, _AppliedFunction(model), False, widens)
+            return cls(view, _AppliedFunction(model), False, choose, widens)
         is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings), is_recurrent, widens)
+        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings), is_recurrent, choose, widens)
 
     @property
     def parameters(self) -> Parameters:
@@ -90,7 +97,7 @@ class Evaluation:
         dtype = torch.float32 if rounds else self.view.dtype
         return tolerance_of(dtype, self.view.device)
 
-    def outputs(self, parameters: Parameters, x: Tensor) -> Tensor:
+    def outputs(self, parameters: Parameters, x: Batch) -> Tensor:
         """Return the outputs at some parameters.
 
         Args:
@@ -108,7 +115,7 @@ class Evaluation:
     def apply(
         self,
         parameters: Parameters,
-        x: Tensor,
+        x: Batch,
         then: Callable[[Tensor], Tensor],
         context: AbstractContextManager[Any] | None = None,
     ) -> Tensor:
@@ -125,7 +132,7 @@ class Evaluation:
             f"model.{name}": tensor.clone() if copies_all or name in written else differentiable(tensor)
             for name, tensor in {**self.view.originals, **parameters}.items()
         }
-        job = (x.clone(), lambda outputs: then(self._as_matrix(outputs, x)), context or nullcontext())
+        job = (x.clone(), lambda outputs: then(self._as_matrix(self.choose(outputs), x)), context or nullcontext())
         with ExitStack() as modes:
             if self.is_recurrent:  # cuDNN's recurrent layers have a backward pass in training mode alone.
                 modes.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -135,18 +142,15 @@ class Evaluation:
                 modes.enter_context(ModelEpsilon(torch.float32))
             return self.apply_module(tensors, job)
 
-    def _as_matrix(self, outputs: Any, x: Tensor) -> Tensor:
-        if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(x):
-            actual = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise TypeError(f"model must return a tensor with a row for each of {len(x)} inputs, got {actual}.")
-        if outputs.is_complex():
+    def _as_matrix(self, outputs: Any, x: Batch) -> Tensor:
+        matrix = as_matrix(outputs, x)
+        if matrix.is_complex():
             raise TypeError(
                 f"model must return real outputs, got {outputs.dtype}; return torch.view_as_real(outputs) instead."
             )
-        matrix: Tensor = outputs.flatten(1) if outputs.dim() > 1 else outputs[:, None]
         return matrix.to(self.view.dtype)
 
-    def size_up(self, x: Tensor) -> tuple[int, int]:
+    def size_up(self, x: Batch) -> tuple[int, int]:
         """Evaluate the model at one input, to learn how much an evaluation holds.
 
         Args:
@@ -171,3 +175,8 @@ class Evaluation:
 def differentiable(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd accepts: a copy of one that was made in inference mode, else the tensor itself."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def differentiable_inputs(x: Batch) -> Batch:
+    """Return inputs that autograd accepts; see :func:`differentiable`."""
+    return map_tensors(differentiable, x)

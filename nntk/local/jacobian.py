@@ -17,22 +17,23 @@ from nntk.local.evaluation import Evaluation, Parameters
 from nntk.local.memory import plan, require_room
 from nntk.local.reverse_mode import ReverseJacobian, reverse_errors, weighted_gradient
 from nntk.local.subject import Subject
+from nntk.models.data.inputs import Batch, map_tensors
 
 _log = logging.getLogger("nntk")
 
 _STRUCTURED_BLOCK = 32
 """Inputs of a block of which the structured method computes all entries, for those on the diagonal."""
 
-Jacobian = Callable[[Tensor], Tensor]
+Jacobian = Callable[[Batch], Tensor]
 """Function from inputs [n, ...] to Jacobians [n, C, d]."""
-Check = Callable[[Tensor, Tensor], None]
+Check = Callable[[Tensor, Batch], None]
 """Check of Jacobians [n, C, d] at inputs [n, ...]."""
 Blocks = Iterator[tuple[tuple[Any, ...], Tensor]]
 """Indices of blocks of a kernel, and what is added there."""
 
 
 def jacobian_blocks(
-    jacobian: Jacobian, check: Check, x1: Tensor, x2: Tensor | None, outputs: str, block_size: int
+    jacobian: Jacobian, check: Check, x1: Batch, x2: Batch | None, outputs: str, block_size: int
 ) -> Blocks:
     """Compute blocks J(x1) J(x2)^T; a symmetric kernel has no blocks above the diagonal.
 
@@ -48,7 +49,7 @@ def jacobian_blocks(
         Places in the kernel, and what is added there.
     """
 
-    def compute(x: Tensor, is_new: bool) -> Tensor:
+    def compute(x: Batch, is_new: bool) -> Tensor:
         jacobians = jacobian(x)
         if is_new:
             check(jacobians, x)
@@ -66,7 +67,7 @@ def jacobian_blocks(
         del j1
 
 
-def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Tensor) -> Tensor:
+def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Batch) -> Tensor:
     """Return the Jacobians of a model by ``torch.func``.
 
     Args:
@@ -79,8 +80,8 @@ def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Tens
     """
     parameters = evaluation.parameters
 
-    def outputs_of_one(replaced: Parameters, single: Tensor) -> Tensor:
-        return evaluation.outputs(replaced, single[None])[0]
+    def outputs_of_one(replaced: Parameters, single: Batch) -> Tensor:
+        return evaluation.outputs(replaced, map_tensors(lambda tensor: tensor[None], single))[0]
 
     # The transforms give wrong derivatives of some functions, such as the determinant, where gradients are disabled.
     with torch.enable_grad():
@@ -90,7 +91,7 @@ def transformed_jacobian(evaluation: Evaluation, chunk_size: int | None, x: Tens
     return torch.cat(parts, dim=2).detach()
 
 
-def check_jacobian(evaluation: Evaluation, jacobians: Tensor, x: Tensor) -> None:
+def check_jacobian(evaluation: Evaluation, jacobians: Tensor, x: Batch) -> None:
     """Hold the Jacobians of a block against plain autograd.
 
     Args:
@@ -120,7 +121,7 @@ def _compared(num_inputs: int) -> list[tuple[slice, str]]:
     return single[:num_inputs] + ([(slice(0, None, step), "inputs across a block")] if num_inputs > 1 else [])
 
 
-def jacobian_rows(subject: Subject, x: Tensor, max_bytes: int) -> Iterator[tuple[slice, Tensor]]:
+def jacobian_rows(subject: Subject, x: Batch, max_bytes: int) -> Iterator[tuple[slice, Tensor]]:
     """Compute the Jacobians at some inputs.
 
     Args:
@@ -159,7 +160,7 @@ def jacobian_rows(subject: Subject, x: Tensor, max_bytes: int) -> Iterator[tuple
         yield block, rows
 
 
-def kernel_diagonal(subject: Subject, x: Tensor, outputs: str, max_bytes: int) -> Tensor:
+def kernel_diagonal(subject: Subject, x: Batch, outputs: str, max_bytes: int) -> Tensor:
     """Return the kernel of each input with itself.
 
     Args:
@@ -171,12 +172,13 @@ def kernel_diagonal(subject: Subject, x: Tensor, outputs: str, max_bytes: int) -
     Returns:
         [N] in the dtype of the kernel, with axes [C] or [C, C] appended for ``"diagonal"`` and ``"full"``.
     """
-    if subject.has_structure and x.dim() == 2 and len(x):
+    if subject.has_structure and isinstance(x, Tensor) and x.dim() == 2 and len(x):
         layers, blocks = subject.mlp().layers, slices(len(x), _STRUCTURED_BLOCK)
         kernels = (structured_ntk(layers, x[block], None, outputs) for block in blocks)
         return torch.cat([kernel.diagonal(dim1=0, dim2=1).movedim(-1, 0) for kernel in kernels])
     num_outputs = subject.problem(x, x[:0], "trace").outputs
-    result = x.new_empty(len(x), *[num_outputs] * {"diagonal": 1, "full": 2}.get(outputs, 0), dtype=subject.dtype)
+    axes = [num_outputs] * {"diagonal": 1, "full": 2}.get(outputs, 0)
+    result = torch.empty(len(x), *axes, dtype=subject.dtype, device=x.device)
     for block, rows in jacobian_rows(subject, x, max_bytes):
         if outputs == "full":
             result[block] = rows @ rows.transpose(1, 2)
@@ -186,13 +188,13 @@ def kernel_diagonal(subject: Subject, x: Tensor, outputs: str, max_bytes: int) -
     return result
 
 
-def jacobian_features(subject: Subject, x: Tensor, max_bytes: int) -> Tensor:
+def jacobian_features(subject: Subject, x: Batch, max_bytes: int) -> Tensor:
     """Return the Jacobians at all inputs as features, [N, C d]."""
     num_outputs = subject.problem(x, x[:0], "trace").outputs
     width = num_outputs * subject.view.num_params
     size = len(x) * width * subject.dtype.itemsize
     check_room("The features", size, subject.view.device, "A sketch needs less: features(x, sketch=1024).")
-    result = x.new_empty(len(x), width, dtype=subject.dtype)
+    result = torch.empty(len(x), width, dtype=subject.dtype, device=x.device)
     for block, rows in jacobian_rows(subject, x, max_bytes):
         result[block] = rows.flatten(1)
     return result

@@ -15,6 +15,8 @@ from nntk.local.operator import LocalNTKOperator
 from nntk.local.products import JacobianProducts
 from nntk.local.subject import Parameters, Subject, plain_gradients
 from nntk.models.black_box import Function
+from nntk.models.data.inputs import Batch, InputValue, as_batch
+from nntk.models.data.outputs import Output
 
 
 class LocalNTK:
@@ -32,6 +34,7 @@ class LocalNTK:
         parameters: For a module, names of the parameters that count, or patterns such as ``"head.*"`` or
             ``"*lora_*"``; by default all that require a gradient. For a function, all its tensors by name.
         outputs: Treatment of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
+        output: Choice among several outputs, as for :func:`nntk.local_ntk`.
         method: Method of the kernel matrix, as for :func:`nntk.local_ntk`.
         dtype: Dtype of the computation and of the kernel; None for that of the parameters. ``torch.float64`` makes a
             reference for a model in float32.
@@ -42,6 +45,7 @@ class LocalNTK:
         model: The model.
         parameters: As given.
         outputs: Treatment of the outputs.
+        output: Choice among several outputs, as given.
         method: Method of the kernel matrix.
         max_memory: Budget as given.
 
@@ -64,11 +68,12 @@ class LocalNTK:
         *,
         parameters: Parameters = None,
         outputs: str = "trace",
+        output: Output = None,
         method: str = "auto",
         dtype: torch.dtype | None = None,
         max_memory: int | None = None,
     ) -> None:
-        self.model, self.parameters = model, parameters
+        self.model, self.parameters, self.output = model, parameters, output
         self.outputs = checks.choice("outputs", outputs, OUTPUTS)
         self.method = checks.choice("method", method, METHODS)
         self.max_memory = None if max_memory is None else checks.integer("max_memory", max_memory, 2**20)
@@ -76,14 +81,14 @@ class LocalNTK:
         self._subject()
 
     def __repr__(self) -> str:
-        settings = ("parameters", "outputs", "method", "dtype", "max_memory")
+        settings = ("parameters", "outputs", "output", "method", "dtype", "max_memory")
         return f"LocalNTK({', '.join(f'{name}={getattr(self, name)!r}' for name in settings)})"
 
-    def __call__(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
+    def __call__(self, x1: InputValue, x2: InputValue | None = None) -> Tensor:
         """Return the kernel between inputs, as :func:`nntk.local_ntk` does.
 
         Args:
-            x1: Inputs of the rows, [N1, ...].
+            x1: Inputs of the rows, [N1, ...]: one tensor, or several as for :func:`nntk.local_ntk`.
             x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``.
 
         Returns:
@@ -95,11 +100,11 @@ class LocalNTK:
             MemoryError: If the kernel and what makes it do not fit in the free memory.
         """
         return local_ntk(
-            self.model, x1, x2, parameters=self.parameters, outputs=self.outputs, method=self.method,
-            dtype=self._dtype, max_memory=self.max_memory,
+            self.model, x1, x2, parameters=self.parameters, outputs=self.outputs, output=self.output,
+            method=self.method, dtype=self._dtype, max_memory=self.max_memory,
         )  # fmt: skip
 
-    def diagonal(self, x: Tensor) -> Tensor:
+    def diagonal(self, x: InputValue) -> Tensor:
         r"""Return the kernel of each input with itself, :math:`\sum_c |\nabla_\theta f_c(x_n)|^2` where traced.
 
         Args:
@@ -115,13 +120,14 @@ class LocalNTK:
         """
         subject = self._subject()
         with plain_gradients(subject.view.device):
-            if is_structured(subject, x, self.method):
-                x = structured_inputs(subject, "x", x)
+            batch = as_batch("x", x)
+            if is_structured(subject, batch, self.method):
+                batch = structured_inputs(subject, "x", batch)
             else:
-                x = self._inputs(subject, x)
-            return kernel_diagonal(subject, x, self.outputs, self._budget(subject))
+                batch = self._inputs(subject, batch)
+            return kernel_diagonal(subject, batch, self.outputs, self._budget(subject))
 
-    def features(self, x: Tensor, sketch: int | None = None, seed: int = 0, directions: str = "gaussian") -> Tensor:
+    def features(self, x: InputValue, sketch: int | None = None, seed: int = 0, directions: str = "gaussian") -> Tensor:
         r"""Return features A with :math:`K(x, x') = A(x) A(x')^\top`, exactly or in the mean over sketches.
 
         Without a sketch they are the Jacobians. A sketch of size R multiplies them by R random vectors
@@ -157,15 +163,15 @@ class LocalNTK:
         split_seed(seed)
         family, subject = str(parse(directions)), self._subject()
         with plain_gradients(subject.view.device):
-            x = self._inputs(subject, x)
+            batch = self._inputs(subject, x)
             budget = self._budget(subject)
             if sketch is None:
-                features = jacobian_features(subject, x, budget)
+                features = jacobian_features(subject, batch, budget)
                 num_outputs = features.shape[1] // subject.view.num_params
             else:
-                products = JacobianProducts(subject, x, budget)
+                products = JacobianProducts(subject, batch, budget)
                 num_outputs = products.num_outputs
-                features = self._sketch(subject, products, x, sketch, seed, family)
+                features = self._sketch(subject, products, len(batch), sketch, seed, family)
         checks.finite("the features, from the model's gradients,", features)
         if self.outputs == "mean":
             features /= num_outputs**0.5
@@ -173,21 +179,21 @@ class LocalNTK:
 
     @staticmethod
     def _sketch(
-        subject: Subject, products: JacobianProducts, x: Tensor, size: int, seed: int, directions: str
+        subject: Subject, products: JacobianProducts, num_inputs: int, size: int, seed: int, directions: str
     ) -> Tensor:
         """Return products of the Jacobians with random vectors, [N, R C]."""
-        displaced = subject.general.displaced
+        displaced, device = subject.general.displaced, subject.general.device
         shapes = {index: tuple(parameter.shape) for index, parameter in displaced.items()}
-        features = x.new_empty(len(x), size, products.num_outputs, dtype=subject.dtype)
+        features = torch.empty(num_inputs, size, products.num_outputs, dtype=subject.dtype, device=device)
         for some in slices(size, products.vectors):
-            ids = torch.arange(some.start, some.stop, device=x.device)
+            ids = torch.arange(some.start, some.stop, device=device)
             noise = displacements_by_ordinal(ids, shapes, seed, directions, subject.dtype)
             vectors = torch.cat([noise[index].flatten(1) for index in displaced], dim=1)
             features[:, some] = products.push_forward(vectors).transpose(0, 1).to(subject.dtype)
         features /= size**0.5
         return features.flatten(1)
 
-    def operator(self, x: Tensor) -> LocalNTKOperator:
+    def operator(self, x: InputValue) -> LocalNTKOperator:
         """Return the kernel of many inputs as a linear operator: no kernel and no Jacobian is formed.
 
         The model must not change while the operator is in use.
@@ -208,10 +214,10 @@ class LocalNTK:
             raise ValueError("outputs must be 'trace', 'mean' or 'full' for an operator, got 'diagonal'.")
         subject = self._subject()
         with plain_gradients(subject.view.device):
-            x = self._inputs(subject, x)
-        return LocalNTKOperator(subject, x, self.outputs, self._budget(subject))
+            batch = self._inputs(subject, x)
+        return LocalNTKOperator(subject, batch, self.outputs, self._budget(subject))
 
-    def plan(self, x1: Tensor, x2: Tensor | None = None) -> LocalPlan:
+    def plan(self, x1: InputValue, x2: InputValue | None = None) -> LocalPlan:
         """Return the method and the memory of the kernel of some inputs, before it begins.
 
         Args:
@@ -227,19 +233,22 @@ class LocalNTK:
             TypeError: For the reasons of a call.
         """
         subject = self._subject()
+        rows: Batch = as_batch("x1", x1)
+        columns: Batch | None = None if x2 is None else as_batch("x2", x2)
         with plain_gradients(subject.view.device):
-            if is_structured(subject, x1, self.method):
-                rows = structured_inputs(subject, "x1", x1)
-                columns = None if x2 is None else structured_inputs(subject, "x2", x2)
-                problem, method = structured_problem(subject, subject.mlp(), rows, columns, self.outputs), "structured"
+            if is_structured(subject, rows, self.method):
+                first = structured_inputs(subject, "x1", rows)
+                second = None if columns is None else structured_inputs(subject, "x2", columns)
+                problem, method = structured_problem(subject, subject.mlp(), first, second, self.outputs), "structured"
             else:
-                rows, columns = self._inputs(subject, x1, "x1"), None if x2 is None else self._inputs(subject, x2, "x2")
+                rows = self._inputs(subject, rows, "x1")
+                columns = None if columns is None else self._inputs(subject, columns, "x2")
                 problem = subject.problem(rows, columns, self.outputs)
                 method = "jacobian" if self.method == "auto" else self.method
             sizes = plan(problem, method, self._budget(subject))
         return LocalPlan.of(method, problem, sizes, subject.view.device)
 
-    def check_inputs(self, name: str, x: Tensor) -> None:
+    def check_inputs(self, name: str, x: InputValue) -> None:
         """Check that inputs fit the model.
 
         Args:
@@ -266,13 +275,12 @@ class LocalNTK:
 
     def _subject(self) -> Subject:
         """Return the model as it is now."""
-        return Subject.of(self.model, self.parameters, self._dtype)
+        return Subject.of(self.model, self.parameters, self._dtype, self.output)
 
     @staticmethod
-    def _inputs(subject: Subject, x: Tensor, name: str = "x") -> Tensor:
-        checks.tensor(name, x)
+    def _inputs(subject: Subject, x: InputValue, name: str = "x") -> Batch:
         with torch.enable_grad():  # A forward pass may itself compute a gradient.
-            return subject.inputs(name, x)
+            return subject.inputs(name, as_batch(name, x))
 
     def _budget(self, subject: Subject) -> int:
         return default_bytes(subject.view.device) if self.max_memory is None else self.max_memory

@@ -19,6 +19,8 @@ from nntk.local.reverse_mode import ReverseJacobian, reverse_errors
 from nntk.local.subject import Parameters, Subject, plain_gradients
 from nntk.local.vector_products import vector_product_blocks
 from nntk.models.black_box import Function
+from nntk.models.data.inputs import Batch, InputValue, as_batch
+from nntk.models.data.outputs import Output
 from nntk.models.mlp import Mlp
 
 METHODS = ("auto", "structured", "jacobian", "vector-products", "reverse")
@@ -29,11 +31,12 @@ _log = logging.getLogger("nntk")
 @torch.no_grad()
 def local_ntk(
     model: nn.Module | Function,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: InputValue,
+    x2: InputValue | None = None,
     *,
     parameters: Parameters = None,
     outputs: str = "trace",
+    output: Output = None,
     method: str = "auto",
     dtype: torch.dtype | None = None,
     max_memory: int | None = None,
@@ -59,11 +62,14 @@ def local_ntk(
             take any module that treats the inputs of a batch separately, or a function ``f(parameters, x)``. No
             parameter is modified. A parameter that the outputs do not depend on adds zero.
         x1: Inputs of the rows, [N1, ...], in the dtype of the parameters, float32 or float64; or tensors that are not
-            floating, such as tokens, images of bytes and masks, if the model accepts them.
+            floating, such as tokens, images of bytes and masks, if the model accepts them. Several tensors are a tuple
+            or a mapping, evaluated as ``model(*x1)`` or ``model(**x1)``, or :class:`nntk.Inputs`.
         x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``.
         parameters: For a module, names of the parameters that count, or patterns such as ``"head.*"``; by default all
             that require a gradient. For a function, all its tensors by name.
         outputs: Treatment of C outputs: ``"trace"`` or ``"mean"`` over them, ``"diagonal"`` or ``"full"``.
+        output: Choice among several outputs: a key or attribute, an index, or a function of what the model returns. By
+            default a tensor as it is, and ``"logits"`` of a mapping or a dataclass that has it.
         method: ``"structured"`` sums products of layer inputs and back-propagated derivatives in O(N^2) memory;
             ``"jacobian"`` contracts Jacobians [N, C, d] in blocks; ``"vector-products"`` computes columns by a backward
             and a forward derivative; ``"reverse"`` contracts Jacobians that plain autograd computes an input at a time.
@@ -99,37 +105,35 @@ def local_ntk(
     checks.choice("method", method, METHODS)
     if max_memory is not None:
         checks.integer("max_memory", max_memory, 2**20)
-    subject = Subject.of(model, parameters, dtype)
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None:
-            checks.tensor(name, x)
+    subject = Subject.of(model, parameters, dtype, output)
+    rows, columns = as_batch("x1", x1), None if x2 is None else as_batch("x2", x2)
     budget = default_bytes(subject.view.device) if max_memory is None else max_memory
     with plain_gradients(subject.view.device):
-        if is_structured(subject, x1, method):
-            kernel = _structured(subject, x1, x2, outputs)
+        if is_structured(subject, rows, method):
+            kernel = _structured(subject, rows, columns, outputs)
         else:
-            kernel = _by_gradients(subject, x1, x2, outputs, method, budget)
+            kernel = _by_gradients(subject, rows, columns, outputs, method, budget)
     checks.finite("the kernel, from the model's gradients,", kernel)
     return kernel
 
 
-def is_structured(subject: Subject, x: Tensor, method: str) -> bool:
+def is_structured(subject: Subject, x: Batch, method: str) -> bool:
     """Return True if a method computes the kernel of inputs from the structure of an MLP."""
     if method == "auto" and isinstance(subject.view, Mlp):
-        return subject.has_structure and (subject.view.flattens or x.dim() == 2)
+        return subject.has_structure and isinstance(x, Tensor) and (subject.view.flattens or x.dim() == 2)
     return method == "structured"
 
 
-def _structured(subject: Subject, x1: Tensor, x2: Tensor | None, outputs: str) -> Tensor:
+def _structured(subject: Subject, x1: Batch, x2: Batch | None, outputs: str) -> Tensor:
     """Compute the kernel of an MLP by its structure."""
     mlp = subject.mlp()
-    x1, x2 = structured_inputs(subject, "x1", x1), None if x2 is None else structured_inputs(subject, "x2", x2)
-    problem = structured_problem(subject, mlp, x1, x2, outputs)
+    rows, columns = structured_inputs(subject, "x1", x1), None if x2 is None else structured_inputs(subject, "x2", x2)
+    problem = structured_problem(subject, mlp, rows, columns, outputs)
     require_room(problem, "structured", plan(problem, "structured", 0), mlp.device)
-    return structured_ntk(mlp.layers, x1, x2, outputs)
+    return structured_ntk(mlp.layers, rows, columns, outputs)
 
 
-def structured_inputs(subject: Subject, name: str, x: Tensor) -> Tensor:
+def structured_inputs(subject: Subject, name: str, x: Batch) -> Tensor:
     """Return checked inputs of an MLP as a matrix, in the dtype of the kernel."""
     view = subject.view if isinstance(subject.view, Mlp) else subject.mlp()
     return view.inputs(name, x).to(subject.dtype)
@@ -143,7 +147,7 @@ def structured_problem(subject: Subject, mlp: Mlp, x1: Tensor, x2: Tensor | None
     return subject.problem_of(x1, x2, outputs, num_outputs, activations)
 
 
-def _by_gradients(subject: Subject, x1: Tensor, x2: Tensor | None, outputs: str, method: str, budget: int) -> Tensor:
+def _by_gradients(subject: Subject, x1: Batch, x2: Batch | None, outputs: str, method: str, budget: int) -> Tensor:
     """Compute the kernel by a method for any model; ``"auto"`` tries the Jacobian first."""
     with torch.enable_grad():  # A forward pass may itself compute a gradient.
         x1 = subject.inputs("x1", x1)
@@ -170,7 +174,7 @@ def _by_gradients(subject: Subject, x1: Tensor, x2: Tensor | None, outputs: str,
 
 
 def _assemble_in_reverse(
-    evaluation: Evaluation, problem: Problem, x1: Tensor, x2: Tensor | None, outputs: str, sizes: BlockSizes
+    evaluation: Evaluation, problem: Problem, x1: Batch, x2: Batch | None, outputs: str, sizes: BlockSizes
 ) -> Tensor:
     """Compute the kernel by plain backward passes, the last resort: what they cannot differentiate has no NTK."""
     with reverse_errors():
@@ -180,8 +184,8 @@ def _assemble_in_reverse(
 def _assemble(
     evaluation: Evaluation,
     problem: Problem,
-    x1: Tensor,
-    x2: Tensor | None,
+    x1: Batch,
+    x2: Batch | None,
     outputs: str,
     method: str,
     sizes: BlockSizes,

@@ -13,6 +13,7 @@ from nntk.local.agreement import fixed_weights
 from nntk.local.jacobian import kernel_diagonal
 from nntk.local.products import JacobianProducts
 from nntk.local.subject import Subject, plain_gradients
+from nntk.models.data.inputs import Batch
 
 _RESIDUALS = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Default relative residuals of solutions; products in a dtype have no more digits."""
@@ -37,7 +38,7 @@ class LocalNTKOperator:
         dtype: Floating dtype that derivatives are computed in.
     """
 
-    def __init__(self, subject: Subject, x: Tensor, outputs: str, max_bytes: int) -> None:
+    def __init__(self, subject: Subject, x: Batch, outputs: str, max_bytes: int) -> None:
         self._subject, self._x, self._outputs, self._max_bytes = subject, x, outputs, max_bytes
         with plain_gradients(subject.view.device):
             self._products = JacobianProducts(subject, x, max_bytes)

@@ -12,6 +12,7 @@ from nntk.local.agreement import failure_of, fixed_weights, require_agreement
 from nntk.local.evaluation import Evaluation, Parameters
 from nntk.local.reverse_mode import ReverseJacobian, reverse_errors, weighted_gradients
 from nntk.local.subject import Subject
+from nntk.models.data.inputs import Batch
 
 _log = logging.getLogger("nntk")
 
@@ -43,7 +44,7 @@ class JacobianProducts:
         MemoryError: If the gradient of one output does not fit in the free memory.
     """
 
-    def __init__(self, subject: Subject, x: Tensor, max_bytes: int) -> None:
+    def __init__(self, subject: Subject, x: Batch, max_bytes: int) -> None:
         self._evaluation, self._x = subject.evaluation, x
         problem = subject.problem(x, None, "trace")
         self.num_outputs = problem.outputs
@@ -149,7 +150,7 @@ def _by_parameter(parameters: Parameters, vectors: Tensor) -> Parameters:
     }
 
 
-def _derivatives(evaluation: Evaluation, x: Tensor, directions: Parameters) -> Tensor:
+def _derivatives(evaluation: Evaluation, x: Batch, directions: Parameters) -> Tensor:
     """Return the derivatives of the outputs along some directions, [K, n, C]."""
     parameters = evaluation.parameters
 

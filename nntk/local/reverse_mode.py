@@ -10,12 +10,13 @@ from torch.autograd.function import BackwardCFunction
 
 from nntk.local.agreement import fixed_weights, relative_difference
 from nntk.local.evaluation import Evaluation
+from nntk.models.data.inputs import Batch, map_tensors, named_tensors
 
 _FEW_OUTPUTS = 4
 """Number of outputs up to which one backward pass after another is as fast as a batch of them."""
 
 
-def weighted_gradient(evaluation: Evaluation, x: Tensor, weights: Tensor) -> Tensor:
+def weighted_gradient(evaluation: Evaluation, x: Batch, weights: Tensor) -> Tensor:
     r"""Return the gradient :math:`\nabla_\theta \sum_{nc} w_{nc} f_c(x_n)` by one backward pass.
 
     Args:
@@ -29,7 +30,7 @@ def weighted_gradient(evaluation: Evaluation, x: Tensor, weights: Tensor) -> Ten
     return weighted_gradients(evaluation, x, weights[None])[0]
 
 
-def weighted_gradients(evaluation: Evaluation, x: Tensor, weights: Tensor) -> Tensor:
+def weighted_gradients(evaluation: Evaluation, x: Batch, weights: Tensor) -> Tensor:
     """Return K weighted gradients, [K, d], by as many backward passes from one forward pass.
 
     Args:
@@ -70,7 +71,7 @@ class ReverseJacobian:
         self._evaluation, self._chunk_size = evaluation, chunk_size
         self._allows_batches = chunk_size > _FEW_OUTPUTS
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Batch) -> Tensor:
         """Return the Jacobians at inputs [n, ...], as [n, C, d]."""
         first = _pull_back(self._evaluation, x[:1], self._rows)
         jacobians = first.new_empty(len(x), *first.shape)
@@ -100,21 +101,26 @@ class ReverseJacobian:
         return rows if difference <= self._evaluation.tolerance else None
 
 
-def _pull_back(evaluation: Evaluation, x: Tensor, then: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
+def _pull_back(evaluation: Evaluation, x: Batch, then: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
     """Return ``then(outputs, leaves)`` for outputs that depend on new leaves of autograd, the parameters."""
 
-    def apply(inputs: Tensor) -> Tensor:
+    def apply(inputs: Batch) -> Tensor:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in evaluation.parameters.items()}
         return evaluation.apply(leaves, inputs, lambda outputs: then(outputs, list(leaves.values())))
 
     with torch.enable_grad():
-        if x.is_floating_point():
+        if any(tensor.is_floating_point() for _, tensor in named_tensors("x", x)):
             # A reentrant checkpoint passes gradients on only if its inputs require one.
             try:
-                return apply(x.detach().requires_grad_()).detach()
+                return apply(map_tensors(_leaf, x.detach())).detach()
             except RuntimeError:
                 pass  # The model reads the numbers of its inputs, or does without their gradient.
         return apply(x.detach()).detach()
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """Return a floating tensor as a leaf of autograd, and any other one as it is."""
+    return tensor.requires_grad_() if tensor.is_floating_point() else tensor
 
 
 def _gradients(outputs: Tensor, leaves: list[Tensor], cotangents: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from nntk.kernels import checks
-from nntk.local.evaluation import Evaluation, differentiable
+from nntk.local.evaluation import Evaluation, differentiable_inputs
 from nntk.local.memory import Problem
 from nntk.models.black_box import BlackBox, Function
 from nntk.models.checks import check_evaluation_mode, check_inputs, check_parameters
-from nntk.models.general import GeneralModel, cast_floating
+from nntk.models.data.inputs import Batch, cast_floating, cast_tensor, map_tensors
+from nntk.models.data.outputs import Output, OutputChoice
+from nntk.models.general import GeneralModel
 from nntk.models.isolation.wrappers import refuse_compiled, unwrap
 from nntk.models.mlp import Mlp
 from nntk.models.module import view_module
@@ -37,21 +39,26 @@ class Subject:
         parameters: Names of the parameters that count, or the tensors of a function.
         view: The view that inputs are checked against, in the model's own dtype.
         dtype: Floating dtype that the kernel is computed in.
+        choose: Chooses the tensor that counts among what the model returns.
     """
 
     model: nn.Module | Function
     parameters: Parameters
     view: ModelView
     dtype: torch.dtype
+    choose: OutputChoice
 
     @classmethod
-    def of(cls, model: nn.Module | Function, parameters: Parameters, dtype: torch.dtype | None) -> "Subject":
+    def of(
+        cls, model: nn.Module | Function, parameters: Parameters, dtype: torch.dtype | None, output: Output = None
+    ) -> "Subject":
         """Check a model, and return it as it is now.
 
         Args:
             model: A module, or a function ``f(parameters, x)``.
             parameters: Names of the parameters that count, or patterns of them; the tensors of a function by name.
             dtype: Dtype of the kernel; None for that of the parameters.
+            output: Choice among what the model returns, as for :func:`nntk.local_ntk`.
 
         Returns:
             The subject.
@@ -77,8 +84,9 @@ class Subject:
             check_parameters(model)
             if parameters is None and not any(parameter.requires_grad for parameter in model.parameters()):
                 raise ValueError("model must have a parameter with requires_grad=True, got none.")
-        view = view_model(model, parameters, findings=_findings(model, parameters))
-        return cls(model, parameters, view, view.dtype if dtype is None else dtype)
+        choose = OutputChoice(output)
+        view = view_model(model, parameters, findings=_findings(model, parameters, output), choose=choose)
+        return cls(model, parameters, view, view.dtype if dtype is None else dtype, choose)
 
     @cached_property
     def general(self) -> GeneralModel:
@@ -86,17 +94,18 @@ class Subject:
         view = self.view
         if not isinstance(view, GeneralModel):
             assert isinstance(self.model, nn.Module), "only a module is an MLP"
-            view = view_module(self.model, list(view.names.values()))
+            view = view_module(self.model, list(view.names.values()), choose=self.choose)
         if view.dtype == self.dtype:
             return view
-        constants = {name: cast_floating(tensor, self.dtype) for name, tensor in view.constants.items()}
+        constants = {name: cast_tensor(tensor, self.dtype) for name, tensor in view.constants.items()}
         displaced = {index: parameter.to(self.dtype) for index, parameter in view.displaced.items()}
         return replace(view, displaced=displaced, constants=constants)
 
     @cached_property
     def evaluation(self) -> Evaluation:
         """Outputs and gradients of the model, in the dtype of the kernel."""
-        return Evaluation.of(self.model, self.general, widens=self.dtype.itemsize > self.view.dtype.itemsize)
+        widens = self.dtype.itemsize > self.view.dtype.itemsize
+        return Evaluation.of(self.model, self.general, self.choose, widens)
 
     @property
     def has_structure(self) -> bool:
@@ -109,10 +118,16 @@ class Subject:
         Raises:
             NotRecognised: If it is none; the message names the layer.
             TypeError: If it is a function.
+            ValueError: If an output is chosen.
         """
         if isinstance(self.view, Mlp):
             mlp = self.view
         else:
+            if self.choose.output is not None:
+                raise ValueError(
+                    "output must be None for method='structured', whose model returns one tensor; got "
+                    f"{self.choose.output!r}."
+                )
             if not isinstance(self.model, nn.Module):
                 raise TypeError("model must be a torch.nn.Module for method='structured', got a function.")
             mlp = recognise(self.model, None if isinstance(self.parameters, Mapping) else self.parameters)
@@ -128,7 +143,7 @@ class Subject:
         )
         return replace(mlp, layers=tuple(cast))
 
-    def inputs(self, name: str, x: Tensor) -> Tensor:
+    def inputs(self, name: str, x: Batch) -> Batch:
         """Check inputs, and return them in the dtype of the kernel; a new kind of them probes a model that is no MLP.
 
         Args:
@@ -144,12 +159,14 @@ class Subject:
         """
         if isinstance(self.view, GeneralModel):
             x = self.view.inputs(name, x)
-        else:
+        elif isinstance(x, Tensor):
             check_inputs(name, x, self.view.dtype, self.view.device)
             x = x.detach()
-        return cast_floating(differentiable(x), self.dtype)
+        else:
+            raise TypeError(f"{name} must be one tensor for an nn.Sequential of Linear layers, got {x!r}.")
+        return cast_floating(differentiable_inputs(x), self.dtype)
 
-    def problem(self, x1: Tensor, x2: Tensor | None, outputs: str) -> Problem:
+    def problem(self, x1: Batch, x2: Batch | None, outputs: str) -> Problem:
         """Return what the memory of a kernel depends on, by an evaluation at one of the inputs.
 
         Args:
@@ -164,7 +181,8 @@ class Subject:
             ValueError: If the model fails at the input.
             TypeError: If it does not return a real tensor with a row for each input.
         """
-        filled = next((x for x in (x1, x2) if x is not None and len(x)), x1.new_zeros(1, *x1.shape[1:]))
+        empty = map_tensors(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]), x1)
+        filled = next((x for x in (x1, x2) if x is not None and len(x)), empty)
         try:
             num_outputs, activations = self.evaluation.size_up(filled[:1])
         except TypeError:
@@ -175,7 +193,7 @@ class Subject:
             ) from error
         return self.problem_of(x1, x2, outputs, num_outputs, activations)
 
-    def problem_of(self, x1: Tensor, x2: Tensor | None, outputs: str, num_outputs: int, activations: int) -> Problem:
+    def problem_of(self, x1: Batch, x2: Batch | None, outputs: str, num_outputs: int, activations: int) -> Problem:
         """Return the same, given the number of outputs and the bytes of an evaluation of one input."""
         return Problem(
             rows=len(x1),
@@ -198,10 +216,12 @@ def plain_gradients(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _findings(model: object, parameters: Parameters) -> FindingsByStructure:
-    """Return what is known of a model; a choice of parameters has findings of its own."""
-    key = parameters if parameters is None else tuple(parameters)
+def _findings(model: object, parameters: Parameters, output: Output) -> FindingsByStructure:
+    """Return what is known of a model; a choice of parameters and of the output has findings of its own."""
+    if callable(output):  # It may be another one at each call.
+        return {}
     try:
+        key = output, parameters if parameters is None else tuple(parameters)
         return _FINDINGS.setdefault(model, {}).setdefault(key, {})
     except TypeError:  # Some callables cannot be referred to weakly.
         return {}

@@ -10,10 +10,11 @@ from nntk.local.evaluation import Evaluation, Parameters
 from nntk.local.jacobian import Blocks
 from nntk.local.memory import BlockSizes
 from nntk.local.reverse_mode import weighted_gradient
+from nntk.models.data.inputs import Batch, map_tensors
 
 
 def vector_product_blocks(
-    evaluation: Evaluation, x1: Tensor, x2: Tensor | None, outputs: str, num_outputs: int, sizes: BlockSizes
+    evaluation: Evaluation, x1: Batch, x2: Batch | None, outputs: str, num_outputs: int, sizes: BlockSizes
 ) -> Blocks:
     """Compute columns Theta e: the gradient of one output at one input, times the Jacobian at the rows' inputs.
 
@@ -45,12 +46,14 @@ def vector_product_blocks(
     comparison.finish()
 
 
-def _gradients(evaluation: Evaluation, x2: Tensor, num_outputs: int, chosen: slice) -> Parameters:
+def _gradients(evaluation: Evaluation, x2: Batch, num_outputs: int, chosen: slice) -> Parameters:
     """Return the gradients of some outputs k at the inputs of columns, by name, [n2, k, ...]."""
     parameters = evaluation.parameters
 
-    def gradient(x: Tensor, e: Tensor) -> Parameters:
-        pull_back = vjp(lambda replaced: evaluation.outputs(replaced, x[None])[0], parameters)[1]
+    def gradient(x: Batch, e: Tensor) -> Parameters:
+        pull_back = vjp(
+            lambda replaced: evaluation.outputs(replaced, map_tensors(lambda tensor: tensor[None], x))[0], parameters
+        )[1]
         result: Parameters = pull_back(e)[0]
         return result
 
@@ -60,7 +63,7 @@ def _gradients(evaluation: Evaluation, x2: Tensor, num_outputs: int, chosen: sli
     return {name: part.detach() for name, part in gradients.items()}
 
 
-def _products(evaluation: Evaluation, x1: Tensor, gradients: Parameters) -> Tensor:
+def _products(evaluation: Evaluation, x1: Batch, gradients: Parameters) -> Tensor:
     """Return the products of gradients with the Jacobian at the inputs of rows, [n2, k, n1, C]."""
     parameters = evaluation.parameters
 
@@ -93,7 +96,7 @@ class _Comparison:
     """
 
     def __init__(
-        self, evaluation: Evaluation, x1: Tensor, x2: Tensor | None, num_outputs: int, sizes: BlockSizes
+        self, evaluation: Evaluation, x1: Batch, x2: Batch | None, num_outputs: int, sizes: BlockSizes
     ) -> None:
         self._evaluation, self._x1, self._x2, self._sizes = evaluation, x1, x2, sizes
         like = torch.empty(0, dtype=evaluation.view.dtype, device=evaluation.view.device)
@@ -131,7 +134,7 @@ class _Comparison:
             right = self._gradient((self._x1 if self._x2 is None else self._x2)[column : column + 1], counted)
         self._require(actual, left, right, where)
 
-    def _gradient(self, x: Tensor, weights: Tensor) -> Tensor:
+    def _gradient(self, x: Batch, weights: Tensor) -> Tensor:
         """Return the weighted gradient of some inputs, from blocks that an evaluation has room for."""
         blocks = slices(len(x), max(self._sizes.rows, self._sizes.columns))
         return sum(

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from nntk.kernels import checks
+from nntk.models.data.inputs import Batch, call_with, map_tensors
+from nntk.models.data.outputs import OutputChoice
 from nntk.models.draws import Draws
 from nntk.models.general import GeneralModel, Tensors
 from nntk.models.isolation.findings import Findings
 
-Function = Callable[[Tensors, Tensor], Tensor]
-"""Model ``f(parameters, x)``, with parameters by name."""
+Function = Callable[..., Any]
+"""Model ``f(parameters, x)``, with parameters by name; several inputs are its further arguments."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,48 +65,72 @@ class BlackBox:
         vector: Tensor = torch.as_tensor(self.parameters).detach()
         return vector
 
-    def outputs(self, vector: Tensor, x: Tensor, *seed: int) -> Tensor:
+    def outputs(self, vector: Tensor, x: Batch, *seed: int, choose: OutputChoice | None = None) -> Tensor:
         """Return the outputs at a vector of parameters.
 
         Args:
             vector: The parameters, [d].
             x: Inputs, [N, ...], or numbers of points.
             seed: Seed of a draw, for a stochastic function.
+            choose: Chooses the outputs among what the function returns.
 
         Returns:
             Outputs, [N, ...], as a tensor.
+
+        Raises:
+            TypeError: If inputs are several tensors where they should be numbers of points.
         """
-        arguments: tuple[Any, ...] = (vector,) if self.points is not None else (vector, x)
-        if isinstance(self.parameters, np.ndarray):
-            arguments = tuple(argument.cpu().numpy() for argument in arguments)
-        outputs: Tensor = torch.as_tensor(self.function(*arguments, *seed), device=vector.device)
-        return outputs if self.points is None else outputs[x]
+        is_numpy = isinstance(self.parameters, np.ndarray)
+        theta: Any = vector.cpu().numpy() if is_numpy else vector
+        if self.points is not None:
+            returned = self.function(theta, *seed)
+        else:
+            returned = call_with(self.function, _as_numpy(x) if is_numpy else x, theta, seed=seed)
+        outputs: Tensor = torch.as_tensor(returned if choose is None else choose(returned), device=vector.device)
+        if self.points is None:
+            return outputs
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor of numbers of points for a BlackBox with points=, got {x!r}.")
+        return outputs[x]
 
 
-def view_black_box(box: BlackBox, draws: Draws | None = None, findings: Findings | None = None) -> GeneralModel:
+def _as_numpy(x: Batch) -> Any:
+    """Return inputs with NumPy arrays in place of their tensors."""
+    convert: Any = lambda tensor: tensor.cpu().numpy()  # noqa: E731
+    return map_tensors(convert, x)
+
+
+def view_black_box(
+    box: BlackBox,
+    draws: Draws | None = None,
+    findings: Findings | None = None,
+    choose: OutputChoice | None = None,
+) -> GeneralModel:
     """Return the view of a black box: one parameter, evaluated at one displacement after another.
 
     Args:
         box: The black box.
         draws: Draws that a stochastic one is averaged over.
         findings: What earlier calls found out about it.
+        choose: Chooses the outputs among what it returns.
 
     Returns:
         The view.
     """
 
-    def evaluate(parameters: Tensors, x: Tensor, *seed: int) -> Tensor:
-        return box.outputs(parameters["parameters"], x, *seed)
+    def evaluate(parameters: Tensors, x: Batch, *seed: int) -> Tensor:
+        return box.outputs(parameters["parameters"], x, *seed, choose=choose)
 
     known = Findings() if findings is None else findings
     return GeneralModel(evaluate, {0: box.vector}, {0: "parameters"}, is_opaque=True, draws=draws, findings=known)
 
 
 def view_function(
-    function: Callable[..., Tensor],
+    function: Callable[..., Any],
     parameters: Mapping[str, Tensor],
     draws: Draws | None = None,
     findings: Findings | None = None,
+    choose: OutputChoice | None = None,
 ) -> GeneralModel:
     """Return the view of a function of parameters by name.
 
@@ -113,6 +139,7 @@ def view_function(
         parameters: All parameters by name; their order is that of the random stream.
         draws: Draws that a stochastic function is averaged over.
         findings: What earlier calls found out about the function.
+        choose: Chooses the outputs among what it returns; by default :class:`OutputChoice`.
 
     Returns:
         The view.
@@ -130,5 +157,9 @@ def view_function(
         checks.finite(f"parameter {name!r}", tensor.detach())
     displaced = {index: tensor.detach() for index, tensor in enumerate(parameters.values())}
     names = dict(enumerate(parameters))
-    known = Findings() if findings is None else findings
-    return GeneralModel(function, displaced, names, draws=draws, findings=known)
+    known, chosen = Findings() if findings is None else findings, OutputChoice() if choose is None else choose
+
+    def evaluate(tensors: Tensors, x: Batch, *seed: int) -> Any:
+        return chosen(call_with(function, x, tensors, seed=seed))
+
+    return GeneralModel(evaluate, displaced, names, draws=draws, findings=known)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nntk.kernels import checks
+from nntk.models.data.inputs import Batch, named_tensors
 
 
 def check_inputs(name: str, x: Tensor, dtype: torch.dtype, device: torch.device) -> None:
@@ -27,6 +28,30 @@ def check_inputs(name: str, x: Tensor, dtype: torch.dtype, device: torch.device)
     if x.dim() < 2:
         raise ValueError(f"{name} must have a batch axis and features, [N, ...]; got shape {tuple(x.shape)}.")
     checks.finite(name, x)
+
+
+def check_general_inputs(name: str, x: Batch, dtype: torch.dtype, device: torch.device) -> None:
+    """Check the inputs of a model that may be given several tensors, and tensors that are not floating.
+
+    Args:
+        name: Name of the argument, for messages.
+        x: Inputs.
+        dtype: Dtype that floating tensors must have.
+        device: Device that all tensors must be on.
+
+    Raises:
+        ValueError: If a device is another one, a batch axis is missing, or an entry is not finite.
+        TypeError: If a tensor has another floating dtype.
+    """
+    for part, tensor in named_tensors(name, x):
+        # One of several tensors may be a number for each input.
+        if tensor.is_floating_point():
+            check_inputs(part, tensor if part == name or tensor.dim() != 1 else tensor[:, None], dtype, device)
+        elif tensor.dim() == 0 or tensor.device != device:
+            raise ValueError(
+                f"{part} must have a batch axis, [N, ...], and be on {device} like the model's parameters; "
+                f"got shape {tuple(tensor.shape)} on {tensor.device}."
+            )
 
 
 def check_parameters(model: nn.Module) -> None:

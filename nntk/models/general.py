@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nntk.kernels import checks
 from nntk.kernels.philox.slabs import TILE
-from nntk.models.checks import check_inputs
+from nntk.models.checks import check_general_inputs
+from nntk.models.data.inputs import Batch, InputValue, as_batch, cast_floating, cast_tensor, coefficients
+from nntk.models.data.outputs import outline
 from nntk.models.draws import Draws
 from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.models.isolation.findings import Findings, InputKind, input_kind
@@ -37,7 +39,7 @@ class GeneralModel:
             call must not depend on the inputs of an earlier one.
     """
 
-    evaluate: Callable[..., Tensor]
+    evaluate: Callable[..., Any]
     displaced: dict[int, Tensor]
     names: dict[int, str]
     constants: Tensors = field(default_factory=dict)
@@ -83,48 +85,43 @@ class GeneralModel:
             return self
         return replace(self, draws=replace(self.draws, first=group_start * self.draws.count))
 
-    def inputs(self, name: str, x: Tensor) -> Tensor:
+    def inputs(self, name: str, x: InputValue) -> Batch:
         """Check inputs against the model; inputs of a new kind are those of a first evaluation, which probes the model.
 
         Args:
             name: Name of the argument, for messages.
-            x: Inputs, [N, ...]; tensors that are not floating, such as tokens, are accepted as they are.
+            x: Inputs, [N, ...], one tensor or several (:class:`nntk.Inputs`); tensors that are not floating, such as
+                tokens, are accepted as they are.
 
         Returns:
             The inputs, detached.
 
         Raises:
-            ValueError: If the device does not fit, or an entry is not finite.
-            TypeError: If ``x`` is not a tensor, has another floating dtype than the model, or the model does not return
-                a row for each input.
+            ValueError: If the device does not fit, an entry is not finite, or tensors have different numbers of rows.
+            TypeError: If ``x`` is nothing that holds tensors, has another floating dtype than the model, or the model
+                does not return a row for each input.
         """
-        checks.tensor(name, x)
-        if x.is_floating_point():
-            check_inputs(name, x, self.dtype, self.device)
-        elif x.dim() == 0 or x.device != self.device:
-            raise ValueError(
-                f"{name} must have a batch axis, [N, ...], and be on {self.device} like the model's parameters; "
-                f"got shape {tuple(x.shape)} on {x.device}."
-            )
-        x, kind = x.detach(), (input_kind(x), min(2, len(x)))
-        if len(x) and kind not in self.findings.probed:
-            probe(self, x)
+        batch = as_batch(name, x)
+        check_general_inputs(name, batch, self.dtype, self.device)
+        batch, kind = batch.detach(), (input_kind(batch), min(2, len(batch)))
+        if len(batch) and kind not in self.findings.probed:
+            probe(self, batch)
             self.findings.probed.add(kind)
-        return x
+        return batch
 
-    def outputs(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Batch) -> Tensor:
         """Return the outputs [N, C] at the unperturbed parameters, in their dtype, computed in float64."""
         parameters = self.parameters(torch.float64)
         # With draws, the noise of an input depends on its place in the batch.
-        size = max(1, TILE // max(1, x[:1].numel())) if self.draws is None else max(1, len(x))
+        size = max(1, TILE // max(1, coefficients(x[:1]))) if self.draws is None else max(1, len(x))
         blocks = [self.outputs_at(parameters, cast_floating(block, torch.float64)) for block in x.split(size)]
         return torch.cat(blocks).to(self.dtype)
 
-    def num_outputs(self, x: Tensor) -> int:
+    def num_outputs(self, x: Batch) -> int:
         """Return the number C of outputs, by an evaluation at the first of the inputs ``x``."""
         return self.outputs_at(self.parameters(self.dtype), x[:1]).shape[1]
 
-    def outputs_at(self, parameters: Tensors, x: Tensor) -> Tensor:
+    def outputs_at(self, parameters: Tensors, x: Batch) -> Tensor:
         """Return outputs as a matrix, [N, C], at other values of the displaced parameters.
 
         Args:
@@ -142,7 +139,7 @@ class GeneralModel:
 
         def evaluate(*seed: int) -> Tensor:
             copies = {name: t.clone() if keeps_state or name in self.written else t for name, t in tensors.items()}
-            return _as_matrix(self.evaluate(copies, x.clone(), *seed), x)
+            return as_matrix(self.evaluate(copies, x.clone(), *seed), x)
 
         with ExitStack() as modes:
             if self.findings.names_float32 and dtype == torch.float64:
@@ -155,17 +152,17 @@ class GeneralModel:
         """Return the addresses of the memory of the displaced parameters."""
         return {parameter.untyped_storage().data_ptr() for parameter in self.displaced.values() if parameter.numel()}
 
-    def matrix_at(self, tensors: Tensors, x: Tensor) -> Tensor:
+    def matrix_at(self, tensors: Tensors, x: Batch) -> Tensor:
         """Return outputs as a matrix, [N, C], at all tensors of the model by name, which the evaluation may write to.
 
         A stochastic model is evaluated at its first draw alone.
         """
-        return _as_matrix(self.evaluate(tensors, x, *([] if self.draws is None else [next(iter(self.draws))])), x)
+        return as_matrix(self.evaluate(tensors, x, *([] if self.draws is None else [next(iter(self.draws))])), x)
 
     def tensors(self, dtype: torch.dtype) -> Tensors:
         """Return all tensors of the model by name, floating ones in a dtype; every call returns the same tensors."""
         if dtype not in self._tensors_by_dtype:
-            cast = {name: cast_floating(tensor, dtype) for name, tensor in self.originals.items()}
+            cast = {name: cast_tensor(tensor, dtype) for name, tensor in self.originals.items()}
             self._tensors_by_dtype[dtype] = cast
         return self._tensors_by_dtype[dtype]
 
@@ -174,13 +171,18 @@ class GeneralModel:
         return {name: self.tensors(dtype)[name] for name in self.names.values()}
 
 
-def cast_floating(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a floating tensor in a dtype, and any other tensor as it is."""
-    return x.to(dtype) if x.is_floating_point() else x
+def as_matrix(outputs: Any, x: Batch) -> Tensor:
+    """Return what a model returned as a matrix, [N, C].
 
+    Args:
+        outputs: The outputs.
+        x: Inputs, [N, ...].
 
-def _as_matrix(outputs: Tensor, x: Tensor) -> Tensor:
+    Raises:
+        TypeError: If they are no tensor with a row for each input.
+    """
     if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(x):
-        actual = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise TypeError(f"model must return a tensor with a row for each of {len(x)} inputs, got {actual}.")
+        actual = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else outline(outputs)
+        remedy = "" if isinstance(outputs, Tensor) else "; output= chooses among several outputs"
+        raise TypeError(f"model must return a tensor with a row for each of {len(x)} inputs, got {actual}{remedy}.")
     return outputs.flatten(1) if outputs.dim() > 1 else outputs[:, None]

@@ -9,6 +9,7 @@ from nntk.kernels import mlp
 from nntk.kernels.mlp import Layer
 from nntk.kernels.philox.slabs import TILE
 from nntk.models.checks import check_inputs
+from nntk.models.data.inputs import Batch, InputValue, as_batch
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Mlp:
         """Number d of displaced parameters."""
         return sum(parameter.numel() for parameter in self.displaced.values())
 
-    def num_outputs(self, x: Tensor) -> int:
+    def num_outputs(self, x: Batch) -> int:
         """Return the number C of outputs, which does not depend on the inputs ``x``."""
         return self.layers[-1].weight.shape[0]
 
@@ -54,13 +55,14 @@ class Mlp:
         """Device of the parameters."""
         return self.layers[0].weight.device
 
-    def outputs(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Batch) -> Tensor:
         """Return the outputs [N, C] at the unperturbed parameters, in their dtype, for checked inputs [N, K]."""
+        assert isinstance(x, Tensor), "inputs() returned a matrix"
         # The pass holds every layer in float64, so it takes a block of inputs at a time.
         blocks = torch.split(x, max(1, TILE // sum(layer.weight.shape[0] for layer in self.layers)))
         return torch.cat([mlp.unperturbed(self.layers, block)[1] for block in blocks]).to(x.dtype)
 
-    def inputs(self, name: str, x: Tensor) -> Tensor:
+    def inputs(self, name: str, x: InputValue) -> Tensor:
         """Check inputs against the model and return them as a matrix.
 
         Args:
@@ -74,6 +76,9 @@ class Mlp:
             ValueError: If the shape or the device does not fit, or an entry is not finite.
             TypeError: If ``x`` is not a tensor or has another dtype than the model.
         """
+        x = as_batch(name, x)
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be one tensor for an nn.Sequential of Linear layers, got {x!r}.")
         check_inputs(name, x, self.dtype, self.device)
         width = self.layers[0].weight.shape[1]
         if self.flattens and x.dim() > 2:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from nntk.models.checks import check_evaluation_mode, check_parameters
+from nntk.models.data.outputs import OutputChoice
 from nntk.models.draws import Draws
 from nntk.models.general import GeneralModel
 from nntk.models.isolation.evaluation import ModuleEvaluation
@@ -13,7 +14,11 @@ from nntk.models.selection import displaced_names
 
 
 def view_module(
-    model: nn.Module, parameters: Sequence[str] | None, draws: Draws | None = None, findings: Findings | None = None
+    model: nn.Module,
+    parameters: Sequence[str] | None,
+    draws: Draws | None = None,
+    findings: Findings | None = None,
+    choose: OutputChoice | None = None,
 ) -> GeneralModel:
     """Return the view of a module.
 
@@ -23,6 +28,7 @@ def view_module(
         parameters: Names of the displaced parameters, or patterns of them; None for all that require a gradient.
         draws: Draws of PyTorch's random numbers that the module is averaged over; None for a deterministic module.
         findings: What earlier calls found out about the module.
+        choose: Chooses the tensor that counts among what the module returns; by default :class:`OutputChoice`.
 
     Returns:
         The view.
@@ -46,6 +52,5 @@ def view_module(
     names = {param_indices[name]: name for name in selected}
     known = Findings() if findings is None else findings
     written = frozenset(name for name, _ in model.named_buffers())
-    return GeneralModel(
-        ModuleEvaluation(model, known), displaced, names, constants, draws=draws, findings=known, written=written
-    )
+    evaluate = ModuleEvaluation(model, known, OutputChoice() if choose is None else choose)
+    return GeneralModel(evaluate, displaced, names, constants, draws=draws, findings=known, written=written)

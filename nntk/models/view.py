@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from nntk.models.black_box import BlackBox, Function, view_black_box, view_function
+from nntk.models.data.outputs import OutputChoice
 from nntk.models.draws import Draws
 from nntk.models.general import GeneralModel
 from nntk.models.isolation.findings import Findings
@@ -67,6 +68,7 @@ def view_model(
     precision: str = "auto",
     draws: Draws | None = None,
     findings: FindingsByStructure | None = None,
+    choose: OutputChoice | None = None,
 ) -> ModelView:
     """Return the view of a model with its present parameters.
 
@@ -76,6 +78,7 @@ def view_model(
         precision: Precision of products; ``"tf32"`` and ``"bf16"`` exist for MLPs alone.
         draws: Draws that a stochastic model is averaged over.
         findings: What earlier calls found out about the model, to be used and extended.
+        choose: Chooses the outputs among what the model returns.
 
     Returns:
         An MLP where the model is one and is deterministic, else a general model.
@@ -87,19 +90,19 @@ def view_model(
     """
     known, model = {} if findings is None else findings, unwrap(model)
     if isinstance(model, BlackBox):
-        return view_black_box(model, draws, known.setdefault("black box", Findings()))
+        return view_black_box(model, draws, known.setdefault("black box", Findings()), choose)
     if not isinstance(model, nn.Module):
         assert isinstance(parameters, Mapping), "check_model was called"
-        return view_function(model, parameters, draws, known.setdefault("function", Findings()))
+        return view_function(model, parameters, draws, known.setdefault("function", Findings()), choose)
     names = cast("Sequence[str] | None", parameters)
-    if draws is None:
+    if draws is None and (choose is None or choose.output is None):
         try:
             return recognise(model, names)
         except NotRecognised as error:
             if precision in ("tf32", "bf16"):
                 raise
             _log.debug("The model is evaluated as a general model: %s", error)
-    return view_module(model, names, draws, known.setdefault(_structure(model), Findings()))
+    return view_module(model, names, draws, known.setdefault(_structure(model), Findings()), choose)
 
 
 _SETTING_TYPES = (bool, int, float, str)

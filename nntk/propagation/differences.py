@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels.slices import slices
+from nntk.models.data.inputs import Batch
 from nntk.propagation.batch import DisplacementBatch
 from nntk.propagation.doubts import Doubts
 from nntk.propagation.forward import DisplacedForward
@@ -15,11 +16,11 @@ from nntk.propagation.registry import NoRule
 
 
 def propagate(
-    forward: Callable[[dict[str, Tensor], Tensor], Any],
+    forward: Callable[[dict[str, Tensor], Batch], Any],
     tensors: Mapping[str, Tensor],
     originals: Mapping[str, Tensor],
     param_indices: Mapping[str, int],
-    x: Tensor,
+    x: Batch,
     batch: DisplacementBatch,
     recompute: Callable[[Tensor], Tensor] | None = None,
     trials: Trials | None = None,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nntk.models.data.inputs import Batch, map_tensors
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import DisplacedTensor, UnsupportedOpGuard
 from nntk.propagation.registry import NoRule
@@ -24,7 +25,7 @@ class DisplacedForward:
         param_indices: Indices of the displaced parameters in the random stream, by name.
     """
 
-    forward: Callable[[dict[str, Tensor], Tensor], Any]
+    forward: Callable[[dict[str, Tensor], Batch], Any]
     tensors: Mapping[str, Tensor]
     originals: Mapping[str, Tensor]
     param_indices: Mapping[str, int]
@@ -39,7 +40,7 @@ class DisplacedForward:
         """Number d of displaced parameters."""
         return sum(self.originals[name].numel() for name in self.param_indices)
 
-    def unit_differences(self, x: Tensor, ctx: PropagationContext) -> Tensor:
+    def unit_differences(self, x: Batch, ctx: PropagationContext) -> Tensor:
         """Compute unit differences of the outputs for one chunk of displacements at one input block.
 
         Args:
@@ -58,8 +59,7 @@ class DisplacedForward:
             original = self.originals[name]
             rounded = original if original.dtype == ctx.dtype else None
             parameters[name] = DisplacedTensor.create(ctx, value, None, self.param_indices.get(name), rounded)
-        inputs = DisplacedTensor.create(ctx, x)
-        inputs.shares_memory, num_cached = True, len(ctx.cache)
+        inputs, num_cached = map_tensors(lambda tensor: _constant_input(ctx, tensor), x), len(ctx.cache)
         with _no_random_numbers(x.device):
             try:
                 with UnsupportedOpGuard(ctx.dtype), torch.compiler.set_stance("force_eager"):
@@ -85,6 +85,13 @@ class DisplacedForward:
             )
         tangent = outputs.tangent / ctx.mantissas.view(-1, *[1] * (outputs.tangent.dim() - 1))
         return tangent.flatten(3) if tangent.dim() > 3 else tangent[..., None]
+
+
+def _constant_input(ctx: PropagationContext, tensor: Tensor) -> DisplacedTensor:
+    """Return a tensor of the inputs, which belong to the caller: a function that writes to it makes a new one."""
+    displaced = DisplacedTensor.create(ctx, tensor)
+    displaced.shares_memory = True
+    return displaced
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from nntk.kernels.perturb.config import CACHE
 from nntk.kernels.philox.slabs import TILE
+from nntk.models.data.inputs import Batch
 from nntk.models.isolation.findings import input_kind
 from nntk.models.observe import HeldBytes
 from nntk.propagation.batch import DisplacementBatch
@@ -38,7 +39,7 @@ class ChunkPlan:
     holds_noise: bool
 
     @classmethod
-    def from_trials(cls, model: DisplacedForward, x: Tensor, batch: DisplacementBatch, trials: Trials) -> "ChunkPlan":
+    def from_trials(cls, model: DisplacedForward, x: Batch, batch: DisplacementBatch, trials: Trials) -> "ChunkPlan":
         """Fit fixed and per-input memory from trials with one and with two inputs at one displacement.
 
         Args:
@@ -113,7 +114,7 @@ class _TrialSizes:
     held_bytes: int
 
     @classmethod
-    def measure(cls, model: DisplacedForward, x: Tensor, batch: DisplacementBatch) -> "_TrialSizes":
+    def measure(cls, model: DisplacedForward, x: Batch, batch: DisplacementBatch) -> "_TrialSizes":
         """Evaluate one displacement at some inputs, and return the sizes."""
         first = slice(0, 1)
         group, cache = make_group(model, batch, first, holds_noise=False), list[tuple[object, object]]()

@@ -20,6 +20,7 @@ ORDER = (
     "nntk.kernels.local_ntk",
     "nntk.activations",
     "nntk.attention",
+    "nntk.files.hashing",
     "nntk.models",
     "nntk.propagation",
     "nntk.differences",

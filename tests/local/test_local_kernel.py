@@ -317,3 +317,31 @@ def test_bad_arguments_are_named(call, error, message):
     """Each error names the argument, the value and the allowed values."""
     with pytest.raises(error, match=message):
         call()
+
+
+def test_several_inputs_and_a_chosen_output():
+    """Tokens with a mask, and a dictionary of outputs, have the kernel of the function of one tensor that they are."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(10, 4), nn.Linear(4, 2)
+
+        def forward(self, tokens, mask):
+            pooled = (self.embedding(tokens) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            return {"pooled": pooled, "scores": self.head(pooled.tanh())}
+
+    torch.manual_seed(0)
+    model = Masked().double()
+    x = {"tokens": torch.randint(0, 10, (6, 5)), "mask": torch.ones(6, 5, dtype=torch.int64)}
+    x["mask"][2:, 3:] = 0
+    tokens, mask = x.values()
+    rows = jacobian(lambda tokens: model(tokens, mask)["scores"], tokens, list(model.parameters()))
+    kernel = LocalNTK(model, output="scores")
+    expected = matrix(rows, "trace")
+    torch.testing.assert_close(kernel(x), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(kernel.operator(x) @ expected, expected @ expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(kernel.diagonal(x), expected.diagonal(), rtol=1e-10, atol=1e-10)
+    a = kernel.features(x)
+    torch.testing.assert_close(a @ a.T, expected, rtol=1e-10, atol=1e-10)
+    assert kernel.features(x, sketch=3).shape == (6, 6) and kernel.plan(x).method == "jacobian"

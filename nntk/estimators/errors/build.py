@@ -14,11 +14,12 @@ from nntk.estimators.errors.jackknife import EnergyGroup, Jackknife, jackknife_e
 from nntk.estimators.errors.jackknife_inner import DifferenceGroup, jackknife_inner, join_differences
 from nntk.estimators.weighted import all_differences, attend_to_outputs, joint_inputs, query_outputs
 from nntk.kernels.fixed_weights import FixedKernel
+from nntk.models.data.inputs import Batch
 from nntk.models.view import ModelView
 from nntk.settings import KernelSettings
 
 
-def error_estimator(settings: KernelSettings, model: ModelView, x1: Tensor, x2: Tensor | None) -> ErrorEstimator:
+def error_estimator(settings: KernelSettings, model: ModelView, x1: Batch, x2: Batch | None) -> ErrorEstimator:
     """Return the error estimator of a kernel, without groups.
 
     Energy without weights is a mean over groups, and their scatter is its error. The error of any other kernel is that
@@ -66,8 +67,8 @@ def error_estimator(settings: KernelSettings, model: ModelView, x1: Tensor, x2: 
 def energy_group(
     settings: KernelSettings,
     model: ModelView,
-    x1: Tensor,
-    x2: Tensor | None,
+    x1: Batch,
+    x2: Batch | None,
     queries: Tensor | None,
     sample_ids: range,
 ) -> EnergyGroup:
@@ -81,7 +82,7 @@ def energy_group(
 
 
 def difference_group(
-    settings: KernelSettings, model: ModelView, x: Tensor, queries: Tensor | None, sample_ids: range
+    settings: KernelSettings, model: ModelView, x: Batch, queries: Tensor | None, sample_ids: range
 ) -> DifferenceGroup:
     """Return the differences and weights of a group of displacements, with its statistics among all."""
     displacements = displacements_of(settings, model, sample_ids, is_group=True)

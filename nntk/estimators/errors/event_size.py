@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from nntk.differences.route import unit_differences
 from nntk.displacements import displacements_of
 from nntk.estimators.weighted import joint_inputs
+from nntk.models.data.inputs import Batch
 from nntk.models.view import ModelView
 from nntk.settings import KernelSettings
 
@@ -17,7 +17,7 @@ _STEPS = 12
 """Displacements are up to four to the power of twelve, or 1.7e7, times as long."""
 
 
-def event_size(settings: KernelSettings, model: ModelView, x1: Tensor, x2: Tensor | None) -> float:
+def event_size(settings: KernelSettings, model: ModelView, x1: Batch, x2: Batch | None) -> float:
     r"""Return the size of an event of the energy form for one displacement of weight one.
 
     Displacements are lengthened fourfold until some output changes, and once more. An event is a jump, whose size does

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nntk.models.data.inputs import Batch
+from nntk.models.data.outputs import OutputChoice
 from nntk.models.functional import call, places_of
 from nntk.models.isolation.findings import Findings
 from nntk.models.isolation.generators import seeded
@@ -28,10 +30,11 @@ class ModuleEvaluation:
         model: The module. Its structure is copied at the first evaluation, and it is never written to.
         findings: What is known of it. If the module keeps state, every evaluation is of a fresh copy, so that none of
             them sees what another one left behind.
+        choose: Chooses the tensor that counts among what the module returns.
     """
 
-    def __init__(self, model: nn.Module, findings: Findings) -> None:
-        self._model, self._findings = model, findings
+    def __init__(self, model: nn.Module, findings: Findings, choose: OutputChoice | None = None) -> None:
+        self._model, self._findings, self._choose = model, findings, choose
         self._lock = RLock()
 
     @cached_property
@@ -42,7 +45,7 @@ class ModuleEvaluation:
     def _places(self) -> dict[str, str]:
         return places_of(self._original)
 
-    def __call__(self, tensors: Mapping[str, Tensor], x: Tensor, seed: int | None = None) -> Tensor:
+    def __call__(self, tensors: Mapping[str, Tensor], x: Batch, seed: int | None = None) -> Any:
         """Return the module's outputs.
 
         Args:
@@ -54,7 +57,7 @@ class ModuleEvaluation:
             module = private_copy(self._original) if self._findings.keeps_state else self._original
             return self._evaluate(module, tensors, x, seed)
 
-    def changes_module(self, tensors: Mapping[str, Tensor], x: Tensor, seed: int | None = None) -> bool:
+    def changes_module(self, tensors: Mapping[str, Tensor], x: Batch, seed: int | None = None) -> bool:
         """Return True if an evaluation changes attributes of the module; the arguments are those of a call."""
         with self._lock:
             module = private_copy(self._original)
@@ -62,12 +65,15 @@ class ModuleEvaluation:
             self._evaluate(module, tensors, x, seed)
             return before != StateTrace(module)
 
-    def _evaluate(self, module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, seed: int | None) -> Tensor:
+    def _evaluate(self, module: nn.Module, tensors: Mapping[str, Tensor], x: Batch, seed: int | None) -> Any:
         with eager():
             if seed is None:
-                return call(module, tensors, x, self._places)
+                return self._chosen(call(module, tensors, x, self._places))
             with _GENERATORS, seeded(seed, x.device):
-                return call(module, tensors, x, self._places)
+                return self._chosen(call(module, tensors, x, self._places))
+
+    def _chosen(self, returned: Any) -> Any:
+        return returned if self._choose is None else self._choose(returned)
 
 
 @contextmanager

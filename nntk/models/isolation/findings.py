@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from nntk.models.data.inputs import Batch, Inputs, named_tensors
 
 InputKind = tuple[Any, ...]
 """Dtype and shape of one input: a model treats inputs of one kind alike."""
@@ -57,6 +57,8 @@ class Findings:
     copy_plans: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
 
-def input_kind(x: Tensor) -> InputKind:
-    """Return the kind of some inputs [N, ...]."""
+def input_kind(x: Batch) -> InputKind:
+    """Return the kind of some inputs [N, ...]; of several tensors, with their names and the constants beside them."""
+    if isinstance(x, Inputs):
+        return *((name, t.dtype, *t.shape[1:]) for name, t in named_tensors("", x)), *map(repr, x.constants)
     return (x.dtype, *x.shape[1:])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from nntk.models.data.inputs import Batch, cast_floating, concatenate, named_tensors, stack_of
 from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.models.isolation.evaluation import ModuleEvaluation
 from nntk.models.isolation.findings import Findings
@@ -51,7 +52,7 @@ class Probed(Protocol):
     @property
     def names(self) -> dict[int, str]: ...  # noqa: D102
     @property
-    def evaluate(self) -> Callable[..., Tensor]: ...  # noqa: D102
+    def evaluate(self) -> Callable[..., Any]: ...  # noqa: D102
     @property
     def findings(self) -> Findings: ...  # noqa: D102
     @property
@@ -64,10 +65,10 @@ class Probed(Protocol):
     def device(self) -> torch.device: ...  # noqa: D102
     def tensors(self, dtype: torch.dtype) -> Tensors: ...  # noqa: D102
     def displaced_storages(self) -> set[int]: ...  # noqa: D102
-    def matrix_at(self, tensors: Tensors, x: Tensor) -> Tensor: ...  # noqa: D102
+    def matrix_at(self, tensors: Tensors, x: Batch) -> Tensor: ...  # noqa: D102
 
 
-def probe(model: Probed, x: Tensor) -> None:
+def probe(model: Probed, x: Batch) -> None:
     """Evaluate a model at a few of its inputs, and record in its findings what a forward pass does besides.
 
     The model is evaluated some twenty times, mostly at four inputs or fewer.
@@ -103,7 +104,7 @@ def probe(model: Probed, x: Tensor) -> None:
     findings.keeps_state = kept_state or second.writes or _changes_module(model, few, first.way)
 
 
-def _spread(x: Tensor, count: int) -> Tensor:
+def _spread(x: Batch, count: int) -> Batch:
     """Return that many inputs, or all, from the first to the last."""
     return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long().to(x.device)].clone()
 
@@ -150,7 +151,7 @@ class _Pass:
     writes: bool
 
 
-def _first_pass(model: Probed, few: Tensor) -> _Pass:
+def _first_pass(model: Probed, few: Batch) -> _Pass:
     """Evaluate in float64 if the model allows it, with float64 in place of float32 if it names that; else as it is."""
     done, failure = None, None
     for way in (_Way(torch.float64), _Way(torch.float64, names_float32=True), _Way(model.dtype)):
@@ -171,10 +172,10 @@ def _first_pass(model: Probed, few: Tensor) -> _Pass:
     ) from failure
 
 
-def _observe(model: Probed, x: Tensor, way: _Way) -> _Pass:
+def _observe(model: Probed, x: Batch, way: _Way) -> _Pass:
     """Evaluate a model once."""
     tensors, x = _arguments(model, x, way)
-    given = {**{name: tensor.clone() for name, tensor in tensors.items()}, "": x.clone()}
+    given = {name: tensor.clone() for name, tensor in (*tensors.items(), *named_tensors("", x))}
     with seeded(way.seed, model.device):
         watch, before = _Watch(model, way.dtype), _python_states()
         epsilon = ModelEpsilon(model.dtype)
@@ -189,11 +190,11 @@ def _observe(model: Probed, x: Tensor, way: _Way) -> _Pass:
         model.findings.leaves_epsilon |= epsilon.was_used
         if _python_states() != before:
             watch.random_operator = watch.random_operator or "Python's or NumPy's generator"
-    writes = any(not _same(value, given[name]) for name, value in {**tensors, "": x}.items())
+    writes = any(not _same(value, given[name]) for name, value in (*tensors.items(), *named_tensors("", x)))
     return _Pass(way, outputs, watch.lowest, watch.random_operator, watch.reads_originals, watch.bytes, writes)
 
 
-def _arguments(model: Probed, x: Tensor, way: _Way) -> tuple[Tensors, Tensor]:
+def _arguments(model: Probed, x: Batch, way: _Way) -> tuple[Tensors, Batch]:
     """Return copies of all tensors of a model, and of inputs."""
     tensors = {name: tensor.clone() for name, tensor in model.tensors(way.dtype).items()}
     if way.is_displaced:
@@ -202,7 +203,7 @@ def _arguments(model: Probed, x: Tensor, way: _Way) -> tuple[Tensors, Tensor]:
             p = tensors[name]
             size = p.square().mean().sqrt() if p.numel() else 1.0
             p += (0.5 * size + 0.05) * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
-    return tensors, x.to(way.dtype, copy=True) if x.is_floating_point() else x.clone()
+    return tensors, cast_floating(x, way.dtype).clone()
 
 
 def _python_states() -> tuple[Any, ...]:
@@ -251,7 +252,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _changes_module(model: Probed, few: Tensor, way: _Way) -> bool:
+def _changes_module(model: Probed, few: Batch, way: _Way) -> bool:
     if not isinstance(model.evaluate, ModuleEvaluation):
         return False
     with Float64Casts() if way.names_float32 else nullcontext():
@@ -276,10 +277,10 @@ def _refuse_randomness(model: Probed, first: _Pass, second: _Pass) -> None:
         )
 
 
-def _refuse_mixing(model: Probed, few: Tensor, many: Tensor, way: _Way) -> None:
+def _refuse_mixing(model: Probed, few: Batch, many: Batch, way: _Way) -> None:
     """Compare each input's outputs with those that it has alone, in the reversed batch, and in a larger batch."""
 
-    def observe(x: Tensor) -> _Pass:
+    def observe(x: Batch) -> _Pass:
         try:
             return _observe(model, x, way)
         except Exception as error:
@@ -289,7 +290,7 @@ def _refuse_mixing(model: Probed, few: Tensor, many: Tensor, way: _Way) -> None:
             ) from error
 
     def outputs_beside_itself(n: int) -> Tensor:
-        return observe(few[n : n + 1].expand_as(few).contiguous()).outputs[n : n + 1]
+        return observe(stack_of(few[n : n + 1], len(few))).outputs[n : n + 1]
 
     together = observe(few)
 
@@ -297,7 +298,7 @@ def _refuse_mixing(model: Probed, few: Tensor, many: Tensor, way: _Way) -> None:
         return _differing_rows(together.outputs[rows], outputs, together.lowest)
 
     suspects = differing(torch.cat([observe(one).outputs for one in few.split(1)]))
-    suspects |= differing(observe(few.flip(0)).outputs.flip(0))
+    suspects |= differing(observe(_reversed(few)).outputs.flip(0))
     if len(many) > len(few):
         suspects |= differing(observe(_beside(few, many)).outputs[: len(few)])
     # Copies of one input compete for the same parts of a model, such as an expert of limited capacity.
@@ -319,9 +320,14 @@ def _refuse_mixing(model: Probed, few: Tensor, many: Tensor, way: _Way) -> None:
         )
 
 
-def _beside(few: Tensor, many: Tensor) -> Tensor:
+def _reversed(x: Batch) -> Batch:
+    """Return the inputs from the last to the first."""
+    return x[torch.arange(len(x) - 1, -1, -1, device=x.device)]
+
+
+def _beside(few: Batch, many: Batch) -> Batch:
     """Return a batch that begins with the few inputs, and goes on with many."""
-    return torch.cat((few, many[len(few) :]))
+    return concatenate((few, many[len(few) :]))
 
 
 def _differing_rows(first: Tensor, second: Tensor, lowest: torch.dtype) -> Tensor:
