@@ -14,7 +14,7 @@ from nntk.kernels.philox import unit_displacements
 from nntk.models.black_box import BlackBox, Function
 from nntk.models.data.inputs import Batch, InputValue
 from nntk.models.data.outputs import Output, OutputChoice
-from nntk.models.data.streams import Source, SourceValue, Stream, as_source
+from nntk.models.data.streams import Source, SourceValue, Stream, as_source, example_of
 from nntk.models.draws import Draws
 from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.models.view import FindingsByStructure, ModelView, check_model, view_model
@@ -140,18 +140,24 @@ class DisplacedModel(SettingsOfKernel):
         r"""Return the squared norms :math:`|\delta_m|^2`, [M], float64, in squared parameter units."""
         return self._displacements().squared_lengths
 
-    def check_inputs(self, name: str, x: InputValue) -> None:
-        """Check that inputs fit the model.
+    def check_inputs(self, name: str, x: SourceValue) -> Source:
+        """Check that inputs fit the model, of a stream the first one.
 
         Args:
             name: Name of the argument, for messages.
             x: Inputs, as for a call of the kernel.
 
+        Returns:
+            The inputs in the form of the library, or the stream that they are.
+
         Raises:
             ValueError: If they do not fit the model or are not finite.
             TypeError: If they have another dtype than the model.
         """
-        self._view().inputs(name, x)
+        view, source = self._view(), as_source(name, x)
+        source = source.to(view.device) if isinstance(source, Stream) else source
+        view.inputs(name, example_of(source))
+        return source
 
     @property
     def num_params(self) -> int:

@@ -4,7 +4,7 @@ import errno
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from nntk.files.journal import Checksums, checksum, journal_path, read_journal, 
 from nntk.files.output import remove_partial_files, replacing
 from nntk.files.paths import file_to_replace
 from nntk.files.storage import MismatchError
+from nntk.files.tiles import tile_inputs, tile_places
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
 from nntk.local.kernel import LocalNTK
-from nntk.models.data.inputs import InputValue, as_batch, identity
+from nntk.models.data.streams import SourceValue, identity_of
 
 _log = logging.getLogger("nntk")
 
@@ -32,8 +33,8 @@ TILE_BYTES = 256 * 2**20
 def write_kernel(
     path: str | Path,
     kernel: NonlocalNTK | LocalNTK,
-    x1: InputValue,
-    x2: InputValue | None = None,
+    x1: SourceValue,
+    x2: SourceValue | None = None,
     *,
     tile: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -54,7 +55,7 @@ def write_kernel(
         path: The file, for ``numpy.load(path, mmap_mode="r")``. Where it is a symbolic link, the matrix and its journal
             are where the link leads to. A pipe, a terminal or any other device is refused.
         kernel: The kernel, nonlocal or local, traced or averaged over outputs.
-        x1: Inputs of the rows, as for a call of the kernel.
+        x1: Inputs of the rows, as for a call of the kernel. A stream is read once for each row of tiles.
         x2: Inputs of the columns, [N2, ...]; None for the symmetric kernel of ``x1``, of which half the tiles are
             computed.
         tile: Number of rows and of columns of a tile; None for tiles of 256 MiB.
@@ -85,22 +86,21 @@ def write_kernel(
     if kernel.outputs not in ("trace", "mean"):
         raise ValueError(f"outputs must be 'trace' or 'mean' for a matrix, got {kernel.outputs!r}.")
     # Checked before a file is created, which would else belong to inputs that have no kernel.
-    rows_x, symmetric = as_batch("x1", x1), x2 is None
-    kernel.check_inputs("x1", rows_x)
-    columns_x = rows_x if x2 is None else as_batch("x2", x2)
-    if not symmetric:
-        kernel.check_inputs("x2", columns_x)
+    rows_x, symmetric = kernel.check_inputs("x1", x1), x2 is None
+    columns_x = rows_x if x2 is None else kernel.check_inputs("x2", x2)
     dtype = _numpy_dtype(kernel)
     tile = int((TILE_BYTES / dtype.itemsize) ** 0.5) if tile is None else checks.integer("tile", tile, 1)
-    inputs = hash_tensors(identity("x1", rows_x) | ({} if symmetric else identity("x2", columns_x)))
+    inputs = hash_tensors(identity_of("x1", rows_x) | ({} if symmetric else identity_of("x2", columns_x)))
     journal = {**fingerprint(kernel), "inputs": inputs, "tile": tile}
-    tiles = list(_tiles(len(rows_x), len(columns_x), tile, symmetric))
+    tiles = list(tile_places(len(rows_x), len(columns_x), tile, symmetric))
     matrix, checksums = _open_or_create(path, journal, (len(rows_x), len(columns_x)), dtype, tiles, symmetric)
     finished = len(tiles) - checksums.count(None)
-    for index in [index for index, value in enumerate(checksums) if value is None]:
+    missing = [index for index, value in enumerate(checksums) if value is None]
+    for index, rows_of_tile, columns_of_tile in tile_inputs(
+        rows_x, None if symmetric else columns_x, tile, tiles, missing
+    ):
         rows, cols = tiles[index]
-        is_diagonal = symmetric and rows == cols
-        block = (kernel(rows_x[rows]) if is_diagonal else kernel(rows_x[rows], columns_x[cols])).cpu().numpy()
+        block = kernel(rows_of_tile, columns_of_tile).cpu().numpy()
         matrix[rows, cols] = block
         if symmetric:
             matrix[cols, rows] = block.T
@@ -112,13 +112,6 @@ def write_kernel(
             progress(finished, len(tiles))
     result: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
     return result
-
-
-def _tiles(num_rows: int, num_columns: int, tile: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows and columns of each tile; of a symmetric matrix only tiles on and below the diagonal."""
-    for i in range(0, num_rows, tile):
-        for j in range(0, min(i + 1, num_columns) if symmetric else num_columns, tile):
-            yield slice(i, min(i + tile, num_rows)), slice(j, min(j + tile, num_columns))
 
 
 def _open_or_create(

@@ -14,8 +14,19 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from nntk.kernel import NonlocalNTK
+from nntk.learning.training_data import (
+    array_source,
+    as_structured,
+    floating_dtype,
+    has_structure,
+    num_features,
+    structured_targets,
+)
 from nntk.linalg import ridge
 from nntk.linalg.operator import KernelOperator
+from nntk.models.data.inputs import cast_tensor, map_tensors
+from nntk.models.data.outputs import Output
+from nntk.models.data.streams import Source, Stream
 
 ModelBuilder = Callable[[int], nn.Module]
 """Function from the number of features of an input to a network."""
@@ -54,6 +65,7 @@ class _Ridge(BaseEstimator):
         alpha: float | str = "loo",
         seed: int = 0,
         max_memory: int | None = None,
+        output: Output = None,
     ) -> None:
         self.model = model
         self.gamma = gamma
@@ -64,12 +76,23 @@ class _Ridge(BaseEstimator):
         self.alpha = alpha
         self.seed = seed
         self.max_memory = max_memory
+        self.output = output
 
-    def _fit(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Fit to inputs [N, K] and targets [N, T]."""
-        alpha = _check_alpha(self.alpha)
+    def _read(self, x: Any, y: Any, **options: Any) -> tuple[Source, np.ndarray]:
+        """Return inputs and targets: arrays as scikit-learn checks them, several tensors, or a stream of batches."""
+        self._has_pairs = has_structure(x) and y is None
+        if has_structure(x):
+            source = as_structured(x, targets=self._has_pairs)
+            return source, structured_targets(source, y)
+        array, targets = validate_data(self, x, y, dtype=_DTYPES, **options)
+        return array_source(array), targets
+
+    def _fit(self, x: Source, y: np.ndarray) -> None:
+        """Fit to inputs and targets [N, T]."""
+        alpha, dtype = _check_alpha(self.alpha), floating_dtype(x)
+        model = self._build_model(x)
         self.kernel_ = NonlocalNTK(
-            self._build_model(x.shape[1]).to(torch.as_tensor(x).dtype),
+            model if dtype is None else model.to(dtype),
             gamma=self.gamma,
             samples=self.samples,
             directions=self.directions,
@@ -77,33 +100,40 @@ class _Ridge(BaseEstimator):
             estimator=self.estimator,
             seed=self.seed,
             max_memory=self.max_memory,
+            output=self.output,
         )
         targets = torch.as_tensor(np.asarray(y, dtype=np.float64))
         self.intercept_ = targets.mean(0).numpy()
         targets = targets - targets.mean(0)
-        operator = self.kernel_.operator(self._to_tensor(x))
+        operator = self.kernel_.operator(self._on_device(x))
         fit = _fit_dual if operator.is_wide else _fit_primal
         coefficients, self.alpha_ = fit(operator, targets, alpha)
         self.coef_ = coefficients.numpy()
 
-    def _build_model(self, num_features: int) -> nn.Module:
+    def _build_model(self, x: Source) -> nn.Module:
         """Copy the model, or build it with the estimator's seed; PyTorch's random numbers are as before afterwards."""
         if isinstance(self.model, nn.Module):
             return copy.deepcopy(self.model).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.model(num_features).eval()
+            return self.model(num_features(x)).eval()
 
-    def _to_tensor(self, x: np.ndarray) -> Tensor:
-        """Return inputs in the dtype and on the device of the model."""
+    def _on_device(self, x: Source) -> Source:
+        """Return inputs on the device of the model, in its dtype where they are held."""
         assert isinstance(self.kernel_.model, nn.Module), "_fit built it"
-        return torch.as_tensor(x).to(next(self.kernel_.model.parameters()))
+        parameter = next(self.kernel_.model.parameters())
+        if isinstance(x, Stream):
+            return x
+        return map_tensors(lambda tensor: cast_tensor(tensor.to(parameter.device), parameter.dtype), x)
 
-    def _predict(self, x: np.ndarray) -> np.ndarray:
+    def _predict(self, x: Any) -> np.ndarray:
         """Predict targets [N, T]."""
         check_is_fitted(self)
-        x = validate_data(self, x, reset=False, dtype=_DTYPES)
-        inputs = self._to_tensor(x)
+        if has_structure(x):
+            source = as_structured(x, targets=self._has_pairs)
+        else:
+            source = array_source(validate_data(self, x, reset=False, dtype=_DTYPES))
+        inputs = self._on_device(source)
         centred = self.kernel_.operator(inputs).expand(torch.as_tensor(self.coef_))
         predictions: np.ndarray = centred.numpy() + self.intercept_
         return predictions
@@ -128,6 +158,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
             near the number of inputs, a small ridge overfits badly, and a warning says so.
         seed: Seed of the displacements and of the function that builds the network.
         max_memory: Budget of temporary memory in bytes.
+        output: Choice among several outputs of the network.
 
     Attributes:
         alpha_: Ridge of the fit.
@@ -142,8 +173,14 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
         True
     """
 
-    def fit(self, X: Any, y: Any) -> "KernelRidge":
-        """Fit to inputs [N, K] and targets [N] or [N, T] of any real dtype, which are computed with in float64.
+    def fit(self, X: Any, y: Any = None) -> "KernelRidge":
+        """Fit to inputs and targets [N] or [N, T] of any real dtype, which are computed with in float64.
+
+        Args:
+            X: Inputs, [N, K]; a mapping or a tuple of tensors, or :class:`nntk.Inputs`, for a model that takes them;
+                or a DataLoader of pairs (inputs, targets), or any other :class:`nntk.Stream`, of which only a block is
+                held at a time.
+            y: Targets; None for those of a stream.
 
         Returns:
             The estimator.
@@ -153,13 +190,16 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
                 not finite, or a setting of the kernel is out of range.
             TypeError: If a setting of the kernel has the wrong type.
         """
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=_DTYPES)
+        X, y = self._read(X, y, multi_output=True, y_numeric=True)
         self._has_flat_targets = y.ndim == 1
         self._fit(X, y[:, None] if self._has_flat_targets else y)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predict targets at inputs [N, K].
+        """Predict targets at inputs.
+
+        Args:
+            X: Inputs in any form that :meth:`fit` takes; an iterable of batches has pairs if that of the fit had them.
 
         Returns:
             Predictions, [N] or [N, T] like the targets.
@@ -177,8 +217,12 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
     Arguments and attributes are those of :class:`KernelRidge`, with the sorted labels ``classes_`` in addition.
     """
 
-    def fit(self, X: Any, y: Any) -> "KernelRidgeClassifier":
-        """Fit to inputs [N, K] and labels [N].
+    def fit(self, X: Any, y: Any = None) -> "KernelRidgeClassifier":
+        """Fit to inputs and labels [N].
+
+        Args:
+            X: Inputs, as :meth:`KernelRidge.fit` takes them.
+            y: Labels; None for those of a stream.
 
         Returns:
             The estimator.
@@ -187,7 +231,7 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
             ValueError: If there is only one class, or for any reason that :meth:`KernelRidge.fit` names.
             TypeError: If a setting of the kernel has the wrong type.
         """
-        X, y = validate_data(self, X, y, dtype=_DTYPES)
+        X, y = self._read(X, y)
         check_classification_targets(y)
         self.classes_, indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:

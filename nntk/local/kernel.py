@@ -17,6 +17,7 @@ from nntk.local.subject import Parameters, Subject, plain_gradients
 from nntk.models.black_box import Function
 from nntk.models.data.inputs import Batch, InputValue, as_batch
 from nntk.models.data.outputs import Output
+from nntk.models.data.streams import Source, SourceValue, Stream, as_source, example_of
 
 
 class LocalNTK:
@@ -248,20 +249,25 @@ class LocalNTK:
             sizes = plan(problem, method, self._budget(subject))
         return LocalPlan.of(method, problem, sizes, subject.view.device)
 
-    def check_inputs(self, name: str, x: InputValue) -> None:
-        """Check that inputs fit the model.
+    def check_inputs(self, name: str, x: SourceValue) -> Source:
+        """Check that inputs fit the model, of a stream the first one.
 
         Args:
             name: Name of the argument, for messages.
-            x: Inputs, [N, ...].
+            x: Inputs, as for a call, or a :class:`nntk.Stream` of them.
+
+        Returns:
+            The inputs in the form of the library, or the stream that they are.
 
         Raises:
             ValueError: If they do not fit the model or are not finite.
             TypeError: If they have another dtype than the model.
         """
-        subject = self._subject()
+        subject, source = self._subject(), as_source(name, x)
+        source = source.to(subject.view.device) if isinstance(source, Stream) else source
         with plain_gradients(subject.view.device):
-            self._inputs(subject, x, name)
+            self._inputs(subject, example_of(source), name)
+        return source
 
     @property
     def num_params(self) -> int:

@@ -9,7 +9,6 @@ from conftest import inputs
 from torch import nn
 
 from nntk import BlackBox, NonlocalNTK, local_ntk
-from nntk.learning.descent import NonlocalGradientDescent  # noqa: F401  (the package imports without extras)
 
 Pair = namedtuple("Pair", "first logits")
 
@@ -74,7 +73,7 @@ def test_one_model_with_two_choices_is_probed_for_each():
 
 ERRORS = {
     "nothing chosen": (lambda a, b: (a, b), None, TypeError, "got tuple of 2; output= chooses among several outputs"),
-    "no such index": (lambda a, b: (a, b), 2, TypeError, "output must choose among what the model returns, tuple of 2; got 2"),
+    "no such index": (lambda a, b: (a, b), 2, TypeError, "must choose among what the model returns, tuple of 2; got 2"),
     "no such key": (lambda a, b: {"a": a}, "b", TypeError, "dict with 'a'; got 'b'"),
     "a tensor": (lambda a, b: a, 0, TypeError, "a tensor of shape .*; got 0"),
     "no tensor": (lambda a, b: {"a": a, "b": 3}, "b", TypeError, "row for each .* inputs, got int"),

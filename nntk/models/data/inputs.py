@@ -223,7 +223,7 @@ def as_batch(name: str, x: Any) -> Batch:
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"{name} must be a torch.Tensor, got {type(x).__name__}; several tensors are a tuple, a mapping or "
-                "nntk.Inputs."
+                "nntk.Inputs, and batches nntk.Stream or a DataLoader, for functions that take them."
             )
         checks.tensor(name, x)
         return x
