@@ -3,7 +3,8 @@
 Begin with :class:`NonlocalNTK`, the nonlocal kernel of any model, and :func:`local_ntk`, the ordinary one.
 :class:`FixedKernel` and :class:`Attention` choose the weights of displacements. :class:`KernelRidge` fits data,
 :class:`GPyTorchKernel` serves gaussian processes, :class:`GradientFlow` predicts training, :class:`KernelTracker`
-records the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients. :func:`save`,
+records the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients. :func:`compare` says
+how alike two kernels are. :func:`save`,
 :func:`load` and :func:`write_kernel` handle files. :func:`warm_up` compiles what a first call needs.
 :mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, and :mod:`nntk.kernels` the batched
 operations.
@@ -25,6 +26,7 @@ from nntk.kernels.fixed_weights import EffectiveSampleWarning, FixedKernel
 from nntk.learning.descent import NonlocalGradientDescent
 from nntk.learning.gradient_flow import GradientFlow
 from nntk.learning.tracking import KernelRecord, KernelTracker
+from nntk.linalg.comparison import KernelComparison, Statistic, compare
 from nntk.linalg.operator import KernelOperator
 from nntk.local.local_ntk import local_ntk
 from nntk.models.black_box import BlackBox
@@ -42,6 +44,7 @@ __all__ = [
     "FixedKernel",
     "GPyTorchKernel",
     "GradientFlow",
+    "KernelComparison",
     "KernelOperator",
     "KernelRecord",
     "KernelRidge",
@@ -50,7 +53,9 @@ __all__ = [
     "NonlocalGradientDescent",
     "NonlocalNTK",
     "RoundingWarning",
+    "Statistic",
     "activations",
+    "compare",
     "load",
     "local_ntk",
     "monte_carlo_error",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.linalg import ridge
-from nntk.linalg.alignment import alignment
+from nntk.linalg.alignment import alignment, effective_rank
 from nntk.linalg.vectors import as_columns, result_dtype
 
 
@@ -248,7 +248,7 @@ class KernelOperator:
 
     def effective_rank(self) -> float:
         r"""Return the squared trace over the squared norm, :math:`(\sum \lambda)^2 / \sum \lambda^2`, 1 for rank 1."""
-        return float(self.matrix.trace() ** 2 / self.matrix.square().sum())
+        return effective_rank(self.matrix)
 
     def alignment(self, y: Tensor) -> float:
         r"""Return the alignment with targets, :math:`\langle y, K y \rangle / (|K|_F\,|y y^\top|_F)`, in [0, 1].

@@ -1,0 +1,1 @@
+"""Commands about kernel matrices in files."""
