@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from nntk.kernel import NonlocalNTK
@@ -65,8 +65,11 @@ class _Ridge(BaseEstimator):
         self.seed = seed
         self.max_memory = max_memory
 
-    def _fit(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Fit to inputs [N, K] and targets [N, T]."""
+    def _fit(self, x: np.ndarray, y: np.ndarray, sample_weight: Any) -> None:
+        """Fit to inputs [N, K], targets [N, T] and weights [N] of the inputs, or None."""
+        weights = _check_sample_weight(sample_weight, x, dtype=np.float64, ensure_non_negative=True)
+        if not weights.any():
+            raise ValueError(f"sample_weight must have an entry above zero, got {len(weights)} zeros.")
         alpha = _check_alpha(self.alpha)
         self.kernel_ = NonlocalNTK(
             self._build_model(x.shape[1]).to(torch.as_tensor(x).dtype),
@@ -79,12 +82,17 @@ class _Ridge(BaseEstimator):
             max_memory=self.max_memory,
         )
         targets = torch.as_tensor(np.asarray(y, dtype=np.float64))
-        self.intercept_ = targets.mean(0).numpy()
-        targets = targets - targets.mean(0)
+        mean = targets.mean(0) if sample_weight is None else torch.from_numpy(np.average(y, 0, weights)).double()
+        self.intercept_ = mean.numpy()
+        # Weights are lengths of rows: of features, and of targets.
+        scales = torch.from_numpy(weights).sqrt()
+        targets = scales[:, None] * (targets - mean)
         operator = self.kernel_.operator(self._to_tensor(x))
         fit = _fit_dual if operator.is_wide else _fit_primal
-        coefficients, self.alpha_ = fit(operator, targets, alpha)
+        coefficients, self.alpha_ = fit(operator, targets, scales, alpha)
         self.coef_ = coefficients.numpy()
+        self._training = x, targets, scales
+        self._posterior: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _build_model(self, num_features: int) -> nn.Module:
         """Copy the model, or build it with the estimator's seed; PyTorch's random numbers are as before afterwards."""
@@ -107,6 +115,20 @@ class _Ridge(BaseEstimator):
         centred = self.kernel_.operator(inputs).expand(torch.as_tensor(self.coef_))
         predictions: np.ndarray = centred.numpy() + self.intercept_
         return predictions
+
+    def _deviations(self, x: np.ndarray) -> np.ndarray:
+        """Return the standard deviations of the posterior, [N, T], at inputs that were checked."""
+        if self._posterior is None:
+            training, targets, scales = self._training
+            operator = self.kernel_.operator(self._to_tensor(training))
+            self._posterior = _posterior(operator, targets, scales, self.alpha_, torch.as_tensor(self.coef_))
+        basis, shrunk, amplitudes = self._posterior
+        inputs = self._to_tensor(x)
+        variances = torch.empty(len(inputs), dtype=torch.float64)
+        for block, a in self.kernel_.operator(inputs).features(inputs):
+            variances[block] = a.square().sum(1) - (a @ basis).square() @ shrunk
+        deviations: np.ndarray = (variances.clamp(min=0)[:, None] * amplitudes).sqrt().numpy()
+        return deviations
 
 
 class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
@@ -142,33 +164,46 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
         True
     """
 
-    def fit(self, X: Any, y: Any) -> "KernelRidge":
-        """Fit to inputs [N, K] and targets [N] or [N, T] of any real dtype, which are computed with in float64.
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "KernelRidge":
+        r"""Fit to inputs [N, K] and targets [N] or [N, T] of any real dtype, which are computed with in float64.
+
+        Weights s of the inputs, [N], at least 0, count in the squared errors, in leave-one-out errors, and in the mean
+        of the targets: :math:`\sum_n s_n |y_n - A_n w|^2 + \alpha |w|^2`.
 
         Returns:
             The estimator.
 
         Raises:
-            ValueError: If ``alpha`` is neither a positive number nor ``"loo"``, inputs and targets do not fit or are
-                not finite, or a setting of the kernel is out of range.
+            ValueError: If ``alpha`` is neither a positive number nor ``"loo"``, inputs, targets and weights do not fit
+                or are not finite, a weight is negative, all are zero, or a setting of the kernel is out of range.
             TypeError: If a setting of the kernel has the wrong type.
         """
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=_DTYPES)
         self._has_flat_targets = y.ndim == 1
-        self._fit(X, y[:, None] if self._has_flat_targets else y)
+        self._fit(X, y[:, None] if self._has_flat_targets else y, sample_weight)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Predict targets at inputs [N, K].
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        r"""Predict targets at inputs [N, K], and how sure the predictions are.
+
+        The deviation is that of a gaussian process with the covariance :math:`\tau^2 K` and noise of variance
+        :math:`\tau^2 \alpha`, without the noise: :math:`\tau^2 (k(x, x) - k(x, X) (K + \alpha I)^{-1} k(X, x))`. Each
+        target has the amplitude of largest likelihood, :math:`\tau^2 = y^\top (K + \alpha I)^{-1} y / N`. The error
+        of the intercept is not part of it.
 
         Returns:
-            Predictions, [N] or [N, T] like the targets.
+            Predictions, [N] or [N, T] like the targets; with ``return_std``, a pair of them and of the standard
+            deviations, in the same shape. The first such call takes about as long as the fit.
 
         Raises:
             ValueError: If the estimator was not fitted, or inputs do not fit or are not finite.
         """
         predictions = self._predict(X)
-        return predictions[:, 0] if self._has_flat_targets else predictions
+        flat = predictions[:, 0] if self._has_flat_targets else predictions
+        if not return_std:
+            return flat
+        deviations = self._deviations(validate_data(self, X, reset=False, dtype=_DTYPES))
+        return flat, deviations[:, 0] if self._has_flat_targets else deviations
 
 
 class KernelRidgeClassifier(ClassifierMixin, _Ridge):
@@ -177,8 +212,8 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
     Arguments and attributes are those of :class:`KernelRidge`, with the sorted labels ``classes_`` in addition.
     """
 
-    def fit(self, X: Any, y: Any) -> "KernelRidgeClassifier":
-        """Fit to inputs [N, K] and labels [N].
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "KernelRidgeClassifier":
+        """Fit to inputs [N, K] and labels [N], with weights [N] of the inputs as for :meth:`KernelRidge.fit`.
 
         Returns:
             The estimator.
@@ -192,7 +227,7 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
         self.classes_, indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y must have two classes at least, got one class: {self.classes_[0]!r}.")
-        self._fit(X, np.eye(len(self.classes_))[indices])
+        self._fit(X, np.eye(len(self.classes_))[indices], sample_weight)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -230,9 +265,9 @@ def _check_alpha(alpha: object) -> float | None:
     return float(alpha)
 
 
-def _fit_dual(operator: KernelOperator, y: Tensor, alpha: float | None) -> tuple[Tensor, float]:
+def _fit_dual(operator: KernelOperator, y: Tensor, scales: Tensor, alpha: float | None) -> tuple[Tensor, float]:
     """Fit by the eigenvectors of K [N, N], where there are no more inputs than features."""
-    kernel = operator.matrix
+    kernel = scales[:, None] * operator.matrix * scales
     mean = float(kernel.diagonal().mean())
     _warn_near_interpolation(operator, alpha, mean)
     spectrum = ridge.decompose(kernel, y)
@@ -240,12 +275,12 @@ def _fit_dual(operator: KernelOperator, y: Tensor, alpha: float | None) -> tuple
         candidates = ridge.candidates(mean)
         errors = [float(ridge.leave_one_out_dual(spectrum, value).square().mean()) for value in candidates]
         alpha = float(candidates[int(np.argmin(errors))])
-    return operator.project(ridge.solution(spectrum, alpha)), alpha
+    return operator.project(scales[:, None] * ridge.solution(spectrum, alpha)), alpha
 
 
-def _fit_primal(operator: KernelOperator, y: Tensor, alpha: float | None) -> tuple[Tensor, float]:
+def _fit_primal(operator: KernelOperator, y: Tensor, scales: Tensor, alpha: float | None) -> tuple[Tensor, float]:
     """Fit by the eigenvectors of the features' Gram matrix [F, F], where there are more inputs than features."""
-    gram, projected = operator.gram_and_projection(y)
+    gram, projected = operator.gram_and_projection(y, scales)
     mean = float(gram.diagonal().sum()) / len(y)
     _warn_near_interpolation(operator, alpha, mean)
     spectrum = ridge.decompose(gram, projected)
@@ -253,11 +288,30 @@ def _fit_primal(operator: KernelOperator, y: Tensor, alpha: float | None) -> tup
         candidates = ridge.candidates(mean)
         errors = torch.zeros(len(candidates), dtype=torch.float64)
         for block, features in operator.features():
-            rotated = features @ spectrum.vectors
+            rotated = scales[block, None] * features @ spectrum.vectors
             for index, value in enumerate(candidates):
                 errors[index] += ridge.leave_one_out_primal(spectrum, value, rotated, y[block]).square().sum()
         alpha = float(candidates[int(errors.argmin())])
     return ridge.solution(spectrum, alpha), alpha
+
+
+def _posterior(
+    operator: KernelOperator, y: Tensor, scales: Tensor, alpha: float, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the variance of the posterior is made of: |a|^2 - sum_r shrunk_r (a . basis_r)^2, and amplitudes.
+
+    Returns:
+        Basis, [F, R], shrunk, [R], and the amplitude of each target, [T].
+    """
+    if operator.is_wide:
+        spectrum = ridge.decompose(scales[:, None] * operator.matrix * scales, y[:, :0])
+        basis, shrunk = operator.project(scales[:, None] * spectrum.vectors), 1 / (spectrum.values + alpha)
+    else:
+        spectrum = ridge.decompose(*operator.gram_and_projection(y[:, :0], scales))
+        basis, shrunk = spectrum.vectors, spectrum.values / (spectrum.values + alpha)
+    residuals = y - scales[:, None] * operator.expand(weights)
+    amplitudes = (residuals.square().sum(0) / alpha + weights.square().sum(0)) / (scales > 0).sum()
+    return basis, shrunk, amplitudes
 
 
 def _warn_near_interpolation(operator: KernelOperator, alpha: float | None, mean: float) -> None:

@@ -10,10 +10,9 @@ from torch import Tensor
 from nntk.estimators.errors.estimate import Estimate
 from nntk.kernels import checks
 from nntk.linalg.alignment import alignment, centred, effective_rank, principal_angles
+from nntk.linalg.matrices import symmetric
 from nntk.linalg.vectors import check_real
 
-_ASYMMETRY = 1e-2
-"""Largest difference of two mirrored entries, over the kernel's largest entry, that may be rounding: of bfloat16."""
 _BOOTSTRAP = 48
 """Number of kernels that a bootstrap draws: its standard errors are known to about 1 / sqrt(2 * 48), a tenth."""
 
@@ -237,13 +236,6 @@ def _checked(name: str, given: Tensor | Estimate) -> Tensor:
         raise ValueError(
             f"{name} must have shape [N, N], got {tuple(kernel.shape)}; outputs='trace' gives such a kernel."
         )
-    kernel = kernel.detach().double()
-    difference = float((kernel - kernel.T).abs().max()) if len(kernel) else 0.0
     if not bool(kernel.any()):
         raise ValueError(f"{name} must have an entry other than zero, got {len(kernel)} rows of zeros.")
-    if difference > _ASYMMETRY * float(kernel.abs().max()):
-        raise ValueError(
-            f"{name} must be symmetric, but two mirrored entries differ by {difference:g}; pass the kernel of inputs "
-            "with themselves."
-        )
-    return (kernel + kernel.T) / 2
+    return symmetric(name, kernel.detach().double())

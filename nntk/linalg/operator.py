@@ -131,11 +131,12 @@ class KernelOperator:
         r"""Gram matrix of the features, :math:`A^\top A`, [F, F], float64."""
         return self.gram_and_projection(self.x.new_zeros(len(self.x), 0, dtype=torch.float64))[0]
 
-    def gram_and_projection(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def gram_and_projection(self, vectors: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Compute :math:`A^\top A` and :math:`A^\top v` in one pass over the inputs.
 
         Args:
             vectors: v, [N] or [N, R], of any real dtype.
+            scales: Factors of the inputs' features, [N], float64; one by default.
 
         Returns:
             [F, F], and [F] or [F, R], float64.
@@ -148,6 +149,7 @@ class KernelOperator:
         gram = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self.x.device)
         projected = vectors.new_zeros(self.num_features, *vectors.shape[1:])
         for block, a in self.features():
+            a = a if scales is None else a * scales[block, None]
             gram.addmm_(a.T, a)
             projected += a.T @ vectors[block]
         return gram, projected
