@@ -3,11 +3,11 @@
 Begin with :class:`NonlocalNTK`, the nonlocal kernel of any model, and :class:`LocalNTK`, the ordinary one, which
 :func:`local_ntk` computes in one call.
 :class:`FixedKernel` and :class:`Attention` choose the weights of displacements. :class:`KernelRidge` fits data,
-:class:`GPyTorchKernel` serves gaussian processes, :class:`GradientFlow` predicts training, :class:`KernelTracker`
-records the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients. :func:`save`,
-:func:`load` and :func:`write_kernel` handle files. :func:`warm_up` compiles what a first call needs.
-:mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, and :mod:`nntk.kernels` the batched
-operations.
+:class:`GPyTorchKernel` serves gaussian processes, :class:`GradientFlow` and :class:`CrossEntropyFlow` predict training,
+:class:`KernelTracker` records the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients.
+:func:`compare` says how alike two kernels are. :func:`save`, :func:`load` and :func:`write_kernel` handle files.
+:func:`warm_up` compiles what a first call needs. :mod:`nntk.activations` holds sign, step, quantise and sawtooth as
+modules, and :mod:`nntk.kernels` the batched operations.
 """
 
 from importlib import import_module
@@ -23,9 +23,11 @@ from nntk.files.matrix_file import write_kernel
 from nntk.files.storage import load, save
 from nntk.kernel import NonlocalNTK
 from nntk.kernels.fixed_weights import EffectiveSampleWarning, FixedKernel
+from nntk.learning.cross_entropy import CrossEntropyFlow
 from nntk.learning.descent import NonlocalGradientDescent
-from nntk.learning.gradient_flow import GradientFlow
+from nntk.learning.gradient_flow import FlowEnsemble, GradientFlow
 from nntk.learning.tracking import KernelRecord, KernelTracker
+from nntk.linalg.comparison import KernelComparison, Statistic, compare
 from nntk.linalg.operator import KernelOperator
 from nntk.local.kernel import LocalNTK
 from nntk.local.local_ntk import local_ntk
@@ -42,12 +44,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Attention",
     "BlackBox",
+    "CrossEntropyFlow",
     "EffectiveSampleWarning",
     "Estimate",
     "FixedKernel",
+    "FlowEnsemble",
     "GPyTorchKernel",
     "GradientFlow",
     "Inputs",
+    "KernelComparison",
     "KernelOperator",
     "KernelRecord",
     "KernelRidge",
@@ -58,8 +63,10 @@ __all__ = [
     "NonlocalGradientDescent",
     "NonlocalNTK",
     "RoundingWarning",
+    "Statistic",
     "Stream",
     "activations",
+    "compare",
     "load",
     "local_ntk",
     "monte_carlo_error",

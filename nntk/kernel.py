@@ -13,6 +13,7 @@ from nntk.estimators.errors.build import error_estimator
 from nntk.estimators.errors.estimate import Estimate, check_limits, estimate
 from nntk.estimators.features import features, gradients
 from nntk.estimators.plan import Plan
+from nntk.kernels import checks
 from nntk.kernels.fixed_weights import FixedKernel, warn_if_few
 from nntk.linalg.operator import KernelOperator
 from nntk.models.black_box import BlackBox, Function
@@ -295,6 +296,7 @@ class NonlocalNTK(DisplacedModel):
         rtol: float = 0.05,
         max_samples: int = 2**17,
         progress: Callable[[Estimate], None] | None = None,
+        keep_replicates: bool = False,
     ) -> Estimate:
         """Return the kernel with error bars, from as many displacements as the tolerance requires.
 
@@ -315,6 +317,8 @@ class NonlocalNTK(DisplacedModel):
             rtol: Standard error of the matrix over its Frobenius norm that ends the estimate.
             max_samples: Number of displacements that ends the estimate with ``converged=False``; at least 16 groups.
             progress: Receives the estimate so far, from sixteen groups on.
+            keep_replicates: Keep up to 31 kernels without one group each, from which :func:`nntk.compare` has its
+                errors.
 
         Returns:
             The kernel, the standard error of each entry, and the numbers of samples and groups.
@@ -325,8 +329,9 @@ class NonlocalNTK(DisplacedModel):
             TypeError: If inputs have another dtype than the model.
         """
         rtol, max_samples = check_limits(rtol, max_samples, self.samples)
+        checks.boolean("keep_replicates", keep_replicates)
         view = self._view()
-        errors = error_estimator(self.settings, view, *self._inputs(view, x1, x2))
+        errors = error_estimator(self.settings, view, *self._inputs(view, x1, x2), keep_replicates)
         result = estimate(errors, view.dtype, self.settings.members, rtol, max_samples, progress)
         warn_if_few(result.effective_samples, result.samples, remedy(self.weights))
         return result

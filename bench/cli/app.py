@@ -10,7 +10,7 @@ import typer
 
 import nntk
 from nntk.bench.cli import compare, predict, profile, report, resources, roofline, run, study, tune
-from nntk.bench.cli.kernels import kernel
+from nntk.bench.cli.kernels import compare_kernels, kernel
 from nntk.bench.cli.options import CommandError, manual
 
 # Newer releases of typer have click's exceptions under names of their own; Python 3.10 has an older one, and click.
@@ -28,6 +28,7 @@ COMMANDS = {
     "tune": tune,
     "study": study,
     "kernel": kernel,
+    "compare-kernels": compare_kernels,
 }
 """Modules of the commands: each has ``command``, its ``SUMMARY`` of one line, its ``HELP`` and its ``EPILOG``."""
 

@@ -1,7 +1,6 @@
 """Ridge regression and classification with nonlocal kernels, as estimators of scikit-learn, which must be installed."""
 
 import copy
-import warnings
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from nntk.kernel import NonlocalNTK
+from nntk.learning.ridge_fits import fit_dual, fit_primal, posterior
 from nntk.learning.training_data import (
     array_source,
     as_structured,
@@ -22,8 +22,6 @@ from nntk.learning.training_data import (
     num_features,
     structured_targets,
 )
-from nntk.linalg import ridge
-from nntk.linalg.operator import KernelOperator
 from nntk.models.data.inputs import cast_tensor, map_tensors
 from nntk.models.data.outputs import Output
 from nntk.models.data.streams import Source, Stream
@@ -87,8 +85,11 @@ class _Ridge(BaseEstimator):
         array, targets = validate_data(self, x, y, dtype=_DTYPES, **options)
         return array_source(array), targets
 
-    def _fit(self, x: Source, y: np.ndarray) -> None:
-        """Fit to inputs and targets [N, T]."""
+    def _fit(self, x: Source, y: np.ndarray, sample_weight: Any) -> None:
+        """Fit to inputs, targets [N, T] and weights [N] of the inputs, or None."""
+        weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        if not weights.any():
+            raise ValueError(f"sample_weight must have an entry above zero, got {len(weights)} zeros.")
         alpha, dtype = _check_alpha(self.alpha), floating_dtype(x)
         model = self._build_model(x)
         self.kernel_ = NonlocalNTK(
@@ -103,12 +104,17 @@ class _Ridge(BaseEstimator):
             output=self.output,
         )
         targets = torch.as_tensor(np.asarray(y, dtype=np.float64))
-        self.intercept_ = targets.mean(0).numpy()
-        targets = targets - targets.mean(0)
+        mean = targets.mean(0) if sample_weight is None else torch.from_numpy(np.average(y, 0, weights)).double()
+        self.intercept_ = mean.numpy()
+        # Weights are lengths of rows: of features, and of targets.
+        scales = torch.from_numpy(weights).sqrt()
+        targets = scales[:, None] * (targets - mean)
         operator = self.kernel_.operator(self._on_device(x))
-        fit = _fit_dual if operator.is_wide else _fit_primal
-        coefficients, self.alpha_ = fit(operator, targets, alpha)
+        fit = fit_dual if operator.is_wide else fit_primal
+        coefficients, self.alpha_ = fit(operator, targets, scales, alpha)
         self.coef_ = coefficients.numpy()
+        self._training = x, targets, scales
+        self._posterior: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _build_model(self, x: Source) -> nn.Module:
         """Copy the model, or build it with the estimator's seed; PyTorch's random numbers are as before afterwards."""
@@ -126,17 +132,35 @@ class _Ridge(BaseEstimator):
             return x
         return map_tensors(lambda tensor: cast_tensor(tensor.to(parameter.device), parameter.dtype), x)
 
-    def _predict(self, x: Any) -> np.ndarray:
-        """Predict targets [N, T]."""
+    def _checked(self, x: Any) -> Source:
+        """Return the inputs of a prediction on the device of the model."""
         check_is_fitted(self)
         if has_structure(x):
             source = as_structured(x, targets=self._has_pairs)
         else:
             source = array_source(validate_data(self, x, reset=False, dtype=_DTYPES))
-        inputs = self._on_device(source)
+        return self._on_device(source)
+
+    def _predict(self, x: Any) -> np.ndarray:
+        """Predict targets [N, T]."""
+        inputs = self._checked(x)
         centred = self.kernel_.operator(inputs).expand(torch.as_tensor(self.coef_))
         predictions: np.ndarray = centred.numpy() + self.intercept_
         return predictions
+
+    def _deviations(self, x: Any) -> np.ndarray:
+        """Return the standard deviations of the posterior, [N, T]."""
+        if self._posterior is None:
+            training, targets, scales = self._training
+            operator = self.kernel_.operator(self._on_device(training))
+            self._posterior = posterior(operator, targets, scales, self.alpha_, torch.as_tensor(self.coef_))
+        basis, shrunk, amplitudes = self._posterior
+        operator = self.kernel_.operator(self._checked(x))
+        variances = torch.empty(len(operator.x), dtype=torch.float64)
+        for block, a in operator.features():
+            variances[block] = a.square().sum(1) - (a @ basis).square() @ shrunk
+        deviations: np.ndarray = (variances.clamp(min=0)[:, None] * amplitudes).sqrt().numpy()
+        return deviations
 
 
 class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
@@ -173,42 +197,57 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, _Ridge):
         True
     """
 
-    def fit(self, X: Any, y: Any = None) -> "KernelRidge":
-        """Fit to inputs and targets [N] or [N, T] of any real dtype, which are computed with in float64.
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "KernelRidge":
+        r"""Fit to inputs and targets [N] or [N, T] of any real dtype, which are computed with in float64.
+
+        Weights s of the inputs count in the squared errors, in leave-one-out errors, and in the mean of the targets:
+        :math:`\sum_n s_n |y_n - A_n w|^2 + \alpha |w|^2`.
 
         Args:
             X: Inputs, [N, K]; a mapping or a tuple of tensors, or :class:`nntk.Inputs`, for a model that takes them;
                 or a DataLoader of pairs (inputs, targets), or any other :class:`nntk.Stream`, of which only a block is
                 held at a time.
             y: Targets; None for those of a stream.
+            sample_weight: Weights s, [N], at least 0; None for equal ones.
 
         Returns:
             The estimator.
 
         Raises:
-            ValueError: If ``alpha`` is neither a positive number nor ``"loo"``, inputs and targets do not fit or are
-                not finite, or a setting of the kernel is out of range.
+            ValueError: If ``alpha`` is neither a positive number nor ``"loo"``, inputs, targets and weights do not fit
+                or are not finite, a weight is negative, all are zero, or a setting of the kernel is out of range.
             TypeError: If a setting of the kernel has the wrong type.
         """
         X, y = self._read(X, y, multi_output=True, y_numeric=True)
         self._has_flat_targets = y.ndim == 1
-        self._fit(X, y[:, None] if self._has_flat_targets else y)
+        self._fit(X, y[:, None] if self._has_flat_targets else y, sample_weight)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Predict targets at inputs.
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        r"""Predict targets at inputs, and how sure the predictions are.
+
+        The deviation is that of a gaussian process with the covariance :math:`\tau^2 K` and noise of variance
+        :math:`\tau^2 \alpha`, without the noise: :math:`\tau^2 (k(x, x) - k(x, X) (K + \alpha I)^{-1} k(X, x))`. Each
+        target has the amplitude of largest likelihood, :math:`\tau^2 = y^\top (K + \alpha I)^{-1} y / N`. The error
+        of the intercept is not part of it.
 
         Args:
             X: Inputs in any form that :meth:`fit` takes; an iterable of batches has pairs if that of the fit had them.
+            return_std: Return the standard deviations too.
 
         Returns:
-            Predictions, [N] or [N, T] like the targets.
+            Predictions, [N] or [N, T] like the targets; with ``return_std``, a pair of them and of the standard
+            deviations, in the same shape. The first such call takes about as long as the fit.
 
         Raises:
             ValueError: If the estimator was not fitted, or inputs do not fit or are not finite.
         """
         predictions = self._predict(X)
-        return predictions[:, 0] if self._has_flat_targets else predictions
+        flat = predictions[:, 0] if self._has_flat_targets else predictions
+        if not return_std:
+            return flat
+        deviations = self._deviations(X)
+        return flat, deviations[:, 0] if self._has_flat_targets else deviations
 
 
 class KernelRidgeClassifier(ClassifierMixin, _Ridge):
@@ -217,12 +256,13 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
     Arguments and attributes are those of :class:`KernelRidge`, with the sorted labels ``classes_`` in addition.
     """
 
-    def fit(self, X: Any, y: Any = None) -> "KernelRidgeClassifier":
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "KernelRidgeClassifier":
         """Fit to inputs and labels [N].
 
         Args:
             X: Inputs, as :meth:`KernelRidge.fit` takes them.
             y: Labels; None for those of a stream.
+            sample_weight: Weights of the inputs, [N], as for :meth:`KernelRidge.fit`.
 
         Returns:
             The estimator.
@@ -236,7 +276,7 @@ class KernelRidgeClassifier(ClassifierMixin, _Ridge):
         self.classes_, indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y must have two classes at least, got one class: {self.classes_[0]!r}.")
-        self._fit(X, np.eye(len(self.classes_))[indices])
+        self._fit(X, np.eye(len(self.classes_))[indices], sample_weight)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -272,45 +312,3 @@ def _check_alpha(alpha: object) -> float | None:
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < float(alpha) < np.inf:
         raise ValueError(f"alpha must be a positive number or 'loo', got {alpha!r}.")
     return float(alpha)
-
-
-def _fit_dual(operator: KernelOperator, y: Tensor, alpha: float | None) -> tuple[Tensor, float]:
-    """Fit by the eigenvectors of K [N, N], where there are no more inputs than features."""
-    kernel = operator.matrix
-    mean = float(kernel.diagonal().mean())
-    _warn_near_interpolation(operator, alpha, mean)
-    spectrum = ridge.decompose(kernel, y)
-    if alpha is None:
-        candidates = ridge.candidates(mean)
-        errors = [float(ridge.leave_one_out_dual(spectrum, value).square().mean()) for value in candidates]
-        alpha = float(candidates[int(np.argmin(errors))])
-    return operator.project(ridge.solution(spectrum, alpha)), alpha
-
-
-def _fit_primal(operator: KernelOperator, y: Tensor, alpha: float | None) -> tuple[Tensor, float]:
-    """Fit by the eigenvectors of the features' Gram matrix [F, F], where there are more inputs than features."""
-    gram, projected = operator.gram_and_projection(y)
-    mean = float(gram.diagonal().sum()) / len(y)
-    _warn_near_interpolation(operator, alpha, mean)
-    spectrum = ridge.decompose(gram, projected)
-    if alpha is None:
-        candidates = ridge.candidates(mean)
-        errors = torch.zeros(len(candidates), dtype=torch.float64)
-        for block, features in operator.features():
-            rotated = features @ spectrum.vectors
-            for index, value in enumerate(candidates):
-                errors[index] += ridge.leave_one_out_primal(spectrum, value, rotated, y[block]).square().sum()
-        alpha = float(candidates[int(errors.argmin())])
-    return ridge.solution(spectrum, alpha), alpha
-
-
-def _warn_near_interpolation(operator: KernelOperator, alpha: float | None, mean: float) -> None:
-    """Warn of the peak of double descent: about as many features as inputs, and a ridge near zero."""
-    ratio = operator.num_features / max(1, len(operator.x))
-    if alpha is not None and alpha < 1e-2 * mean and 0.5 < ratio < 2:
-        warnings.warn(
-            f"alpha={alpha:g} is below a hundredth of the kernel's mean diagonal ({mean:g}) and there are as many "
-            f"features ({operator.num_features}) as inputs ({len(operator.x)}): such fits err the most. Raise alpha, "
-            "take alpha='loo', or change samples.",
-            stacklevel=4,
-        )

@@ -14,12 +14,11 @@ from nntk.models.data.streams import Source, Stream, as_source, example_of
 
 def has_structure(x: Any) -> bool:
     """Return True for inputs that are no array: a mapping or a tuple of tensors, or a stream of batches."""
-    if isinstance(x, Stream | Inputs | Mapping):
-        return not hasattr(x, "__array__")
+    if isinstance(x, list | str) or hasattr(x, "__array__") or hasattr(x, "toarray"):
+        return False  # Arrays, data frames, and sparse matrices, some of which are mappings.
     if isinstance(x, tuple):
         return bool(x) and all(isinstance(part, Tensor) for part in x)
-    is_array = isinstance(x, list | str) or hasattr(x, "__array__") or hasattr(x, "toarray")
-    return isinstance(x, Iterable) and not is_array
+    return isinstance(x, Stream | Inputs | Mapping | Iterable)
 
 
 def as_structured(x: Any, targets: bool) -> Source:

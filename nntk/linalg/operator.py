@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.linalg import ridge
-from nntk.linalg.alignment import alignment
+from nntk.linalg.alignment import alignment, effective_rank
 from nntk.linalg.vectors import as_columns, result_dtype
 from nntk.models.data.inputs import Batch, bytes_of
 from nntk.models.data.streams import Source, SourceValue, Stream, as_source, blocks_of
@@ -140,11 +140,12 @@ class KernelOperator:
         r"""Gram matrix of the features, :math:`A^\top A`, [F, F], float64."""
         return self.gram_and_projection(torch.zeros(len(self.x), 0, dtype=torch.float64, device=self._device))[0]
 
-    def gram_and_projection(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def gram_and_projection(self, vectors: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Compute :math:`A^\top A` and :math:`A^\top v` in one pass over the inputs.
 
         Args:
             vectors: v, [N] or [N, R], of any real dtype.
+            scales: Factors of the inputs' features, [N], float64; one by default.
 
         Returns:
             [F, F], and [F] or [F, R], float64.
@@ -157,6 +158,7 @@ class KernelOperator:
         gram = torch.zeros(self.num_features, self.num_features, dtype=torch.float64, device=self._device)
         projected = vectors.new_zeros(self.num_features, *vectors.shape[1:])
         for block, a in self.features():
+            a = a if scales is None else a * scales[block, None]
             gram.addmm_(a.T, a)
             projected += a.T @ vectors[block]
         return gram, projected
@@ -257,7 +259,7 @@ class KernelOperator:
 
     def effective_rank(self) -> float:
         r"""Return the squared trace over the squared norm, :math:`(\sum \lambda)^2 / \sum \lambda^2`, 1 for rank 1."""
-        return float(self.matrix.trace() ** 2 / self.matrix.square().sum())
+        return effective_rank(self.matrix)
 
     def alignment(self, y: Tensor) -> float:
         r"""Return the alignment with targets, :math:`\langle y, K y \rangle / (|K|_F\,|y y^\top|_F)`, in [0, 1].

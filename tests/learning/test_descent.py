@@ -392,3 +392,38 @@ def test_a_loss_that_is_not_finite_leaves_the_parameters():
     with pytest.raises(TypeError, match="closure must return a number, the loss; got None"):
         NonlocalGradientDescent([weight]).step(lambda: None)
     assert torch.equal(weight.detach(), torch.ones(2))
+
+
+SCHEDULES = {
+    "one cycle": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=6),
+    "cosine": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6),
+    "plateau": lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0),
+    "warm-up": lambda optimizer: torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [torch.optim.lr_scheduler.LinearLR(optimizer), torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)],
+        [3],
+    ),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedules_are_followed_as_by_adamw(schedule):
+    """Learning rates and betas of PyTorch's schedules, for two groups, with decay; hooks of steps are called."""
+    x, model, copy = inputs(8, 3), mlp(3, 4, 1), mlp(3, 4, 1)
+    groups = [[{"params": m[0].parameters(), "lr": 0.1}, {"params": m[2].parameters()}] for m in (model, copy)]
+    optimizer = NonlocalGradientDescent(groups[0], samples=4, weight_decay=0.1)
+    adam = torch.optim.AdamW(groups[1], 1e-2, weight_decay=0.1, eps=1e-12)
+    schedules, calls = [schedule(optimizer), schedule(adam)], []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    for step in range(5):
+        with torch.no_grad():
+            gradients, _ = optimizer._nonlocal_gradients(list(model.parameters()), lambda: model(x).square().mean())
+        for parameter, gradient in zip(copy.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        adam.step()
+        optimizer.step(lambda: model(x).square().mean())
+        for one in schedules:
+            one.step(*([float(step)] if isinstance(one, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+        assert all(map(torch.equal, model.parameters(), copy.parameters()))
+        assert [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in adam.param_groups]
+    assert len(calls) == 5 and optimizer.param_groups[0]["lr"] != 0.1

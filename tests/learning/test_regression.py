@@ -9,9 +9,11 @@ from conftest import inputs, mlp
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import RidgeCV
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct
+from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import GridSearchCV
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
 from torch import nn
 
 import nntk
@@ -23,7 +25,13 @@ def small(num_features):
     return nn.Sequential(nn.Linear(num_features, 16), nn.Tanh(), nn.Linear(16, 1))
 
 
-CHECKS = parametrize_with_checks([KernelRidge(small, samples=32), KernelRidgeClassifier(small, samples=32)])
+def expected_failures(estimator):
+    """Leave-one-out leaves a whole weight out, but one of two repetitions: it may choose another ridge."""
+    return {"check_sample_weight_equivalence_on_dense_data": "leave-one-out tells weights from repetitions"}
+
+
+ESTIMATORS = [KernelRidge(small, samples=32), KernelRidgeClassifier(small, samples=32)]
+CHECKS = parametrize_with_checks(ESTIMATORS, expected_failed_checks=expected_failures)
 
 
 def without_address(value):
@@ -166,3 +174,64 @@ def test_one_class_is_an_error():
     """A classifier needs two classes at least."""
     with pytest.raises(ValueError, match="y must have two classes at least, got one class: .*7"):
         KernelRidgeClassifier(small, samples=8).fit(np.eye(3), [7, 7, 7])
+
+
+@pytest.mark.parametrize("estimator", [KernelRidge, KernelRidgeClassifier])
+def test_weights_are_repetitions_where_the_ridge_is_given(estimator):
+    """The check of scikit-learn that leave-one-out cannot pass."""
+    check_sample_weight_equivalence_on_dense_data(estimator.__name__, estimator(small, samples=32, alpha=0.5))
+
+
+@pytest.mark.parametrize("number", [20, 150], ids=["few inputs", "many inputs"])
+def test_weights_are_those_of_weighted_ridge_regression(number):
+    """scikit-learn's Ridge on the features; a weight of two is an input that is there twice, a weight of zero none."""
+    x, y = inputs(number, 3, torch.float64).numpy(), inputs(number, 2, torch.float64, seed=5).numpy()
+    weights = np.random.default_rng(0).integers(0, 3, number)
+    model = mlp(3, 12, 1, dtype=torch.float64)
+    features = NonlocalNTK(model, samples=64).features(torch.tensor(x)).numpy()
+    mean = np.average(y, 0, weights)
+    fit = KernelRidge(model, samples=64, alpha=0.7).fit(x, y, weights)
+    expected = Ridge(0.7, fit_intercept=False).fit(features, y - mean, weights).coef_.T
+    np.testing.assert_allclose(fit.coef_, expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(fit.intercept_, mean)
+    repeated = KernelRidge(model, samples=64, alpha=0.7).fit(np.repeat(x, weights, 0), np.repeat(y, weights, 0))
+    np.testing.assert_allclose(fit.predict(x), repeated.predict(x), rtol=1e-6, atol=1e-9)
+    plain = KernelRidge(model, samples=64).fit(x, y)
+    assert KernelRidge(model, samples=64).fit(x, y, np.ones(number)).alpha_ == plain.alpha_
+
+
+@pytest.mark.parametrize("number", [20, 150], ids=["few inputs", "many inputs"])
+def test_deviations_are_those_of_a_gaussian_process(number):
+    """scikit-learn's process with the same covariance and noise; the amplitude has the largest likelihood."""
+    x, y = inputs(number, 3, torch.float64).numpy(), inputs(number, 2, torch.float64, seed=5).numpy()
+    new = inputs(7, 3, torch.float64, seed=8).numpy()
+    model = mlp(3, 12, 1, dtype=torch.float64)
+    fit = KernelRidge(model, samples=64, alpha=0.7).fit(x, y)
+    a, b = (NonlocalNTK(model, samples=64).features(torch.tensor(part)).numpy() for part in (x, new))
+    mean, deviation = fit.predict(new, return_std=True)
+    np.testing.assert_array_equal(mean, fit.predict(new))
+    centred = y - y.mean(0)
+    for target in range(2):
+        amplitude = centred[:, target] @ np.linalg.solve(a @ a.T + 0.7 * np.eye(number), centred[:, target]) / number
+        covariance = ConstantKernel(amplitude) * DotProduct(1e-9, "fixed")
+        process = GaussianProcessRegressor(covariance, alpha=0.7 * amplitude, optimizer=None)
+        expected = process.fit(a, centred[:, target]).predict(b, return_std=True)
+        np.testing.assert_allclose(mean[:, target] - y.mean(0)[target], expected[0], rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(deviation[:, target], expected[1], rtol=1e-5)
+
+        def likelihood(factor, target=target, amplitude=amplitude):
+            scaled = ConstantKernel(factor * amplitude) * DotProduct(1e-9, "fixed")
+            other = GaussianProcessRegressor(scaled, alpha=0.7 * factor * amplitude, optimizer=None)
+            return other.fit(a, centred[:, target]).log_marginal_likelihood_value_
+
+        assert likelihood(1.0) > max(likelihood(0.8), likelihood(1.25))
+    flat = KernelRidge(model, samples=64, alpha=0.7).fit(x, y[:, 0]).predict(new, return_std=True)
+    assert flat[1].shape == (7,)
+    np.testing.assert_allclose(flat[1], deviation[:, 0], rtol=1e-8)
+
+
+@pytest.mark.parametrize(("weights", "message"), [([-1, 1, 1], "[Nn]egative"), ([0, 0, 0], "above zero|non-zero")])
+def test_weights_that_do_not_fit_are_an_error(weights, message):
+    """None is negative, and not all are zero."""
+    with pytest.raises(ValueError, match=message):
+        KernelRidge(small, samples=8).fit(np.eye(3), np.arange(3), weights)

@@ -3,12 +3,16 @@
 import io
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from nntk import KernelComparison
 from nntk.bench.report.content import Measurement
 from nntk.bench.report.plots.axes import FONT, INK, STYLE
 from nntk.bench.report.plots.chart import Chart
+from nntk.bench.report.plots.comparisons import kernel_comparison
 from nntk.bench.report.plots.errors import difference_error, kernel_error
 from nntk.bench.report.plots.rooflines import roofline
 from nntk.bench.report.plots.scalings import scaling
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-__all__ = ["Plot", "fit", "plots"]
+__all__ = ["Plot", "comparison_plot", "fit", "plots"]
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,10 @@ def plots(measurement: Measurement, number: int = 1) -> list[Plot]:
     Raises:
         ValueError: If matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ValueError("plots need matplotlib, which is not installed: pip install 'nntk[bench]'") from None
     drawn_plots: list[Plot] = []
     for section in measurement.run.sections:
         rows = [row for row in measurement.run.rows if row["section"] == section["name"]]
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
+        with _styled() as matplotlib:
             for chart in _charts(rows, section["name"], measurement):
                 name = re.sub(r"[^a-z0-9]+", "-", f"run {number} {section['name']} {chart.kind}".lower()).strip("-")
                 if any(plot.name == name for plot in drawn_plots):
@@ -79,6 +77,38 @@ def plots(measurement: Measurement, number: int = 1) -> list[Plot]:
                 svg = _svg(chart.figure, name, chart.title)
                 drawn_plots.append(Plot(section["name"], name, chart.title, chart.caption, svg))
     return drawn_plots
+
+
+def comparison_plot(comparison: KernelComparison, names: tuple[str, str]) -> Plot:
+    """Draw a comparison of two kernels: their spectra, and the angles between their leading eigenvectors.
+
+    Args:
+        comparison: Comparison by :func:`nntk.compare`.
+        names: Names of the two kernels.
+
+    Returns:
+        The plot; the same comparison gives the same bytes.
+
+    Raises:
+        ValueError: If matplotlib is not installed.
+    """
+    with _styled() as matplotlib:
+        chart = kernel_comparison(comparison, names)
+        matplotlib.rcParams["svg.hashsalt"] = chart.kind
+        return Plot("kernels", chart.kind, chart.title, chart.caption, _svg(chart.figure, chart.kind, chart.title))
+
+
+@contextmanager
+def _styled() -> Iterator[ModuleType]:
+    """Set the style of the plots within a block, and yield matplotlib."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise ValueError("plots need matplotlib, which is not installed: pip install 'nntk[bench]'") from None
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield matplotlib
 
 
 def _charts(rows: Sequence[Row], section: str, measurement: Measurement) -> Iterator[Chart]:

@@ -19,17 +19,20 @@ from nntk.models.view import ModelView
 from nntk.settings import KernelSettings
 
 
-def error_estimator(settings: KernelSettings, model: ModelView, x1: Batch, x2: Batch | None) -> ErrorEstimator:
+def error_estimator(
+    settings: KernelSettings, model: ModelView, x1: Batch, x2: Batch | None, keep_replicates: bool = False
+) -> ErrorEstimator:
     """Return the error estimator of a kernel, without groups.
 
-    Energy without weights is a mean over groups, and their scatter is its error. The error of any other kernel is that
-    of a jackknife over groups.
+    Energy without weights is a mean over groups, and their scatter is its error. The error of any other kernel, and of
+    one whose replicates are kept, is that of a jackknife over groups.
 
     Args:
         settings: Settings of the kernel.
         model: View of the model.
         x1: Inputs of the rows, [N1, ...].
         x2: Inputs of the columns, [N2, ...]; None for a symmetric kernel.
+        keep_replicates: Keep the kernels without one group each.
 
     Returns:
         The error estimator.
@@ -40,9 +43,11 @@ def error_estimator(settings: KernelSettings, model: ModelView, x1: Batch, x2: B
     find_size = functools.cache(functools.partial(event_size, settings, model, x1, x2))
     if settings.estimator == "energy":
         make = functools.partial(energy_group, settings, model, x1, x2, query_outputs(first, x1, x2))
-        if isinstance(settings.weights, FixedKernel) and settings.weights.proposal is None:
+        if isinstance(settings.weights, FixedKernel) and settings.weights.proposal is None and not keep_replicates:
             return GroupMeans(lambda sample_ids: make(sample_ids).kernel, size, symmetric, find_size)
-        combine_energies = functools.partial(jackknife_energy, symmetric=symmetric, event_size=find_size)
+        combine_energies = functools.partial(
+            jackknife_energy, symmetric=symmetric, event_size=find_size, keep_replicates=keep_replicates
+        )
         return Jackknife(make, join_energies, combine_energies, size)
     joint = joint_inputs(x1, x2)
     stream = (model.displaced, settings.seed, settings.directions, settings.budget(model.device))
@@ -58,6 +63,7 @@ def error_estimator(settings: KernelSettings, model: ModelView, x1: Batch, x2: B
         unbiased=settings.estimator == "unbiased",
         outputs=settings.outputs,
         event_size=find_size,
+        keep_replicates=keep_replicates,
     )
     make_group = functools.partial(difference_group, settings, model, joint, query_outputs(first, joint, None))
     # An error check multiplies all displacements again, so that fewer checks are made.

@@ -33,6 +33,9 @@ class Estimate:
         trace: Samples and relative error at each error check.
         events: Entries that rest on too few events, ``events.too_few``, with their bounds. Such an entry may be a true
             zero, or rest on jumps that few displacements crossed: these cannot be told apart.
+        replicates: Kernels of all displacements but those of one group each, [G, ...] with 16 to 31 groups, in the
+            dtype of ``kernel``; None unless they were asked for. For any function of the kernel, the sum of its squared
+            deviations over them, times :math:`(G - 1) / G`, is the jackknife's variance: see :func:`nntk.compare`.
     """
 
     kernel: Tensor
@@ -45,6 +48,7 @@ class Estimate:
     converged: bool
     trace: tuple[tuple[int, float], ...]
     events: RareEvents
+    replicates: Tensor | None = None
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         r"""Return bounds that hold the expectation of each entry with a given probability.
@@ -111,7 +115,7 @@ def estimate(
         if samples < next_check and not is_last:
             continue
         next_check = errors.size * max(errors.count + 1, int(errors.count * errors.growth))
-        kernel, error, effective, events = errors.evaluate()
+        kernel, error, effective, events, replicates = errors.evaluate()
         checks.finite("the kernel, from the model's outputs at displaced parameters,", kernel)
         few = events.too_few
         if is_uncertain := bool(few.any()):
@@ -121,6 +125,7 @@ def estimate(
         result = Estimate(
             kernel.to(dtype), error.to(dtype), relative, samples, effective, samples * evaluations, errors.count,
             relative <= rtol and not is_uncertain, tuple(trace), events,
+            None if replicates is None else replicates.to(dtype),
         )  # fmt: skip
         if progress:
             progress(result)

@@ -20,12 +20,14 @@ class Evaluation(NamedTuple):
         error: Standard error of each entry by the scatter of groups, float64.
         effective_samples: Effective number of displacements.
         events: Entries that rest on too few events, with their bounds.
+        replicates: Kernels without one group each, [G, ...], float64, if they were asked for.
     """
 
     kernel: Tensor
     error: Tensor
     effective_samples: float
     events: RareEvents
+    replicates: Tensor | None = None
 
 
 class ErrorEstimator(Protocol):

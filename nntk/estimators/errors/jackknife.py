@@ -94,7 +94,11 @@ def join_energies(first: EnergyGroup, second: EnergyGroup) -> EnergyGroup:
 
 
 def jackknife_energy(
-    groups: Sequence[EnergyGroup], samples: int, symmetric: bool, event_size: Callable[[], float]
+    groups: Sequence[EnergyGroup],
+    samples: int,
+    symmetric: bool,
+    event_size: Callable[[], float],
+    keep_replicates: bool = False,
 ) -> Evaluation:
     """Return the energy form of all groups and its error.
 
@@ -103,6 +107,7 @@ def jackknife_energy(
         samples: Number of displacements of all groups.
         symmetric: Rows and columns belong to the same inputs.
         event_size: Returns the size that an event has where none was seen, for one displacement of weight one.
+        keep_replicates: Keep the kernels without one group each.
 
     Returns:
         The kernel with its error.
@@ -114,36 +119,48 @@ def jackknife_energy(
     events = EventsOfEntries(contributions, symmetric)
     parts = (group.part(share) for group, share in zip(groups, shares, strict=True))
     rests = (outer_product(rest.sqrt(), kernel) for rest in leave_one_out(shares))
-    error = standard_error(kernel, parts, rests)
-    return evaluation_of(kernel, error, effective, events, symmetric)
+    error, replicates = standard_error(kernel, parts, rests, keep_replicates)
+    return evaluation_of(kernel, error, effective, events, symmetric, replicates)
 
 
-def evaluation_of(kernel: Tensor, error: Tensor, effective: float, events: RareEvents, symmetric: bool) -> Evaluation:
-    """Return a kernel with its error, both exactly symmetric if rows and columns belong to the same inputs."""
+def evaluation_of(
+    kernel: Tensor,
+    error: Tensor,
+    effective: float,
+    events: RareEvents,
+    symmetric: bool,
+    replicates: Sequence[Tensor] = (),
+) -> Evaluation:
+    """Return a kernel with its error, all exactly symmetric if rows and columns belong to the same inputs."""
     if symmetric:
-        kernel, error = mirror(kernel), mirror(error)
-    return Evaluation(kernel, error, effective, events)
+        kernel, error, replicates = mirror(kernel), mirror(error), [mirror(replicate) for replicate in replicates]
+    return Evaluation(kernel, error, effective, events, torch.stack(list(replicates)) if replicates else None)
 
 
-def standard_error(total: Tensor, parts: Iterable[Tensor], rests: Iterable[Tensor]) -> Tensor:
+def standard_error(
+    total: Tensor, parts: Iterable[Tensor], rests: Iterable[Tensor], keep_replicates: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     r"""Return the jackknife's error of a ratio.
 
     Args:
         total: Numerator of the ratio, over all groups.
         parts: Part of the numerator that is lost with each group, in turn.
         rests: Denominator that is left without each group, in turn.
+        keep_replicates: Keep the ratios without one group each.
 
     Returns:
-        Error of each entry, like ``total``. Where one group has all the weight, the other groups say nothing, and the
-        error is as large as the ratio.
+        Error of each entry, like ``total``; where one group has all the weight, the other groups say nothing, and the
+        error is as large as the ratio. Then the ratios without one group each, if they are kept.
     """
-    mean, scatter, count = torch.zeros_like(total), torch.zeros_like(total), 0
+    mean, scatter, count, replicates = torch.zeros_like(total), torch.zeros_like(total), 0, []
     for part, rest in zip(parts, rests, strict=True):
         ratio = torch.where(rest > _NEGLIGIBLE_REST, (total - part) / rest, 0.0)
         count, step = count + 1, ratio - mean
         mean = mean + step / count
         scatter = scatter + step * (ratio - mean)
-    return (scatter * (count - 1) / count).clamp(min=0).sqrt()
+        if keep_replicates:
+            replicates.append(ratio)
+    return (scatter * (count - 1) / count).clamp(min=0).sqrt(), replicates
 
 
 def combine_weights(statistics: Sequence[Tensor], samples: int) -> tuple[Tensor, float]:

@@ -72,6 +72,7 @@ def jackknife_inner(
     unbiased: bool,
     outputs: str,
     event_size: Callable[[], float],
+    keep_replicates: bool = False,
 ) -> Evaluation:
     """Return the plugin or the unbiased form of all groups and its error.
 
@@ -88,6 +89,7 @@ def jackknife_inner(
         unbiased: Leave out the pairs of a displacement with itself.
         outputs: ``"trace"``, ``"mean"``, ``"diagonal"`` or ``"full"``.
         event_size: Returns the size that an event has where none was seen, for one displacement of weight one.
+        keep_replicates: Keep the kernels without one group each.
 
     Returns:
         The kernel with its error.
@@ -114,14 +116,15 @@ def jackknife_inner(
     events = EventsOfInputs(contributions, rows, symmetric, total.dim(), 1 + bias)
     if not unbiased:
         rests = (outer_product(rest, total) for rest in leave_one_out(shares))
-        return evaluation_of(total, standard_error(total, parts, rests), effective, events, symmetric)
+        error, replicates = standard_error(total, parts, rests, keep_replicates)
+        return evaluation_of(total, error, effective, events, symmetric, replicates)
     within = torch.stack([_pairs(w, total) for w in weights])
     pairs = within.sum(0) + _pairs(shares, total)
     check_pairs(pairs, effective)
     # Relative to the pairs of all groups, which are few where one displacement has nearly all the weight.
     rests = ((rest + _pairs(_without(shares, g), total)) / pairs for g, rest in enumerate(leave_one_out(within)))
-    error = standard_error(total / pairs, (part / pairs for part in parts), rests)
-    return evaluation_of(total / pairs, error, effective, events, symmetric)
+    error, replicates = standard_error(total / pairs, (part / pairs for part in parts), rests, keep_replicates)
+    return evaluation_of(total / pairs, error, effective, events, symmetric, replicates)
 
 
 def _energies(group: DifferenceGroup, weights: Tensor, factor: float, outputs: str) -> Tensor:
