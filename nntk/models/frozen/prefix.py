@@ -75,10 +75,13 @@ class _Call:
         return are_same and spec == self.spec and all(map(_are_equal, leaves, self.leaves))
 
 
+_CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+
+
 def _is_plain(leaf: Any) -> bool:
-    """Return True unless a value is a tensor of a transform, or of a class of its own, whose numbers may differ."""
+    """Return True for a constant, and for a tensor that is of no transform and of no class of its own."""
     if not isinstance(leaf, Tensor):
-        return True
+        return isinstance(leaf, _CONSTANTS)
     return type(leaf) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(leaf)
 
 
@@ -89,7 +92,7 @@ def _copied(leaf: Any) -> Any:
 def _are_equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-    return type(a) is type(b) and bool(a == b)
+    return type(a) is type(b) and isinstance(a, _CONSTANTS) and bool(a == b)
 
 
 def remember(module: nn.Module, paths: Collection[str], budget: Budget) -> None:
@@ -119,6 +122,8 @@ def find_prefix(
         The names.
     """
     calls: dict[str, list[list[Any]]] = {path: [] for path in _largest_frozen(module, "", displaced)}
+    if not calls:
+        return ()
     for path, record in calls.items():
         layer = module.get_submodule(path)
         layer.__dict__["forward"] = _recording(layer.forward, record)

@@ -1,5 +1,6 @@
 """Evaluation of a module on a private copy, so that the user's module stays as it is."""
 
+import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -21,6 +22,8 @@ from nntk.models.isolation.private_copy import StateTrace, private_copy
 
 Trial = tuple[Mapping[str, Tensor], Batch]
 """Tensors by name, and inputs, of an evaluation."""
+_log = logging.getLogger("nntk")
+
 _GENERATORS = RLock()
 """Held while the global generators are seeded, which all threads share."""
 
@@ -82,15 +85,21 @@ class ModuleEvaluation:
             if self._remembering is not None or self._findings.keeps_state:
                 return
             if kind not in self._findings.prefixes:
-                evaluations = [partial(self._evaluate_trial, trial) for trial in trials()]
-                self._findings.prefixes[kind] = find_prefix(private_copy(self._original), displaced, evaluations)
+                self._findings.prefixes[kind] = self._find_prefix(displaced, trials)
             if self._findings.prefixes[kind]:
                 module = private_copy(self._original)
                 remember(module, self._findings.prefixes[kind], Budget(max_bytes))
                 self._remembering = module
 
-    def _evaluate_trial(self, trial: "Trial", module: nn.Module) -> Any:
-        return self._evaluate(module, *trial, None)
+    def _find_prefix(self, displaced: Collection[str], trials: Callable[[], Sequence[Trial]]) -> tuple[str, ...]:
+        def evaluate(module: nn.Module, position: int) -> Any:
+            return self._evaluate(module, *trials()[position], None)
+
+        try:
+            return find_prefix(private_copy(self._original), displaced, [partial(evaluate, position=n) for n in (0, 1)])
+        except Exception as error:  # A model may raise anything; where it matters, it does so again.
+            _log.info("No results of frozen layers are kept: %s: %s", type(error).__name__, error)
+            return ()
 
     def changes_module(self, tensors: Mapping[str, Tensor], x: Batch, seed: int | None = None) -> bool:
         """Return True if an evaluation changes attributes of the module; the arguments are those of a call."""
