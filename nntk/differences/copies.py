@@ -52,6 +52,8 @@ def copy_differences(
     dtype = model.dtype if request.precision == "fp32" else torch.float64
     base, inputs = model.parameters(dtype) if base is None else base, cast_floating(x, dtype)
     plan = CopyPlan.of(model, base, inputs, request.max_bytes)
+    if len(inputs):
+        model.remember_prefix(inputs, request.max_bytes // 4)
 
     def differences_at(parameters: Tensors, x: Batch, part: DifferenceRequest) -> Tensor:
         blocks = x.split(plan.inputs) if len(x) else [x]

@@ -26,8 +26,8 @@ class MemoryPlan:
         held: Bytes held beside it: differences of the displacements that are assembled together, and for plugin and
             unbiased their products.
         temporary: Budget of the evaluation: ``max_memory``, or the default of the device (128 MiB on a CPU, a fortieth
-            of a GPU's memory). For a model that is no MLP half of it more, and at least 1 MiB more, for products and
-            for one evaluation at a time.
+            of a GPU's memory). For a model that is no MLP three quarters of it more, and at least 1 MiB more, for
+            products, for one evaluation at a time, and for results of frozen layers that are kept.
         displacements: Number of displacements that are assembled together.
         samples: Number of all displacements.
         free: Free memory of the device in bytes; None where it is not known.
@@ -110,7 +110,7 @@ def memory_plan(displacements: Displacements, x1: Batch, x2: Batch | None) -> Me
         sums=2 * result,
         copies=_bytes_of_copies(model, x1, x2),
         held=held,
-        temporary=budget if isinstance(model, Mlp) else budget + max(budget // 2, 2**20),
+        temporary=budget if isinstance(model, Mlp) else budget + max(3 * budget // 4, 2**20),
         displacements=together,
         samples=settings.samples,
         free=free_bytes(model.device),
@@ -128,7 +128,9 @@ def _bytes_of_copies(model: ModelView, x1: Batch, x2: Batch | None) -> int:
         for x in given
         for _, tensor in named_tensors("x", x)
     )
-    tensors = sum(tensor.numel() for tensor in model.originals.values())
+    # In a model with a backbone in half precision, only what is displaced is cast to float64.
+    cast = model.displaced.values() if model.halves else model.originals.values()
+    tensors = sum(tensor.numel() for tensor in cast)
     # Of one displacement: its noise, the step, and the displaced parameters, in float64.
     return joint + inputs + 8 * tensors + 32 * model.num_params
 

@@ -17,8 +17,8 @@ from nntk.learning.ridge_fits import fit_dual, fit_primal, posterior
 from nntk.learning.training_data import (
     array_source,
     as_structured,
-    floating_dtype,
     has_structure,
+    in_dtype_of,
     num_features,
     structured_targets,
 )
@@ -90,10 +90,9 @@ class _Ridge(BaseEstimator):
         weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise ValueError(f"sample_weight must have an entry above zero, got {len(weights)} zeros.")
-        alpha, dtype = _check_alpha(self.alpha), floating_dtype(x)
-        model = self._build_model(x)
+        alpha = _check_alpha(self.alpha)
         self.kernel_ = NonlocalNTK(
-            model if dtype is None else model.to(dtype),
+            in_dtype_of(x, self._build_model(x)),
             gamma=self.gamma,
             samples=self.samples,
             directions=self.directions,
@@ -127,10 +126,8 @@ class _Ridge(BaseEstimator):
     def _on_device(self, x: Source) -> Source:
         """Return inputs on the device of the model, in its dtype where they are held."""
         assert isinstance(self.kernel_.model, nn.Module), "_fit built it"
-        parameter = next(self.kernel_.model.parameters())
-        if isinstance(x, Stream):
-            return x
-        return map_tensors(lambda tensor: cast_tensor(tensor.to(parameter.device), parameter.dtype), x)
+        device, dtype = next(self.kernel_.model.parameters()).device, self.kernel_.dtype
+        return x if isinstance(x, Stream) else map_tensors(lambda tensor: cast_tensor(tensor.to(device), dtype), x)
 
     def _checked(self, x: Any) -> Source:
         """Return the inputs of a prediction on the device of the model."""

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils.validation import check_array
-from torch import Tensor
+from torch import Tensor, nn
 
 from nntk.models.data.inputs import Inputs, as_batch, named_tensors
 from nntk.models.data.streams import Source, Stream, as_source, example_of
+from nntk.models.frozen.promotion import HALVES
 
 
 def has_structure(x: Any) -> bool:
@@ -73,10 +74,11 @@ def num_features(x: Source) -> int:
     return example.shape[1]
 
 
-def floating_dtype(x: Source) -> torch.dtype | None:
-    """Return the dtype of the first floating tensor of inputs; None where there is none."""
-    tensors = (tensor for _, tensor in named_tensors("X", example_of(x)))
-    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+def in_dtype_of(x: Source, model: nn.Module) -> nn.Module:
+    """Return a model in the dtype of the first floating tensor of inputs; one with parts in half precision as it is."""
+    tensors = [tensor for _, tensor in named_tensors("X", example_of(x)) if tensor.is_floating_point()]
+    has_halves = any(parameter.dtype in HALVES for parameter in model.parameters())
+    return model.to(tensors[0].dtype) if tensors and not has_halves else model
 
 
 def array_source(x: np.ndarray) -> Source:

@@ -83,7 +83,8 @@ class Evaluation:
         if not isinstance(model, nn.Module):
             return cls(view, _AppliedFunction(model), False, choose, widens)
         is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings), is_recurrent, choose, widens)
+        apply = ModuleEvaluation(_AppliedModule(model), view.findings, promotes=bool(view.halves))
+        return cls(view, apply, is_recurrent, choose, widens)
 
     @property
     def parameters(self) -> Parameters:

@@ -21,6 +21,7 @@ from nntk.models.isolation.wrappers import refuse_compiled, unwrap
 from nntk.models.mlp import Mlp
 from nntk.models.module import view_module
 from nntk.models.recognise import recognise
+from nntk.models.selection import displaced_names
 from nntk.models.view import FindingsByStructure, ModelView, check_model, view_model
 
 Parameters = Sequence[str] | Mapping[str, Tensor] | None
@@ -81,9 +82,10 @@ class Subject:
         if isinstance(model, nn.Module):
             refuse_compiled(model)
             check_evaluation_mode(model)
-            check_parameters(model)
             if parameters is None and not any(parameter.requires_grad for parameter in model.parameters()):
                 raise ValueError("model must have a parameter with requires_grad=True, got none.")
+            names = None if isinstance(parameters, Mapping) else parameters
+            check_parameters(model, set(displaced_names(model, names)))
         choose = OutputChoice(output)
         view = view_model(model, parameters, findings=_findings(model, parameters, output), choose=choose)
         return cls(model, parameters, view, view.dtype if dtype is None else dtype, choose)
@@ -97,7 +99,9 @@ class Subject:
             view = view_module(self.model, list(view.names.values()), choose=self.choose)
         if view.dtype == self.dtype:
             return view
-        constants = {name: cast_tensor(tensor, self.dtype) for name, tensor in view.constants.items()}
+        # Frozen parts in half precision are evaluated in their own dtype.
+        cast = {name: cast_tensor(tensor, self.dtype) for name, tensor in view.constants.items()}
+        constants = view.constants if view.halves else cast
         displaced = {index: parameter.to(self.dtype) for index, parameter in view.displaced.items()}
         return replace(view, displaced=displaced, constants=constants)
 

@@ -1,10 +1,13 @@
 """Checks of models and inputs, before any work: dtypes, devices, finite numbers, evaluation mode."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
 from nntk.kernels import checks
 from nntk.models.data.inputs import Batch, named_tensors
+from nntk.models.frozen.promotion import HALVES
 
 
 def check_inputs(name: str, x: Tensor, dtype: torch.dtype, device: torch.device) -> None:
@@ -30,7 +33,9 @@ def check_inputs(name: str, x: Tensor, dtype: torch.dtype, device: torch.device)
     checks.finite(name, x)
 
 
-def check_general_inputs(name: str, x: Batch, dtype: torch.dtype, device: torch.device) -> None:
+def check_general_inputs(
+    name: str, x: Batch, dtype: torch.dtype, device: torch.device, halves: Collection[torch.dtype] = ()
+) -> None:
     """Check the inputs of a model that may be given several tensors, and tensors that are not floating.
 
     Args:
@@ -38,6 +43,7 @@ def check_general_inputs(name: str, x: Batch, dtype: torch.dtype, device: torch.
         x: Inputs.
         dtype: Dtype that floating tensors must have.
         device: Device that all tensors must be on.
+        halves: Dtypes in half precision that floating tensors may have too, those of frozen parameters.
 
     Raises:
         ValueError: If a device is another one, a batch axis is missing, or an entry is not finite.
@@ -46,7 +52,12 @@ def check_general_inputs(name: str, x: Batch, dtype: torch.dtype, device: torch.
     for part, tensor in named_tensors(name, x):
         # One of several tensors may be a number for each input.
         if tensor.is_floating_point():
-            check_inputs(part, tensor if part == name or tensor.dim() != 1 else tensor[:, None], dtype, device)
+            check_inputs(
+                part,
+                tensor if part == name or tensor.dim() != 1 else tensor[:, None],
+                tensor.dtype if tensor.dtype in halves else dtype,
+                device,
+            )
         elif tensor.dim() == 0 or tensor.device != device:
             raise ValueError(
                 f"{part} must have a batch axis, [N, ...], and be on {device} like the model's parameters; "
@@ -54,18 +65,21 @@ def check_general_inputs(name: str, x: Batch, dtype: torch.dtype, device: torch.
             )
 
 
-def check_parameters(model: nn.Module) -> None:
-    """Check that all parameters of a module are finite and float32 or float64.
+def check_parameters(model: nn.Module, displaced: Collection[str]) -> None:
+    """Check that all parameters of a module are finite, and float32 or float64 unless a part of it is frozen.
 
     Args:
         model: The module.
+        displaced: Names of the displaced parameters. Others may be in half precision; beside such ones, displaced
+            parameters may be so too, and are displaced in float32.
 
     Raises:
         ValueError: If an entry is not finite, or a parameter is on the meta device and holds no numbers.
-        TypeError: If a parameter is neither float32 nor float64.
+        TypeError: If a parameter is neither float32 nor float64, and not in half precision where that is accepted.
     """
+    has_frozen_halves = any(p.dtype in HALVES for name, p in model.named_parameters() if name not in displaced)
     for name, parameter in model.named_parameters():
-        if parameter.dtype not in checks.FLOATS:
+        if parameter.dtype not in checks.FLOATS and not (parameter.dtype in HALVES and has_frozen_halves):
             raise TypeError(f"parameter {name!r} must be float32 or float64, got {parameter.dtype}.")
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} must hold numbers, but is on the meta device.")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from nntk.models.checks import check_general_inputs
 from nntk.models.data.inputs import Batch, InputValue, as_batch, cast_floating, cast_tensor, coefficients
 from nntk.models.data.outputs import outline
 from nntk.models.draws import Draws
+from nntk.models.frozen.promotion import HALVES
 from nntk.models.isolation.epsilon import ModelEpsilon
+from nntk.models.isolation.evaluation import ModuleEvaluation
 from nntk.models.isolation.findings import Findings, InputKind, input_kind
 from nntk.models.isolation.float64_casts import Float64Casts
 from nntk.models.isolation.probe import probe
@@ -70,6 +73,11 @@ class GeneralModel:
         """True if the model is evaluated under seeds."""
         return self.draws is not None
 
+    @cached_property
+    def halves(self) -> frozenset[torch.dtype]:
+        """Dtypes in half precision of frozen tensors; where there are any, no frozen tensor is cast."""
+        return frozenset(tensor.dtype for tensor in self.constants.values() if tensor.dtype in HALVES)
+
     @property
     def originals(self) -> Tensors:
         """All tensors of the model by name, in their own dtype."""
@@ -102,7 +110,7 @@ class GeneralModel:
                 does not return a row for each input.
         """
         batch = as_batch(name, x)
-        check_general_inputs(name, batch, self.dtype, self.device)
+        check_general_inputs(name, batch, self.dtype, self.device, self.halves)
         batch, kind = batch.detach(), (input_kind(batch), min(2, len(batch)))
         if len(batch) and kind not in self.findings.probed:
             probe(self, batch)
@@ -148,6 +156,29 @@ class GeneralModel:
                 modes.enter_context(ModelEpsilon(self.dtype))
             return evaluate() if self.draws is None else self.draws.mean(evaluate)
 
+    def remember_prefix(self, x: Batch, max_bytes: int) -> None:
+        """Let frozen layers that no displacement reaches keep their results for later evaluations of this view.
+
+        Args:
+            x: Inputs, [N, ...], in the dtype of an evaluation; the first one shows which layers these are.
+            max_bytes: Bytes that the results may take.
+        """
+        if self.draws is not None or not self.constants or not isinstance(self.evaluate, ModuleEvaluation):
+            return
+
+        def trials() -> list[tuple[Tensors, Batch]]:
+            tensors = self.tensors(self.dtype)
+            generator = torch.Generator().manual_seed(0)
+            moved = {}
+            for name in self.names.values():
+                p = tensors[name]
+                noise = torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
+                moved[name] = p + (0.05 + p.abs().mean()) * noise
+            few = cast_floating(x[:1], self.dtype)
+            return [({k: t.clone() for k, t in {**tensors, **new}.items()}, few.clone()) for new in ({}, moved)]
+
+        self.evaluate.remember_prefix(set(self.names.values()), input_kind(x), max_bytes, trials)
+
     def displaced_storages(self) -> set[int]:
         """Return the addresses of the memory of the displaced parameters."""
         return {parameter.untyped_storage().data_ptr() for parameter in self.displaced.values() if parameter.numel()}
@@ -162,7 +193,9 @@ class GeneralModel:
     def tensors(self, dtype: torch.dtype) -> Tensors:
         """Return all tensors of the model by name, floating ones in a dtype; every call returns the same tensors."""
         if dtype not in self._tensors_by_dtype:
-            cast = {name: cast_tensor(tensor, dtype) for name, tensor in self.originals.items()}
+            kept = self.constants.keys() if self.halves else ()
+            tensors = self.originals.items()
+            cast = {name: tensor if name in kept else cast_tensor(tensor, dtype) for name, tensor in tensors}
             self._tensors_by_dtype[dtype] = cast
         return self._tensors_by_dtype[dtype]
 

@@ -7,6 +7,7 @@ from torch import nn
 from nntk.models.checks import check_evaluation_mode, check_parameters
 from nntk.models.data.outputs import OutputChoice
 from nntk.models.draws import Draws
+from nntk.models.frozen.promotion import HALVES
 from nntk.models.general import GeneralModel
 from nntk.models.isolation.evaluation import ModuleEvaluation
 from nntk.models.isolation.findings import Findings
@@ -35,22 +36,27 @@ def view_module(
 
     Raises:
         ValueError: If a layer is in training mode, a parameter is not finite, or no parameter is selected.
-        TypeError: If a parameter is neither float32 nor float64.
+        TypeError: If a parameter is neither float32 nor float64, unless it is frozen and in half precision, or
+            displaced parameters have several dtypes.
     """
     check_evaluation_mode(model, allow_random=draws is not None)
-    check_parameters(model)
     selected = displaced_names(model, parameters)
+    check_parameters(model, selected)
     all_parameters = dict(model.named_parameters())
     param_indices = {name: index for index, name in enumerate(all_parameters)}
     named_tensors = [*all_parameters.items(), *model.named_buffers()]
     constants = {name: tensor.detach() for name, tensor in named_tensors if name not in selected}
-    dtypes = {all_parameters[name].dtype for name in selected}
+    # A rounding to half precision would take the digits of a displacement.
+    values = {name: all_parameters[name].detach() for name in selected}
+    values = {name: value.float() if value.dtype in HALVES else value for name, value in values.items()}
+    dtypes = {value.dtype for value in values.values()}
     if len(dtypes) > 1:
         raise TypeError(f"displaced parameters must have one dtype, got {', '.join(sorted(map(str, dtypes)))}.")
 
-    displaced = {param_indices[name]: all_parameters[name].detach() for name in selected}
+    displaced = {param_indices[name]: value for name, value in values.items()}
     names = {param_indices[name]: name for name in selected}
     known = Findings() if findings is None else findings
     written = frozenset(name for name, _ in model.named_buffers())
-    evaluate = ModuleEvaluation(model, known, OutputChoice() if choose is None else choose)
+    promotes = any(tensor.dtype in HALVES for tensor in constants.values())
+    evaluate = ModuleEvaluation(model, known, OutputChoice() if choose is None else choose, promotes)
     return GeneralModel(evaluate, displaced, names, constants, draws=draws, findings=known, written=written)

@@ -252,13 +252,13 @@ def map_tensors(function: Callable[[Tensor], Tensor], x: Batch) -> Batch:
 
 
 def cast_floating(x: Batch, dtype: torch.dtype) -> Batch:
-    """Return inputs with their floating tensors in a dtype; tensors of integers and booleans stay as they are."""
+    """Return inputs with tensors of float32 and float64 in a dtype; others stay as they are."""
     return map_tensors(lambda tensor: cast_tensor(tensor, dtype), x)
 
 
 def cast_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a floating tensor in a dtype, and any other tensor as it is."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    """Return a tensor of float32 or float64 in a dtype, and any other tensor as it is."""
+    return tensor.to(dtype) if tensor.dtype in checks.FLOATS else tensor
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:

@@ -28,6 +28,8 @@ class ModelEpsilon(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         options = options or {}
+        if function in _FUNCTIONS and arguments and arguments[0].dtype in (torch.float16, torch.bfloat16):
+            return function(*arguments, **options)  # What is in half precision is evaluated in its own dtype.
         if function in _FUNCTIONS and len(arguments) <= _POSITION and options.get("eps") is None:
             options, self.was_used = {**options, "eps": self.epsilon}, True
         elif function in _FUNCTIONS and len(arguments) > _POSITION and arguments[_POSITION] is None:

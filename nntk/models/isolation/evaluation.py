@@ -1,9 +1,10 @@
 """Evaluation of a module on a private copy, so that the user's module stays as it is."""
 
+import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from threading import RLock
 from typing import Any
 
@@ -12,10 +13,16 @@ from torch import Tensor, nn
 
 from nntk.models.data.inputs import Batch
 from nntk.models.data.outputs import OutputChoice
+from nntk.models.frozen.prefix import Budget, find_prefix, remember
+from nntk.models.frozen.promotion import Promotion
 from nntk.models.functional import call, places_of
-from nntk.models.isolation.findings import Findings
+from nntk.models.isolation.findings import Findings, InputKind
 from nntk.models.isolation.generators import seeded
 from nntk.models.isolation.private_copy import StateTrace, private_copy
+
+Trial = tuple[Mapping[str, Tensor], Batch]
+"""Tensors by name, and inputs, of an evaluation."""
+_log = logging.getLogger("nntk")
 
 _GENERATORS = RLock()
 """Held while the global generators are seeded, which all threads share."""
@@ -31,11 +38,15 @@ class ModuleEvaluation:
         findings: What is known of it. If the module keeps state, every evaluation is of a fresh copy, so that none of
             them sees what another one left behind.
         choose: Chooses the tensor that counts among what the module returns.
+        promotes: Products of half precision and wider dtypes are computed in the wider one.
     """
 
-    def __init__(self, model: nn.Module, findings: Findings, choose: OutputChoice | None = None) -> None:
-        self._model, self._findings, self._choose = model, findings, choose
+    def __init__(
+        self, model: nn.Module, findings: Findings, choose: OutputChoice | None = None, promotes: bool = False
+    ) -> None:
+        self._model, self._findings, self._choose, self._promotes = model, findings, choose, promotes
         self._lock = RLock()
+        self._remembering: nn.Module | None = None
 
     @cached_property
     def _original(self) -> nn.Module:
@@ -55,7 +66,40 @@ class ModuleEvaluation:
         """
         with self._lock:
             module = private_copy(self._original) if self._findings.keeps_state else self._original
+            if self._remembering is not None and seed is None and not self._findings.keeps_state:
+                module = self._remembering
             return self._evaluate(module, tensors, x, seed)
+
+    def remember_prefix(
+        self, displaced: Collection[str], kind: InputKind, max_bytes: int, trials: Callable[[], Sequence[Trial]]
+    ) -> None:
+        """Let frozen layers that no displacement reaches keep their results, as far as there is room for them.
+
+        Args:
+            displaced: Names of the displaced parameters.
+            kind: Kind of the inputs.
+            max_bytes: Bytes that the results may take.
+            trials: Function that returns tensors and inputs of two evaluations, which differ in displaced parameters.
+        """
+        with self._lock:
+            if self._remembering is not None or self._findings.keeps_state:
+                return
+            if kind not in self._findings.prefixes:
+                self._findings.prefixes[kind] = self._find_prefix(displaced, trials)
+            if self._findings.prefixes[kind]:
+                module = private_copy(self._original)
+                remember(module, self._findings.prefixes[kind], Budget(max_bytes))
+                self._remembering = module
+
+    def _find_prefix(self, displaced: Collection[str], trials: Callable[[], Sequence[Trial]]) -> tuple[str, ...]:
+        def evaluate(module: nn.Module, position: int) -> Any:
+            return self._evaluate(module, *trials()[position], None)
+
+        try:
+            return find_prefix(private_copy(self._original), displaced, [partial(evaluate, position=n) for n in (0, 1)])
+        except Exception as error:  # A model may raise anything; where it matters, it does so again.
+            _log.info("No results of frozen layers are kept: %s: %s", type(error).__name__, error)
+            return ()
 
     def changes_module(self, tensors: Mapping[str, Tensor], x: Batch, seed: int | None = None) -> bool:
         """Return True if an evaluation changes attributes of the module; the arguments are those of a call."""
@@ -66,7 +110,7 @@ class ModuleEvaluation:
             return before != StateTrace(module)
 
     def _evaluate(self, module: nn.Module, tensors: Mapping[str, Tensor], x: Batch, seed: int | None) -> Any:
-        with eager():
+        with eager(), Promotion() if self._promotes else nullcontext():
             if seed is None:
                 return self._chosen(call(module, tensors, x, self._places))
             with _GENERATORS, seeded(seed, x.device):

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from nntk.models.data.inputs import Batch, cast_floating, concatenate, named_tensors, stack_of
 from nntk.models.isolation.epsilon import ModelEpsilon
@@ -23,6 +22,7 @@ from nntk.models.isolation.findings import Findings
 from nntk.models.isolation.float64_casts import Float64Casts
 from nntk.models.isolation.generators import seeded
 from nntk.models.isolation.rounding import OtherRounding
+from nntk.models.isolation.watch import Watch
 from nntk.models.observe import Observe
 
 _FEW = 4
@@ -31,7 +31,6 @@ _MANY, _BYTES = 64, 2**27
 """Most inputs of the one larger batch, and most bytes that its evaluation may take."""
 _SLACK = 1e4
 """Rounding errors by which outputs may differ when the same input stands in another batch."""
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Tensors = dict[str, Tensor]
 
@@ -47,6 +46,7 @@ class Probed(Protocol):
         is_opaque: The model is no code of PyTorch's.
         dtype: Dtype of the parameters.
         device: Device of the parameters.
+        halves: Dtypes in half precision of frozen parameters.
     """
 
     @property
@@ -63,6 +63,8 @@ class Probed(Protocol):
     def dtype(self) -> torch.dtype: ...  # noqa: D102
     @property
     def device(self) -> torch.device: ...  # noqa: D102
+    @property
+    def halves(self) -> frozenset[torch.dtype]: ...  # noqa: D102
     def tensors(self, dtype: torch.dtype) -> Tensors: ...  # noqa: D102
     def displaced_storages(self) -> set[int]: ...  # noqa: D102
     def matrix_at(self, tensors: Tensors, x: Batch) -> Tensor: ...  # noqa: D102
@@ -100,7 +102,7 @@ def probe(model: Probed, x: Batch) -> None:
         for way in (first.way, replace(first.way, is_displaced=True)):
             _refuse_mixing(model, few, many, way)
     findings.names_float32 = findings.names_float32 or first.way.names_float32
-    findings.eps = max(findings.eps, torch.finfo(first.lowest).eps)
+    findings.eps = max(findings.eps, torch.finfo(first.lowest_displaced).eps)
     findings.keeps_state = kept_state or second.writes or _changes_module(model, few, first.way)
 
 
@@ -136,6 +138,7 @@ class _Pass:
         way: How the model was evaluated.
         outputs: The outputs, [n, C].
         lowest: Floating dtype with the fewest digits that values were computed in.
+        lowest_displaced: The same of values that displaced parameters change, where frozen ones are in half precision.
         random_operator: Name of an operator that drew random numbers; empty if there was none.
         reads_originals: The model's own parameters were read, not those that were given.
         bytes: Bytes of all tensors that were made.
@@ -145,6 +148,7 @@ class _Pass:
     way: _Way
     outputs: Tensor
     lowest: torch.dtype
+    lowest_displaced: torch.dtype
     random_operator: str
     reads_originals: bool
     bytes: int
@@ -160,7 +164,7 @@ def _first_pass(model: Probed, few: Batch) -> _Pass:
         except Exception as error:  # A model may raise anything; the last error is the one that counts.
             failure = error
             continue
-        if way.dtype != torch.float64 or way.names_float32 or result.lowest != torch.float32:
+        if way.dtype != torch.float64 or way.names_float32 or result.lowest_displaced != torch.float32:
             return result if done is None or result.way.dtype == torch.float64 else done
         done = result
     if done is not None:
@@ -177,7 +181,7 @@ def _observe(model: Probed, x: Batch, way: _Way) -> _Pass:
     tensors, x = _arguments(model, x, way)
     given = {name: tensor.clone() for name, tensor in (*tensors.items(), *named_tensors("", x))}
     with seeded(way.seed, model.device):
-        watch, before = _Watch(model, way.dtype), _python_states()
+        watch, before = Watch(model, way.dtype, tensors), _python_states()
         epsilon = ModelEpsilon(model.dtype)
         with ExitStack() as modes:
             for mode in (Observe(watch), epsilon):
@@ -191,7 +195,10 @@ def _observe(model: Probed, x: Batch, way: _Way) -> _Pass:
         if _python_states() != before:
             watch.random_operator = watch.random_operator or "Python's or NumPy's generator"
     writes = any(not _same(value, given[name]) for name, value in (*tensors.items(), *named_tensors("", x)))
-    return _Pass(way, outputs, watch.lowest, watch.random_operator, watch.reads_originals, watch.bytes, writes)
+    return _Pass(
+        way, outputs, watch.lowest, watch.lowest_displaced, watch.random_operator, watch.reads_originals, watch.bytes,
+        writes,
+    )  # fmt: skip
 
 
 def _arguments(model: Probed, x: Batch, way: _Way) -> tuple[Tensors, Batch]:
@@ -210,42 +217,6 @@ def _python_states() -> tuple[Any, ...]:
     """Return the states of Python's and NumPy's generators, which can be compared."""
     name, keys, *position = np.random.get_state()
     return random.getstate(), name, np.asarray(keys).tobytes(), *position
-
-
-class _Watch:
-    """Observer of operators: which of them draw random numbers, what they read, and in which dtypes they compute."""
-
-    def __init__(self, model: Probed, dtype: torch.dtype) -> None:
-        self.device, self.lowest, self.random_operator = model.device, dtype, ""
-        self.reads_originals, self.bytes = False, 0
-        self._originals = model.displaced_storages()
-        self._state = self._generator_state()
-
-    def _generator_state(self) -> Tensor:
-        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
-
-    def _is_original(self, leaf: Any) -> bool:
-        if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
-            return False
-        try:
-            return leaf.untyped_storage().data_ptr() in self._originals
-        except (RuntimeError, NotImplementedError):  # A tensor of a transform of torch.func has no memory of its own.
-            return False
-
-    def __call__(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
-        """Look at an operator that was run."""
-        if isinstance(result, Tensor):
-            self.bytes += result.numel() * result.itemsize
-            if result.dtype in _FLOATS[_FLOATS.index(self.lowest) + 1 :]:
-                self.lowest = result.dtype
-        if not self.reads_originals:
-            self.reads_originals = any(map(self._is_original, tree_leaves(arguments)))
-        # Operators with this tag may draw from the global generator; a dropout with probability zero does not.
-        if torch.Tag.nondeterministic_seeded in function.tags and not self.random_operator:
-            state = self._generator_state()
-            if not torch.equal(state, self._state):
-                self.random_operator = function.overloadpacket.__name__
-            self._state = state
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
