@@ -189,8 +189,11 @@ def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, optio
 
 def _without_dtype(function: Any, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return options without a dtype: displaced values keep theirs if float32 or float64 is asked for."""
+    is_cast = getattr(function, "__name__", "") in ("to", "type")
     for dtype in (options.get("dtype"), *arguments):
         if isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64):
+            if is_cast and not (dtype.is_floating_point or dtype.is_complex):
+                return options
             raise NoRule(f"model calls {function_name(function)} with {dtype}, which rounds displaced values.")
     return {name: option for name, option in options.items() if name != "dtype"} if "dtype" in options else options
 
@@ -296,14 +299,11 @@ def _hold_displaced_values(ctx: PropagationContext, target: Tensor, name: str) -
     is_rounded = target.is_floating_point() and target.dtype not in (torch.float32, torch.float64)
     if storage._cdata not in ctx.new_storages or is_shared or is_rounded:
         raise NoRule(
-            f"model calls {name} in place, with displaced values, on a tensor that cannot hold them: one of low "
-            "precision, one that is not new, or one that there is a view of."
+            f"model calls {name} with displaced values on a tensor that is viewed, or not new, or not precise."
         )
     del storage
-    value = target.clone()
-    torch.utils.swap_tensors(
-        target, DisplacedTensor.create(ctx, value.double() if value.dtype == torch.float32 else value)
-    )
+    value = target.double() if target.dtype == torch.float32 else target.clone()
+    torch.utils.swap_tensors(target, DisplacedTensor.create(ctx, value))
 
 
 def _snapshot(tensor: DisplacedTensor) -> DisplacedTensor:

@@ -100,7 +100,9 @@ def _cross_entropy(
     if not target.is_floating_point() and not label_smoothing:
         return _nll_loss(logs, target, weight, size_average, ignore_index, reduce, reduction)
     if weight is not None:
-        raise NoRule("model calls cross_entropy with weights and with smoothed labels or probabilities, without a rule.")
+        raise NoRule(
+            "model calls cross_entropy with weights and with smoothed labels or probabilities, without a rule."
+        )
     count = x.shape[axis]
     if not target.is_floating_point():
         losses = _nll_loss(logs, target, None, None, ignore_index, None, "none")

@@ -27,9 +27,7 @@ def _pad(data: Any, batch_sizes: Any, batch_first: bool, padding_value: float, t
     present = torch.arange(count) < batch_sizes[:, None]
     times, numbers = present.nonzero().unbind(1)
     positions = (numbers * length + times if batch_first else times * count + numbers).to(data.device)
-    filled = torch.full(
-        (count * length, *data.shape[1:]), padding_value, dtype=data.dtype, device=data.device
-    )
+    filled = torch.full((count * length, *data.shape[1:]), padding_value, dtype=data.dtype, device=data.device)
     padded = torch.index_copy(filled, 0, positions, data)
     shape = (count, length) if batch_first else (length, count)
     return padded.reshape(*shape, *data.shape[1:]), present.sum(0)

@@ -1,4 +1,4 @@
-"""Functions of PyTorch whose own bodies call functions with rules, statistics of rows, and sequences of padded parts."""
+"""Functions of PyTorch whose own bodies call functions with rules, statistics of rows, and padded sequences."""
 
 from types import FunctionType
 from typing import Any

@@ -48,7 +48,8 @@ def _signed_logarithm(ctx: PropagationContext, a: Any) -> tuple[Any, Any]:
 
 @rule(also=[torch.linalg.slogdet])
 def _linalg_slogdet(ctx: PropagationContext, a: Any) -> Any:
-    return torch.return_types.linalg_slogdet(_signed_logarithm(ctx, a))
+    result: Any = torch.return_types
+    return result.linalg_slogdet(_signed_logarithm(ctx, a))
 
 
 @rule("slogdet")
@@ -73,4 +74,3 @@ def _determinant(ctx: PropagationContext, a: Any) -> Any:
         near, is_near = _log_change(ctx, a)
         change = torch.where(is_near, value * torch.expm1(s * near) / s, change)
     return with_tangent(ctx, value, change.to(ctx.dtype))
-

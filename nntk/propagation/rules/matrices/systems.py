@@ -13,8 +13,10 @@ from nntk.propagation.registry import COMPOSED, NoRule, composed, rule
 def displaced_matrices(ctx: PropagationContext, a: Any) -> Tensor:
     """Return displaced matrices in float64, [M, members, ..., n, k], or unperturbed ones [..., n, k] of a constant."""
     if not is_displaced(a):
-        return primal(a).double()
-    return primal(a).double() + a.tangent.double() * ctx.broadcast_scales(primal(a).dim())
+        base: Tensor = primal(a).double()
+        return base
+    displaced: Tensor = primal(a).double() + a.tangent.double() * ctx.broadcast_scales(primal(a).dim())
+    return displaced
 
 
 def tangents_of(ctx: PropagationContext, a: Any) -> Any:
@@ -84,7 +86,8 @@ def _solve_triangular(
         return t.triu(offset) if upper else t.tril(-offset)
 
     def solve(matrices: Tensor, right: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(matrices, right, upper=upper, unitriangular=unitriangular)
+        x: Tensor = torch.linalg.solve_triangular(matrices, right, upper=upper, unitriangular=unitriangular)
+        return x
 
     with torch._C.DisableTorchFunctionSubclass():
         value = ctx.cached(lambda: solve(*primal((a, b))))

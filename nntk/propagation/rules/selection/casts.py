@@ -81,6 +81,19 @@ def _count_nonzero(ctx: PropagationContext, z: Any, dim: Any = None) -> Any:
     return DISCRETE[torch.sum](ctx, _discrete_cast(ctx, z, torch.bool), axes)
 
 
+def _register_logic(function: Any) -> None:
+    """Register the logic of floating values, which hold where they differ from zero."""
+
+    @rule(function.__name__)
+    def combine(ctx: PropagationContext, a: Any, b: Any) -> Any:
+        parts = (_discrete_cast(ctx, part, torch.bool) if is_displaced(part) else primal(part) != 0 for part in (a, b))
+        return DISCRETE[function](ctx, *parts)
+
+
+for _function in (torch.logical_and, torch.logical_or, torch.logical_xor):
+    _register_logic(_function)
+
+
 def _number(function: Any) -> Rule:
     """Return the rule of a function that returns a number of Python, which a model may branch on."""
 

@@ -18,7 +18,8 @@ def _axis(z: Any, dim: int) -> int:
     """Return an axis, counted from the end."""
     if not primal(z).dim() or not primal(z).shape[dim]:
         raise NoRule("model looks for ranks of displaced values along an axis without entries, or of a number.")
-    return dim % primal(z).dim() - primal(z).dim()
+    dims: int = primal(z).dim()
+    return dim % dims - dims
 
 
 def _ranked(ctx: PropagationContext, choose: Callable[[Tensor], Tensor], z: Any, k: int, axis: int, keep: bool) -> Any:

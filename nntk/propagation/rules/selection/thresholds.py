@@ -130,4 +130,3 @@ def _searchsorted(
 @composed("isclose")
 def _isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Any:
     return torch.abs(a - b) <= torch.abs(b) * rtol + atol
-

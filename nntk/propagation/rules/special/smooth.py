@@ -108,6 +108,4 @@ _FUNCTIONS: dict[str, tuple[Function, Function]] = {
 _ALIASES = {"lgamma": ("gammaln",), "digamma": ("psi",)}
 for _name, (_derivative, _reach) in _FUNCTIONS.items():
     _function = getattr(torch, _name, None) or getattr(torch.special, _name)
-    rule(_name, *_ALIASES.get(_name, ()))(
-        partial(_smooth, function=_function, derivative=_derivative, reach=_reach)
-    )
+    rule(_name, *_ALIASES.get(_name, ()))(partial(_smooth, function=_function, derivative=_derivative, reach=_reach))

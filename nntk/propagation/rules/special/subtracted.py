@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nntk.propagation.context import PropagationContext

@@ -6,14 +6,20 @@ import torch
 from torch import Tensor
 
 from nntk.propagation.context import PropagationContext
-from nntk.propagation.displaced_tensor import is_displaced, primal, rounded_primal, with_tangent
+from nntk.propagation.displaced_tensor import (
+    displaced_with_digits,
+    is_displaced,
+    primal,
+    rounded_primal,
+    with_tangent,
+)
 from nntk.propagation.registry import COMPLEX, COMPOSED, RULES, Rule, complex_rule, composed, functions_named, rule
 from nntk.propagation.rules.linear import LINEAR_FUNCTIONS, aligned_tangent
 
 _AS_FOR_REAL_NUMBERS = (
-    *LINEAR_FUNCTIONS, "add", "sub", "subtract", "rsub", "__rsub__", "div", "divide", "true_divide", "__rdiv__",
-    "__rtruediv__", "matmul", "bmm", "mm", "mv", "dot", "__matmul__", "einsum", "tensordot", "outer", "kron", "cat",
-    "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "where", "masked_fill", "pad", "index_put",
+    *LINEAR_FUNCTIONS, "add", "sub", "subtract", "rsub", "__rsub__", "matmul", "bmm", "mm", "mv", "dot", "__matmul__",
+    "einsum", "tensordot", "outer", "kron", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack",
+    "where", "masked_fill", "pad",
 )  # fmt: skip
 """Names of functions whose rule is the same as for real numbers."""
 for _function in functions_named(*_AS_FOR_REAL_NUMBERS):
@@ -45,10 +51,11 @@ def _is_same(z: Any) -> Any:
     return z * 1
 
 
-for _function in (torch.real, Tensor.real.__get__):
+_REAL, _IMAG = (getattr(Tensor, name).__get__ for name in ("real", "imag"))
+for _function in (torch.real, _REAL):
     COMPLEX[_function] = part_rule(torch.real)
     COMPOSED[_function] = _is_same
-for _function in (torch.imag, Tensor.imag.__get__):
+for _function in (torch.imag, _IMAG):
     COMPLEX[_function] = part_rule(torch.imag)
 for _function in (torch.conj, Tensor.conj, torch.conj_physical, Tensor.conj_physical, torch.resolve_conj):
     COMPLEX[_function] = part_rule(_conjugate)
@@ -96,6 +103,24 @@ def _mul(ctx: PropagationContext, a: Any, b: Any) -> Any:
     if not is_displaced(a):
         return with_tangent(ctx, value, rounded_a * db)
     return with_tangent(ctx, value, da * rounded_b + (rounded_a + ctx.broadcast_scales(value.dim()) * da) * db)
+
+
+@complex_rule("div", "divide", "true_divide")
+def _div(ctx: PropagationContext, a: Any, b: Any) -> Any:
+    """Return a quotient, with its difference (da - (a / b) db) / (b + s db)."""
+    value = ctx.cached(lambda: primal(a) / primal(b))
+    da, db = (aligned_tangent(ctx, part, value.dim()) for part in (a, b))
+    if not is_displaced(b):
+        return with_tangent(ctx, value, da / rounded_primal(ctx, b))
+    quotient = ctx.cached(lambda: value.to(ctx.dtype.to_complex()))
+    displaced = displaced_with_digits(ctx, b)
+    displaced = displaced.reshape(*ctx.leading_shape, *[1] * (value.dim() + 2 - displaced.dim()), *displaced.shape[2:])
+    return with_tangent(ctx, value, (da - quotient * db) / displaced)
+
+
+@complex_rule("__rdiv__", "__rtruediv__", "reciprocal")
+def _reversed_div(ctx: PropagationContext, b: Any, a: Any = 1.0) -> Any:
+    return _div(ctx, a, b)
 
 
 @complex_rule("square")

@@ -27,7 +27,8 @@ def _windowed_rule(function: Any) -> Rule:
         value = ctx.cached(lambda: function(primal(x), *primal(arguments), **primal(options)), function)
         rest = [rounded_primal(ctx, leaf) for leaf in arguments]
         others = {name: rounded_primal(ctx, leaf) for name, leaf in options.items()}
-        tangent = torch.vmap(lambda dx: function(dx, *rest, **others))(x.tangent.flatten(0, 1))
+        # A transform of windows has no rule for further axes.
+        tangent = torch.stack([function(dx, *rest, **others) for dx in x.tangent.flatten(0, 1)])
         return with_tangent(ctx, value, split_leading_axis(ctx, tangent))
 
     return apply
