@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import nntk.propagation  # noqa: F401 (registers the rules)
-from nntk.propagation.registry import COMPOSED, DISCRETE, IN_PLACE, QUERIES, RANDOM, RULES, WRITES, functions_named
+from nntk.propagation.registry import (
+    COMPLEX,
+    COMPOSED,
+    DISCRETE,
+    IN_PLACE,
+    QUERIES,
+    RANDOM,
+    RULES,
+    WRITES,
+    functions_named,
+)
 
 PAGE = Path(__file__).parent / "functions.md"
 WITHOUT = (
@@ -27,9 +37,10 @@ WITHOUT = (
     "renorm", "rot90", "rrelu", "scatter_add", "scatter_reduce", "searchsorted", "sinc", "sinh", "softmin",
     "softshrink", "softsign", "sort", "std", "svd", "take", "take_along_dim", "tan", "tanhshrink", "tensordot",
     "threshold", "tolist", "trace", "trapezoid", "unique", "vander", "var", "view_as_real", "xlogy", "zero_",
+    "allclose", "index_reduce", "gradient", "histogram", "max_unpool2d", "segment_reduce", "lstsq", "isin",
 )  # fmt: skip
 """Names of functions that are listed although they may have no rule."""
-TABLES = ((COMPOSED, "composed"), (RULES, "rule"), (QUERIES, "query"))
+TABLES = ((COMPOSED, "composed"), (RULES, "rule"), (COMPLEX, "rule"), (QUERIES, "query"))
 HEAD = """# Functions of displaced values
 
 What [difference propagation](../nntk/propagation/README.md) does with a function of PyTorch, in `torch`,

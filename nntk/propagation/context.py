@@ -64,6 +64,7 @@ class PropagationContext:
         cache_position: Number of calls of :meth:`cached` so far in this evaluation.
         tangent_sizes: Numbers of elements of the differences that were computed, in order.
         refusal: Exception that said that the model cannot be propagated; None as long as there was none.
+        new_storages: Addresses of the memory of plain tensors that the model has made in this evaluation.
     """
 
     group: DisplacementGroup
@@ -76,6 +77,7 @@ class PropagationContext:
     cache_position: int = 0
     tangent_sizes: list[int] = field(default_factory=list)
     refusal: NoRule | None = None
+    new_storages: set[int] = field(default_factory=set)
 
     @property
     def sample_ids(self) -> Tensor:

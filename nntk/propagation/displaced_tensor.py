@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nntk.models.isolation.epsilon import ModelEpsilon
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.registry import (
+    COMPLEX,
     COMPOSED,
     DISCRETE,
     IN_PLACE,
     QUERIES,
-    RANDOM,
     RULES,
     WRITES,
     NoRule,
@@ -96,7 +95,7 @@ class DisplacedTensor(Tensor):
     @property
     def is_discrete(self) -> bool:
         """True for booleans and integers that depend on the displacement."""
-        return self.is_displaced and not self._value.is_floating_point()
+        return self.is_displaced and not (self._value.is_floating_point() or self._value.is_complex())
 
     @property
     def tangent(self) -> Tensor:
@@ -113,10 +112,7 @@ class DisplacedTensor(Tensor):
     def rounded_primal(self) -> Tensor:
         """Unperturbed value in the dtype of the differences; values that are not floating keep their dtype."""
         if self._rounded_primal is None:
-            value = primal(self)
-            self._rounded_primal = (
-                self.ctx.cached(lambda: value.to(self.ctx.dtype)) if value.is_floating_point() else value
-            )
+            self._rounded_primal = _rounded(self.ctx, primal(self))
         return self._rounded_primal
 
     @property
@@ -124,7 +120,10 @@ class DisplacedTensor(Tensor):
         """Displaced value a + s da, [M, members, *shape]; free of cancellation for sums of squares and the like."""
         if self._displaced is not None:
             return self._displaced()
-        return torch.addcmul(self.rounded_primal, self.tangent, self.ctx.broadcast_scales(primal(self).dim()))
+        scales = self.ctx.broadcast_scales(primal(self).dim())
+        if self._value.is_complex():
+            return self.rounded_primal + self.tangent * scales
+        return torch.addcmul(self.rounded_primal, self.tangent, scales)
 
     @property
     def keeps_digits(self) -> bool:
@@ -171,10 +170,11 @@ def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, optio
             result = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
             return _mark_shared_memory(operands, constant(ctx, result))
     is_discrete = any(operand.is_discrete for operand in operands)
-    rules = DISCRETE if is_discrete else RULES
-    options = options if is_discrete else _without_dtype(function, arguments, options)
+    is_complex = any(operand.is_displaced and primal(operand).is_complex() for operand in operands)
+    rules = COMPLEX if is_complex else DISCRETE if is_discrete else RULES
+    options = options if is_discrete or is_complex else _without_dtype(function, arguments, options)
     try:
-        if function in COMPOSED and not is_discrete:
+        if function in COMPOSED and rules is RULES:
             return COMPOSED[function](*arguments, **options)
         if function in rules:
             with torch._C.DisableTorchFunctionSubclass():
@@ -183,31 +183,19 @@ def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, optio
         raise NoRule(
             f"model calls {function_name(function)} with arguments that its rule does not support: {error}."
         ) from error
-    kind = "booleans or integers" if is_discrete else "values"
+    kind = "complex values" if is_complex else "booleans or integers" if is_discrete else "values"
     raise NoRule(f"model calls {function_name(function)}, which has no rule for displaced {kind}.")
 
 
 def _without_dtype(function: Any, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return options without a dtype: displaced values keep theirs if float32 or float64 is asked for."""
+    is_cast = getattr(function, "__name__", "") in ("to", "type")
     for dtype in (options.get("dtype"), *arguments):
         if isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64):
+            if is_cast and not (dtype.is_floating_point or dtype.is_complex):
+                return options
             raise NoRule(f"model calls {function_name(function)} with {dtype}, which rounds displaced values.")
     return {name: option for name, option in options.items() if name != "dtype"} if "dtype" in options else options
-
-
-class UnsupportedOpGuard(ModelEpsilon):
-    """Context manager that raises where PyTorch would lose differences, or digits of them, without calling a rule."""
-
-    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise NoRule("model transforms functions by torch.func, which has no rules for displaced values.")
-        if torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
-            raise NoRule("model uses autocast, which rounds displaced values.")
-        if function in RANDOM:
-            raise NoRule(f"model calls {function_name(function)}, which draws random numbers.")
-        if function is torch.tensor and any(is_displaced(leaf) for leaf in tree_leaves(arguments)):
-            raise NoRule("model calls torch.tensor on displaced values, which loses their differences.")
-        return super().__torch_function__(function, types, arguments, options)
 
 
 def is_displaced(operand: Any) -> bool:
@@ -229,9 +217,15 @@ def rounded_primal(ctx: PropagationContext, operand: Any) -> Any:
     """Return an operand's unperturbed value in the dtype of the differences; anything but a floating tensor as is."""
     if isinstance(operand, DisplacedTensor):
         return operand.rounded_primal
-    if isinstance(operand, Tensor) and operand.is_floating_point():
-        return ctx.cached(lambda: operand.to(ctx.dtype))
-    return operand
+    # The model may write to a plain tensor later.
+    return _rounded(ctx, operand, copy=True) if isinstance(operand, Tensor) else operand
+
+
+def _rounded(ctx: PropagationContext, value: Tensor, copy: bool = False) -> Tensor:
+    """Return a floating or complex tensor with the precision of the differences; any other one as it is."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return value
+    return ctx.cached(lambda: value.to(ctx.dtype.to_complex() if value.is_complex() else ctx.dtype, copy=copy))
 
 
 def displaced_with_digits(ctx: PropagationContext, z: DisplacedTensor) -> Tensor:
@@ -297,6 +291,21 @@ def _mark_shared_memory(operands: Sequence[DisplacedTensor], result: T) -> T:
     return result
 
 
+def _hold_displaced_values(ctx: PropagationContext, target: Tensor, name: str) -> None:
+    """Make a displaced tensor of a plain one, which the model has made in this evaluation and has no view of."""
+    storage = target.untyped_storage()
+    # One use is that of the tensor, and another one that of the variable.
+    is_shared = torch._C._storage_Use_Count(storage._cdata) > 2
+    is_rounded = target.is_floating_point() and target.dtype not in (torch.float32, torch.float64)
+    if storage._cdata not in ctx.new_storages or is_shared or is_rounded:
+        raise NoRule(
+            f"model calls {name} with displaced values on a tensor that is viewed, or not new, or not precise."
+        )
+    del storage
+    value = target.double() if target.dtype == torch.float32 else target.clone()
+    torch.utils.swap_tensors(target, DisplacedTensor.create(ctx, value))
+
+
 def _snapshot(tensor: DisplacedTensor) -> DisplacedTensor:
     """Return a copy that keeps what a tensor is, also when the tensor is written to."""
     # The result of a function may compute its displaced value later, from that of the argument.
@@ -322,7 +331,7 @@ def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
     if out is not None or not (function in IN_PLACE or options.get("inplace")):
         raise NoRule(f"model calls {name}, which writes into values and has no rule.")
     if not isinstance(target, DisplacedTensor):
-        raise NoRule(f"model calls {name} in place on a new tensor, with displaced values, which it cannot hold.")
+        _hold_displaced_values(next(_displaced_tensors((*arguments, *options.values()))).ctx, target, name)
     if target.shares_memory:
         if primal(IN_PLACE.get(function, function)(*arguments, **other_options)) is primal(target):
             return target  # Dropout in evaluation mode writes nothing.
@@ -332,7 +341,8 @@ def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
     result = IN_PLACE.get(function, function)(*arguments, **other_options)
     if not isinstance(result, DisplacedTensor) or primal(result).shape != primal(target).shape:
         raise NoRule(f"model calls {name} in place, with a result of another shape or without a difference.")
-    if primal(result).is_floating_point() != primal(target).is_floating_point():
+    kinds = [(primal(part).is_floating_point(), primal(part).is_complex()) for part in (result, target)]
+    if kinds[0] != kinds[1]:
         raise NoRule(f"model calls {name} in place, with a result of another kind of number.")
     target._value, target._displaced = result._value, result._displaced
     target._tangent, target._rounded_primal = result._tangent, result._rounded_primal

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nntk.models.data.inputs import Batch, map_tensors
 from nntk.propagation.context import PropagationContext
-from nntk.propagation.displaced_tensor import DisplacedTensor, UnsupportedOpGuard
+from nntk.propagation.displaced_tensor import DisplacedTensor
+from nntk.propagation.guard import UnsupportedOpGuard
 from nntk.propagation.registry import NoRule
 
 
@@ -62,7 +63,7 @@ class DisplacedForward:
         inputs, num_cached = map_tensors(lambda tensor: _constant_input(ctx, tensor), x), len(ctx.cache)
         with _no_random_numbers(x.device):
             try:
-                with UnsupportedOpGuard(ctx.dtype), torch.compiler.set_stance("force_eager"):
+                with UnsupportedOpGuard(ctx), torch.compiler.set_stance("force_eager"):
                     outputs = self.forward(parameters, inputs)
             except Exception as error:
                 # An interpreter of scripted code reports the refusal in its own words.
@@ -83,6 +84,8 @@ class DisplacedForward:
             raise NoRule(
                 "model must return a tensor that has a row for each input and depends on displaced parameters."
             )
+        if outputs.is_complex():
+            raise NoRule("model must return real numbers, not complex ones.")
         tangent = outputs.tangent / ctx.mantissas.view(-1, *[1] * (outputs.tangent.dim() - 1))
         return tangent.flatten(3) if tangent.dim() > 3 else tangent[..., None]
 

@@ -15,6 +15,8 @@ COMPOSED: dict[Any, Rule] = {}
 """Replacement of each function by others that have rules. A replacement is called with the function's arguments."""
 DISCRETE: dict[Any, Rule] = {}
 """Rule of each function for booleans and integers that a displacement changes; no other function takes them."""
+COMPLEX: dict[Any, Rule] = {}
+"""Rule of each function for complex values that a displacement changes; no other function takes them."""
 QUERIES: set[Any] = set()
 """Functions whose result no displacement changes, such as shapes."""
 IN_PLACE: dict[Any, Any] = {}
@@ -74,6 +76,18 @@ def discrete(*names: str, also: Sequence[Any] = ()) -> Callable[[Rule], Rule]:
         The decorator. It returns the rule unchanged.
     """
     return partial(_register, DISCRETE, [*functions_named(*names), *also])
+
+
+def complex_rule(*names: str) -> Callable[[Rule], Rule]:
+    """Return a decorator that registers the rule of some functions for complex values that are displaced.
+
+    Args:
+        *names: Names of functions of PyTorch; every function and tensor method of such a name is registered.
+
+    Returns:
+        The decorator. It returns the rule unchanged.
+    """
+    return partial(_register, COMPLEX, [*functions_named(*names)])
 
 
 def composed(*names: str) -> Callable[[Rule], Rule]:

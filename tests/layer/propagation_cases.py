@@ -5,6 +5,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, rnn
 
 import nntk
 from nntk import NonlocalNTK
@@ -40,6 +41,22 @@ def assigned(h, x):
     h[:, [5, 4], 1] = 0.5
     h[..., torch.arange(6) > 3] += x[:, :, :2]
     return h
+
+
+def place(x, length):
+    """Return the places of entries along the second axis."""
+    return torch.tensor([0, 2, 2, 0, 2, 0, 0])[None, :length, None].expand(len(x), length, 6)
+
+
+def written(h, x):
+    """Write to tensors that are new, position after position and to places."""
+    out, sums = torch.empty_like(h), torch.zeros(len(x), 3, 6)
+    for t in range(7):
+        out[:, t] = h[:, t] * (t + 1)
+    sums.scatter_add_(1, place(x, 7), h)
+    rows = h.new_zeros(len(x), 7, 6).index_add_(1, torch.tensor([1, 3]), h[:, :2])
+    copied = torch.zeros_like(h).copy_(h[:, :1])
+    return out.mul_(2) + sums.sum(1, keepdim=True) + rows + copied + h.clone().zero_() + x.new_empty(x.shape).fill_(3)
 
 
 FUNCTIONS = {
@@ -179,8 +196,96 @@ FUNCTIONS = {
     "units that are off": lambda p, x: (z(p, x) - 1.5).relu() ** 1.5 + F.normalize((z(p, x) - 1.5).relu(), 1.0, dim=-1)
     + (z(p, x) - 1.5).relu().norm(3, -1, keepdim=True) + (z(p, x) - 1.5).relu().std(-1, keepdim=True),
     "assigned": lambda p, x: assigned(z(p, x), x) + assigned(x * 1, z(p, x)),
+    "running products": lambda p, x: (1 + 0.5 * z(p, x).tanh()).cumprod(1) + z(p, x).cumprod(-1)
+    + z(p, x).logcumsumexp(1) + torch.cumulative_trapezoid(z(p, x), dx=0.3).sum(-1, keepdim=True),
+    "integrals": lambda p, x: torch.trapezoid(z(p, x), p["v"].cumsum(0)) + torch.trapezoid(z(p, x), x, dim=2)
+    + z(p, x).reshape(-1, 7, 2, 3).logsumexp((2, 3)),
+    "running extremes": lambda p, x: z(p, x).cummax(-1)[0] * z(p, x).cummin(1).values,
+    "ranks": lambda p, x: z(p, x).median(-1)[0] + z(p, x).kthvalue(2, -1).values * z(p, x).nanmedian(2, True)[0][..., 0]
+    + p["w"].median() + p["w"].median(0)[0].sum() + torch.aminmax(z(p, x), dim=-1).max * torch.aminmax(p["w"])[0],
+    "quantiles": lambda p, x: z(p, x).quantile(0.3, -1) + p["w"].quantile(torch.tensor([0.2, 0.7])).sum()
+    + sum(z(p, x).quantile(0.6, 2, True, interpolation=how)[..., 0] for how in ("lower", "nearest", "midpoint")),
+    "hyperbolic angles": lambda p, x: z(p, x).asinh() + (4 * z(p, x)).asinh() + torch.acosh(1.01 + z(p, x).square()),
+    "angles of points": lambda p, x: torch.atan2(z(p, x), z(p, x).flip(-1)) + torch.atan2(z(p, x), x + 0.1)
+    + torch.atan2(z(p, x).square(), p["v"]) + torch.deg2rad(z(p, x)),
+    "special functions": lambda p, x: torch.lgamma(z(p, x)) * 0.01 + torch.digamma(z(p, x).abs() + 0.2)
+    + torch.erfinv(0.9 * z(p, x).tanh()) + torch.sinc(z(p, x)) + torch.special.ndtr(z(p, x)) * torch.i0(z(p, x).tanh()),
+    "further special functions": lambda p, x: torch.special.erfcx(z(p, x)) * 0.1 + torch.special.i1e(z(p, x))
+    + torch.xlogy(z(p, x).abs(), z(p, x).abs() + 0.1) + torch.xlogy(x.relu(), z(p, x).sigmoid())
+    + torch.special.entr(z(p, x).sigmoid()) + torch.special.ndtri(z(p, x).sigmoid())
+    + torch.ldexp(z(p, x), torch.tensor(2)),
+    "linear systems": lambda p, x: torch.linalg.solve(3 * torch.eye(7, dtype=x.dtype) + 0.1 * z(p, x) @ x.mT, z(p, x))
+    + torch.linalg.solve(3 * torch.eye(6, dtype=x.dtype) + p["w"] / 3, z(p, x), left=False) + torch.linalg.inv(
+        4 * torch.eye(6, dtype=x.dtype) + p["w"]
+    )[0],
+    "triangular systems": lambda p, x: torch.linalg.solve_triangular(
+        p["w"] + 4 * torch.eye(6, dtype=x.dtype), z(p, x).mT, upper=True
+    ) + torch.linalg.solve_triangular(p["w"] / 4, x.mT, upper=False, unitriangular=True) + torch.cholesky_solve(
+        x.mT, p["w"].tril() + 4 * torch.eye(6, dtype=x.dtype)
+    ),
+    "determinants": lambda p, x: torch.linalg.slogdet(2 * torch.eye(7, dtype=x.dtype) + z(p, x) @ z(p, x).mT)[1]
+    + torch.det(p["w"]) + torch.logdet(torch.eye(7, dtype=x.dtype) + x @ x.mT + (z(p, x) @ z(p, x).mT)),
+    "functions of matrices": lambda p, x: x @ torch.matrix_exp(p["w"] - p["w"].mT) + x @ torch.linalg.cholesky(
+        torch.eye(6, dtype=x.dtype) + p["w"] @ p["w"].mT
+    ) + x @ torch.linalg.householder_product(p["w"][:, :4], p["v"][:4].tanh()).sum(1, keepdim=True),
+    "singular values": lambda p, x: torch.linalg.svdvals(z(p, x)) + torch.linalg.matrix_norm(z(p, x), "nuc")[:, None]
+    + torch.linalg.matrix_norm(p["w"], 1) * torch.linalg.norm(p["w"], 2) + torch.linalg.pinv(z(p, x)).sum(-1)
+    + torch.linalg.matrix_norm(z(p, x), torch.inf, keepdim=True)[:, 0],
+    "spectra": lambda p, x: torch.fft.irfft(torch.fft.rfft(z(p, x)) * torch.fft.rfft(p["v"]), n=6)
+    + torch.fft.fft2(z(p, x)).abs() + torch.fft.ifft(torch.fft.fft(z(p, x)) * 1j).imag,
+    "complex numbers": lambda p, x: torch.view_as_real(
+        torch.view_as_complex(z(p, x).unflatten(-1, (3, 2))) * torch.polar(p["v"][:3].abs(), p["v"][3:])
+        / torch.complex(x[..., :3] + 2, z(p, x)[..., 3:])
+    ).flatten(-2) + torch.exp(1j * z(p, x)).real,
+    "complex parts": lambda p, x: torch.fft.rfft(z(p, x), 8).conj()[..., 1:2].angle()
+    + (torch.fft.rfft(z(p, x)) ** 2).log().real
+    + torch.einsum("nij,nkj->nik", torch.fft.fft(z(p, x)), torch.fft.fft(x)).abs()[..., :4],
+    "spectrogram": lambda p, x: torch.stft(
+        z(p, x).flatten(1), 8, 4, window=torch.hann_window(8, dtype=x.dtype), return_complex=True
+    ).abs(),
+    "losses": lambda p, x: F.mse_loss(z(p, x), x, reduction="none") + F.l1_loss(z(p, x), x, reduction="none")
+    + F.huber_loss(z(p, x), x, reduction="none", delta=0.7) + F.smooth_l1_loss(z(p, x), x, reduction="none", beta=0.4)
+    + F.gaussian_nll_loss(z(p, x), x, z(p, x).square() + 0.1, reduction="none") + F.mse_loss(p["w"], p["w"].mT),
+    "entropies": lambda p, x: F.cross_entropy(z(p, x).mT, (x[..., 0] > 0).long(), reduction="none", label_smoothing=0.1)
+    + F.cross_entropy(z(p, x).mT, x.softmax(-1).mT, reduction="none") + F.binary_cross_entropy_with_logits(
+        z(p, x), x.sigmoid(), reduction="none", pos_weight=p["v"].exp()
+    ).sum(-1) + F.binary_cross_entropy(z(p, x).sigmoid(), x.sigmoid(), reduction="none").mean(-1)
+    + F.kl_div(z(p, x).log_softmax(-1), z(p, x.flip(0) * 0 + 1).softmax(-1), reduction="none").sum(-1)
+    + F.nll_loss(z(p, x).mT, torch.ones(len(x), 7, dtype=torch.long), p["v"].exp(), reduction="none"),
+    "alignments": lambda p, x: F.ctc_loss(
+        z(p, x).log_softmax(-1).transpose(0, 1), torch.ones(len(x), 2, dtype=torch.long),
+        torch.full((len(x),), 7), torch.full((len(x),), 2), reduction="none",
+    ),
+    "fixed masks": lambda p, x: z(p, x)[..., torch.arange(6) > 2] * z(p, x).masked_select(
+        torch.arange(6) < 3
+    ).reshape(len(x), 7, 3) + p["w"].masked_scatter(torch.eye(6) > 0, p["v"])[:1, :3]
+    + z(p, x).index_fill(1, TOKENS[0, :2], 0.5)[..., 3:],
+    "finite values": lambda p, x: z(p, x).masked_fill(x > 1, torch.inf).nan_to_num(posinf=0.5)
+    + torch.where(z(p, x).isnan(), 0.0, z(p, x)) * z(p, x).isfinite(),
+    "written to new tensors": lambda p, x: written(z(p, x), x),
+    "statistics": lambda p, x: x @ torch.cov(p["w"]) + x @ torch.corrcoef(p["w"]) + torch.dist(p["w"], p["v"], 3)
+    + F.pdist(p["w"]).sum() + torch.addbmm(p["w"], p["w"][None], p["w"][None].exp(), alpha=0.5)[0],
+    "reduced to places": lambda p, x: sum(
+        torch.zeros(len(x), 3, 6, dtype=x.dtype).scatter_reduce(1, place(x, 7), z(p, x), how, include_self=own)
+        + z(p, x)[:, :3].scatter_reduce(1, place(x, 4), x, how, include_self=own)
+        for how in ("mean", "amax", "amin") for own in (True, False)
+    ),
+    "branches that agree": lambda p, x: z(p, x) * 2 if bool((z(p, x) > 100).any()) or torch.isnan(z(p, x)).any()
+    else z(p, x).contiguous() * len(torch.meshgrid(p["v"], p["v"], indexing="ij")),
+    "pools of powers": lambda p, x: F.lp_pool1d(z(p, x).abs() + 0.1, 3.0, 2) + F.lp_pool1d(z(p, x), 2, 2),
+    "padded parts": lambda p, x: rnn.pad_sequence([p["w"][:4], p["w"]], padding_value=0.5)[:, 0] @ z(p, x).mT
+    + x.new_tensor([1.0]) + z(p, x).new_tensor(2.0),
 }  # fmt: skip
 CONVOLUTIONS = {
+    "sampled": lambda p, x: (
+        F.grid_sample(F.conv2d(x, p["c"]), grid(p, x), align_corners=False)
+        + F.grid_sample(x, 0.8 * F.conv2d(x, p["c"])[:, :2].movedim(1, -1).tanh(), "bicubic", "border", True)
+    ),
+    "layouts": lambda p, x: (
+        F.conv2d(x, p["c"]).contiguous(memory_format=torch.channels_last)
+        + F.lp_pool2d(F.conv2d(x, p["c"]).abs() + 0.1, 2.0, 1)
+        + torch.fft.irfft2(torch.fft.rfft2(F.conv2d(x, p["c"])))
+    ),
     "plain": lambda p, x: F.conv2d(F.conv2d(x, p["c"], p["v"]).relu(), p["c"], p["v"]),
     "settings": lambda p, x: F.conv2d(
         F.conv2d(x, p["c"], stride=2, padding=1).tanh(), p["c"], dilation=2, padding=(2, 1)
@@ -206,6 +311,14 @@ CONVOLUTIONS = {
     ),
     "shuffled": lambda p, x: F.pixel_shuffle(F.conv2d(x, p["c"])[:, :4], 2) * F.channel_shuffle(x, 3)[:, :1, :1, :1],
 }
+
+
+def grid(p, x):
+    """Return an affine grid, of which the parameters are not displaced."""
+    theta = torch.tensor([[0.8, 0.1, 0.1], [-0.1, 0.7, 0.0]], dtype=x.dtype)
+    return F.affine_grid(theta[None].expand(len(x), -1, -1), [len(x), 6, 6, 6], align_corners=False)
+
+
 CASES = {
     "embedding": (lambda p, x: F.embedding(x, p["w"]).tanh() @ p["w"], TOKENS),
     "bags": (lambda p, x: F.embedding_bag(x, p["w"]) + F.embedding_bag(x, p["w"], mode="max"), TOKENS),
@@ -214,6 +327,22 @@ CASES = {
             F.embedding_bag(x[:, 0], p["w"], torch.arange(len(x)), mode=m).tanh() for m in ("sum", "mean")
         ),
         TOKENS,
+    ),
+    **{
+        f"bags, {mode}": (
+            lambda p, x, mode=mode: (
+                F.embedding_bag(x, p["w"], mode=mode, padding_idx=2)
+                + F.embedding_bag(
+                    x[:, :3].flatten(), p["w"], torch.arange(0, 3 * len(x) + 1, 3), mode=mode, include_last_offset=True
+                )
+            ),
+            TOKENS,
+        )
+        for mode in ("sum", "mean", "max")
+    },
+    "weighted bags": (
+        lambda p, x: F.embedding_bag(x[:, :6], p["w"], mode="sum", per_sample_weights=p["w"][: len(x)]).tanh(),
+        TOKENS[:1],
     ),
     **{name: (f, LINES) for name, f in FUNCTIONS.items()},
     **{name: (f, IMAGES) for name, f in CONVOLUTIONS.items()},
@@ -339,6 +468,47 @@ class Norms(nn.Module):
         return self.head(self.normed(x))
 
 
+class Packed(nn.Module):
+    """Recurrent layers on sequences of several lengths, which their first entries tell."""
+
+    def __init__(self):
+        """Create the model, for lines of width six."""
+        super().__init__()
+        self.lstm = nn.LSTM(6, 4, 2, batch_first=True, proj_size=3)
+        self.gru, self.rnn = nn.GRU(3, 2, bidirectional=True, batch_first=True), nn.RNN(4, 3, batch_first=True)
+
+    def forward(self, x):
+        """Return outputs [N, C]: all states, and the last ones."""
+        lengths = 1 + (x[:, :, 0] > 0).sum(1)
+        with warnings.catch_warnings(action="ignore"):
+            packed = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            packed, (state, memory) = self.lstm(packed)
+        packed, hidden = self.gru(packed)
+        outputs, last = self.rnn(packed)
+        padded, _ = rnn.pad_packed_sequence(outputs, batch_first=True, padding_value=0.5, total_length=8)
+        ends = torch.cat((state.sum(0), memory.sum(0), hidden.sum(0), last[0]), -1)
+        return torch.cat((padded.flatten(1), ends), -1)
+
+
+class Parametrized(nn.Module):
+    """Layers whose weights are orthogonal, of spectral norm one, or of a norm by themselves."""
+
+    def __init__(self):
+        """Create the model, for lines of width six."""
+        super().__init__()
+        orthogonal, makers = parametrizations.orthogonal, (parametrizations.spectral_norm, nn.utils.spectral_norm)
+        self.layers = nn.Sequential(
+            *(orthogonal(nn.Linear(6, 6), orthogonal_map=name) for name in ("matrix_exp", "cayley", "householder")),
+            *(make(nn.Linear(6, 6)) for make in makers), parametrizations.weight_norm(nn.Linear(6, 6)),
+            orthogonal(nn.Linear(6, 4)),
+        )  # fmt: skip
+
+    def forward(self, x):
+        """Return outputs [N, 7, 4]."""
+        return self.layers(x)
+
+
+FURTHER_MODELS = {"packed": (Packed, LINES), "parametrized": (Parametrized, LINES)}
 MODELS = {
     "padded": (Padded, TOKENS),
     "recurrent": (Recurrent, LINES),
@@ -352,5 +522,5 @@ MODELS = {
 def make_model(name):
     """Return a model with seeded weights, and its inputs."""
     torch.manual_seed(3)
-    make, x = MODELS[name]
+    make, x = {**MODELS, **FURTHER_MODELS}[name]
     return make().eval(), x

@@ -4,7 +4,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, inputs, relative_error
-from propagation_cases import CASES, CONVOLUTIONS, FUNCTIONS, IMAGES, LINES, MODELS, P, both, make_model, random, z
+from propagation_cases import (
+    CASES,
+    CONVOLUTIONS,
+    FUNCTIONS,
+    FURTHER_MODELS,
+    IMAGES,
+    LINES,
+    MODELS,
+    P,
+    both,
+    make_model,
+    random,
+    z,
+)
 from torch import nn
 from triton_device import Allocated
 
@@ -58,6 +71,14 @@ def test_modules_propagate(name, frozen):
         for propagation in ("auto", "difference")
     )
     assert torch.equal(auto, actual)
+
+
+@pytest.mark.parametrize("name", FURTHER_MODELS)
+def test_modules_with_parametrised_weights_and_packed_sequences_propagate(name):
+    """At a usual displacement, and at one at which a subtraction of float32 outputs has no digit left."""
+    model, x = make_model(name)
+    for gamma in (1e-1, 1e-6):
+        assert relative_error(*both(model, x, samples=4, gamma=gamma)) < (3e-6 if gamma > 1e-3 else 3e-5)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)

@@ -274,7 +274,7 @@ STRIPPED = {
     "item": lambda h: h * 0 + h.sum().item(),
     "branch": lambda h: h if bool(h.sum()) else 2 * h,
     "new": lambda h: without_warnings(lambda: torch.zeros(1, dtype=h.dtype).new_tensor(h)),
-    "copied": lambda h: torch.empty(h.shape, dtype=h.dtype).copy_(h),
+    "copied": lambda h: torch.empty(h.shape, dtype=torch.bfloat16).copy_(h),
     "exchanged": lambda h: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(h)),
     "custom function": Hidden.apply,
     "operation": lambda h: torch.ops.aten.tanh.default(h),
@@ -381,6 +381,30 @@ JUMPS = {
     "ternary weights": lambda p, x: F.linear(x, torch.where(p["w"].abs() > 0.7, p["w"].sign(), 0.0)),
     "straight through": lambda p, x: Ternary.apply(z(p, x)) @ p["w"],
     "detached": lambda p, x: (z(p, x) + (torch.sign(z(p, x)) - z(p, x)).detach()) @ p["w"],
+    "casts to integers": lambda p, x: z(p, x).long() * x + (z(p, x) / 2).to(torch.int32) + z(p, x).bool().double(),
+    "rounded quotients": lambda p, x: z(p, x) // 2 + torch.div(z(p, x), 0.5, rounding_mode="trunc") - 5 // (x + 5.25),
+    "remainders": lambda p, x: z(p, x) % 2 + torch.fmod(z(p, x), 1.5) + torch.remainder(z(p, x), -0.75),
+    "thresholds of units": lambda p, x: F.hardshrink(z(p, x)) + F.threshold(z(p, x), 1.0, 20.0) + F.hardshrink(x, 1.0),
+    "steep softplus": lambda p, x: F.softplus(z(p, x), 1.0, 1.0) * p["v"],
+    "signs of others": lambda p, x: torch.copysign(z(p, x), z(p, x).flip(-1) + 0.5) + torch.signbit(z(p, x)).double(),
+    "buckets": lambda p, x: (
+        torch.bucketize(z(p, x), torch.tensor([-1.0, 0, 2], dtype=x.dtype)) * x
+        + torch.searchsorted(p["v"].abs().cumsum(0), z(p, x), right=True).to(x.dtype)
+    ),
+    "any and all": lambda p, x: (
+        z(p, x).relu().any(-1).double() + 2 * (z(p, x) - 1).all(-1) + torch.count_nonzero(z(p, x).relu(), -1).double()
+    ),
+    "close": lambda p, x: (
+        torch.isclose(z(p, x), x, rtol=0.0, atol=1.0).double() + (z(p, x) == x).any(-1, True).double()
+    ),
+    "running places": lambda p, x: z(p, x).cummax(-1).indices.to(x.dtype) + z(p, x).cummin(-1)[0],
+    "places of ranks": lambda p, x: (
+        x.gather(-1, z(p, x).kthvalue(2, -1, True)[1]) + z(p, x).median(-1)[1].double()[:, None]
+    ),
+    "taken along": lambda p, x: x.take_along_dim(z(p, x).argsort(dim=-1, stable=True), dim=-1) * p["v"],
+    "quarters of a turn": lambda p, x: torch.atan2(z(p, x) + 0.5, x - 3) @ p["w"],
+    "ranks of parameters": lambda p, x: F.linear(x, p["w"] * (p["w"] >= p["w"].topk(2, 0)[0][-1]) + p["w"].sort(0)[0]),
+    "new tensors": lambda p, x: torch.zeros(len(x), 6).index_add_(1, torch.tensor([4, 1]), torch.sign(z(p, x))[:, :2]),
 }
 
 

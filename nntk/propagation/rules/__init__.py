@@ -14,10 +14,14 @@ from nntk.propagation.rules import (
     jumps,
     layers,
     linear,
+    matrices,
     pooling,
     queries,
+    scattering,
     selection,
     softmax,
+    special,
+    spectra,
 )
 
 __all__ = [
@@ -28,8 +32,12 @@ __all__ = [
     "jumps",
     "layers",
     "linear",
+    "matrices",
     "pooling",
     "queries",
+    "scattering",
     "selection",
     "softmax",
+    "special",
+    "spectra",
 ]

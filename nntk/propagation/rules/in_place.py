@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from nntk.propagation.displaced_tensor import is_displaced, primal
+from nntk.propagation.displaced_tensor import DisplacedTensor, constant, is_displaced, primal
 from nntk.propagation.registry import IN_PLACE, WRITES, NoRule, functions_named
 
 _OUT_OF_PLACE = (
     "add", "sub", "mul", "div", "truediv", "relu", "tanh", "sigmoid", "masked_fill", "clamp", "neg", "exp", "sqrt",
     "rsqrt", "log", "abs", "square", "pow", "reciprocal", "sin", "cos", "expm1", "log1p", "erf", "clamp_min",
     "clamp_max", "addcmul", "addcdiv", "addmm", "baddbmm", "addmv", "lerp", "scatter_add", "index_add",
-    "index_copy", "scatter", "tril", "triu", "cumsum", "leaky_relu", "elu", "celu", "selu",
+    "index_copy", "scatter", "tril", "triu", "cumsum", "leaky_relu", "elu", "celu", "selu", "scatter_reduce",
+    "index_fill", "index_put", "masked_scatter", "cumprod", "asinh", "atan2", "remainder", "fmod", "copysign",
+    "nan_to_num", "hardshrink", "floor_divide", "softshrink", "addbmm", "xlogy", "erfinv", "lgamma", "digamma",
 )  # fmt: skip
 """Functions whose forms in place are supported; "truediv" is the name of the operator for "div"."""
 _OPERATORS = {f"__i{name}__" for name in ("and", "floordiv", "lshift", "mod", "or", "rshift", "xor")}
@@ -46,7 +48,27 @@ def _with_items(x: Any, index: Any, items: Any) -> Any:
     return written.clone()  # A view could not be assigned to again.
 
 
-IN_PLACE[Tensor.__setitem__] = _with_items
+def _filled(x: Any, value: Any) -> Any:
+    """Return a number everywhere."""
+    number = value if isinstance(value, Tensor) else torch.tensor(value, dtype=x.dtype, device=x.device)
+    return _copied(x, number)
+
+
+def _copied(x: Any, source: Any, non_blocking: bool = False) -> Any:
+    """Return the values of a source in the shape of others."""
+    if not isinstance(source, DisplacedTensor):
+        source = constant(x.ctx, source)
+    copy = source.expand(x.shape) * 1
+    return copy if primal(copy).dtype == primal(x).dtype else copy.to(x.dtype)
+
+
+def _zeros(x: Any) -> Any:
+    return _filled(x, 0)
+
+
+IN_PLACE.update({Tensor.__setitem__: _with_items, Tensor.fill_: _filled, Tensor.copy_: _copied})
+IN_PLACE.update(dict.fromkeys(functions_named("zero_"), _zeros))
+IN_PLACE.update(dict.fromkeys(functions_named("fill_"), _filled))
 for _name in {*dir(Tensor), *dir(torch), *dir(torch.nn.functional)}:
     if _writes(_name):
         WRITES.update(functions_named(_name))

@@ -59,7 +59,7 @@ def _zero(ctx: PropagationContext, leaf: Any, integers_are_indices: bool) -> Any
     if not isinstance(leaf, Tensor):
         return leaf
     value = primal(leaf)
-    if integers_are_indices and not value.is_floating_point():
+    if integers_are_indices and not (value.is_floating_point() or value.is_complex()):
         return value
     return torch.zeros((), dtype=ctx.dtype, device=value.device).expand(value.shape)
 

@@ -19,6 +19,8 @@ def _extreme_over_axes(
     """Return the largest or smallest value over some axes, or over all of them; ``extreme`` is amax or amin."""
     base = primal(z)
     value = ctx.cached(lambda: extreme(base, dim, keepdim))
+    if not base.dim():
+        return with_tangent(ctx, value, z.tangent)
     dims = (dim,) if isinstance(dim, int) else dim or range(base.dim())
     # Counted from the end, an axis is the same one of the difference.
     axes = tuple(d % base.dim() - base.dim() for d in dims)

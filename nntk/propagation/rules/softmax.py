@@ -31,7 +31,10 @@ class _SoftmaxChange:
     """
 
     def __init__(self, ctx: PropagationContext, z: Any, dim: int) -> None:
-        base, self.axis = primal(z), dim % z.dim() - z.dim()
+        base = primal(z)
+        if not base.dim() or not base.shape[dim]:
+            raise NoRule("model calls softmax or logsumexp along an axis without entries, or on a number.")
+        self.axis = dim % base.dim() - base.dim()
         log_p = ctx.cached(lambda: torch.log_softmax(base, dim))
         self.log_p, largest = ctx.cached(lambda: (log_p.to(ctx.dtype), base.argmax(self.axis, keepdim=True)))
         self.p, self.s = ctx.cached(lambda: log_p.exp().to(ctx.dtype)), ctx.broadcast_scales(base.dim())
@@ -72,7 +75,14 @@ def _log_softmax(ctx: PropagationContext, z: Any, dim: int, *arguments: Any, **o
 @rule("logsumexp")
 def _logsumexp(ctx: PropagationContext, z: Any, dim: Any, keepdim: bool = False) -> Any:
     if not isinstance(dim, int):
-        raise NoRule("model calls logsumexp over several axes, which has no rule.")
+        return _logsumexp_over_axes(ctx, z, dim, keepdim)
     value, change = ctx.cached(lambda: torch.logsumexp(primal(z), dim, keepdim)), _SoftmaxChange(ctx, z, dim)
     tangent = change.reference + change.log_sum() / change.s
     return with_tangent(ctx, value, tangent if keepdim else tangent.squeeze(change.axis))
+
+
+def _logsumexp_over_axes(ctx: PropagationContext, z: Any, dims: Any, keepdim: bool) -> Any:
+    """Return the logarithm of a sum over several axes, one after another."""
+    for axis in sorted((dim % z.dim() for dim in dims), reverse=True):
+        z = _logsumexp(ctx, z, axis, keepdim)
+    return z

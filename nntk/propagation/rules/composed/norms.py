@@ -106,11 +106,22 @@ def vector_norm(x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, out:
 
 
 def _linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False) -> Any:
-    """Return a norm of vectors; of matrices only that of all entries, the one of Frobenius."""
+    """Return a norm of vectors or of matrices."""
     num_axes = x.dim() if dim is None else 1 if isinstance(dim, int) else len(dim)
     if ord not in (None, "fro") and num_axes == 2:
-        raise NoRule(f"model calls linalg.norm of matrices with the order {ord}, which has no rule.")
+        axes = (-2, -1) if dim is None else tuple(dim)
+        result = _norm_of_order(x.movedim(axes, (-2, -1)), ord)
+        return result.unsqueeze(-1).unsqueeze(-1).movedim((-2, -1), axes) if keepdim else result
     return vector_norm(x, ord, dim, keepdim)
+
+
+def _norm_of_order(x: Any, order: Any) -> Any:
+    """Return norms of matrices by sums of absolute values, or by their singular values."""
+    if order in (1, -1, torch.inf, -torch.inf):
+        sums = torch.abs(x).sum(-2 if abs(order) == 1 else -1)
+        return torch.amax(sums, -1) if order > 0 else torch.amin(sums, -1)
+    values = torch.linalg.svdvals(x)
+    return values.sum(-1) if order == "nuc" else torch.amax(values, -1) if order == 2 else torch.amin(values, -1)
 
 
 def _matrix_norm(x: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False) -> Any:
@@ -131,7 +142,8 @@ def _normalize(x: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: No
 
 @composed("cosine_similarity")
 def _cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
-    return (_normalize(a, 2.0, dim, eps) * _normalize(b, 2.0, dim, eps)).sum(dim)
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    return (_normalize(a.expand(shape), 2.0, dim, eps) * _normalize(b.expand(shape), 2.0, dim, eps)).sum(dim)
 
 
 @composed("pairwise_distance")

@@ -74,31 +74,6 @@ def _max_pool3d(
     return h
 
 
-@composed("embedding_bag")
-def _embedding_bag(
-    tokens: Any, weight: Any, offsets: Any = None, max_norm: Any = None, norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False, per_sample_weights: Any = None,
-    include_last_offset: bool = False, padding_idx: Any = None,
-) -> Any:  # fmt: skip
-    if max_norm is not None or padding_idx is not None or include_last_offset:
-        raise NoRule("model calls embedding_bag with max_norm, padding_idx or include_last_offset, which have no rule.")
-    rows = F.embedding(tokens, weight)
-    if per_sample_weights is not None:
-        rows = rows * per_sample_weights.unsqueeze(-1)
-    if tokens.dim() == 2:
-        return rows.amax(1) if mode == "max" else getattr(rows, mode)(1)
-    if mode == "max":
-        raise NoRule("model calls embedding_bag with offsets and the mode max, which has no rule.")
-    positions = torch.arange(len(tokens), device=tokens.device)
-    bags = torch.searchsorted(offsets, positions, right=True) - 1
-    zeros = torch.zeros(len(offsets), weight.shape[1], dtype=weight.dtype, device=weight.device)
-    sums = torch.index_add(zeros, 0, bags, rows)
-    if mode == "sum":
-        return sums
-    counts = torch.index_add(zeros[:, :1], 0, bags, zeros[:1, :1].expand(len(tokens), 1) + 1)
-    return sums / counts.clamp(min=1)
-
-
 @composed("local_response_norm")
 def _local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Any:
     last = torch.square(x).movedim(1, -1)
@@ -119,10 +94,3 @@ def _take(x: Any, index: Any) -> Any:
 @composed("moveaxis")
 def _moveaxis(x: Any, source: Any, destination: Any) -> Any:
     return torch.movedim(x, source, destination)
-
-
-@composed("scatter_reduce")
-def _scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
-    if reduce != "sum" or not include_self:
-        raise NoRule(f"model calls scatter_reduce with {reduce}, or without the values themselves, which has no rule.")
-    return torch.scatter_add(x, dim, index, src)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from nntk.propagation.registry import NoRule, composed
+from nntk.propagation.rules.composed.packed import packed_layers
 
 State = tuple[Any, ...]
 """Hidden state of a cell, [N, H], and for a cell with memory that memory."""
@@ -103,9 +104,9 @@ def _cell(
 
 
 def _with_states(x: Any, states: Any, *arguments: Any, step: Step, **options: Any) -> Any:
-    """Return the result of :func:`_layers`, whose states may be one tensor."""
-    if not isinstance(arguments[0], list | tuple):
-        raise NoRule("model calls a recurrent layer on packed sequences, which has no rule.")
+    """Return the result of :func:`_layers`, whose states may be one tensor; packed sequences come with their sizes."""
+    if isinstance(states, torch.Tensor) and not states.is_floating_point():
+        return packed_layers(x, states, *arguments, step=step, **options)
     parts = tuple(states) if isinstance(states, list | tuple) else (states,)
     return _layers(x, parts, *arguments, step=step, **options)
 

@@ -3,6 +3,6 @@
 The outcomes are discrete displaced tensors; a cast to a floating dtype makes ordinary displaced values of them.
 """
 
-from nntk.propagation.rules.selection import comparison, lookup
+from nntk.propagation.rules.selection import casts, comparison, lookup, masks, order, thresholds
 
-__all__ = ["comparison", "lookup"]
+__all__ = ["casts", "comparison", "lookup", "masks", "order", "thresholds"]

@@ -18,11 +18,11 @@ def _lookup_rule(function: Any) -> Rule:
     """Return the rule of a function that looks up values at displaced places."""
     exact = exact_rule(function)
 
-    def apply(ctx: PropagationContext, *arguments: Any) -> Any:
-        value = ctx.cached(lambda: function(*primal(arguments)), function)
+    def apply(ctx: PropagationContext, *arguments: Any, **options: Any) -> Any:
+        value = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
         if not value.is_floating_point():
-            return exact(ctx, *arguments)
-        leaves, tree = tree_flatten(arguments)
+            return exact(ctx, *arguments, **options)
+        leaves, tree = tree_flatten((arguments, options))
         places = [i for i, leaf in enumerate(leaves) if is_discrete(leaf)]
         sources = [i for i, leaf in enumerate(leaves) if is_displaced(leaf) and not is_discrete(leaf)]
         tensors = [primal(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
@@ -36,7 +36,8 @@ def _lookup_rule(function: Any) -> Rule:
                 own = list(primal(leaves))
                 for position, part in zip(positions, parts, strict=True):
                     own[position] = part
-                return function(*tree_unflatten(own, tree))
+                own_arguments, own_options = tree_unflatten(own, tree)
+                return function(*own_arguments, **own_options)
 
             return call
 
@@ -51,7 +52,7 @@ def _lookup_rule(function: Any) -> Rule:
     return apply
 
 
-for _function in functions_named("gather", "index_select", "__getitem__"):
+for _function in functions_named("gather", "index_select", "take_along_dim", "__getitem__"):
     DISCRETE[_function] = _lookup_rule(_function)
 
 
@@ -113,8 +114,39 @@ def _one_hot(ctx: PropagationContext, places: Any, num_classes: int = -1) -> Any
 Choice = Callable[[Tensor], Tensor]
 
 
-def _largest(ctx: PropagationContext, choose: Choice, z: Any, k: int, axis: int, largest: bool) -> tuple[Any, Any]:
-    """Return the k largest or smallest values along an axis, counted from the end, and their places."""
+def meet_ties(ctx: PropagationContext, gaps: Tensor, change: Tensor, axis: int) -> None:
+    """Count the gaps between values along an axis that are within rounding of zero.
+
+    Args:
+        ctx: Context of the evaluation.
+        gaps: Gaps, [M, members, *shape], where the axis may have another length.
+        change: Differences (not over the scale) of the values, [M, members, *shape].
+        axis: The axis, counted from the end.
+    """
+    if axis + change.dim() == 2:
+        # Along the first axis, a gap does not belong to one of its entries.
+        change = change.abs().amax(axis, keepdim=True)
+    # Which of two equal values comes first is left to the function itself.
+    ctx.doubts.meet_jumps(gaps, change, torch.zeros((), dtype=torch.bool, device=gaps.device))
+
+
+def find_largest(ctx: PropagationContext, choose: Choice, z: Any, k: int, axis: int, largest: bool) -> tuple[Any, Any]:
+    """Return some of the k largest or smallest values along an axis, and their places.
+
+    Args:
+        ctx: Context of the evaluation.
+        choose: Function from values to the places of what is returned.
+        z: Displaced values.
+        k: Number of values whose order decides what is returned.
+        axis: The axis, counted from the end.
+        largest: True for the largest values, False for the smallest.
+
+    Returns:
+        The values and their places.
+
+    Raises:
+        NoRule: If a value is not finite.
+    """
     base, s = primal(z), ctx.broadcast_scales(primal(z).dim())
     if not ctx.cached(lambda: bool(base.isfinite().all())):
         raise NoRule("model looks for the largest of displaced values that are not finite.")
@@ -125,8 +157,7 @@ def _largest(ctx: PropagationContext, choose: Choice, z: Any, k: int, axis: int,
     if (count := min(k + 1, base.shape[axis]) - 1) > 0:
         top = displaced.topk(count + 1, axis, largest).values
         gaps = (top.narrow(axis, 0, count) - top.narrow(axis, 1, count)).to(ctx.dtype)
-        # Which of two equal values comes first is left to the function itself.
-        ctx.doubts.meet_jumps(gaps, change, torch.zeros((), dtype=torch.bool, device=base.device))
+        meet_ties(ctx, gaps, change, axis)
     chosen, places = ctx.cached(lambda: choose(base)), choose(displaced)
     value = ctx.cached(lambda: base.gather(axis, chosen))
     step = (base.expand_as(displaced).gather(axis, places) - value).to(ctx.dtype) / s
@@ -139,7 +170,7 @@ def _extreme(ctx: PropagationContext, z: Any, dim: Any, keepdim: bool, largest: 
         raise NoRule("model looks for the largest of displaced values without an axis, or of two tensors.")
     axis = dim % primal(z).dim() - primal(z).dim()
     function = torch.argmax if largest else torch.argmin
-    value, place = _largest(ctx, lambda t: function(t, axis, keepdim=True), z, 1, axis, largest)
+    value, place = find_largest(ctx, lambda t: function(t, axis, keepdim=True), z, 1, axis, largest)
     if keepdim:
         return value, place
     squeeze = torch.squeeze
@@ -177,7 +208,7 @@ def _topk(
     if not sorted or not primal(z).dim():
         raise NoRule("model calls topk on displaced values without an order, or on a number.")
     axis = dim % primal(z).dim() - primal(z).dim()
-    return torch.return_types.topk(_largest(ctx, lambda t: t.topk(k, axis, largest).indices, z, k, axis, largest))
+    return torch.return_types.topk(find_largest(ctx, lambda t: t.topk(k, axis, largest).indices, z, k, axis, largest))
 
 
 @rule("sort")
@@ -189,7 +220,7 @@ def _sort(ctx: PropagationContext, z: Any, dim: int = -1, descending: bool = Fal
     def order(t: Tensor) -> Tensor:
         return t.sort(dim=axis, descending=descending, stable=True).indices
 
-    return torch.return_types.sort(_largest(ctx, order, z, primal(z).shape[axis], axis, descending))
+    return torch.return_types.sort(find_largest(ctx, order, z, primal(z).shape[axis], axis, descending))
 
 
 @rule("argsort")

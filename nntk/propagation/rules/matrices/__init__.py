@@ -1,0 +1,8 @@
+"""Rules of functions of matrices: solutions of linear systems, inverses, determinants, exponentials and factors.
+
+They are evaluated in float64, because a system with a condition number of c loses a factor of c of the digits.
+"""
+
+from nntk.propagation.rules.matrices import determinants, factors, functions, systems
+
+__all__ = ["determinants", "factors", "functions", "systems"]
