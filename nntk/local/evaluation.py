@@ -59,12 +59,7 @@ class Evaluation:
     def of(cls, model: nn.Module, view: GeneralModel, choose: OutputChoice) -> "Evaluation":
         """Return the evaluation of a module, given its view and the choice among its outputs."""
         is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-        return cls(
-            view,
-            ModuleEvaluation(_AppliedModule(model), view.findings, promotes=bool(view.halves)),
-            is_recurrent,
-            choose,
-        )
+        return cls(view, ModuleEvaluation(_AppliedModule(model), view.findings), is_recurrent, choose)
 
     @property
     def parameters(self) -> Parameters:

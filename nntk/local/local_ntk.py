@@ -135,7 +135,7 @@ def _checked(model: nn.Module) -> nn.Module:
     model = unwrap(model)
     refuse_compiled(model)
     check_evaluation_mode(model)
-    check_parameters(model, {name for name, parameter in model.named_parameters() if parameter.requires_grad})
+    check_parameters(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model must have a parameter with requires_grad=True, got none.")
     return model
