@@ -140,15 +140,12 @@ class DisplacedModel(SettingsOfKernel):
         r"""Return the squared norms :math:`|\delta_m|^2`, [M], float64, in squared parameter units."""
         return self._displacements().squared_lengths
 
-    def check_inputs(self, name: str, x: SourceValue) -> Source:
+    def check_inputs(self, name: str, x: SourceValue) -> None:
         """Check that inputs fit the model, of a stream the first one.
 
         Args:
             name: Name of the argument, for messages.
             x: Inputs, as for a call of the kernel.
-
-        Returns:
-            The inputs in the form of the library, or the stream that they are.
 
         Raises:
             ValueError: If they do not fit the model or are not finite.
@@ -157,7 +154,6 @@ class DisplacedModel(SettingsOfKernel):
         view, source = self._view(), as_source(name, x)
         source = source.to(view.device) if isinstance(source, Stream) else source
         view.inputs(name, example_of(source))
-        return source
 
     @property
     def num_params(self) -> int:
@@ -168,6 +164,11 @@ class DisplacedModel(SettingsOfKernel):
     def dtype(self) -> torch.dtype:
         """Floating dtype of the model's parameters, and of the kernel."""
         return self._view().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's parameters."""
+        return self._view().device
 
     def _displacements(self) -> Displacements:
         """Return all displacements of the model as it is now."""

@@ -22,7 +22,7 @@ from nntk.files.tiles import tile_inputs, tile_places
 from nntk.kernel import NonlocalNTK
 from nntk.kernels import checks
 from nntk.local.kernel import LocalNTK
-from nntk.models.data.streams import SourceValue, identity_of
+from nntk.models.data.streams import Source, SourceValue, Stream, as_source, identity_of
 
 _log = logging.getLogger("nntk")
 
@@ -86,8 +86,8 @@ def write_kernel(
     if kernel.outputs not in ("trace", "mean"):
         raise ValueError(f"outputs must be 'trace' or 'mean' for a matrix, got {kernel.outputs!r}.")
     # Checked before a file is created, which would else belong to inputs that have no kernel.
-    rows_x, symmetric = kernel.check_inputs("x1", x1), x2 is None
-    columns_x = rows_x if x2 is None else kernel.check_inputs("x2", x2)
+    rows_x, symmetric = _checked(kernel, "x1", x1), x2 is None
+    columns_x = rows_x if x2 is None else _checked(kernel, "x2", x2)
     dtype = _numpy_dtype(kernel)
     tile = int((TILE_BYTES / dtype.itemsize) ** 0.5) if tile is None else checks.integer("tile", tile, 1)
     inputs = hash_tensors(identity_of("x1", rows_x) | ({} if symmetric else identity_of("x2", columns_x)))
@@ -112,6 +112,13 @@ def write_kernel(
             progress(finished, len(tiles))
     result: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
     return result
+
+
+def _checked(kernel: NonlocalNTK | LocalNTK, name: str, x: SourceValue) -> Source:
+    """Return inputs or a stream of them, checked; the batches of a stream are moved to the device of the model."""
+    source: Any = as_source(name, x)
+    kernel.check_inputs(name, source)
+    return source.to(kernel.device) if isinstance(source, Stream) else source
 
 
 def _open_or_create(

@@ -83,7 +83,7 @@ class Evaluation:
         if not isinstance(model, nn.Module):
             return cls(view, _AppliedFunction(model), False, choose, widens)
         is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-        apply = ModuleEvaluation(_AppliedModule(model), view.findings, promotes=bool(view.halves))
+        apply = ModuleEvaluation(_AppliedModule(model), view.findings)
         return cls(view, apply, is_recurrent, choose, widens)
 
     @property

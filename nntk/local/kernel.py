@@ -17,7 +17,7 @@ from nntk.local.subject import Parameters, Subject, plain_gradients
 from nntk.models.black_box import Function
 from nntk.models.data.inputs import Batch, InputValue, as_batch
 from nntk.models.data.outputs import Output
-from nntk.models.data.streams import Source, SourceValue, Stream, as_source, example_of
+from nntk.models.data.streams import SourceValue, Stream, as_source, example_of
 
 
 class LocalNTK:
@@ -249,15 +249,12 @@ class LocalNTK:
             sizes = plan(problem, method, self._budget(subject))
         return LocalPlan.of(method, problem, sizes, subject.view.device)
 
-    def check_inputs(self, name: str, x: SourceValue) -> Source:
+    def check_inputs(self, name: str, x: SourceValue) -> None:
         """Check that inputs fit the model, of a stream the first one.
 
         Args:
             name: Name of the argument, for messages.
             x: Inputs, as for a call, or a :class:`nntk.Stream` of them.
-
-        Returns:
-            The inputs in the form of the library, or the stream that they are.
 
         Raises:
             ValueError: If they do not fit the model or are not finite.
@@ -267,7 +264,6 @@ class LocalNTK:
         source = source.to(subject.view.device) if isinstance(source, Stream) else source
         with plain_gradients(subject.view.device):
             self._inputs(subject, example_of(source), name)
-        return source
 
     @property
     def num_params(self) -> int:
@@ -278,6 +274,11 @@ class LocalNTK:
     def dtype(self) -> torch.dtype:
         """Floating dtype of the kernel."""
         return self._subject().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's parameters."""
+        return self._subject().view.device
 
     def _subject(self) -> Subject:
         """Return the model as it is now."""

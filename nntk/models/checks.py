@@ -65,18 +65,20 @@ def check_general_inputs(
             )
 
 
-def check_parameters(model: nn.Module, displaced: Collection[str]) -> None:
+def check_parameters(model: nn.Module, displaced: Collection[str] | None = None) -> None:
     """Check that all parameters of a module are finite, and float32 or float64 unless a part of it is frozen.
 
     Args:
         model: The module.
-        displaced: Names of the displaced parameters. Others may be in half precision; beside such ones, displaced
-            parameters may be so too, and are displaced in float32.
+        displaced: Names of the displaced parameters; None for all that require a gradient. Others may be in half
+            precision; beside such ones, displaced parameters may be so too, and are displaced in float32.
 
     Raises:
         ValueError: If an entry is not finite, or a parameter is on the meta device and holds no numbers.
         TypeError: If a parameter is neither float32 nor float64, and not in half precision where that is accepted.
     """
+    if displaced is None:
+        displaced = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     has_frozen_halves = any(p.dtype in HALVES for name, p in model.named_parameters() if name not in displaced)
     for name, parameter in model.named_parameters():
         if parameter.dtype not in checks.FLOATS and not (parameter.dtype in HALVES and has_frozen_halves):

@@ -57,6 +57,5 @@ def view_module(
     names = {param_indices[name]: name for name in selected}
     known = Findings() if findings is None else findings
     written = frozenset(name for name, _ in model.named_buffers())
-    promotes = any(tensor.dtype in HALVES for tensor in constants.values())
-    evaluate = ModuleEvaluation(model, known, OutputChoice() if choose is None else choose, promotes)
+    evaluate = ModuleEvaluation(model, known, OutputChoice() if choose is None else choose)
     return GeneralModel(evaluate, displaced, names, constants, draws=draws, findings=known, written=written)

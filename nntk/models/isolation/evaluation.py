@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nntk.models.data.inputs import Batch
 from nntk.models.data.outputs import OutputChoice
 from nntk.models.frozen.prefix import Budget, find_prefix, remember
-from nntk.models.frozen.promotion import Promotion
+from nntk.models.frozen.promotion import HALVES, Promotion
 from nntk.models.functional import call, places_of
 from nntk.models.isolation.findings import Findings, InputKind
 from nntk.models.isolation.generators import seeded
@@ -38,13 +38,12 @@ class ModuleEvaluation:
         findings: What is known of it. If the module keeps state, every evaluation is of a fresh copy, so that none of
             them sees what another one left behind.
         choose: Chooses the tensor that counts among what the module returns.
-        promotes: Products of half precision and wider dtypes are computed in the wider one.
     """
 
-    def __init__(
-        self, model: nn.Module, findings: Findings, choose: OutputChoice | None = None, promotes: bool = False
-    ) -> None:
-        self._model, self._findings, self._choose, self._promotes = model, findings, choose, promotes
+    def __init__(self, model: nn.Module, findings: Findings, choose: OutputChoice | None = None) -> None:
+        self._model, self._findings, self._choose = model, findings, choose
+        # Of a model in half precision alone, no parameter can be displaced.
+        self._promotes = any(parameter.dtype in HALVES for parameter in model.parameters())
         self._lock = RLock()
         self._remembering: nn.Module | None = None
 
