@@ -357,7 +357,7 @@ def _case(
     for key in names:
         if key not in signature and key not in constants:
             constants[key] = None
-    return Case(name, function, signature, constants, **settings)  # type: ignore[arg-type]
+    return Case(name, function, signature, constants, options=config.OPTIONS, **settings)  # type: ignore[arg-type]
 
 
 def _operand(precision: str) -> str:

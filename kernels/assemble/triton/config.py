@@ -25,6 +25,9 @@ class Tiles:
     parts: int
 
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Options of the Triton compiler. Products and sums are fused, which rounds an exponent once instead of twice."""
+
 LARGEST = 128
 """Most rows, columns or terms that a program handles together."""
 

@@ -217,7 +217,9 @@ def _operand(
     return a
 
 
-@triton.jit
+# The main loop reads and multiplies as fast without knowing that a number of inputs is a multiple of 16, so that one
+# compilation serves all of them. With one output nothing is divided, so that a one is known.
+@triton.jit(do_not_specialize=["num_samples", "n1", "n2"])
 def rank_update(
     d1, d2, roots, values1, values2, keys1, keys2, priors, factors, shifts1, shifts2, out,
     num_samples, n1, n2, outputs,

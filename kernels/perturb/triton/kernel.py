@@ -205,9 +205,13 @@ def _load_member(operand, m, member, n0, k):
 
 # A chunk begins anywhere in the tensors of its group. Without specialisation on alignment one compilation serves all.
 _GROUP_TENSORS = ["sample_ids", "scales", "slots", "coefficients"]
+# Rows in memory are padded, so that nothing is gained by knowing that a length is a multiple of 16. Without that, one
+# compilation serves all numbers of inputs and displacements that have the same tiles.
+_SIZES = ["width", "height", "num_inputs", "num_samples"]
+_STREAM = ["key0", "key1", "ordinal"]
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=_GROUP_TENSORS)
+@triton.jit(do_not_specialize=[*_STREAM, *_SIZES], do_not_specialize_on_alignment=_GROUP_TENSORS)
 def layer_step(
     q, d, weight, noise, projections, slots, in_signs, out_signs,
     sample_ids, key0, key1, ordinal, width, height, num_inputs,
@@ -326,7 +330,7 @@ def layer_step(
     _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=_GROUP_TENSORS)
+@triton.jit(do_not_specialize=[*_STREAM, *_SIZES], do_not_specialize_on_alignment=_GROUP_TENSORS)
 def stationary_step(
     q, d, weight,
     sample_ids, key0, key1, ordinal, width, height, num_inputs,
@@ -405,7 +409,7 @@ def stationary_step(
         _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
-@triton.jit(do_not_specialize_on_alignment=_GROUP_TENSORS)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_GROUP_TENSORS)
 def project(
     h, d, right_factors, coefficients, scales, out, width, num_inputs,
     MEMBERS: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
@@ -531,7 +535,7 @@ def _small_products(
     return dz
 
 
-@triton.jit(do_not_specialize=["key0", "key1"], do_not_specialize_on_alignment=_GROUP_TENSORS)
+@triton.jit(do_not_specialize=[*_STREAM, *_SIZES], do_not_specialize_on_alignment=_GROUP_TENSORS)
 def small_mlp(
     inputs, weights, last_weight, states_a, states_b, hidden, sample_ids, scales, parameters, key0, key1, num_inputs,
     num_samples, out,
