@@ -1,4 +1,4 @@
-"""What a compiled kernel is specialised on: tiles, families and modes, but not numbers that change from call to call."""
+"""What a compiled kernel is specialised on: tiles, families and modes; not numbers that change from call to call."""
 
 import os
 import subprocess
