@@ -15,6 +15,7 @@ from nntk.kernels.offsets import sized
 from nntk.kernels.perturb.triton.activations import difference, relu
 from nntk.kernels.philox.triton.kernel import (
     DISPLACEMENT,
+    computed_once,
     gaussian_tile,
     gaussian_vector,
     sign_vector,
@@ -301,6 +302,7 @@ def layer_step(
                 noise, in_signs, r, matrix, m, noise_h0, k, width, height, ordinal, sample_id, key0, key1, SOURCE,
                 DTYPE, PTX, BH, BK,
             )  # fmt: skip
+            e = computed_once(e, PRECISION)
             if Q_PER_SAMPLE:
                 operand = _load_columns(q, m, n0, k)
             else:
@@ -391,6 +393,7 @@ def stationary_step(
     h = h0 + tl.arange(0, BH)
     sample_id = tl.load(sample_ids + m)
     e = _generate_noise(sized(h0, WIDE), 0, width, ordinal, sample_id, key0, key1, SOURCE, DTYPE, PTX, BH, BK)
+    e = computed_once(e, PRECISION)
     _, rho = _split_scale(tl.load(scales + m))
     if not FIRST:
         w = weight.load([h0, 0])
@@ -522,7 +525,7 @@ def _small_products(
         # if the compiler kept their results for all layers, registers would spill.
         h0 = (tl.load(sample_id_pointer, volatile=True) - sample_id).to(tl.int32)
         e = _generate_noise(h0, 0, WIDTH, ordinal, sample_id, key0, key1, SOURCE, DTYPE, PTX, BH, q.shape[0])
-        dz = rho * tl.dot(e, q, dz, input_precision=PRECISION)
+        dz = rho * tl.dot(computed_once(e, PRECISION), q, dz, input_precision=PRECISION)
     if LAYER > 0:
         w = last_weight.load([0, 0]) if LAST else weights.load([LAYER * PAD, 0])
         dz = tl.dot(w, d, dz, input_precision=PRECISION)
@@ -603,6 +606,7 @@ def small_mlp(
             dz, 0, n0, sigma, network, layer, WIDTHS[layer + 1], tl.constexpr(ACTIVATIONS[layer]), PRECISION, DTYPE,
             PTX, PAD, BI, BP,
         )  # fmt: skip
+        d, q = computed_once(d, PRECISION), computed_once(q, PRECISION)
     # Last layer, and the stores.
     out_d = _small_products(
         q, d, sign, rho, sample_id, network, LAYERS - 1, SOURCE, WIDTHS[LAYERS - 1], ORDINALS[2 * LAYERS - 2],

@@ -39,6 +39,18 @@ _PAIR_PTX: tl.constexpr = tl.constexpr("""{
 
 
 @triton.jit
+def computed_once(x, PRECISION: tl.constexpr):
+    """Return x, an operand of a product; where that is split into three, each warp may not compute x for itself.
+
+    Several warps multiply the same numbers of an operand. The compiler would exchange among threads what the operand is
+    computed from, so that all of these warps compute it. HISTORY.md of assembly and of perturbation have the figures.
+    """
+    if PRECISION == "tf32x3":
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1)
+    return x
+
+
+@triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
     """Apply Philox-4x32-10 to uint32 counters and key: two wide multiplications and two three-way XORs a round."""
     for i in tl.static_range(10):
