@@ -2,10 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-OLDER_TRITON := 3.6.0
+# Versions that are supported beside the installed one, the oldest first.
+TRITONS := 3.6.0 3.8.0 3.9.0
+NEWER_TRITONS := 3.8.0 3.9.0
+# What 3.9 says where a kernel does not state whether products and sums are fused: an error here.
+STRICT := -W "error:TRITON_DEFAULT_FP_FUSION"
 WORKERS ?= 2
 
-.PHONY: bench test lint typecheck tests contract machine-code launches resources docs format clean
+.PHONY: bench test lint typecheck tests contract machine-code versions resources docs format clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed-bench
@@ -21,18 +25,28 @@ tests: $(VENV)/.installed-test
 contract: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m contract
 
-# Everything that is compiled for a GPU without one: the tests that compile for minutes, launches by an older Triton,
-# and every kernel for seven architectures.
-machine-code: $(VENV)/.installed-test launches resources
+# Everything that is compiled for a GPU without one: the tests that compile for minutes, other versions of Triton, and
+# every kernel for seven architectures.
+machine-code: $(VENV)/.installed-test versions resources
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m machine_code
 
-# Every launch bound and compiled as if on a card, by the oldest supported Triton: its language differs. The tests
-# marked `machine_code` do the same by the Triton that is installed.
-launches: $(VENV)/.installed-test $(VENV)/triton-$(OLDER_TRITON)
-	cd tests && PYTHONPATH=$(CURDIR)/$(VENV)/triton-$(OLDER_TRITON) $(CURDIR)/$(BIN)/python launch_on_absent_card.py
+# The other supported versions of Triton: their languages, their compilers and their defaults differ. The tests marked
+# `machine_code` and `resources` do the same, with every kernel, by the version that is installed.
+versions:
+	$(MAKE) --jobs $(WORKERS) --output-sync $(TRITONS:%=launches-%)
+	$(MAKE) $(NEWER_TRITONS:%=sample-%)
 
-$(VENV)/triton-$(OLDER_TRITON): $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part triton==$(OLDER_TRITON)
+# Every launch bound and compiled as if on a card.
+launches-%: $(VENV)/triton-%
+	cd tests && PYTHONPATH=$(CURDIR)/$< $(CURDIR)/$(BIN)/python $(STRICT) launch_on_absent_card.py
+
+# Each kernel at least once, where it is nearest to a limit.
+sample-%: $(VENV)/triton-%
+	PYTHONPATH=$(CURDIR)/$< $(BIN)/python $(STRICT) -m nntk.bench resources --sample
+
+# The folder is made under another name, so that it is whole if it exists.
+$(TRITONS:%=$(VENV)/triton-%): $(VENV)/triton-%: $(VENV)/.installed-bench $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part triton==$*
 	@rm -rf $@ && mv $@.part $@
 
 # Every kernel compiled for seven GPUs without one: spills, lost tensor cores and lost instructions fail.

@@ -1,4 +1,4 @@
-"""Compilation of Triton kernels ahead of their use. Only this module knows the versions of Triton (3.6, 3.7).
+"""Compilation of Triton kernels ahead of their use. Only this module knows the versions of Triton (3.6 to 3.9).
 
 :func:`compile` compiles one kernel for any GPU, without a GPU. :func:`compile_ahead` compiles what a call would launch.
 
@@ -152,7 +152,7 @@ def compile(case: Case, arch: str) -> Compiled:
     if listed != sorted(case.kernel.arg_names):
         raise ValueError(f"{case.name}: the kernel takes {sorted(case.kernel.arg_names)}, the case lists {listed}")
     order = case.kernel.arg_names
-    # In the order of the arguments, since triton 3.6 and 3.7 flatten descriptors and tuples in the order of this dict.
+    # In the order of the arguments, since triton flattens descriptors and tuples in the order of this dict.
     signature = {name: _type(case.signature[name]) if name in case.signature else "constexpr" for name in order}
     aligned = {
         path: [["tt.divisibility", 16]]

@@ -120,6 +120,8 @@ def main():
     def bind_and_compile(self, *arguments, grid, warmup, **options):
         op = self.fn.__module__.split(".")[-3]
         compiled.add(f"{op}.{self.__name__}")
+        # The compiler's own choice has changed between versions.
+        assert "enable_fp_fusion" in options, f"{self.__name__} does not say whether products and sums are fused"
         kernel = run(self, *arguments, grid=grid, warmup=True, **options)
         # The larger of a number and NaN must be NaN: without .NaN the instructions return the number.
         finite = re.search(r"\b(max|min)\.f32", kernel.asm["ptx"])

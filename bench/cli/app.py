@@ -10,6 +10,7 @@ import typer
 
 import nntk
 from nntk.bench.cli import compare, predict, profile, report, resources, roofline, run, study, tune
+from nntk.bench.cli.gpu import warm_up
 from nntk.bench.cli.kernels import compare_kernels, kernel
 from nntk.bench.cli.options import CommandError, manual
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "resources": resources,
     "predict": predict,
     "tune": tune,
+    "warm-up": warm_up,
     "study": study,
     "kernel": kernel,
     "compare-kernels": compare_kernels,

@@ -10,6 +10,7 @@ from nntk.bench.cli.options import CommandError, JsonOutput, one_line_errors, pa
 from nntk.bench.machine_code import resources
 from nntk.bench.machine_code.catalogue import MODULES
 from nntk.bench.machine_code.machines import MACHINES
+from nntk.bench.machine_code.sample import sampled
 from nntk.bench.measure import environment
 from nntk.bench.results import tables
 from nntk.files.output import Output
@@ -37,6 +38,7 @@ EPILOG = """\
 examples:
   nntk-bench resources                                    everything, on every architecture
   nntk-bench resources --arch sm_90 --kernel "hidden"     the kernels with hidden in their name, for one architecture
+  nntk-bench resources --sample                           a tenth of them in a minute, to try a version of Triton
   nntk-bench resources --json resources.json              all counts, by pipe and loop, with versions and commit
   nntk-bench resources --json - | jq .rows                the same for another program
   nntk-bench resources --summary summary.json             registers, memory and instructions, one row for each kernel
@@ -93,6 +95,9 @@ def command(
             help="write a row for each kernel and architecture as JSON, where --json may go too",
         ),
     ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="each kernel at least once, where it is nearest to a limit")
+    ] = False,
     list_only: Annotated[
         bool, typer.Option("--list", help="print architecture, module and name of every kernel")
     ] = False,
@@ -107,7 +112,7 @@ def command(
     with one_line_errors(resources.CatalogueError, OSError):
         require_triton()
         tasks = resources.catalogue(module or MODULES, arch.split(","))
-        selected = [task for task in tasks if kernel in task.case]
+        selected = [task for task in (sampled(tasks) if sample else tasks) if kernel in task.case]
         if not selected:
             raise resources.CatalogueError(f"none of {len(tasks)} kernels has {kernel!r} in its name; see --list")
         if list_only:

@@ -147,6 +147,29 @@ def stacks_well(model: GeneralModel, base: Tensors, x: Batch) -> bool:
     return agrees
 
 
+def most_together(num_params: int, bytes_of_copy: int, max_bytes: int, fits_caches: bool) -> tuple[int, int]:
+    """Return how many displacements are evaluated together at most, and of how many the noise is generated together.
+
+    On a GPU small operations take as long as their launches, so the budget alone is the limit.
+
+    Args:
+        num_params: Number d of displaced parameters.
+        bytes_of_copy: Bytes that the evaluation of one copy at all inputs holds.
+        max_bytes: Budget, of which an evaluation has a quarter.
+        fits_caches: True on a CPU, where what is done together should also stay in the caches; False on a GPU.
+
+    Returns:
+        Both numbers, at least one on a GPU.
+
+    Example:
+        >>> most_together(1000, 2**20, 2**30, True), most_together(1000, 2**20, 2**30, False)
+        ((32, 524), (128, 268435))
+    """
+    if fits_caches:
+        return max(_STACKED, min(_MOST_STACKED, _STACKED_COEFFICIENTS // num_params)), TILE // num_params
+    return max(1, max_bytes // 4 // (2 * bytes_of_copy)), max(1, max_bytes // 4 // num_params)
+
+
 @dataclass(frozen=True)
 class CopyPlan:
     """Numbers that an evaluation at displaced copies handles together.
@@ -165,7 +188,7 @@ class CopyPlan:
     def of(cls, model: GeneralModel, base: Tensors, x: Batch, max_bytes: int) -> "CopyPlan":
         """Return the plan: half of the budget is for noise and copies, half for the tensors of an evaluation."""
         dtype = next(iter(base.values())).dtype
-        key = (input_kind(x), dtype, max_bytes, len(x) if model.draws else None)
+        key = (input_kind(x), dtype, max_bytes, len(x) if model.draws or not _is_on_cpu(base) else None)
         if key not in model.findings.copy_plans:
             model.findings.copy_plans[key] = cls._find(model, base, x, max_bytes)
         plan: CopyPlan = model.findings.copy_plans[key]
@@ -179,15 +202,19 @@ class CopyPlan:
         # What does not grow with the inputs, such as the signs of weights, is there for each copy.
         bytes_per_input = max(1, _bytes_of_evaluation(model, base, x[:2]) - one) if len(x) > 1 else max(1, one)
         fixed = max(0, one - bytes_per_input)
-        most = max(_STACKED, min(_MOST_STACKED, _STACKED_COEFFICIENTS // d))
+        most, most_generated = most_together(d, fixed + len(x) * bytes_per_input, max_bytes, _is_on_cpu(base))
         stacked = min(most, copies) if copies > 1 and stacks_well(model, base, x[:1]) else 1
-        displacements = max(stacked, min(copies, TILE // d))
+        displacements = max(stacked, min(copies, most_generated))
         if model.draws:
             # The noise of an input depends on its place in the batch, so that inputs must stay together.
             return cls(displacements, stacked, max(1, len(x)))
         # Half of what is left is a margin: operators and vmap make tensors of their own.
         per_copy = max_bytes // 4 // (2 * stacked) - fixed
         return cls(displacements, stacked, max(1, per_copy // bytes_per_input))
+
+
+def _is_on_cpu(base: Tensors) -> bool:
+    return next(iter(base.values())).device.type == "cpu"
 
 
 def _bytes_of_evaluation(model: GeneralModel, base: Tensors, x: Batch) -> int:

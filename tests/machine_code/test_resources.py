@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from nntk.bench.cli import app as cli
-from nntk.bench.machine_code import checks, machines
+from nntk.bench.machine_code import checks, machines, resources
+from nntk.bench.machine_code.catalogue import MODULES
 from nntk.bench.machine_code.flow import Flow
 from nntk.bench.machine_code.listing import sass
 from nntk.bench.machine_code.measure import measure
+from nntk.bench.machine_code.sample import SAMPLE, sampled
 from nntk.kernels.ahead_of_time import Case, Compiled, Product, Work
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="there is no Triton on this system")
@@ -327,3 +329,12 @@ def test_without_triton_it_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "nntk-bench resources: error: Triton is not installed (pip install triton; it is made for Linux)\n"
     )
+
+
+def test_the_sample_covers_every_kernel():
+    """Every case of the sample exists, and every kernel that has cases is among them."""
+    listed = resources.catalogue(MODULES, list(SAMPLE))
+    chosen = sampled(listed)
+    assert sorted((task.arch, task.case) for task in chosen) == sorted((a, name) for a in SAMPLE for name in SAMPLE[a])
+    kernels = {(task.module, task.case.split()[0].partition("(")[0]) for task in listed}
+    assert kernels == {(task.module, task.case.split()[0].partition("(")[0]) for task in chosen}

@@ -62,6 +62,7 @@ def rank_update(
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         loops=(Work(products=(product,) * (3 if arch.startswith("sm_") else 1)),),
+        options=config.OPTIONS,
     )
 
 

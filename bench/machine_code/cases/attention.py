@@ -29,7 +29,7 @@ def _passes() -> Iterator[Case]:
         keys: dict[str, Signature] = {"keys": "*fp32:16"} if score == "dot" else {}
         constants = {"SCORE": score, "MEMBERS": members, "BM": block_m, "BN": block_n}
         constants |= {} if keys else {"keys": None}
-        common = {**_VALUES, **keys, "num_samples": "i32", "member_stride": "i32:16", "out": "*fp32:16"}
+        common = {**_VALUES, **keys, "num_samples": "i32", "out": "*fp32:16"}
         name = f"{score}{' pairs' if members == 2 else ''}"
         yield Case(
             f"statistics {name}",
@@ -37,9 +37,14 @@ def _passes() -> Iterator[Case]:
             {**common, "samples_per_split": "i32:16"},
             constants,
             loops=(Work(),),
+            options=config.OPTIONS,
         )
         yield Case(
-            f"weights {name}", kernel.weights, {**common, "shifts": "*fp32:16", "normalisers": "*fp32:16"}, constants
+            f"weights {name}",
+            kernel.weights,
+            {**common, "shifts": "*fp32:16", "normalisers": "*fp32:16"},
+            constants,
+            options=config.OPTIONS,
         )
 
 
@@ -47,13 +52,13 @@ def _scores(arch: str) -> Iterator[Case]:
     for score in ("dot", "distance"):
         block_s, block_c = config.scores_tile(10, arch)
         signature: dict[str, Signature] = {"d": "*fp32:16", "out": "*fp32:16"}
-        signature |= {"num_scores": "i32:16", "num_inputs": "i32:16", "outputs": "i32"}
+        signature |= {"num_scores": "i32", "num_inputs": "i32", "outputs": "i32"}
         constants: dict[str, Any] = {"SCORE": score, "BS": block_s, "BC": block_c}
         if score == "dot":
             signature["keys"] = "*fp32:16"
         else:
             constants["keys"] = None
-        yield Case(f"scores {score}", kernel.scores, signature, constants, loops=(Work(),))
+        yield Case(f"scores {score}", kernel.scores, signature, constants, loops=(Work(),), options=config.OPTIONS)
 
 
 def _projections(arch: str) -> Iterator[Case]:
@@ -72,4 +77,5 @@ def _projections(arch: str) -> Iterator[Case]:
             {"SIGNS": signs, "PRECISION": "ieee", "DTYPE": tl.bfloat16, "PTX": arch.startswith("sm_"), "WIDE": False}
             | {"BM": block_m, "BJ": block_j, "BK": block_k},
             loops=(work,),
+            options=config.OPTIONS,
         )

@@ -82,4 +82,5 @@ def _case(
         num_stages=tiles.num_stages,
         loops=(work,) * (2 if form == "fused" else 1),
         tensor_bound=form != "plain" and size == _LARGE,
+        options=config.OPTIONS,
     )

@@ -39,11 +39,11 @@ _WITH_LAYER_0 = ("gaussian", "rademacher", "staged", "flipout")
 _RANKS = (16, 64)
 _FUSED = (((128,) * (config.FUSED_LAYERS + 1), "none"), ((128, 128, 128, 10), "odd"))
 """Widths of fused networks, limited to those that the tiles hold, and values of ``pairs``."""
-_BUDGETS = {("gaussian", True): 20.5, ("gaussian", False): 23.0, ("rademacher", True): 6.5, ("rademacher", False): 9.0}
+_BUDGETS = {("gaussian", True): 20.5, ("gaussian", False): 23.0, ("rademacher", True): 6.5, ("rademacher", False): 9.5}
 """Largest number of instructions for a random number on sm_90 in bf16, products included, by family and layer 0 or not.
 
 The targets for signs were 4.5 and 6.5 in steps of 128. Steps of 64 were measured to be an eighth faster; they divide
-the instructions of the loop itself among half as many signs.
+the instructions of the loop itself among half as many signs. Versions of Triton differ by a third of an instruction.
 """
 
 _EPILOGUE: dict[str, Signature] = {
@@ -357,7 +357,7 @@ def _case(
     for key in names:
         if key not in signature and key not in constants:
             constants[key] = None
-    return Case(name, function, signature, constants, **settings)  # type: ignore[arg-type]
+    return Case(name, function, signature, constants, options=config.OPTIONS, **settings)  # type: ignore[arg-type]
 
 
 def _operand(precision: str) -> str:

@@ -35,6 +35,7 @@ def _matrices(arch: str) -> Iterator[Case]:
                 {"SIGNS": signs, "PURPOSE": DISPLACEMENT, "DTYPE": kind, "PTX": arch.startswith("sm_"), "WIDE": False}
                 | {"BH": block_h, "BK": block_k},
                 once=Work(signs=numbers) if signs else Work(normals=numbers),
+                options=launch.OPTIONS,
             )
 
 
@@ -47,6 +48,7 @@ def _vectors(arch: str) -> Iterator[Case]:
             {"out": "*fp32:16", "stride_out_m": "i32", **_STREAM, "length": "i32"},
             {"SIGNS": signs, "PURPOSE": DISPLACEMENT, "PTX": arch.startswith("sm_"), "BLOCK": block},
             once=Work(signs=block) if signs else Work(normals=block),
+            options=launch.OPTIONS,
         )
 
 
@@ -57,6 +59,7 @@ def _words() -> Case:
         {"out": "*i32:16", **_STREAM, "blocks": "i32"},
         {"PURPOSE": DISPLACEMENT, "BLOCK": launch.WORDS_BLOCK},
         once=Work(signs=128 * launch.WORDS_BLOCK),
+        options=launch.OPTIONS,
     )
 
 
@@ -69,4 +72,5 @@ def _squares(arch: str) -> Iterator[Case]:
             {"VECTOR": vector, "PADDED": padded, "PTX": arch.startswith("sm_"), "WIDE": wide}
             | {"BLOCK": launch.SQUARES_BLOCK},
             loops=(Work(normals=4 * launch.SQUARES_BLOCK),),
+            options=launch.OPTIONS,
         )

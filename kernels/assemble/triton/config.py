@@ -25,6 +25,9 @@ class Tiles:
     parts: int
 
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Options of the Triton compiler. Products and sums are fused, which rounds an exponent once instead of twice."""
+
 LARGEST = 128
 """Most rows, columns or terms that a program handles together."""
 
@@ -67,22 +70,26 @@ def tiles(
     if arch == "interpreter":
         return Tiles(64, 64, num_warps=4, num_stages=1, parts=2)
     if not arch.startswith(("sm_9", "sm_10", "sm_11")):
-        return Tiles(64, 16, num_warps=8 if arch.startswith("sm_") else 4, num_stages=1, parts=2)
+        # Four warps share a tile without repeating products; given scores of pairs would leave them few registers.
+        warps = 8 if arch.startswith("sm_") and weighting == "given" and members == 2 else 4
+        return Tiles(64, 16, num_warps=warps, num_stages=1, parts=2)
     count = -(-rows // 128) * -(-columns // 128) // (2 if symmetric else 1)
     if wide or count < processors or (members == 2 and not arch.startswith("sm_9")):
         return Tiles(64, 16, num_warps=8, num_stages=2, parts=2)
-    hopper = arch.startswith("sm_9")
-    if hopper and weighting == "rows":
-        # Measured: a product split into three waits for its parts, so loading ahead only costs.
-        return Tiles(128, 32, num_warps=8, num_stages=1, parts=4)
-    return Tiles(128, 16, num_warps=8, num_stages=2, parts=8 if hopper else 4)
+    if arch.startswith("sm_9"):
+        # Measured with rows: a product split into three waits for its parts, so loading ahead only costs. With weights
+        # that depend on the input it costs registers as well, of which pairs have none left.
+        return Tiles(
+            128, 32 if weighting == "rows" else 16, num_warps=8, num_stages=1, parts=4 if weighting == "rows" else 8
+        )
+    return Tiles(128, 16, num_warps=8, num_stages=2, parts=4)
 
 
 RANK_UPDATE = Tunable(
     "rank_update",
     Tiles,
     ("rows", "columns", "symmetric", "weighting", "members"),
-    ("assemble/triton/kernel.py", "attention/triton/kernel.py"),
+    ("assemble/triton/kernel.py", "attention/triton/kernel.py", "philox/triton/kernel.py"),
 )
 
 

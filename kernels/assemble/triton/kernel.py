@@ -11,6 +11,7 @@ import triton.language as tl
 
 from nntk.kernels.attention.triton.kernel import exponent
 from nntk.kernels.offsets import sized, widened
+from nntk.kernels.philox.triton.kernel import computed_once
 
 
 @triton.jit
@@ -217,7 +218,9 @@ def _operand(
     return a
 
 
-@triton.jit
+# The main loop reads and multiplies as fast without knowing that a number of inputs is a multiple of 16, so that one
+# compilation serves all of them. With one output nothing is divided, so that a one is known.
+@triton.jit(do_not_specialize=["num_samples", "n1", "n2"])
 def rank_update(
     d1, d2, roots, values1, values2, keys1, keys2, priors, factors, shifts1, shifts2, out,
     num_samples, n1, n2, outputs,
@@ -288,6 +291,7 @@ def rank_update(
             d2, roots, values2, keys2, priors, factors, shifts2, m0, c0, j, output, num_samples, n2, outputs,
             WEIGHTING, MEMBERS, OUTPUTS, WIDE, BK,
         )  # fmt: skip
+        a, b = computed_once(a, PRECISION), computed_once(b, PRECISION)
         total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION)
         m0, c0 = m0 + step_m, c0 + step_c
         if OUTPUTS == "trace":

@@ -68,7 +68,7 @@ def energy(
         operands1[3], operands2[3], out, num_samples, n1, n2, c,
         weighting, members, symmetric, "trace" if outputs == "mean" else outputs,
         input_precision("fp32", target.arch), wide, size.block, size.block, size.block_k, size.parts,
-        num_warps=size.num_warps, num_stages=size.num_stages,
+        num_warps=size.num_warps, num_stages=size.num_stages, **config.OPTIONS,
     )  # fmt: skip
     return out
 

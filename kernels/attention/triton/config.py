@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Options of the Triton compiler. Products and sums are fused, which rounds an exponent once instead of twice."""
 TILE = (16, 128)
 """Displacements and inputs that a program of four warps handles together: sixteen values a thread, whole lines of
 memory."""

@@ -14,6 +14,9 @@ from nntk.kernels.philox.triton.kernel import normal_pair, unpack_pairs, unpack_
 DISPLACEMENT: tl.constexpr = tl.constexpr(integers.DISPLACEMENT)
 PROJECTION: tl.constexpr = tl.constexpr(integers.PROJECTION)
 
+# One compilation serves all numbers of displacements. Rows of N numbers are read wide where N is a multiple of 16.
+_SAMPLES = ["num_samples"]
+
 
 @triton.jit
 def exponent(value, key, prior, factor, SCORE: tl.constexpr):
@@ -64,9 +67,9 @@ def _load_key(keys, n, num_inputs, SCORE: tl.constexpr):
     return key[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SAMPLES)
 def statistics(
-    values, keys, priors, factors, out, num_samples, num_inputs, samples_per_split, member_stride,
+    values, keys, priors, factors, out, num_samples, num_inputs, samples_per_split,
     SCORE: tl.constexpr, MEMBERS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Compute partial statistics of the softmax; a program handles BN inputs and the displacements of one split.
@@ -80,7 +83,6 @@ def statistics(
         num_samples: Number M of displacements.
         num_inputs: Number N of inputs.
         samples_per_split: Displacements of a split.
-        member_stride: Elements between the plus and the minus members in ``values``.
         SCORE: Name of the score.
         MEMBERS: 2 for antithetic pairs, else 1.
         BM: Displacements of a tile.
@@ -92,6 +94,7 @@ def statistics(
     first = split.to(tl.int64) * samples_per_split
     count = tl.minimum(num_samples - first, samples_per_split).to(tl.int32)
     values, priors, factors = values + first * num_inputs, priors + first, factors + first
+    member_stride = widened(num_samples) * num_inputs
     key = _load_key(keys, n, num_inputs, SCORE)
     largest = tl.full((BN,), float("-inf"), tl.float32)
     total, squares = tl.zeros((BN,), tl.float32), tl.zeros((BN,), tl.float32)
@@ -118,9 +121,9 @@ def statistics(
     tl.store(out + (row + 2) * num_inputs + n, squares, mask=n < num_inputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SAMPLES)
 def weights(
-    values, keys, priors, factors, shifts, normalisers, out, num_samples, num_inputs, member_stride,
+    values, keys, priors, factors, shifts, normalisers, out, num_samples, num_inputs,
     SCORE: tl.constexpr, MEMBERS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Write weights: sums over members of exp(e - shift), times the normaliser of the input; one tile a program.
@@ -135,7 +138,6 @@ def weights(
         out: Weights, [M, N], float32, contiguous.
         num_samples: Number M of displacements.
         num_inputs: Number N of inputs.
-        member_stride: Elements between the plus and the minus members in ``values``.
         SCORE: Name of the score.
         MEMBERS: 2 for antithetic pairs, else 1.
         BM: Displacements of a tile.
@@ -148,15 +150,14 @@ def weights(
     shift = tl.load(shifts + n, mask=n < num_inputs, other=0.0)[None, :]
     w = tl.exp(_load_exponents(values, key, priors, factors, m, n, num_inputs, num_samples, SCORE) - shift)
     if MEMBERS == 2:
-        w += tl.exp(
-            _load_exponents(values + member_stride, key, priors, factors, m, n, num_inputs, num_samples, SCORE) - shift
-        )
+        values += widened(num_samples) * num_inputs
+        w += tl.exp(_load_exponents(values, key, priors, factors, m, n, num_inputs, num_samples, SCORE) - shift)
     w *= tl.load(normalisers + n, mask=n < num_inputs, other=0.0)[None, :]
     keep = (m < num_samples)[:, None] & (n < num_inputs)[None, :]
     tl.store(out + m.to(tl.int64)[:, None] * num_inputs + n[None, :], w, mask=keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_scores", "num_inputs"])
 def scores(d, keys, out, num_scores, num_inputs, outputs, SCORE: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr):
     """Compute raw scores, BS of them a program.
 
@@ -212,7 +213,10 @@ def _normals_of_row(
     return unpack_pairs(tl.reshape(pair, (BM, BK // 2)), DTYPE)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"])
+@triton.jit(
+    do_not_specialize=["key0", "key1", "ordinal", "num_samples", "height", "width", "dim", "splits"],
+    do_not_specialize_on_alignment=["sample_ids"],
+)
 def project(
     sample_ids, key0, key1, ordinal, out, num_samples, height, width, dim, splits,
     SIGNS: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr,

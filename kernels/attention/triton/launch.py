@@ -37,6 +37,7 @@ def attention_scores(d: Tensor, keys: Tensor | None, score: str) -> Tensor:
             score,
             block_s,
             block_c,
+            **config.OPTIONS,
         )
     return out
 
@@ -51,7 +52,7 @@ def attention_statistics(values: Tensor, keys: Tensor | None, priors: Tensor, fa
     out = torch.empty(splits.count, 3, num_inputs, device=values.device)
     kernel.statistics[(splits.count * triton.cdiv(num_inputs, block_n),)](
         values, _dense(keys), _float(priors), _float(factors), out, num_samples, num_inputs, splits.samples,
-        num_samples * num_inputs, score, members, block_m, block_n,
+        score, members, block_m, block_n, **config.OPTIONS,
     )  # fmt: skip
     return merge_parts(out.double())
 
@@ -74,8 +75,7 @@ def attention_weights(
     out = torch.empty(num_samples, num_inputs, device=values.device)
     kernel.weights[(triton.cdiv(num_samples, block_m) * triton.cdiv(num_inputs, block_n),)](
         values, _dense(keys), _float(priors), _float(factors), reference.finite(statistics[0]).float(),
-        share(statistics[1]).float(), out, num_samples, num_inputs, num_samples * num_inputs, score, members,
-        block_m, block_n,
+        share(statistics[1]).float(), out, num_samples, num_inputs, score, members, block_m, block_n, **config.OPTIONS,
     )  # fmt: skip
     return out
 
@@ -131,7 +131,7 @@ def _project_matrix(
     kernel.project[(splits * triton.cdiv(len(sample_ids), block_m) * triton.cdiv(dim, block_j),)](
         sample_ids.contiguous(), *philox.keys(key), philox.signed(ordinal), out, len(sample_ids), height, width, dim,
         splits, signs, "ieee", philox.triton_type(operand), target.ptx, philox.has_wide_blocks(height, width),
-        block_m, block_j, block_k,
+        block_m, block_j, block_k, **config.OPTIONS,
     )  # fmt: skip
     return out.double().sum(0)
 

@@ -57,7 +57,8 @@ def merge(top, total, squares):
     return highest, tl.sum(total * factor, 0), tl.sum(squares * factor * factor, 0)
 
 
-@triton.jit
+# Logarithms in float64 take longer than loads, which need not be wide: one compilation serves all counts.
+@triton.jit(do_not_specialize=["count"])
 def reduce_weights(
     partials, squared_lengths, count, inverse: tl.float64, steepness: tl.float64, proposal_inverse: tl.float64,
     proposal_steepness: tl.float64, DISTRIBUTION: tl.constexpr, PROPOSAL: tl.constexpr, BLOCK: tl.constexpr,
@@ -101,7 +102,7 @@ def reduce_weights(
     tl.store(partials + 2 * programs + program, squares)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def write_weights(
     weights, statistics, partials, squared_lengths, count, inverse: tl.float64, steepness: tl.float64,
     proposal_inverse: tl.float64, proposal_steepness: tl.float64, DISTRIBUTION: tl.constexpr, PROPOSAL: tl.constexpr,

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from nntk.kernels.target import Target, family_of
 from nntk.kernels.tuning import Tunable
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Options of the Triton compiler. Products and sums are fused, which rounds an entry once instead of twice."""
+
 STEP = 32
 """Multiple that the length of rows is padded to: one step of a product, 128 bytes of each row."""
 

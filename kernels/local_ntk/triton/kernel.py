@@ -88,7 +88,8 @@ def _finish(
         store_tile(out, term, i0, j0, n1, n2, outputs, SYMMETRIC and LAST, OUTPUTS, WIDE)
 
 
-@triton.jit
+# Matrices are padded to whole steps: their lengths are multiples of 16, and the numbers of inputs need not be.
+@triton.jit(do_not_specialize=["n1", "n2"])
 def layer_pair(
     h1, h2, gram, b1, b2, out, k, width, n1, n2, outputs,
     BIAS: tl.constexpr, ADD: tl.constexpr, LAST: tl.constexpr, SYMMETRIC: tl.constexpr, OUTPUTS: tl.constexpr,

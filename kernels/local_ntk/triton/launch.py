@@ -69,7 +69,7 @@ class _KernelMatrix:
             self.n1, self.n2, self.num_outputs,
             bias, not first, last, self.symmetric, self.outputs, input_precision("fp32", self.target.arch), wide,
             tiles.block_i, tiles.block_j, tiles.block_k, tiles.part,
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages, **config.OPTIONS,
         )  # fmt: skip
 
     def gram(self, h1: Tensor, h2: Tensor) -> Tensor:

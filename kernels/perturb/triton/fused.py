@@ -51,7 +51,7 @@ def evaluate_fused(
         tuple(layer.activation.name for layer in layers[:-1]),
         context.pairs, context.input_precision, context.triton_dtype, context.target.ptx,
         config.power_of_two(widths[0], 32, 128), padded_width, block_c, tiles.block_n, state_block[1],
-        num_warps=tiles.num_warps, num_stages=1,
+        num_warps=tiles.num_warps, num_stages=1, **config.OPTIONS,
     )  # fmt: skip
     if result is not out:
         out.copy_(result)

@@ -15,6 +15,7 @@ from nntk.kernels.offsets import sized
 from nntk.kernels.perturb.triton.activations import difference, relu
 from nntk.kernels.philox.triton.kernel import (
     DISPLACEMENT,
+    computed_once,
     gaussian_tile,
     gaussian_vector,
     sign_vector,
@@ -205,9 +206,13 @@ def _load_member(operand, m, member, n0, k):
 
 # A chunk begins anywhere in the tensors of its group. Without specialisation on alignment one compilation serves all.
 _GROUP_TENSORS = ["sample_ids", "scales", "slots", "coefficients"]
+# Rows in memory are padded, so that nothing is gained by knowing that a length is a multiple of 16. Without that, one
+# compilation serves all numbers of inputs and displacements that have the same tiles.
+_SIZES = ["width", "height", "num_inputs", "num_samples"]
+_STREAM = ["key0", "key1", "ordinal"]
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=_GROUP_TENSORS)
+@triton.jit(do_not_specialize=[*_STREAM, *_SIZES], do_not_specialize_on_alignment=_GROUP_TENSORS)
 def layer_step(
     q, d, weight, noise, projections, slots, in_signs, out_signs,
     sample_ids, key0, key1, ordinal, width, height, num_inputs,
@@ -297,6 +302,7 @@ def layer_step(
                 noise, in_signs, r, matrix, m, noise_h0, k, width, height, ordinal, sample_id, key0, key1, SOURCE,
                 DTYPE, PTX, BH, BK,
             )  # fmt: skip
+            e = computed_once(e, PRECISION)
             if Q_PER_SAMPLE:
                 operand = _load_columns(q, m, n0, k)
             else:
@@ -326,7 +332,7 @@ def layer_step(
     _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=_GROUP_TENSORS)
+@triton.jit(do_not_specialize=[*_STREAM, *_SIZES], do_not_specialize_on_alignment=_GROUP_TENSORS)
 def stationary_step(
     q, d, weight,
     sample_ids, key0, key1, ordinal, width, height, num_inputs,
@@ -387,6 +393,7 @@ def stationary_step(
     h = h0 + tl.arange(0, BH)
     sample_id = tl.load(sample_ids + m)
     e = _generate_noise(sized(h0, WIDE), 0, width, ordinal, sample_id, key0, key1, SOURCE, DTYPE, PTX, BH, BK)
+    e = computed_once(e, PRECISION)
     _, rho = _split_scale(tl.load(scales + m))
     if not FIRST:
         w = weight.load([h0, 0])
@@ -405,7 +412,7 @@ def stationary_step(
         _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
-@triton.jit(do_not_specialize_on_alignment=_GROUP_TENSORS)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_GROUP_TENSORS)
 def project(
     h, d, right_factors, coefficients, scales, out, width, num_inputs,
     MEMBERS: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
@@ -518,7 +525,7 @@ def _small_products(
         # if the compiler kept their results for all layers, registers would spill.
         h0 = (tl.load(sample_id_pointer, volatile=True) - sample_id).to(tl.int32)
         e = _generate_noise(h0, 0, WIDTH, ordinal, sample_id, key0, key1, SOURCE, DTYPE, PTX, BH, q.shape[0])
-        dz = rho * tl.dot(e, q, dz, input_precision=PRECISION)
+        dz = rho * tl.dot(computed_once(e, PRECISION), q, dz, input_precision=PRECISION)
     if LAYER > 0:
         w = last_weight.load([0, 0]) if LAST else weights.load([LAYER * PAD, 0])
         dz = tl.dot(w, d, dz, input_precision=PRECISION)
@@ -531,7 +538,7 @@ def _small_products(
     return dz
 
 
-@triton.jit(do_not_specialize=["key0", "key1"], do_not_specialize_on_alignment=_GROUP_TENSORS)
+@triton.jit(do_not_specialize=[*_STREAM, *_SIZES], do_not_specialize_on_alignment=_GROUP_TENSORS)
 def small_mlp(
     inputs, weights, last_weight, states_a, states_b, hidden, sample_ids, scales, parameters, key0, key1, num_inputs,
     num_samples, out,
@@ -599,6 +606,7 @@ def small_mlp(
             dz, 0, n0, sigma, network, layer, WIDTHS[layer + 1], tl.constexpr(ACTIVATIONS[layer]), PRECISION, DTYPE,
             PTX, PAD, BI, BP,
         )  # fmt: skip
+        d, q = computed_once(d, PRECISION), computed_once(q, PRECISION)
     # Last layer, and the stores.
     out_d = _small_products(
         q, d, sign, rho, sample_id, network, LAYERS - 1, SOURCE, WIDTHS[LAYERS - 1], ORDINALS[2 * LAYERS - 2],

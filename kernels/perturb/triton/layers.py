@@ -166,7 +166,7 @@ class _LayerStep:
         )  # fmt: skip
         self.is_wide = philox.has_wide_blocks(self.height, self.width)
         self.tile_sizes = (tiles.parts, tiles.block_h, tiles.block_n, tiles.block_k)
-        self.options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+        self.options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, **config.OPTIONS}
         # A stationary program goes over all inputs, since it holds its noise.
         input_tiles = (
             1 if self.path == "stationary" else triton.cdiv(self.num_inputs, tiles.block_n // self.column_members)
@@ -278,5 +278,5 @@ class _LayerStep:
         kernel.project[(len(scales) * members * triton.cdiv(self.num_inputs, tiles.block_n),)](
             *self.projected, right, noise.coefficients, scales, self.projections, self.width, self.num_inputs, members,
             self.context.input_precision, tiles.block_n, tiles.block_k, self.rank,
-            num_warps=config.projection_warps(self.rank), num_stages=tiles.num_stages,
+            num_warps=config.projection_warps(self.rank), num_stages=tiles.num_stages, **config.OPTIONS,
         )  # fmt: skip

@@ -15,6 +15,9 @@ from nntk.kernels.philox import integers
 VERSION: tl.constexpr = tl.constexpr(integers.STREAM_VERSION)
 DISPLACEMENT: tl.constexpr = tl.constexpr(integers.DISPLACEMENT)
 
+# One compilation serves all of these numbers: strides and columns of rows alone say how wide a store may be.
+_NUMBERS = ["key0", "key1", "ordinal", "start", "height", "width", "length", "blocks", "blocks_per_row", "splits"]
+
 # One Box-Muller pair: two words become two bfloat16 in one register, the cosine in the low half. u rounds to 1 at most,
 # where lg2.approx may err to either side of zero. Its magnitude costs nothing and keeps the radius from being NaN.
 _PAIR_PTX: tl.constexpr = tl.constexpr("""{
@@ -33,6 +36,18 @@ _PAIR_PTX: tl.constexpr = tl.constexpr("""{
     mul.f32 s, s, r;
     cvt.rn.bf16x2.f32 $0, s, c;
 }""")
+
+
+@triton.jit
+def computed_once(x, PRECISION: tl.constexpr):
+    """Return x, an operand of a product; where that is split into three, each warp may not compute x for itself.
+
+    Several warps multiply the same numbers of an operand. The compiler would exchange among threads what the operand is
+    computed from, so that all of these warps compute it. HISTORY.md of assembly and of perturbation have the figures.
+    """
+    if PRECISION == "tf32x3":
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1)
+    return x
 
 
 @triton.jit
@@ -181,7 +196,7 @@ def sign_vector(i, ordinal, sample_id, key0, key1, PURPOSE: tl.constexpr):
     return (bit | 0x3F800000).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["sample_ids"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids"])
 def write_noise(
     out, stride_out_m, stride_out_h, columns, sample_ids, key0, key1, ordinal, start, height, width,
     SIGNS: tl.constexpr, PURPOSE: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr,
@@ -229,7 +244,7 @@ def write_noise(
         tl.store(pointers, noise, mask=(h < height)[:, None] & (k < columns)[None, :])
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["sample_ids"])
+@triton.jit(do_not_specialize=[*_NUMBERS, "stride_out_m"], do_not_specialize_on_alignment=["sample_ids"])
 def write_vector(
     out, stride_out_m, sample_ids, key0, key1, ordinal, length,
     SIGNS: tl.constexpr, PURPOSE: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr,
@@ -259,7 +274,7 @@ def write_vector(
     tl.store(out + m.to(tl.int64) * stride_out_m + i, noise.to(out.dtype.element_ty), mask=i < length)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["sample_ids"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids"])
 def write_words(out, sample_ids, key0, key1, ordinal, blocks, PURPOSE: tl.constexpr, BLOCK: tl.constexpr):
     """Write the words of the stream themselves, BLOCK blocks a program.
 
@@ -290,7 +305,7 @@ def _squares(pair, column, width, valid, PADDED: tl.constexpr):
     return tl.where(valid, even * even + odd * odd, 0.0)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "ordinal"], do_not_specialize_on_alignment=["sample_ids"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids"])
 def sum_squares(
     out, sample_ids, key0, key1, ordinal, blocks, blocks_per_row, width, splits,
     VECTOR: tl.constexpr, PADDED: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,

@@ -21,6 +21,9 @@ Key = tuple[int, int]
 _TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _LARGEST_GRID = 2**31 - 1
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Options of the Triton compiler. Products and sums are fused: Philox is of integers, and normals are rounded to
+bfloat16 behind approximate functions anyway."""
 NORMALS_TILE = (64, 64)
 """Rows and columns of normals that one program of four warps writes: eight blocks of words a thread."""
 SIGNS_TILE = (64, 128)
@@ -85,7 +88,7 @@ def write_matrix(
         kernel.write_noise[(len(ids) * tiles,)](
             chunk, chunk.stride(0), chunk.stride(1), columns, ids, *keys(key), signed(ordinal), start, height, width,
             signs, purpose, triton_type(out.dtype), target_of(out.device).ptx, has_wide_blocks(start + height, width),
-            block_h, block_k,
+            block_h, block_k, **OPTIONS,
         )  # fmt: skip
 
 
@@ -95,7 +98,7 @@ def write_vector(out: Tensor, sample_ids: Tensor, ordinal: int, length: int, key
     for ids, chunk in _launches(sample_ids, out, tiles):
         kernel.write_vector[(len(ids) * tiles,)](
             chunk, chunk.stride(0), ids, *keys(key), signed(ordinal), length, signs, DISPLACEMENT,
-            target_of(out.device).ptx, VECTOR_BLOCK,
+            target_of(out.device).ptx, VECTOR_BLOCK, **OPTIONS,
         )  # fmt: skip
 
 
@@ -105,7 +108,9 @@ def packed_signs(sample_ids: Tensor, ordinal: int, length: int, key: Key, purpos
     out = torch.empty(len(sample_ids), 4 * blocks, dtype=torch.int32, device=sample_ids.device)
     tiles = triton.cdiv(blocks, WORDS_BLOCK)
     for ids, chunk in _launches(sample_ids, out, tiles):
-        kernel.write_words[(len(ids) * tiles,)](chunk, ids, *keys(key), signed(ordinal), blocks, purpose, WORDS_BLOCK)
+        kernel.write_words[(len(ids) * tiles,)](
+            chunk, ids, *keys(key), signed(ordinal), blocks, purpose, WORDS_BLOCK, **OPTIONS
+        )
     return out
 
 
@@ -272,5 +277,6 @@ def _sum_squares(sample_ids: Tensor, ordinal: int, shape: tuple[int, ...], key: 
         kernel.sum_squares[(len(ids) * splits,)](
             chunk, ids, *keys(key), signed(ordinal), blocks, blocks_per_row, width, splits, vector,
             bool(width % (4 if vector else 16)), target_of(sample_ids.device).ptx, blocks > _WIDE_BLOCKS, SQUARES_BLOCK,
+            **OPTIONS,
         )  # fmt: skip
     return out.double().sum(1)
