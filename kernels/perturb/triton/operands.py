@@ -4,7 +4,7 @@ Third file to read, after config.py and chunks.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton.language as tl
@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nntk.kernels.activations import encode
-from nntk.kernels.mlp import Layer, unperturbed
+from nntk.kernels.mlp import Layer, affine
 from nntk.kernels.perturb.reference import ROUNDINGS
 from nntk.kernels.perturb.triton import config
 from nntk.kernels.perturb.triton.chunks import TEMPORARY_DIVISOR
@@ -20,6 +20,9 @@ from nntk.kernels.philox.directions import Directions
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import slices
 from nntk.kernels.target import Target, input_precision
+
+_FLOAT64_BYTES = 48
+"""Bytes of temporaries of the float64 pass for each input and output of a layer: that number, and what it makes."""
 
 
 @dataclass(frozen=True)
@@ -113,27 +116,55 @@ class UnperturbedPass:
 
     @classmethod
     def evaluate(cls, context: LaunchContext, x: Tensor) -> "UnperturbedPass":
-        """Evaluate the network at ``x``, a few inputs at a time: float64 needs about 64 bytes of temporaries a unit."""
+        """Evaluate the network at ``x``, as many inputs at a time as fit the bytes reserved for temporaries.
 
-        def zeros(width: int) -> Tensor:
-            return torch.zeros(len(x), philox.padded(width), device=x.device)
+        Weights are converted to float64 once if they take at most half of these bytes. Of an input, at most the
+        numbers of one layer are held in float64: its inputs, its outputs, and what these are rounded by.
 
-        hidden = [zeros(width) for width in context.widths[:-1]]
+        Args:
+            context: Settings that all launches share.
+            x: Inputs, [N, K], float32.
+
+        Returns:
+            The results.
+        """
+        layers, spare = context.layers, context.temporary_bytes
+        coefficients = sum(layer.weight.numel() for layer in layers)
+        if 8 * coefficients <= spare // 2:
+            layers, spare = [_in_float64(layer) for layer in layers], spare - 8 * coefficients
+        shapes = [(len(x), width) for width in context.widths]
+        hidden = [zero_padded(shape, x.device) for shape in shapes[:-1]]
         states = [
-            tuple(zeros(len(layer.weight)) for _ in range(layer.activation.state_parts)) for layer in context.layers
+            tuple(zero_padded(shape, x.device) for _ in range(layer.activation.state_parts))
+            for layer, shape in zip(layers, shapes[1:], strict=True)
         ]
-        for batch in slices(len(x), max(1, context.temporary_bytes // (64 * sum(context.widths)))):
-            float64_layers, _ = unperturbed(context.layers, x[batch])
-            for layer, (h, z), inputs, state in zip(context.layers, float64_layers, hidden, states, strict=True):
+        widest = max(map(sum, zip(context.widths[:-1], context.widths[1:], strict=True)))
+        for batch in slices(len(x), max(1, spare // (_FLOAT64_BYTES * widest))):
+            h = x[batch].double()
+            for layer, inputs, state in zip(layers, hidden, states, strict=True):
                 inputs[batch, : h.shape[1]] = h
+                z = affine(layer, h)
                 for tensor, part in zip(state, layer.activation.state(z, torch.float32), strict=True):
                     tensor[batch, : z.shape[1]] = part
+                h = layer.activation.value(z)
         is_lowrank = context.directions.name == "lowrank"
         operands = [
             as_operand(h, context.precision, context.target) if is_lowrank or number == 0 else None
             for number, h in enumerate(hidden)
         ]
         return cls(len(x), states, hidden, operands)
+
+
+def _in_float64(layer: Layer) -> Layer:
+    bias = None if layer.bias is None else layer.bias.double()
+    return replace(layer, weight=layer.weight.double(), bias=bias)
+
+
+def zero_padded(shape: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return rows [.., padded(width)] that the caller fills to their width; what pads them is zero."""
+    rows, width = shape
+    make = torch.empty if width % 16 == 0 else torch.zeros
+    return make(rows, philox.padded(width), device=device, dtype=dtype)
 
 
 def operand_dtype(precision: str, target: Target) -> torch.dtype:
