@@ -6,33 +6,38 @@ about the cost of launching a kernel.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Launchers = Mapping[Any, Callable[..., Any]]
-"""Functions that serve ops of nntk on a card, by the op, e.g. ``torch.ops.nntk.squared_norms.default``."""
+_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
+def _is_launched(function: Any) -> bool:
+    """Return False for operators that only allocate or look at memory, and for numbers on the host."""
+    name = function._schema.name
+    return "empty" not in name and name not in ("aten::_unsafe_view", "aten::scalar_tensor")
 
 
 class _Recorder(TorchDispatchMode):
     """Results of the operators that compute something, in order; views compute nothing."""
 
-    def __init__(self, launchers: Launchers) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._launchers = launchers
         self.results: dict[Any, list[Any]] = {}
+        self.copies = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        if function in self._launchers:
-            with self:  # What an op of nntk computes is recorded, too.
-                return self._launchers[function](*arguments)
         if function._can_decompose():
             with self:  # Such as `to`, which is a copy or nothing.
                 return function.decompose(*arguments, **(options or {}))
         result = function(*arguments, **(options or {}))
+        if function in _COPIES and any(isinstance(part, Tensor) and part.device.type == "cpu" for part in arguments):
+            self.copies += 1
         if not function.is_view:
             self.results.setdefault(function, []).append(result)
         return result
@@ -43,37 +48,32 @@ class Replay:
 
     Args:
         call: Call whose tensors are on the device ``"meta"``. It must do the same each time.
-        launchers: Functions that serve the ops of nntk that it calls.
     """
 
-    def __init__(self, call: Callable[[], object], launchers: Launchers) -> None:
-        self._call, self._launchers = call, launchers
-        with _Recorder(launchers) as recorder:
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        with _Recorder() as recorder:
             call()
         self._results = recorder.results
+        self.copies = recorder.copies
+        """Number of copies of numbers from the host, for each of which it waits."""
 
     @property
     def operators(self) -> int:
-        """Number of operators of a call that launch a kernel on a card; those that only allocate do not."""
-        return sum(len(results) for function, results in self._results.items() if "empty" not in str(function))
+        """Number of operators of a call that launch a kernel on a card."""
+        return sum(len(results) for function, results in self._results.items() if _is_launched(function))
 
     @contextmanager
     def fast_operators(self) -> Iterator[None]:
         """Let the operators return at once; :meth:`run` makes the call."""
-        with ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
+        with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own functions are replaced.
-            aten, nntk = (
-                stack.enter_context(torch.library._scoped_library(name, "IMPL")) for name in ("aten", "nntk")
-            )
-            for op, launcher in self._launchers.items():
-                nntk.impl(op._schema.name, launcher, "Meta")
             self._remaining: dict[Any, Iterator[Any]] = {}
             for function in self._results:
-                if "empty" not in str(function):
+                if _is_launched(function):
                     overload = function._overloadname
                     name = function._schema.name + ("" if overload == "default" else f".{overload}")
-                    aten.impl(name, self._stand_in(function), "Meta")
+                    library.impl(name, self._stand_in(function), "Meta")
             yield
 
     def run(self) -> None:

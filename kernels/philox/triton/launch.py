@@ -192,7 +192,7 @@ def lowrank_factors(
     chunk_size = max(1, slab_bytes // (8 * rank * (height + width)))
     chunks = zip(left.split(chunk_size), right.split(chunk_size), strict=True)
     scales = [reference.lowrank_scale(a[:, :rank, :height].double(), b[:, :rank, :width].double()) for a, b in chunks]
-    return left, right, torch.cat(scales)
+    return left, right, scales[0] if len(scales) == 1 else torch.cat(scales)
 
 
 def generate(
@@ -283,8 +283,9 @@ def squared_norms(
     # Partial sums of all parameters, so that one operation converts them to float64.
     sizes = [len(sample_ids) * _square_blocks(shape)[-1] for shape in shapes.values()]
     partial = torch.empty(sum(sizes), dtype=torch.float32, device=sample_ids.device)
+    is_ptx = target_of(sample_ids.device).ptx
     for (ordinal, shape), part in zip(shapes.items(), partial.split(sizes), strict=True):
-        _sum_squares(sample_ids, ordinal, shape, (seed_low, seed_high), part)
+        _sum_squares(sample_ids, ordinal, shape, (seed_low, seed_high), part, is_ptx)
     sums = [part.view(len(sample_ids), -1) for part in partial.double().split(sizes)]
     total = torch.zeros(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
     for part in sums:
@@ -305,10 +306,10 @@ def _square_blocks(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     return blocks, blocks_per_row, width, triton.cdiv(blocks, 4 * SQUARES_BLOCK)
 
 
-def _sum_squares(sample_ids: Tensor, ordinal: int, shape: tuple[int, ...], key: Key, out: Tensor) -> None:
+def _sum_squares(sample_ids: Tensor, ordinal: int, shape: tuple[int, ...], key: Key, out: Tensor, is_ptx: bool) -> None:
     """Write the partial sums of the squares of a parameter's normals, M times as many as programs share a sample."""
     blocks, blocks_per_row, width, splits = _square_blocks(shape)
-    is_vector, is_ptx = len(shape) < 2, target_of(sample_ids.device).ptx
+    is_vector = len(shape) < 2
     is_padded = bool(width % (4 if is_vector else 16))
     for ids, part in _launches(sample_ids, out.view(len(sample_ids), splits), splits):
         launch(
