@@ -43,8 +43,6 @@ COLUMNS = (
     Column("tensor maps", "maps"),
     Column("waits", "copies"),
 )
-MEASURED_KEYS = ("host_s", "share", "least_s", "median_s")
-"""Values of a row that depend on the machine; all others are the same everywhere."""
 
 
 def cases(arch: str) -> list[Case]:
