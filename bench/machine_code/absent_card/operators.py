@@ -8,6 +8,7 @@ about the cost of launching a kernel.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -65,25 +66,24 @@ class Replay:
 
     @contextmanager
     def fast_operators(self) -> Iterator[None]:
-        """Let the operators return at once; :meth:`run` makes the call."""
+        """Let the operators of the call return at once."""
         with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own functions are replaced.
-            self._remaining: dict[Any, Iterator[Any]] = {}
-            for function in self._results:
+            for function, results in self._results.items():
                 if _is_launched(function):
                     overload = function._overloadname
                     name = function._schema.name + ("" if overload == "default" else f".{overload}")
-                    library.impl(name, self._stand_in(function), "Meta")
+                    library.impl(name, _stand_in(function, results), "Meta")
             yield
 
     def run(self) -> None:
         """Make the call once."""
-        for function, results in self._results.items():
-            self._remaining[function] = iter(results)
         self._call()
 
-    def _stand_in(self, function: Any) -> Callable[..., Any]:
-        remaining = self._remaining
-        if function._schema.is_mutable:
-            return lambda target, *arguments, **options: target
-        return lambda *arguments, **options: next(remaining[function])
+
+def _stand_in(function: Any, results: list[Any]) -> Callable[..., Any]:
+    """Return a function that returns the recorded results one after another, for one call after another."""
+    if function._schema.is_mutable:
+        return lambda target, *arguments, **options: target
+    following = cycle(results).__next__
+    return lambda *arguments, **options: following()

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -26,7 +25,7 @@ from nntk.kernels.perturb.triton.operands import (
 from nntk.kernels.philox.integers import BASE, DISPLACEMENT
 from nntk.kernels.philox.triton import kernel as stream
 from nntk.kernels.philox.triton import launch as philox
-from nntk.kernels.slices import slices
+from nntk.kernels.slices import count, slices
 
 
 class LayerSteps:
@@ -73,7 +72,7 @@ class LayerSteps:
             for step, noise in zip(steps, group.noise, strict=True)
             for launch in step.launches(group, noise, out)
         ]
-        for number, chunk in enumerate(slices(len(group.sample_ids), self._chunk_samples)):
+        for number, chunk in enumerate(slices(group.sample_ids.shape[0], self._chunk_samples)):
             for launch in launches:
                 launch(number, chunk)
         return out
@@ -174,10 +173,8 @@ class _LayerStep:
         self.tile_sizes = (tiles.parts, tiles.block_h, tiles.block_n, tiles.block_k)
         self.options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
         # A stationary program goes over all inputs, since it holds its noise.
-        input_tiles = (
-            1 if self.path == "stationary" else triton.cdiv(self.num_inputs, tiles.block_n // self.column_members)
-        )
-        self.programs_per_sample = triton.cdiv(self.height, tiles.block_h) * input_tiles
+        input_tiles = 1 if self.path == "stationary" else count(self.num_inputs, tiles.block_n // self.column_members)
+        self.programs_per_sample = count(self.height, tiles.block_h) * input_tiles
 
     def _choose_tiles(self) -> config.Tiles:
         precision, target = self.context.precision, self.context.target
@@ -312,7 +309,7 @@ class _LayerStep:
             tiles.block_k, self.rank,
         )  # fmt: skip
         options = {"num_warps": config.projection_warps(self.rank), "num_stages": tiles.num_stages}
-        return RepeatedLaunch(kernel.project, arguments, members * triton.cdiv(self.num_inputs, tiles.block_n), options)
+        return RepeatedLaunch(kernel.project, arguments, members * count(self.num_inputs, tiles.block_n), options)
 
 
 def _part(tensor: Tensor | None) -> PartOf | None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.integers import BASE, DISPLACEMENT, INPUT_SIGNS, LEFT, OUTPUT_SIGNS, RIGHT
 from nntk.kernels.philox.slabs import TILE, slabs_of
 from nntk.kernels.philox.triton import kernel
+from nntk.kernels.slices import count
 from nntk.kernels.target import target_of
 
 Key = tuple[int, int]
@@ -84,13 +84,13 @@ def write_matrix(
     tiles = matrix_tiles(height, out.shape[2], signs)
     for ids, chunk in _launches(sample_ids, out, tiles):
         arguments = matrix_arguments(chunk, ids, ordinal, width, key, signs, purpose, is_ptx, start)
-        launch(kernel.write_noise, len(ids) * tiles, *arguments)
+        launch(kernel.write_noise, ids.shape[0] * tiles, *arguments)
 
 
 def matrix_tiles(height: int, columns: int, signs: bool) -> int:
     """Return the number of programs that write the noise of one matrix."""
     block_h, block_k = SIGNS_TILE if signs else NORMALS_TILE
-    return triton.cdiv(height, block_h) * triton.cdiv(columns, block_k)
+    return count(height, block_h) * count(columns, block_k)
 
 
 def matrix_arguments(
@@ -110,22 +110,30 @@ def write_vector(
     out: Tensor, sample_ids: Tensor, ordinal: int, length: int, key: Key, signs: bool, purpose: int = DISPLACEMENT
 ) -> None:
     """Write noise of a vector for every sample into ``out`` [M, >= length]; the purpose is that of signs."""
-    tiles, is_ptx = triton.cdiv(length, VECTOR_BLOCK), target_of(out.device).ptx
+    tiles, is_ptx = count(length, VECTOR_BLOCK), target_of(out.device).ptx
     for ids, chunk in _launches(sample_ids, out, tiles):
         launch(
-            kernel.write_vector, len(ids) * tiles, chunk, chunk.stride(0), ids, *keys(key), signed(ordinal), length,
+            kernel.write_vector, ids.shape[0] * tiles, chunk, chunk.stride(0), ids, *keys(key), signed(ordinal), length,
             signs, purpose, is_ptx, VECTOR_BLOCK,
         )  # fmt: skip
 
 
 def packed_signs(sample_ids: Tensor, ordinal: int, length: int, key: Key, purpose: int) -> Tensor:
     """Generate packed signs of a vector for every sample: [M, words], int32, 32 signs a word, four words a block."""
-    blocks = triton.cdiv(length, 128)
+    blocks = count(length, 128)
     out = torch.empty(len(sample_ids), 4 * blocks, dtype=torch.int32, device=sample_ids.device)
-    tiles = triton.cdiv(blocks, WORDS_BLOCK)
+    tiles = count(blocks, WORDS_BLOCK)
     for ids, chunk in _launches(sample_ids, out, tiles):
         launch(
-            kernel.write_words, len(ids) * tiles, chunk, ids, *keys(key), signed(ordinal), blocks, purpose, WORDS_BLOCK
+            kernel.write_words,
+            ids.shape[0] * tiles,
+            chunk,
+            ids,
+            *keys(key),
+            signed(ordinal),
+            blocks,
+            purpose,
+            WORDS_BLOCK,
         )
     return out
 
@@ -133,8 +141,8 @@ def packed_signs(sample_ids: Tensor, ordinal: int, length: int, key: Key, purpos
 def _launches(sample_ids: Tensor, out: Tensor, tiles: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Split samples and their results into launches that a grid can hold; there are none for an empty result."""
     chunk_size, sample_ids = max(1, _LARGEST_GRID // max(1, tiles)), sample_ids.contiguous()
-    if len(sample_ids) <= chunk_size:
-        if len(sample_ids) and tiles:
+    if sample_ids.shape[0] <= chunk_size:
+        if sample_ids.shape[0] and tiles:
             yield sample_ids, out
     else:
         yield from zip(sample_ids.split(chunk_size), out.split(chunk_size), strict=True)
@@ -190,9 +198,11 @@ def lowrank_factors(
         operands.append(factor)
     left, right = operands
     chunk_size = max(1, slab_bytes // (8 * rank * (height + width)))
+    if sample_ids.shape[0] <= chunk_size:
+        return left, right, reference.lowrank_scale(left[:, :rank, :height].double(), right[:, :rank, :width].double())
     chunks = zip(left.split(chunk_size), right.split(chunk_size), strict=True)
     scales = [reference.lowrank_scale(a[:, :rank, :height].double(), b[:, :rank, :width].double()) for a, b in chunks]
-    return left, right, scales[0] if len(scales) == 1 else torch.cat(scales)
+    return left, right, torch.cat(scales)
 
 
 def generate(
@@ -297,13 +307,13 @@ def _square_blocks(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Return the blocks of a parameter, those of a row, the width of a row, and the programs that share a sample."""
     if len(shape) < 2:
         blocks_per_row, width = 1, math.prod(shape)
-        blocks = triton.cdiv(width, 4)
+        blocks = count(width, 4)
     else:
         width = math.prod(shape[1:])
         blocks_per_row = padded(width) // 4
         blocks = shape[0] * blocks_per_row
     # Four tiles of blocks a program amortise its start; more would leave processors idle if there are few samples.
-    return blocks, blocks_per_row, width, triton.cdiv(blocks, 4 * SQUARES_BLOCK)
+    return blocks, blocks_per_row, width, count(blocks, 4 * SQUARES_BLOCK)
 
 
 def _sum_squares(sample_ids: Tensor, ordinal: int, shape: tuple[int, ...], key: Key, out: Tensor, is_ptx: bool) -> None:
@@ -313,6 +323,6 @@ def _sum_squares(sample_ids: Tensor, ordinal: int, shape: tuple[int, ...], key: 
     is_padded = bool(width % (4 if is_vector else 16))
     for ids, part in _launches(sample_ids, out.view(len(sample_ids), splits), splits):
         launch(
-            kernel.sum_squares, len(ids) * splits, part, ids, *keys(key), signed(ordinal), blocks, blocks_per_row,
+            kernel.sum_squares, ids.shape[0] * splits, part, ids, *keys(key), signed(ordinal), blocks, blocks_per_row,
             width, splits, is_vector, is_padded, is_ptx, blocks > _WIDE_BLOCKS, SQUARES_BLOCK,
         )  # fmt: skip
