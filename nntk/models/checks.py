@@ -44,7 +44,7 @@ def check_parameters(model: nn.Module) -> None:
             raise TypeError(f"parameter {name!r} must be float32 or float64, got {parameter.dtype}.")
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} must hold numbers, but is on the meta device.")
-        checks.finite(f"parameter {name!r}", parameter.detach())
+    checks.all_finite({f"parameter {name!r}": parameter.detach() for name, parameter in model.named_parameters()})
 
 
 def check_evaluation_mode(model: nn.Module, prefix: str = "", allow_random: bool = False) -> None:
