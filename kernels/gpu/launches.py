@@ -155,7 +155,7 @@ def _launch_by_triton(
 
 def _is_triton_unchanged() -> bool:
     """Return False where another program has put its own function in the place of Triton's launch."""
-    return JITFunction.run.__module__ == "triton.runtime.jit"
+    return bool(JITFunction.run.__module__ == "triton.runtime.jit")
 
 
 def _key(

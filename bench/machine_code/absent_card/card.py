@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import triton
@@ -67,12 +68,12 @@ class AbsentCard:
             ctypes.c_int.in_dll(self._library, name).value = value
         ctypes.c_int.in_dll(self._library, "absent_processors").value = processors
         ctypes.c_uint.in_dll(self._library, "absent_shared").value = MACHINES[arch].shared
-        properties = SimpleNamespace(
+        properties: Any = SimpleNamespace(
             name="", major=self._capability[0], minor=self._capability[1], multi_processor_count=processors,
             total_memory=memory,
         )  # fmt: skip
         # The launchers ask PyTorch what the card is.
-        torch.cuda.get_device_properties = lambda device=None: properties  # type: ignore[assignment]
+        torch.cuda.get_device_properties = lambda device=None: properties
         driver.set_active(_Driver(self._capability))
 
     @property
@@ -81,7 +82,7 @@ class AbsentCard:
         return Counts(*(ctypes.c_long.in_dll(self._library, f"absent_{name}").value for name in ("launches", "maps")))
 
 
-class _Driver(CudaDriver):
+class _Driver(CudaDriver):  # type: ignore[misc]
     """Triton's driver for NVIDIA, told what PyTorch would say of the current device."""
 
     def __init__(self, capability: tuple[int, int]) -> None:

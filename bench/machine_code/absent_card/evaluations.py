@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -20,12 +21,11 @@ from nntk.bench.machine_code.absent_card.card import AbsentCard
 from nntk.bench.machine_code.absent_card.operators import Replay
 from nntk.kernels.activations import Activation, Relu, encode
 from nntk.kernels.perturb.config import gpu_bytes
-from nntk.kernels.perturb.triton import launch
-from nntk.kernels.perturb.triton.chunks import ChunkPlan
+from nntk.kernels.perturb.triton import chunks, launch
 
 FAMILIES = ("gaussian", "rademacher", "flipout(8)", "lowrank(1)")
 """Families of displacements."""
-_CALLS = 30
+_CALLS = 60
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,14 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
     """
     call = call_of(workload, directions, max_bytes)
     call()  # Kernels are compiled.
-    plans: list[ChunkPlan] = []
-    plan_chunks = launch.plan_chunks
-    launch.plan_chunks = lambda *sizes: plans.append(plan_chunks(*sizes)) or plans[-1]  # type: ignore[func-returns-value]
-    replay = Replay(call)
-    launch.plan_chunks = plan_chunks
+    plans: list[chunks.ChunkPlan] = []
+
+    def keep(*sizes: Any) -> chunks.ChunkPlan:
+        plans.append(chunks.plan_chunks(*sizes))
+        return plans[-1]
+
+    with patch.object(launch, "plan_chunks", keep):
+        replay = Replay(call)
     seconds = []
     with replay.fast_operators():
         replay.run()

@@ -283,8 +283,8 @@ def squared_norms(
 ) -> Tensor:
     """Sum the squares of normals, or count the signs: the op ``nntk::squared_norms`` for CUDA tensors."""
     if parse(directions).has_fixed_norm:
-        total = float(sum(parameter.numel() for parameter in parameters))
-        return torch.full((len(sample_ids),), total, dtype=torch.float64, device=sample_ids.device)
+        norm = float(sum(parameter.numel() for parameter in parameters))
+        return torch.full((len(sample_ids),), norm, dtype=torch.float64, device=sample_ids.device)
     shapes = {
         ordinal: tuple(parameter.shape)
         for parameter, ordinal in zip(parameters, ordinals, strict=True)
