@@ -120,3 +120,20 @@ def finite(name: str, value: Tensor) -> None:
             f"{name} must be finite, got {int(invalid.sum())} NaN or infinite of {invalid.numel()} entries, "
             f"the first at index {first}."
         )
+
+
+def all_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors hold neither NaN nor infinity; the host waits once for each device.
+
+    Args:
+        tensors: The tensors by name.
+
+    Raises:
+        ValueError: If one does; the message is that of :func:`finite` for the first.
+    """
+    flags: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors.values():
+        flags.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
+    if not all(bool(torch.stack(of_device).all()) for of_device in flags.values()):
+        for name, tensor in tensors.items():
+            finite(name, tensor)

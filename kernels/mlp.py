@@ -76,15 +76,25 @@ def unperturbed(layers: Sequence[Layer], x: Tensor) -> tuple[list[tuple[Tensor, 
     """
     h, states = x.double(), []
     for layer in layers:
-        z = _affine(layer, h)
+        z = affine(layer, h)
         states.append((h, z))
         h = layer.activation.value(z)
     return states, h
 
 
-def _affine(layer: Layer, h: Tensor) -> Tensor:
-    """Compute W h + b in float64, a few units at a time, so that their float64 weights take 16 MB."""
+def affine(layer: Layer, h: Tensor) -> Tensor:
+    """Compute W h + b in float64, a few units at a time, so that their float64 weights take 16 MB.
+
+    Args:
+        layer: The layer. Parameters in float64 are used as they are.
+        h: Inputs, [N, K], float64.
+
+    Returns:
+        The pre-activations, [N, H], float64.
+    """
     units = max(1, FLOAT64_COEFFICIENTS // layer.weight.shape[1])
+    if len(layer.weight) <= units:
+        return torch.nn.functional.linear(h, layer.weight.double(), None if layer.bias is None else layer.bias.double())
     biases = itertools.repeat(None) if layer.bias is None else layer.bias.double().split(units)
     parts = zip(layer.weight.split(units), biases, strict=False)
     return torch.cat([torch.nn.functional.linear(h, weight.double(), bias) for weight, bias in parts], dim=1)

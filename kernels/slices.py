@@ -19,3 +19,13 @@ def slices(stop: int, size: int, start: int = 0) -> Iterator[slice]:
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
+
+
+def count(stop: int, size: int) -> int:
+    """Return the number of slices of a size that cover a length, such as the programs that cover a row.
+
+    Example:
+        >>> count(5, 2)
+        3
+    """
+    return -(-stop // size)

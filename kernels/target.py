@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -69,10 +70,18 @@ def target_of(device: torch.device) -> Target:
     """Return the target of a device. It queries the driver, so only an op with a tensor on that device may call it."""
     if interpreted():
         return Target("interpreter", os.cpu_count() or 1)
+    return _query(device) if device.index is None else _queried(device)
+
+
+def _query(device: torch.device) -> Target:
     properties = torch.cuda.get_device_properties(device)
     hip = torch.version.hip is not None
     arch = properties.gcnArchName.partition(":")[0] if hip else f"sm_{properties.major}{properties.minor}"
     return Target(arch, properties.multi_processor_count, slug(properties.name))
+
+
+_queried = cache(_query)
+"""Target of a device with a number, which is asked for once."""
 
 
 def obstacle_of(device: torch.device) -> str:

@@ -195,7 +195,12 @@ def default_bytes(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return DEFAULT_BYTES
-    return max(_LEAST_GPU_BYTES, memory_of(device) // _GPU_SHARE)
+    return gpu_bytes(memory_of(device))
+
+
+def gpu_bytes(memory: int) -> int:
+    """Return the default budget of a GPU with so many bytes of memory."""
+    return max(_LEAST_GPU_BYTES, memory // _GPU_SHARE)
 
 
 def predicted_rounding_error(layers: Sequence[Layer], samples: int, precision: str) -> float:

@@ -1,7 +1,6 @@
 """Checks of models and inputs, before any work: dtypes, devices, finite numbers, evaluation mode."""
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -87,18 +86,7 @@ def check_parameters(model: nn.Module, displaced: Collection[str] | None = None)
             raise TypeError(f"parameter {name!r} must be float32 or float64, got {parameter.dtype}.")
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} must hold numbers, but is on the meta device.")
-    if are_finite(parameters.values()):
-        return
-    for name, parameter in parameters.items():
-        checks.finite(f"parameter {name!r}", parameter)
-
-
-def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return True if no tensor holds NaN or infinity; on a GPU it waits once for each device, not for each tensor."""
-    on_device = defaultdict(list)
-    for tensor in tensors:
-        on_device[tensor.device].append(torch.isfinite(tensor).all())
-    return all(bool(torch.stack(flags).all()) for flags in on_device.values())
+    checks.all_finite({f"parameter {name!r}": parameter for name, parameter in parameters.items()})
 
 
 def check_evaluation_mode(model: nn.Module, prefix: str = "", allow_random: bool = False) -> None:

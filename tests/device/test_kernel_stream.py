@@ -146,7 +146,7 @@ def test_many_blocks_are_counted_in_64_bits(monkeypatch):
 
     monkeypatch.setattr(kernel, "sum_squares", Recorder())
     for shape in ((2**14, 2**17), (2**14 + 1, 2**17), (2**16, 2**17)):
-        launch._sum_squares(torch.arange(1, device=DEVICE), 0, shape, (1, 2))
+        launch.squared_norms([torch.empty(shape, device="meta")], [0], torch.arange(1, device=DEVICE), 1, 2, "gaussian")
     assert wide == {2**29: False, 2**29 + 2**15: True, 2**31: True}
 
 

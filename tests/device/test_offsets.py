@@ -285,7 +285,7 @@ def test_noise_of_rows_beyond_32_bits():
 def test_squares_of_a_long_vector(kept, monkeypatch):
     """The one normal behind 2^31 counts, and the three that follow it in its block do not."""
     launches, key = kept(stream, "sum_squares"), (1, 2)
-    philox._sum_squares(torch.zeros(1, dtype=torch.int64, device="meta"), 0, (2**31 + 1,), key)
+    philox.squared_norms([meta(2**31 + 1)], [0], torch.zeros(1, dtype=torch.int64, device="meta"), *key, "gaussian")
     (launch,) = launches
     last, splits = 2**29 // philox.SQUARES_BLOCK, launch["splits"]
     launch.run(last % splits, monkeypatch)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import inputs, mlp, relative_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nntk import Attention, NonlocalNTK, activations, local_ntk, monte_carlo_error, preparation, warm_up
 
@@ -444,3 +445,26 @@ def test_a_warm_up_records_the_call_itself(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, logger="nntk"):
         assert warm_up(NonlocalNTK(mlp(3, 8, 2), samples=9), inputs(5, 3), inputs(4, 3)) == 3
     assert shapes == [(5, 4, 9)] and "Compiled 3 kernels for a card" in caplog.text
+
+
+class Reads(TorchDispatchMode):
+    """Numbers that the host reads from tensors, for each of which it waits for a device; ops of nntk are one each."""
+
+    def __init__(self):
+        """None yet."""
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        """Run an operator, and count reads."""
+        self.number += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(options or {}))
+
+
+def test_the_host_reads_three_numbers_in_a_call():
+    """One says that the parameters are finite, one that the inputs are, and the last that the kernel is."""
+    kernel, x = NonlocalNTK(mlp(20, 30, 30, 3, activation="relu"), samples=16, propagation="difference"), inputs(9, 20)
+    kernel(x)
+    with Reads() as reads:
+        kernel(x)
+    assert reads.number == 3

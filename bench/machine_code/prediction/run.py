@@ -8,16 +8,16 @@ from rich.console import Console
 
 from nntk.bench.machine_code.catalogue import Task
 from nntk.bench.machine_code.measure import Measured
-from nntk.bench.machine_code.prediction import workloads
+from nntk.bench.machine_code.prediction import host, workloads
 from nntk.bench.machine_code.prediction.model import CARDS, Card
 from nntk.bench.machine_code.resources import reports
 from nntk.bench.report.markdown import lines
 from nntk.bench.results import tables
 from nntk.bench.results.schema import Row
-from nntk.bench.results.tables import UNITS, Column
+from nntk.bench.results.tables import UNITS, Column, Show
 from nntk.files.output import Output
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the JSON's layout."""
 
 CAPTION = (
@@ -68,38 +68,69 @@ def run(
         in_markdown: True to print the tables in Markdown too.
 
     Returns:
-        The exit status: 0, or 1 if a kernel did not compile.
+        The exit status: 0, or 1 if a kernel did not compile or the host's time was not measured.
 
     Raises:
         OSError: If the JSON cannot be written.
     """
     cards: dict[str, Any] = {}
     for name in names or CARDS:
-        rows = _predicted(CARDS[name], console)
-        if rows is None:
+        measured: dict[str, Measured] = {}
+        rows = _predicted(CARDS[name], console, measured)
+        host_rows = None if rows is None else _host(name, console, measured)
+        if rows is None or host_rows is None:
             return 1
-        cards[name] = {**asdict(CARDS[name]), "rows": rows}
+        cards[name] = {**asdict(CARDS[name]), "rows": rows, "host": host_rows}
         if in_markdown:
             print(markdown(rows))
+            print(host.markdown(host_rows))
     if output:
         output.write_json({"schema": SCHEMA, **facts, "cards": cards})
     return 0
 
 
-def _predicted(card: Card, console: Console) -> list[Row] | None:
+def _compile(
+    module: str, names: Sequence[str], arch: str, console: Console, show: Show, measured: dict[str, Measured]
+) -> bool:
+    """Compile kernels of a module that are not in ``measured`` yet; False if one did not compile."""
+    names = [name for name in names if name not in measured]
+    show(None, f"compiling 1 of {len(names)}")
+    for number, result in enumerate(reports([Task(module, arch, name) for name in names]), 2):
+        if result.measured is None:
+            console.print(f"{result.task.case}: {result.failures}", style="red", highlight=False, markup=False)
+            return False
+        measured[result.task.case] = result.measured
+        show(None, f"compiling {number} of {len(names)}" if number <= len(names) else "")
+    return True
+
+
+def _predicted(card: Card, console: Console, measured: dict[str, Measured]) -> list[Row] | None:
     """Return the rows of one card; None if a kernel did not compile."""
     names = [case.name for case in workloads.cases(card.arch)]
-    measured: dict[str, Measured] = {}
     title = f"Predicted for an {card.name}, from machine code: nothing ran"
     with tables.growing(console, title, f"{CAPTION}\nRates: {card.source}.", COLUMNS) as show:
-        show(None, f"compiling 1 of {len(names)}")
-        for number, result in enumerate(reports([Task(workloads.__name__, card.arch, name) for name in names]), 2):
-            if result.measured is None:
-                console.print(f"{result.task.case}: {result.failures}", style="red", highlight=False, markup=False)
-                return None
-            measured[result.task.case] = result.measured
-            show(None, f"compiling {number} of {len(names)}" if number <= len(names) else "")
+        if not _compile(workloads.__name__, names, card.arch, console, show, measured):
+            return None
         rows = list(workloads.rows(measured, card))
         for row in rows:
             show(_shown(row), "")
+    return rows
+
+
+def _host(name: str, console: Console, measured: dict[str, Measured]) -> list[Row] | None:
+    """Return the host's rows of one card; None if a kernel did not compile, or the time was not measured."""
+    card = CARDS[name]
+    names = [case.name for case in host.cases(card.arch)]
+    title = f"The host of an {card.name}, on a driver that launches nothing"
+    with tables.growing(console, title, host.CAPTION, host.COLUMNS) as show:
+        if not _compile(host.__name__, names, card.arch, console, show, measured):
+            return None
+        show(None, "measuring the host")
+        try:
+            rows = list(host.rows(name, card, measured))
+        except host.HostError as error:
+            console.print(str(error), style="red", highlight=False, markup=False)
+            return None
+        for row in rows:
+            show(row, "")
     return rows

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nntk.bench.machine_code.cases import assemble, attention, fixed_weights, perturb, philox
 from nntk.bench.machine_code.measure import Measured
@@ -269,3 +269,19 @@ def _row(case: str, target: float, predicted: float, time: Time) -> Row:
         "goes_to": time.shares,
         **{f"{name}_s": value for name, value in time.parts.items()},
     }
+
+
+def evaluation(arch: str, directions: str, widths: Sequence[int], inputs: int, samples: int) -> Launches:
+    """Yield the launches of an evaluation like those of the targets, for any number of antithetic displacements."""
+    for case, launch in _evaluation(arch, directions, widths, inputs):
+        factor = samples / _ROWS
+        yield (
+            case,
+            replace(
+                launch,
+                programs=round(factor * launch.programs),
+                bytes=factor * launch.bytes,
+                fetched=factor * launch.fetched,
+                flops=factor * launch.flops,
+            ),
+        )

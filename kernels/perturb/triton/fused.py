@@ -6,9 +6,9 @@ Fifth file to read, beside layers.py, which evaluates larger networks.
 from collections.abc import Iterator, Sequence
 
 import torch
-import triton
 from torch import Tensor
 
+from nntk.kernels.gpu.launches import launch
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.triton import config, kernel
 from nntk.kernels.perturb.triton.operands import (
@@ -18,6 +18,7 @@ from nntk.kernels.perturb.triton.operands import (
     tensor_descriptor,
 )
 from nntk.kernels.philox.triton import launch as philox
+from nntk.kernels.slices import count
 
 
 def evaluate_fused(
@@ -41,7 +42,8 @@ def evaluate_fused(
     state_block = (padded_width, min(tiles.part_columns, block_inputs))
     weights, last_weight = _stack_weights(context, tiles)
     result = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
-    kernel.small_mlp[(len(sample_ids) * triton.cdiv(num_inputs, block_inputs),)](
+    launch(
+        kernel.small_mlp, len(sample_ids) * count(num_inputs, block_inputs),
         base_pass.hidden[0][:, : widths[0]].T.contiguous(),
         tensor_descriptor(weights, padded_width, (padded_width, padded_width)),
         tensor_descriptor(last_weight, padded_width, (block_c, padded_width)),

@@ -13,7 +13,7 @@ from torch import Tensor
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.perturb.triton.chunks import padded_rank
-from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand
+from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, zero_padded
 from nntk.kernels.philox.integers import INPUT_SIGNS, OUTPUT_SIGNS
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import slices
@@ -37,10 +37,6 @@ class PerSampleNoise:
     """With flipout: s_m as operands, [M, padded(K)]."""
     out_signs: Tensor | None = None
     """With flipout: r_m as operands, [M, padded(H)]."""
-
-    def __getitem__(self, samples: slice) -> "PerSampleNoise":
-        """Return the noise of a range of displacements."""
-        return PerSampleNoise(**{name: None if part is None else part[samples] for name, part in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ def _generate(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> PerSa
 def _bias(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
     """Generate bias noise, [M, padded(H)], float32."""
     height = len(layer.weight)
-    noise = torch.zeros(len(sample_ids), philox.padded(height), device=sample_ids.device)
+    noise = zero_padded((len(sample_ids), height), sample_ids.device)
     assert layer.bias_ordinal is not None, "the bias is displaced"
     uses_signs = context.directions.name != "gaussian"
     philox.write_vector(noise, sample_ids, layer.bias_ordinal, height, context.key, uses_signs)
@@ -126,11 +122,8 @@ def _bias(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
 def _signs(context: LaunchContext, layer: Layer, sample_ids: Tensor, length: int, purpose: int) -> Tensor:
     """Generate the signs of a vector as operands, [M, padded(length)]."""
     assert layer.weight_ordinal is not None, "the weight is displaced"
-    signs = torch.zeros(len(sample_ids), philox.padded(length), dtype=context.dtype, device=sample_ids.device)
-    # Signs are generated 128 at a time, with 16 bytes of temporaries each.
-    for samples in slices(len(sample_ids), max(1, context.temporary_bytes // (16 * 128 * -(-length // 128)))):
-        packed = philox.packed_signs(sample_ids[samples], layer.weight_ordinal, length, context.key, purpose)
-        signs[samples, :length] = philox.signs_of(packed, length, context.dtype)
+    signs = zero_padded((len(sample_ids), length), sample_ids.device, context.dtype)
+    philox.write_vector(signs, sample_ids, layer.weight_ordinal, length, context.key, True, purpose)
     return signs
 
 

@@ -5,7 +5,7 @@ goes through the layers with one launch for each (``layers.py``), or a group goe
 (``fused.py``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from nntk.kernels.perturb.triton.group import PreparedGroup
 from nntk.kernels.perturb.triton.layers import LayerSteps, choose_paths, staged_bytes
 from nntk.kernels.perturb.triton.operands import LaunchContext, UnperturbedPass, as_operand, pad_rows
 from nntk.kernels.philox.directions import parse
+from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import slices
 from nntk.kernels.target import target_of
 
@@ -70,7 +71,14 @@ def mlp_differences(
     out = x.new_empty((2, *shape) if pairs == "both" else shape)
     if out.numel():
         _evaluate(context, x, sample_ids.contiguous(), scales.float().contiguous(), out)
-    return out, squared_norms(displaced(layers), sample_ids, seed_low | seed_high << 32, directions)
+    return out, _norms(displaced(layers), sample_ids, key, directions)
+
+
+def _norms(parameters: Mapping[int, Tensor], sample_ids: Tensor, key: philox.Key, directions: str) -> Tensor:
+    """Return the squared norms of the unit displacements, [M], float64."""
+    if sample_ids.device.type == "cpu":  # The reference is faster than interpreted kernels.
+        return squared_norms(parameters, sample_ids, key[0] | key[1] << 32, directions)
+    return philox.squared_norms(list(parameters.values()), list(parameters), sample_ids, *key, directions)
 
 
 def _obstacle(

@@ -1,18 +1,19 @@
 """Layer-by-layer evaluation: buffers, descriptors and arguments that many chunks share, and the launches of a chunk.
 
-Fifth file to read, after group.py. A launch takes the host a few tens of microseconds, about as long as its kernel
-takes on the device. So buffers and their descriptors are made once a layer, and a chunk adds only what belongs to its
-own displacements.
+Fifth file to read, after group.py. The host must not take longer to launch a kernel than the card takes to run it. So
+buffers and their descriptors are made once a layer, the launches of a chunk are prepared once a group, and each chunk
+repeats them with the addresses of its own displacements.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from nntk.kernels.gpu.launches import PartOf, RepeatedLaunch
 from nntk.kernels.perturb.triton import chunks, config, kernel
 from nntk.kernels.perturb.triton.group import PerSampleNoise, PreparedGroup, is_formed
 from nntk.kernels.perturb.triton.operands import (
@@ -22,8 +23,9 @@ from nntk.kernels.perturb.triton.operands import (
     tensor_descriptor,
 )
 from nntk.kernels.philox.integers import BASE, DISPLACEMENT
+from nntk.kernels.philox.triton import kernel as stream
 from nntk.kernels.philox.triton import launch as philox
-from nntk.kernels.slices import slices
+from nntk.kernels.slices import count, slices
 
 
 class LayerSteps:
@@ -65,11 +67,14 @@ class LayerSteps:
             len(group.sample_ids), context.members, self._base_pass.num_inputs, philox.padded(context.widths[-1]),
             device=group.sample_ids.device,
         )  # fmt: skip
-        for number, chunk in enumerate(slices(len(group.sample_ids), self._chunk_samples)):
-            sample_ids, scales, bases = group.sample_ids[chunk], group.scales[chunk], group.bases
-            base_ids, slots = (None, None) if bases is None else (bases.base_ids[number], bases.slots[chunk])
-            for step, noise in zip(steps, group.noise, strict=True):
-                step.launch(sample_ids, scales, noise[chunk], base_ids, slots, out[chunk])
+        launches = [
+            launch
+            for step, noise in zip(steps, group.noise, strict=True)
+            for launch in step.launches(group, noise, out)
+        ]
+        for number, chunk in enumerate(slices(group.sample_ids.shape[0], self._chunk_samples)):
+            for launch in launches:
+                launch(number, chunk)
         return out
 
     def _buffer(self, shapes: Iterable[tuple[int, ...]]) -> Tensor:
@@ -168,10 +173,8 @@ class _LayerStep:
         self.tile_sizes = (tiles.parts, tiles.block_h, tiles.block_n, tiles.block_k)
         self.options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, **config.OPTIONS}
         # A stationary program goes over all inputs, since it holds its noise.
-        input_tiles = (
-            1 if self.path == "stationary" else triton.cdiv(self.num_inputs, tiles.block_n // self.column_members)
-        )
-        self.programs_per_sample = triton.cdiv(self.height, tiles.block_h) * input_tiles
+        input_tiles = 1 if self.path == "stationary" else count(self.num_inputs, tiles.block_n // self.column_members)
+        self.programs_per_sample = count(self.height, tiles.block_h) * input_tiles
 
     def _choose_tiles(self) -> config.Tiles:
         precision, target = self.context.precision, self.context.target
@@ -230,53 +233,90 @@ class _LayerStep:
         columns = operand.view(-1, self.column_members, self.num_inputs, operand.shape[-1])
         return tensor_descriptor(columns, self.width, (1, members, *block))
 
-    def launch(
-        self, sample_ids: Tensor, scales: Tensor, noise: PerSampleNoise, base_ids: Tensor | None,
-        slots: Tensor | None, out: Tensor,
-    ) -> None:  # fmt: skip
-        """Evaluate the layer for the displacements of a chunk; the last layer writes ``out``."""
-        d_out, options = out if self.d_out is None else self.d_out, self.options
-        epilogue = (noise.bias, *self.states, scales, *self.parameters, d_out, self.q_out, d_out.shape[-1])
-        grid = (self.programs_per_sample * len(sample_ids),)
-        if self.path == "stationary":
-            kernel.stationary_step[grid](
-                self.q, self.d, self.weight, sample_ids, *self.stream, *self.sizes, *epilogue, self.source,
-                self.is_first, self.is_last, *self.kind, self.is_wide, *self.tile_sizes, **options,
-            )  # fmt: skip
-            return
-        matrices, in_signs = self._prepare_noise(sample_ids, scales, noise, base_ids)
-        kernel.layer_step[grid](
-            self.q, self.d, self.weight, matrices, self.projection_descriptor, slots, in_signs, noise.out_signs,
-            sample_ids, *self.stream, *self.sizes, *epilogue, self.source, self.is_first, self.is_last,
-            self.q_per_sample, *self.kind, self.is_wide, *self.tile_sizes, self.rank, **options,
+    def launches(self, group: PreparedGroup, noise: PerSampleNoise, out: Tensor) -> list[RepeatedLaunch]:
+        """Prepare the launches of a chunk, in order, which every chunk of a group repeats.
+
+        Args:
+            group: Displacements of the group.
+            noise: Noise vectors of the layer.
+            out: Outputs of the group, [M, members, N, padded(C)], which the last layer writes.
+
+        Returns:
+            The launches.
+        """
+        sample_ids, scales, d_out = PartOf(group.sample_ids), PartOf(group.scales), self.d_out
+        epilogue = (
+            _part(noise.bias), *self.states, scales, *self.parameters, PartOf(out) if d_out is None else d_out,
+            self.q_out, (out if d_out is None else d_out).shape[-1],
         )  # fmt: skip
+        if self.path == "stationary":
+            arguments = (
+                self.q, self.d, self.weight, sample_ids, *self.stream, *self.sizes, *epilogue, self.source,
+                self.is_first, self.is_last, *self.kind, self.is_wide, *self.tile_sizes,
+            )  # fmt: skip
+            return [RepeatedLaunch(kernel.stationary_step, arguments, self.programs_per_sample, self.options)]
+        launches, matrices, in_signs = self._prepare_noise(group, noise)
+        slots = None if group.bases is None else PartOf(group.bases.slots)
+        arguments = (
+            self.q, self.d, self.weight, matrices, self.projection_descriptor, slots, in_signs,
+            _part(noise.out_signs), sample_ids, *self.stream, *self.sizes, *epilogue, self.source, self.is_first,
+            self.is_last, self.q_per_sample, *self.kind, self.is_wide, *self.tile_sizes, self.rank,
+        )  # fmt: skip
+        return [*launches, RepeatedLaunch(kernel.layer_step, arguments, self.programs_per_sample, self.options)]
 
     def _prepare_noise(
-        self, sample_ids: Tensor, scales: Tensor, noise: PerSampleNoise, base_ids: Tensor | None
-    ) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
-        """Write the noise that the layer step reads; describe its matrices or left factors, and flipout's signs s_m."""
-        context, ordinal = self.context, self.layer.weight_ordinal or 0
-        block = (self.tiles.block_h, self.tiles.block_k)
+        self, group: PreparedGroup, noise: PerSampleNoise
+    ) -> tuple[list[RepeatedLaunch], TensorDescriptor | PartOf | None, PartOf | None]:
+        """Return the launches that write what the layer step reads, its matrices or left factors, and signs s_m."""
+        context, block = self.context, (self.tiles.block_h, self.tiles.block_k)
         if noise.formed is not None:
-            return tensor_descriptor(noise.formed, self.width, block), None
+            return [], PartOf(noise.formed, tensor_descriptor(noise.formed, self.width, block)), None
         if self.source == "staged":
-            matrices, uses_signs = self.noise[: len(sample_ids)], context.directions.name == "rademacher"
-            philox.write_matrix(matrices, sample_ids, ordinal, self.width, context.key, uses_signs, DISPLACEMENT)
-        if base_ids is not None and noise.in_signs is not None:
-            philox.write_matrix(self.noise, base_ids, ordinal, self.width, context.key, True, BASE)
-            return self.noise_descriptor, tensor_descriptor(noise.in_signs, self.width, (1, block[1]))
+            is_signs, tiles = context.directions.name == "rademacher", self._noise_tiles
+            arguments = self._noise_arguments(PartOf(group.sample_ids), is_signs, DISPLACEMENT)
+            return (
+                [RepeatedLaunch(stream.write_noise, arguments, tiles(is_signs), philox.OPTIONS)],
+                self.noise_descriptor,
+                None,
+            )
+        if group.bases is not None and noise.in_signs is not None:
+            base_ids = PartOf(group.bases.base_ids, is_by_launch=True)
+            programs = group.bases.base_ids.shape[1] * self._noise_tiles(True)
+            arguments = self._noise_arguments(base_ids, True, BASE)
+            write = RepeatedLaunch(stream.write_noise, arguments, 0, philox.OPTIONS, programs_by_launch=programs)
+            signs = tensor_descriptor(noise.in_signs, self.width, (1, block[1]))
+            return [write], self.noise_descriptor, PartOf(noise.in_signs, signs)
         if noise.left is not None:
-            self._project(scales, noise)
-            return tensor_descriptor(noise.left, self.height, (self.rank, block[0])), None
-        return self.noise_descriptor, None
+            left = tensor_descriptor(noise.left, self.height, (self.rank, block[0]))
+            return [self._projection(group, noise)], PartOf(noise.left, left), None
+        return [], self.noise_descriptor, None
 
-    def _project(self, scales: Tensor, noise: PerSampleNoise) -> None:
-        """Multiply the columns by the right factors of low rank."""
+    def _noise_tiles(self, is_signs: bool) -> int:
+        return philox.matrix_tiles(*self.noise_shape[1:], is_signs)
+
+    def _noise_arguments(self, sample_ids: PartOf, is_signs: bool, purpose: int) -> tuple[Any, ...]:
+        """Return the arguments of the launch that writes matrices of noise or bases to the layer's buffer."""
+        context = self.context
+        return philox.matrix_arguments(
+            self.noise, sample_ids, self.layer.weight_ordinal or 0, self.width, context.key, is_signs, purpose,
+            context.target.ptx,
+        )  # fmt: skip
+
+    def _projection(self, group: PreparedGroup, noise: PerSampleNoise) -> RepeatedLaunch:
+        """Return the launch that multiplies the columns by the right factors of low rank."""
         tiles, members = self.tiles, self.column_members
         assert noise.right is not None, "a left factor comes with a right one"
         right = tensor_descriptor(noise.right, self.width, (self.rank, tiles.block_k))
-        kernel.project[(len(scales) * members * triton.cdiv(self.num_inputs, tiles.block_n),)](
-            *self.projected, right, noise.coefficients, scales, self.projections, self.width, self.num_inputs, members,
-            self.context.input_precision, tiles.block_n, tiles.block_k, self.rank,
-            num_warps=config.projection_warps(self.rank), num_stages=tiles.num_stages, **config.OPTIONS,
+        arguments = (
+            *self.projected, PartOf(noise.right, right), _part(noise.coefficients), PartOf(group.scales),
+            self.projections, self.width, self.num_inputs, members, self.context.input_precision, tiles.block_n,
+            tiles.block_k, self.rank,
         )  # fmt: skip
+        options = {
+            "num_warps": config.projection_warps(self.rank), "num_stages": tiles.num_stages, **config.OPTIONS
+        }  # fmt: skip
+        return RepeatedLaunch(kernel.project, arguments, members * count(self.num_inputs, tiles.block_n), options)
+
+
+def _part(tensor: Tensor | None) -> PartOf | None:
+    return None if tensor is None else PartOf(tensor)

@@ -4,7 +4,8 @@ Third file to read, after config.py and chunks.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import triton.language as tl
@@ -12,7 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nntk.kernels.activations import encode
-from nntk.kernels.mlp import Layer, unperturbed
+from nntk.kernels.mlp import Layer, affine
 from nntk.kernels.perturb.reference import ROUNDINGS
 from nntk.kernels.perturb.triton import config
 from nntk.kernels.perturb.triton.chunks import TEMPORARY_DIVISOR
@@ -20,6 +21,9 @@ from nntk.kernels.philox.directions import Directions
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import slices
 from nntk.kernels.target import Target, input_precision
+
+_FLOAT64_BYTES = 48
+"""Bytes of temporaries of the float64 pass for each input and output of a layer: that number, and what it makes."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +44,32 @@ class LaunchContext:
     max_bytes: int
     """Budget of temporary memory."""
 
-    @property
+    @cached_property
     def members(self) -> int:
         """Number of evaluations of a displacement: 2 for an antithetic pair, else 1."""
         return 1 if self.pairs == "none" else 2
 
-    @property
+    @cached_property
     def temporary_bytes(self) -> int:
         """Bytes reserved for temporaries."""
         return self.max_bytes // TEMPORARY_DIVISOR
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """Dtype of the operands of products."""
         return operand_dtype(self.precision, self.target)
 
-    @property
+    @cached_property
     def triton_dtype(self) -> tl.dtype:
         """Dtype of the operands of products, as Triton names it."""
         return philox.triton_type(self.dtype)
 
-    @property
+    @cached_property
     def input_precision(self) -> str:
         """Precision of products, as Triton names it."""
         return input_precision(self.precision, self.target.arch)
 
-    @property
+    @cached_property
     def widths(self) -> list[int]:
         """Widths of the network, inputs and outputs included."""
         return [self.layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in self.layers)]
@@ -113,27 +117,65 @@ class UnperturbedPass:
 
     @classmethod
     def evaluate(cls, context: LaunchContext, x: Tensor) -> "UnperturbedPass":
-        """Evaluate the network at ``x``, a few inputs at a time: float64 needs about 64 bytes of temporaries a unit."""
+        """Evaluate the network at ``x``, as many inputs at a time as fit the bytes reserved for temporaries.
 
-        def zeros(width: int) -> Tensor:
-            return torch.zeros(len(x), philox.padded(width), device=x.device)
+        Weights are converted to float64 once if they take at most half of these bytes. Of an input, at most the
+        numbers of one layer are held in float64: its inputs, its outputs, and what these are rounded by.
 
-        hidden = [zeros(width) for width in context.widths[:-1]]
-        states = [
-            tuple(zeros(len(layer.weight)) for _ in range(layer.activation.state_parts)) for layer in context.layers
-        ]
-        for batch in slices(len(x), max(1, context.temporary_bytes // (64 * sum(context.widths)))):
-            float64_layers, _ = unperturbed(context.layers, x[batch])
-            for layer, (h, z), inputs, state in zip(context.layers, float64_layers, hidden, states, strict=True):
-                inputs[batch, : h.shape[1]] = h
-                for tensor, part in zip(state, layer.activation.state(z, torch.float32), strict=True):
-                    tensor[batch, : z.shape[1]] = part
+        Args:
+            context: Settings that all launches share.
+            x: Inputs, [N, K], float32.
+
+        Returns:
+            The results.
+        """
+        layers, spare = context.layers, context.temporary_bytes
+        coefficients = sum(layer.weight.numel() for layer in layers)
+        if 8 * coefficients <= spare // 2:
+            layers, spare = [_in_float64(layer) for layer in layers], spare - 8 * coefficients
+        hidden: list[Tensor | None] = [None] * len(layers)
+        states: list[list[Tensor | None]] = [[None] * layer.activation.state_parts for layer in layers]
+        widest = max(map(sum, zip(context.widths[:-1], context.widths[1:], strict=True)))
+        for batch in slices(len(x), max(1, spare // (_FLOAT64_BYTES * widest))):
+            h = x[batch].double()
+            for number, (layer, state) in enumerate(zip(layers, states, strict=True)):
+                hidden[number] = _keep(hidden[number], h, batch, len(x))
+                z = affine(layer, h)
+                for index, part in enumerate(layer.activation.state(z, torch.float32)):
+                    state[index] = _keep(state[index], part, batch, len(x))
+                if number + 1 < len(layers):
+                    h = layer.activation.value(z)
+        kept_hidden = [inputs for inputs in hidden if inputs is not None]
+        kept_states = [tuple(part for part in state if part is not None) for state in states]
         is_lowrank = context.directions.name == "lowrank"
         operands = [
-            as_operand(h, context.precision, context.target) if is_lowrank or number == 0 else None
-            for number, h in enumerate(hidden)
+            as_operand(inputs, context.precision, context.target) if is_lowrank or number == 0 else None
+            for number, inputs in enumerate(kept_hidden)
         ]
-        return cls(len(x), states, hidden, operands)
+        return cls(len(x), kept_states, kept_hidden, operands)
+
+
+def _in_float64(layer: Layer) -> Layer:
+    bias = None if layer.bias is None else layer.bias.double()
+    return replace(layer, weight=layer.weight.double(), bias=bias)
+
+
+def _keep(kept: Tensor | None, part: Tensor, batch: slice, num_inputs: int) -> Tensor:
+    """Return float32 numbers of all inputs, [N, padded(width)], to which those of a batch are added."""
+    width = part.shape[1]
+    if kept is None:
+        if len(part) == num_inputs and width == philox.padded(width):
+            return part.float()
+        kept = zero_padded((num_inputs, width), part.device)
+    kept[batch, :width] = part
+    return kept
+
+
+def zero_padded(shape: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return rows [.., padded(width)] that the caller fills to their width; what pads them is zero."""
+    rows, width = shape
+    make = torch.empty if width % 16 == 0 else torch.zeros
+    return make(rows, philox.padded(width), device=device, dtype=dtype)
 
 
 def operand_dtype(precision: str, target: Target) -> torch.dtype:

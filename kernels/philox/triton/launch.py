@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from nntk.kernels.gpu.launches import PartOf, launch
 from nntk.kernels.offsets import is_wide
 from nntk.kernels.philox import reference
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.integers import BASE, DISPLACEMENT, INPUT_SIGNS, LEFT, OUTPUT_SIGNS, RIGHT
 from nntk.kernels.philox.slabs import TILE, slabs_of
 from nntk.kernels.philox.triton import kernel
+from nntk.kernels.slices import count
 from nntk.kernels.target import target_of
 
 Key = tuple[int, int]
@@ -81,43 +83,64 @@ def write_matrix(
         purpose: Purpose of the words in the stream.
         start: First row, a multiple of 4.
     """
+    is_ptx, height = target_of(out.device).ptx, out.shape[1]
+    tiles = matrix_tiles(height, out.shape[2], signs)
+    for ids, chunk in _launches(sample_ids, out, tiles):
+        arguments = matrix_arguments(chunk, ids, ordinal, width, key, signs, purpose, is_ptx, start)
+        launch(kernel.write_noise, ids.shape[0] * tiles, *arguments, **OPTIONS)
+
+
+def matrix_tiles(height: int, columns: int, signs: bool) -> int:
+    """Return the number of programs that write the noise of one matrix."""
     block_h, block_k = SIGNS_TILE if signs else NORMALS_TILE
+    return count(height, block_h) * count(columns, block_k)
+
+
+def matrix_arguments(
+    out: Tensor, sample_ids: Tensor | PartOf, ordinal: int, width: int, key: Key, signs: bool, purpose: int,
+    is_ptx: bool, start: int = 0,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Return the arguments of the kernel behind :func:`write_matrix`; ``is_ptx`` is ``Target.ptx``."""
     height, columns = out.shape[1:]
-    tiles = triton.cdiv(height, block_h) * triton.cdiv(columns, block_k)
-    for ids, chunk in _launches(sample_ids, out, tiles):
-        kernel.write_noise[(len(ids) * tiles,)](
-            chunk, chunk.stride(0), chunk.stride(1), columns, ids, *keys(key), signed(ordinal), start, height, width,
-            signs, purpose, triton_type(out.dtype), target_of(out.device).ptx, has_wide_blocks(start + height, width),
-            block_h, block_k, **OPTIONS,
-        )  # fmt: skip
+    return (
+        out, out.stride(0), out.stride(1), columns, sample_ids, *keys(key), signed(ordinal), start, height, width,
+        signs, purpose, triton_type(out.dtype), is_ptx, has_wide_blocks(start + height, width),
+        *(SIGNS_TILE if signs else NORMALS_TILE),
+    )  # fmt: skip
 
 
-def write_vector(out: Tensor, sample_ids: Tensor, ordinal: int, length: int, key: Key, signs: bool) -> None:
-    """Write noise of a vector for every sample into ``out`` [M, >= length]."""
-    tiles = triton.cdiv(length, VECTOR_BLOCK)
+def write_vector(
+    out: Tensor, sample_ids: Tensor, ordinal: int, length: int, key: Key, signs: bool, purpose: int = DISPLACEMENT
+) -> None:
+    """Write noise of a vector for every sample into ``out`` [M, >= length]; the purpose is that of signs."""
+    tiles, is_ptx = count(length, VECTOR_BLOCK), target_of(out.device).ptx
     for ids, chunk in _launches(sample_ids, out, tiles):
-        kernel.write_vector[(len(ids) * tiles,)](
-            chunk, chunk.stride(0), ids, *keys(key), signed(ordinal), length, signs, DISPLACEMENT,
-            target_of(out.device).ptx, VECTOR_BLOCK, **OPTIONS,
+        launch(
+            kernel.write_vector, ids.shape[0] * tiles, chunk, chunk.stride(0), ids, *keys(key), signed(ordinal), length,
+            signs, purpose, is_ptx, VECTOR_BLOCK, **OPTIONS,
         )  # fmt: skip
 
 
 def packed_signs(sample_ids: Tensor, ordinal: int, length: int, key: Key, purpose: int) -> Tensor:
     """Generate packed signs of a vector for every sample: [M, words], int32, 32 signs a word, four words a block."""
-    blocks = triton.cdiv(length, 128)
+    blocks = count(length, 128)
     out = torch.empty(len(sample_ids), 4 * blocks, dtype=torch.int32, device=sample_ids.device)
-    tiles = triton.cdiv(blocks, WORDS_BLOCK)
+    tiles = count(blocks, WORDS_BLOCK)
     for ids, chunk in _launches(sample_ids, out, tiles):
-        kernel.write_words[(len(ids) * tiles,)](
-            chunk, ids, *keys(key), signed(ordinal), blocks, purpose, WORDS_BLOCK, **OPTIONS
-        )
+        launch(
+            kernel.write_words, ids.shape[0] * tiles, chunk, ids, *keys(key), signed(ordinal), blocks, purpose,
+            WORDS_BLOCK, **OPTIONS,
+        )  # fmt: skip
     return out
 
 
 def _launches(sample_ids: Tensor, out: Tensor, tiles: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Split samples and their results into launches that a grid can hold; there are none for an empty result."""
     chunk_size, sample_ids = max(1, _LARGEST_GRID // max(1, tiles)), sample_ids.contiguous()
-    if len(sample_ids) and tiles:
+    if sample_ids.shape[0] <= chunk_size:
+        if sample_ids.shape[0] and tiles:
+            yield sample_ids, out
+    else:
         yield from zip(sample_ids.split(chunk_size), out.split(chunk_size), strict=True)
 
 
@@ -171,6 +194,8 @@ def lowrank_factors(
         operands.append(factor)
     left, right = operands
     chunk_size = max(1, slab_bytes // (8 * rank * (height + width)))
+    if sample_ids.shape[0] <= chunk_size:
+        return left, right, reference.lowrank_scale(left[:, :rank, :height].double(), right[:, :rank, :width].double())
     chunks = zip(left.split(chunk_size), right.split(chunk_size), strict=True)
     scales = [reference.lowrank_scale(a[:, :rank, :height].double(), b[:, :rank, :width].double()) for a, b in chunks]
     return left, right, torch.cat(scales)
@@ -253,30 +278,47 @@ def squared_norms(
     parameters: list[Tensor], ordinals: list[int], sample_ids: Tensor, seed_low: int, seed_high: int, directions: str
 ) -> Tensor:
     """Sum the squares of normals, or count the signs: the op ``nntk::squared_norms`` for CUDA tensors."""
-    total = torch.zeros(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
     if parse(directions).has_fixed_norm:
-        return total + sum(parameter.numel() for parameter in parameters)
-    for parameter, ordinal in zip(parameters, ordinals, strict=True):
-        if parameter.numel() and len(sample_ids):
-            total += _sum_squares(sample_ids, ordinal, tuple(parameter.shape), (seed_low, seed_high))
+        norm = float(sum(parameter.numel() for parameter in parameters))
+        return torch.full((len(sample_ids),), norm, dtype=torch.float64, device=sample_ids.device)
+    shapes = {
+        ordinal: tuple(parameter.shape)
+        for parameter, ordinal in zip(parameters, ordinals, strict=True)
+        if parameter.numel() and len(sample_ids)
+    }
+    # Partial sums of all parameters, so that one operation converts them to float64.
+    sizes = [len(sample_ids) * _square_blocks(shape)[-1] for shape in shapes.values()]
+    partial = torch.empty(sum(sizes), dtype=torch.float32, device=sample_ids.device)
+    is_ptx = target_of(sample_ids.device).ptx
+    for (ordinal, shape), part in zip(shapes.items(), partial.split(sizes), strict=True):
+        _sum_squares(sample_ids, ordinal, shape, (seed_low, seed_high), part, is_ptx)
+    sums = [part.view(len(sample_ids), -1) for part in partial.double().split(sizes)]
+    total = torch.zeros(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
+    for part in sums:
+        total += part[:, 0] if part.shape[1] == 1 else part.sum(1)
     return total
 
 
-def _sum_squares(sample_ids: Tensor, ordinal: int, shape: tuple[int, ...], key: Key) -> Tensor:
-    if vector := len(shape) < 2:
+def _square_blocks(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Return the blocks of a parameter, those of a row, the width of a row, and the programs that share a sample."""
+    if len(shape) < 2:
         blocks_per_row, width = 1, math.prod(shape)
-        blocks = triton.cdiv(width, 4)
+        blocks = count(width, 4)
     else:
         width = math.prod(shape[1:])
         blocks_per_row = padded(width) // 4
         blocks = shape[0] * blocks_per_row
     # Four tiles of blocks a program amortise its start; more would leave processors idle if there are few samples.
-    splits = triton.cdiv(blocks, 4 * SQUARES_BLOCK)
-    out = torch.empty(len(sample_ids), splits, dtype=torch.float32, device=sample_ids.device)
-    for ids, chunk in _launches(sample_ids, out, splits):
-        kernel.sum_squares[(len(ids) * splits,)](
-            chunk, ids, *keys(key), signed(ordinal), blocks, blocks_per_row, width, splits, vector,
-            bool(width % (4 if vector else 16)), target_of(sample_ids.device).ptx, blocks > _WIDE_BLOCKS, SQUARES_BLOCK,
-            **OPTIONS,
+    return blocks, blocks_per_row, width, count(blocks, 4 * SQUARES_BLOCK)
+
+
+def _sum_squares(sample_ids: Tensor, ordinal: int, shape: tuple[int, ...], key: Key, out: Tensor, is_ptx: bool) -> None:
+    """Write the partial sums of the squares of a parameter's normals, M times as many as programs share a sample."""
+    blocks, blocks_per_row, width, splits = _square_blocks(shape)
+    is_vector = len(shape) < 2
+    is_padded = bool(width % (4 if is_vector else 16))
+    for ids, part in _launches(sample_ids, out.view(len(sample_ids), splits), splits):
+        launch(
+            kernel.sum_squares, ids.shape[0] * splits, part, ids, *keys(key), signed(ordinal), blocks, blocks_per_row,
+            width, splits, is_vector, is_padded, is_ptx, blocks > _WIDE_BLOCKS, SQUARES_BLOCK, **OPTIONS,
         )  # fmt: skip
-    return out.double().sum(1)

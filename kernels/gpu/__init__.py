@@ -1,0 +1,1 @@
+"""What the launchers of kernels on a GPU share."""

@@ -1,0 +1,201 @@
+"""Launches that cost the host little: kernels that Triton has compiled are called directly, with addresses.
+
+``kernel[grid](...)`` binds its arguments, derives what the kernel is specialised for, and looks that up. For a layer
+step of 40 arguments this takes the host longer than the call that follows. :func:`launch` looks the compiled kernel up
+by itself, and calls it. A :class:`RepeatedLaunch` does so once for many launches, which get consecutive parts of the
+same tensors.
+
+Only this module relies on how Triton (3.6 to 3.9) launches: ``kernel[grid](...)`` returns the compiled kernel, which is
+called as ``compiled[grid](...)`` with all arguments in order, and takes an address for a tensor. Everything else goes
+through ``kernel[grid](...)``: the interpreter, cards that are not NVIDIA's, and launches in whose place another program
+has put its own, such as compiling ahead of a call.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+_MOST_COMPILED = 4096
+_compiled: dict[Any, CompiledKernel] = {}
+"""Compiled kernels by whatever a kernel can be specialised for: see ``_key``."""
+
+_VALUES = frozenset((int, bool, str, float, type(None)))
+"""Types of arguments that are neither tensors nor descriptors: they are told apart faster than by ``isinstance``."""
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """Tensor of a group of displacements, of which each launch gets a part.
+
+    Attributes:
+        tensor: The tensor. Its first axis is that of the displacements, or of the launches.
+        descriptor: Descriptor of the tensor that a launch gets instead, with the rows of each displacement in order.
+        is_by_launch: False where a launch gets what belongs to its displacements; True where it gets one row, by its
+            number.
+    """
+
+    tensor: Tensor
+    descriptor: TensorDescriptor | None = None
+    is_by_launch: bool = False
+
+    @property
+    def whole(self) -> Tensor | TensorDescriptor:
+        """What a launch of all displacements gets."""
+        return self.tensor if self.descriptor is None else self.descriptor
+
+    @property
+    def step(self) -> int:
+        """Bytes from one row to the next."""
+        return self.tensor.stride(0) * self.tensor.element_size()
+
+    def part(self, number: int, rows: slice) -> Tensor | TensorDescriptor:
+        """Return what a launch gets, by its number and its displacements. A descriptor is moved there."""
+        if self.is_by_launch:
+            return self.tensor[number]
+        if self.descriptor is None:
+            return self.tensor[rows]
+        rows_of_displacement = self.tensor.shape[1] if self.tensor.dim() > 2 else 1
+        self.descriptor.base = self.tensor[rows]
+        self.descriptor.shape[0] = (rows.stop - rows.start) * rows_of_displacement
+        return self.descriptor
+
+
+class RepeatedLaunch:
+    """Launch of a kernel for one chunk of a group of displacements after another.
+
+    Args:
+        kernel: The kernel.
+        arguments: All arguments of the kernel in order. A launch gets its part of each :class:`PartOf`.
+        programs: Number of programs for each displacement.
+        options: Options of the launch, such as ``num_warps``.
+        programs_by_launch: Number of programs of each launch, whatever its displacements, instead of ``programs``.
+    """
+
+    def __init__(
+        self, kernel: Any, arguments: Sequence[Any], programs: int, options: Mapping[str, Any],
+        programs_by_launch: int | None = None,
+    ) -> None:  # fmt: skip
+        self._kernel, self._options = kernel, options
+        self._programs, self._programs_by_launch = programs, programs_by_launch
+        self._parts = [(place, part) for place, part in enumerate(arguments) if isinstance(part, PartOf)]
+        self._arguments = [part.whole if isinstance(part, PartOf) else part for part in arguments]
+        self._key = _key(kernel, self._arguments, options, self._parts)
+        self._addresses: list[Any] = []
+        self._moving: list[tuple[int, int, int, bool]] = []
+        self._described: list[PartOf] = []
+
+    def __call__(self, number: int, rows: slice) -> None:
+        """Launch the kernel.
+
+        Args:
+            number: Number of the chunk in its group.
+            rows: Displacements of the chunk, as a range of those of the group.
+        """
+        programs = self._programs_by_launch or self._programs * (rows.stop - rows.start)
+        compiled = _compiled.get(self._key)
+        if compiled is None or not _is_triton_unchanged():
+            for place, part in self._parts:
+                self._arguments[place] = part.part(number, rows)
+            _launch_by_triton(self._kernel, programs, self._arguments, self._options, self._key)
+            return
+        if not self._addresses:
+            self._prepare_addresses()
+        for described in self._described:
+            described.part(number, rows)
+        for place, address, step, is_by_launch in self._moving:
+            self._addresses[place] = address + step * (number if is_by_launch else rows.start)
+        compiled[programs, 1, 1](*self._addresses)
+
+    def _prepare_addresses(self) -> None:
+        """Replace tensors by their addresses, once; ``_arguments`` and ``_parts`` keep the tensors alive."""
+        self._addresses = _addresses(self._arguments)
+        for place, part in self._parts:
+            if part.descriptor is None:
+                self._moving.append((place, part.tensor.data_ptr(), part.step, part.is_by_launch))
+            else:
+                self._described.append(part)
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Launch a kernel once.
+
+    Args:
+        kernel: The kernel.
+        programs: Number of programs.
+        *arguments: All arguments of the kernel in order.
+        **options: Options of the launch, such as ``num_warps``.
+    """
+    key = _key(kernel, arguments, options)
+    compiled = _compiled.get(key)
+    if compiled is None or not _is_triton_unchanged():
+        _launch_by_triton(kernel, programs, arguments, options, key)
+    else:
+        compiled[programs, 1, 1](*_addresses(arguments))
+
+
+def _launch_by_triton(
+    kernel: Any, programs: int, arguments: Sequence[Any], options: Mapping[str, Any], key: object
+) -> None:
+    """Launch a kernel through ``kernel[grid]``, and keep what was compiled, if it can be called directly."""
+    compiled = kernel[programs,](*arguments, **options)
+    if key is None or not isinstance(compiled, CompiledKernel) or not _is_triton_unchanged():
+        return
+    if compiled.metadata.target.backend == "cuda":
+        if len(_compiled) >= _MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = compiled
+
+
+def _is_triton_unchanged() -> bool:
+    """Return False where another program has put its own function in the place of Triton's launch."""
+    return bool(JITFunction.run.__module__ == "triton.runtime.jit")
+
+
+def _key(
+    kernel: Any, arguments: Sequence[Any], options: Mapping[str, Any], parts: Sequence[tuple[int, PartOf]] = ()
+) -> object:
+    """Return all that a kernel can be specialised for; None where only Triton can launch it.
+
+    The key is finer than Triton's: it has the values of integers where Triton asks whether they are 1 or multiples of
+    16, and the place of an address within 16 bytes for every tensor.
+    """
+    if type(kernel) is not JITFunction or not _is_triton_unchanged():
+        return None
+    plain_numbers, any_address = _unspecialised(kernel)
+    if any(part.step % 16 and part.descriptor is None and place not in any_address for place, part in parts):
+        return None
+    specialised = [part if type(part) in _VALUES else _kind_of(part) for part in arguments]
+    for place in plain_numbers:
+        specialised[place] = -(2**31) <= arguments[place] < 2**31
+    return (id(kernel), driver.active.get_current_device(), *options.items(), *specialised)
+
+
+def _kind_of(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16
+    if isinstance(argument, TensorDescriptor):
+        return argument.base.dtype, argument.padding, *argument.block_shape
+    return argument
+
+
+@cache
+def _unspecialised(kernel: JITFunction[Any]) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the places of integers whose value does not matter, and of addresses whose alignment does not."""
+    unspecialised, unaligned = (
+        frozenset(place for place, name in enumerate(kernel.arg_names) if name in names)
+        for names in (kernel.do_not_specialize, kernel.do_not_specialize_on_alignment)
+    )
+    return unspecialised, unaligned
+
+
+def _addresses(arguments: Sequence[Any]) -> list[Any]:
+    return [
+        part if type(part) in _VALUES else part.data_ptr() if isinstance(part, Tensor) else part for part in arguments
+    ]

@@ -1,0 +1,112 @@
+"""Calls on a driver that launches nothing; prints what was seen as JSON. A process of its own: it has one driver."""
+
+import ctypes
+import functools
+import json
+import sys
+
+import torch
+from conftest import inputs, mlp
+from triton.runtime.jit import JITFunction
+from triton_device import kernel_differences
+
+from nntk.bench.machine_code.absent_card.card import AbsentCard
+from nntk.kernels.ahead_of_time import compile_ahead
+from nntk.kernels.gpu import launches
+from nntk.kernels.perturb.triton import chunks, launch
+from nntk.kernels.philox.triton import kernel as stream
+
+CARD = AbsentCard("sm_90")
+ROUTES = [
+    *(("gaussian", path) for path in ("step", "stationary", "staged", "fused")), ("rademacher", "step"),
+    ("flipout(3)", "step"), ("lowrank(2)", "step"),
+]  # fmt: skip
+
+
+def differences(directions, path):
+    """Differences of a small network in five chunks, in two groups."""
+    model, x = mlp(20, 20 if path == "fused" else 70, 3, activation="tanh"), inputs(9, 20)
+    launch.plan_chunks = lambda *_: chunks.ChunkPlan(9, 2, 6, 0)
+    kernel_differences(model, x, torch.arange(9), torch.full((9,), 0.1), directions, precision="bf16", path=path)
+
+
+def launches_by_triton(call):
+    """The launches of a call, and how many of these were Triton's own."""
+    run, by_triton, before = JITFunction.run, [], CARD.counts
+
+    @functools.wraps(run)
+    def counted(self, *arguments, **options):
+        by_triton.append(self.__name__)
+        return run(self, *arguments, **options)
+
+    JITFunction.run = counted
+    call()
+    JITFunction.run = run
+    return (CARD.counts - before).launches, len(by_triton)
+
+
+def wrong_addresses(call):
+    """Arguments of repeated launches that are not where their parts of the tensors are."""
+    wrong, checked, repeat = [], [], launches.RepeatedLaunch.__call__
+
+    def check(self, number, rows):
+        repeat(self, number, rows)
+        for place, part in self._parts:
+            expected = part.tensor[number] if part.is_by_launch else part.tensor[rows]
+            given = part.descriptor.base.data_ptr() if part.descriptor else self._addresses[place]
+            checked.append(given)
+            if given != expected.data_ptr():
+                wrong.append((self._kernel.__name__, place, number))
+
+    launches.RepeatedLaunch.__call__ = check
+    call()
+    launches.RepeatedLaunch.__call__ = repeat
+    return wrong, len(checked)
+
+
+def refused_grids():
+    """What the card says to grids of one program, and of too many along an axis."""
+    out, ids = torch.empty(1, 128), torch.zeros(1, dtype=torch.int64)
+    said = []
+    for grid in ((1,), (1, 65_535), (1, 65_536), (1, 1, 65_536)):
+        try:
+            stream.write_vector[grid](out, 128, ids, 1, 2, 0, 128, False, 0, True, 128)
+            said.append("")
+        except RuntimeError as error:
+            said.append(str(error))
+    return said
+
+
+def refused_maps():
+    """Which tensor maps of bfloat16 the card refuses: a good one, and ones that break a rule each."""
+    good = {"address": 2**20, "sizes": (64, 8), "stride": 128, "box": (64, 8), "swizzle": 3}
+    bad = [{"address": 2**20 + 8}, {"sizes": (64, 0)}, {"sizes": (64, 2**32 + 1)}, {"stride": 24}, {"stride": 2**40},
+           {"box": (64, 257)}, {"box": (4, 8)}, {"box": (128, 8)}, {"box": (64, 8), "swizzle": 2}]  # fmt: skip
+    encode = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
+    codes = []
+    for change in ({}, *bad):
+        rule = good | change
+        arrays = [(ctypes.c_uint64 * 2)(*rule["sizes"]), (ctypes.c_uint64 * 1)(rule["stride"]),
+                  (ctypes.c_uint32 * 2)(*rule["box"]), (ctypes.c_uint32 * 2)(1, 1)]  # fmt: skip
+        bfloat16, space = 9, ctypes.create_string_buffer(128)
+        codes.append(encode(space, bfloat16, 2, ctypes.c_void_p(rule["address"]), *arrays, 0, rule["swizzle"], 0, 0))
+    return codes
+
+
+def main():
+    """All of it."""
+    seen = {"routes": {}}
+    for directions, path in ROUTES:
+        call = functools.partial(differences, directions, path)
+        call()
+        total, by_triton = launches_by_triton(call)
+        seen["routes"][f"{directions} {path}"] = total, by_triton, *wrong_addresses(call)
+    before = CARD.counts
+    compile_ahead(functools.partial(differences, "gaussian", "step"))
+    seen["ahead"] = (CARD.counts - before).launches
+    seen["grids"], seen["maps"] = refused_grids(), refused_maps()
+    json.dump(seen, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Triton's own launches on a driver that launches nothing, which holds them to a card's rules."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """What calls on a card that is not there did, in a process of their own."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(TESTS / "machine_code" / "calls_on_absent_card.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.machine_code
+def test_repeated_launches_get_the_addresses_of_their_parts(seen):
+    """Every chunk of every path reads and writes its own displacements; and a second call binds nothing again."""
+    for launches, by_triton, wrong, checked in seen["routes"].values():
+        assert launches and by_triton == 0 and wrong == []
+        assert checked or launches == 2  # The fused network has no chunks: one launch for each of two groups.
+
+
+@pytest.mark.machine_code
+def test_compiling_ahead_launches_nothing(seen):
+    """Kernels that are compiled already are not launched either."""
+    assert seen["ahead"] == 0
+
+
+@pytest.mark.machine_code
+def test_the_card_that_is_not_there_refuses_what_cards_refuse(seen):
+    """Grids beyond 65,535 programs in y and z, and tensor maps that break a rule of the driver."""
+    good, largest, *refused = seen["grids"]
+    assert good == largest == "" and all("refuses a grid of so many programs" in text for text in refused)
+    good, *bad = seen["maps"]
+    assert good == 0 and all(bad)
