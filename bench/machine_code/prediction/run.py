@@ -16,36 +16,48 @@ from nntk.bench.results import tables
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import UNITS, Column
 from nntk.files.output import Output
+from nntk.kernels.ahead_of_time import Progress
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the JSON's layout."""
 
 CAPTION = (
     "Evaluations: differences of relu 784-1024-1024-10, N = M = 1024, antithetic, bf16, beside as many dense forwards; "
     "fp32 forwards are the least that torch.func.vmap does.\nKernel: 256-832-832-1, N = 4096, M = 1024, beside the "
     "contraction of Jacobians alone. Assembly: the energy form of the same.\nWeights: 2^24 fixed ones; attention of "
-    "4096 pairs over 4096 inputs. Optimistic: latency, the second-level cache and launches are not seen."
+    "4096 pairs over 4096 inputs. Optimistic: latency and launches are not seen.\nWith cache: if that of the "
+    "second level has its supposed rate. Of measured: of the forwards as the card took them, without and "
+    "with the cache."
 )
 COLUMNS = (
     Column("workload", "case"),
     Column("target", "target"),
     Column("predicted", "predicted"),
+    Column("with cache", "predicted_with_cache", "times"),
+    Column("of measured", "measured_forwards"),
     Column("verdict", "verdict"),
     Column("of roof", "of_roof", "percent"),
     Column("time", "time_s", "seconds"),
+    Column("with cache", "time_with_cache_s", "seconds"),
     Column("goes to", "goes_to"),
 )
 
 
 def _shown(row: Row) -> Row:
     """Return a row whose target and prediction are texts with their unit."""
-    return row | {name: UNITS[row["form"]](row[name]) for name in ("target", "predicted")}
+    texts = {name: UNITS[row["form"]](row[name]) for name in ("target", "predicted")}
+    if "of_measured_forwards" in row:
+        shares = (row["of_measured_forwards"], row["of_measured_forwards_with_cache"])
+        texts["measured_forwards"] = ", ".join(map(UNITS["times"], shares))
+    return row | texts
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return the table in Markdown, as the READMEs show it."""
-    columns = [column for column in COLUMNS if column.key != "verdict"]
-    cells = [[tables.cell(column, _shown(row)) for column in columns] for row in rows]
+    shown = [_shown(row) for row in rows]
+    left_out = {"verdict"} | ({"measured_forwards"} if not any("measured_forwards" in row for row in shown) else set())
+    columns = [column for column in COLUMNS if column.key not in left_out]
+    cells = [[tables.cell(column, row) for column in columns] for row in shown]
     return lines(
         [column.header for column in columns], cells, [column.key not in ("case", "goes_to") for column in columns]
     )
@@ -88,18 +100,44 @@ def run(
 
 def _predicted(card: Card, console: Console) -> list[Row] | None:
     """Return the rows of one card; None if a kernel did not compile."""
-    names = [case.name for case in workloads.cases(card.arch)]
-    measured: dict[str, Measured] = {}
     title = f"Predicted for an {card.name}, from machine code: nothing ran"
     with tables.growing(console, title, f"{CAPTION}\nRates: {card.source}.", COLUMNS) as show:
-        show(None, f"compiling 1 of {len(names)}")
-        for number, result in enumerate(reports([Task(workloads.__name__, card.arch, name) for name in names]), 2):
-            if result.measured is None:
-                console.print(f"{result.task.case}: {result.failures}", style="red", highlight=False, markup=False)
-                return None
-            measured[result.task.case] = result.measured
-            show(None, f"compiling {number} of {len(names)}" if number <= len(names) else "")
+        try:
+            measured = compiled(card.arch, lambda done, count: show(None, f"compiled {done} of {count}"))
+        except RuntimeError as error:
+            console.print(str(error), style="red", highlight=False, markup=False)
+            return None
         rows = list(workloads.rows(measured, card))
         for row in rows:
             show(_shown(row), "")
     return rows
+
+
+_COMPILED: dict[str, dict[str, Measured]] = {}
+"""Resources of the workloads' kernels, by architecture and name; several cards have one architecture."""
+
+
+def compiled(arch: str, progress: Progress | None = None) -> dict[str, Measured]:
+    """Compile the kernels of the workloads, unless this process has done so.
+
+    Args:
+        arch: Architecture.
+        progress: Receives the numbers of compiled and of all kernels, whenever one is compiled.
+
+    Returns:
+        Resources of the kernels by name.
+
+    Raises:
+        RuntimeError: If a kernel does not compile; the message names it and says why.
+    """
+    if arch not in _COMPILED:
+        tasks = [Task(workloads.__name__, arch, case.name) for case in workloads.cases(arch)]
+        measured: dict[str, Measured] = {}
+        for result in reports(tasks):
+            if result.measured is None:
+                raise RuntimeError(f"{result.task.case}: {result.failures}")
+            measured[result.task.case] = result.measured
+            if progress:
+                progress(len(measured), len(tasks))
+        _COMPILED[arch] = measured
+    return _COMPILED[arch]
