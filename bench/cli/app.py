@@ -10,6 +10,7 @@ import typer
 
 import nntk
 from nntk.bench.cli import compare, predict, profile, report, resources, roofline, run, study, tune
+from nntk.bench.cli.gpu import card
 from nntk.bench.cli.options import CommandError, manual
 
 # Newer releases of typer have click's exceptions under names of their own; Python 3.10 has an older one, and click.
@@ -25,6 +26,7 @@ COMMANDS = {
     "resources": resources,
     "predict": predict,
     "tune": tune,
+    "card": card,
     "study": study,
 }
 """Modules of the commands: each has ``command``, its ``SUMMARY`` of one line, its ``HELP`` and its ``EPILOG``."""

@@ -117,12 +117,13 @@ _COMPILED: dict[str, dict[str, Measured]] = {}
 """Resources of the workloads' kernels, by architecture and name; several cards have one architecture."""
 
 
-def compiled(arch: str, progress: Progress | None = None) -> dict[str, Measured]:
+def compiled(arch: str, progress: Progress | None = None, only: Sequence[str] | None = None) -> dict[str, Measured]:
     """Compile the kernels of the workloads, unless this process has done so.
 
     Args:
         arch: Architecture.
         progress: Receives the numbers of compiled and of all kernels, whenever one is compiled.
+        only: Names of the kernels; None for all.
 
     Returns:
         Resources of the kernels by name.
@@ -130,14 +131,13 @@ def compiled(arch: str, progress: Progress | None = None) -> dict[str, Measured]
     Raises:
         RuntimeError: If a kernel does not compile; the message names it and says why.
     """
-    if arch not in _COMPILED:
-        tasks = [Task(workloads.__name__, arch, case.name) for case in workloads.cases(arch)]
-        measured: dict[str, Measured] = {}
-        for result in reports(tasks):
-            if result.measured is None:
-                raise RuntimeError(f"{result.task.case}: {result.failures}")
-            measured[result.task.case] = result.measured
-            if progress:
-                progress(len(measured), len(tasks))
-        _COMPILED[arch] = measured
-    return _COMPILED[arch]
+    measured = _COMPILED.setdefault(arch, {})
+    names = dict.fromkeys(case.name for case in workloads.cases(arch)) if only is None else dict.fromkeys(only)
+    tasks = [Task(workloads.__name__, arch, name) for name in names if name not in measured]
+    for number, result in enumerate(reports(tasks) if tasks else (), 1):
+        if result.measured is None:
+            raise RuntimeError(f"{result.task.case}: {result.failures}")
+        measured[result.task.case] = result.measured
+        if progress:
+            progress(number, len(tasks))
+    return measured

@@ -189,7 +189,7 @@ def _fixed_weights(arch: str) -> Launches:
 def _attention(arch: str) -> Launches:
     """Yield both passes of attention with dot scores over the values of 4096 antithetic pairs at 4096 inputs."""
     block_m, block_n = attention_config.TILE
-    split = attention_config.splits(_KERNEL_INPUTS, _KERNEL_INPUTS, PROCESSORS[arch])
+    split = attention_config.splits(_KERNEL_INPUTS, _KERNEL_INPUTS, PROCESSORS.get(arch, 132))
     numbers, columns = 4.0 * _KERNEL_INPUTS**2, math.ceil(_KERNEL_INPUTS / block_n)
     for name, programs, turns, matrices in (
         ("statistics dot pairs", split.count * columns, split.samples / block_m, 2),
