@@ -99,27 +99,27 @@ def _follow(
     command: Sequence[str], deadline: float, receive: Callable[[str], None], changes: Mapping[str, str] | None = None
 ) -> int | None:
     """Run a command, and hand on its lines; return its status, or None if it was ended at the deadline."""
-    process = subprocess.Popen(
+    ended = threading.Event()
+    with subprocess.Popen(
         command, cwd=_TESTS.parent, env=python_environment() | dict(changes or {}), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=die_with_parent,
-    )  # fmt: skip
-    ended = threading.Event()
+    ) as process:  # fmt: skip
 
-    def end() -> None:
-        ended.set()
-        process.kill()
-
-    timer = threading.Timer(max(1.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX)), end)
-    timer.start()
-    try:
-        assert process.stdout is not None, "the output is a pipe"
-        for line in process.stdout:
-            receive(line)
-        status = process.wait()
-    finally:
-        timer.cancel()
-        if process.poll() is None:
+        def end() -> None:
+            ended.set()
             process.kill()
+
+        timer = threading.Timer(max(1.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX)), end)
+        timer.start()
+        try:
+            assert process.stdout is not None, "the output is a pipe"
+            for line in process.stdout:
+                receive(line)
+            status = process.wait()
+        finally:
+            timer.cancel()
+            if process.poll() is None:
+                process.kill()
     return None if ended.is_set() else status
 
 
@@ -130,12 +130,15 @@ def small_calls(device: torch.device) -> dict[str, Callable[[], object]]:
         *(OpCase("unit_displacements", name, make.unit(2, name)) for name in ("gaussian", "rademacher")),
         *(OpCase("squared_norms", name, make.stream(2, name)) for name in ("gaussian", "lowrank(2)")),
         *(
-            OpCase("mlp_differences", f"{name} {precision} {widths[1]}", make.network(widths, 20, 3, name, precision))
+            OpCase("mlp_differences", f"{name} {precision} N={n}", make.network(widths, n, 3, name, precision))
             for name in ("gaussian", "rademacher", "flipout(2)", "lowrank(2)")
             for precision in ("bf16", "fp32")
-            for widths in ((17, 20, 3), (70, 300, 70, 3))
+            # One launch for a small network, and the other paths of a layer for a larger one.
+            for widths, n in (((17, 20, 3), 20), ((70, 300, 70, 3), 300))
         ),
         OpCase("displacement_products", "gaussian", make.products(2, 8, 33, 20, "gaussian")),
+        OpCase("displacement_gram", "gaussian", make.stream(3, "gaussian")),
+        OpCase("radii", "cauchy", make.radii(1000)),
         OpCase("radial_weights", "gaussian from cauchy", make.radial(1000)),
         OpCase("attention_scores", "dot", make.scores(5, 7, 3)),
         OpCase("attention_statistics", "dot pairs", make.softmax(5, 7)),
@@ -143,6 +146,8 @@ def small_calls(device: torch.device) -> dict[str, Callable[[], object]]:
         OpCase("project_displacements", "gaussian", make.stream(2, "gaussian", 16)),
         OpCase("energy", "trace", make.energy(5, 33, 1, "trace")),
         OpCase("energy", "full", make.energy(5, 17, 3, "full")),
+        OpCase("inner_product", "trace", make.inner(5, 7)),
+        OpCase("nonlocal_gradients", "gaussian", make.gradients(3, 4)),
         OpCase("structured_ntk", "trace", make.local((17, 20, 3), 33)),
     ]
     return {f"{case.op} {case.shape}": partial(_call, case) for case in cases}
@@ -180,8 +185,11 @@ def sanitizer_rows(context: Context) -> Rows:
     prefix = [tool, "--tool", "memcheck", "--error-exitcode", "86"] if tool and context.on_card else []
     command = [*prefix, sys.executable, "-m", "nntk.bench.card.worker", "--small-calls", str(context.device)]
     reports: dict[str, list[str]] = {}
+    last = ""
 
     def note(line: str) -> None:
+        nonlocal last
+        last = line.strip() or last
         if line.startswith("call "):
             reports[line.removeprefix("call ").strip()] = []
         elif reports and line.startswith("=========") and "ERROR SUMMARY" not in line:
@@ -196,10 +204,10 @@ def sanitizer_rows(context: Context) -> Rows:
         if messages:
             row["failure"] = f"compute-sanitizer: {messages[0]}"
         elif not finished and name == names[-1]:
-            row["failure"] = "the time was over" if status is None else f"the process ended with status {status}"
+            row["failure"] = "the time was over" if status is None else f"status {status}: {last[:200]}"
         yield row
     if not reports:
-        yield {"case": "all calls", "failure": f"no call was made: the process ended with status {status}"}
+        yield {"case": "all calls", "failure": f"no call was made, status {status}: {last[:200]}"}
 
 
 def steps(is_dry_run: bool) -> tuple[Step, ...]:
