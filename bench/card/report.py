@@ -15,7 +15,7 @@ from nntk.bench.card.worker import STEPS
 from nntk.bench.report.markdown import lines
 from nntk.bench.results.schema import DRY_RUN, ResultsError, Row
 from nntk.bench.results.store import Record
-from nntk.bench.results.tables import Column, cell
+from nntk.bench.results.tables import UNITS, Column, cell
 from nntk.files.output import json_text, write_text
 from nntk.kernels import tuning
 from nntk.kernels.target import slug
@@ -130,6 +130,8 @@ def page(content: Content) -> str:
         if rows:
             parts += [f"## {heading}", _table(columns, rows, content.is_dry_run)]
     others = [f"* {summary.line_of(row)}" for row in _others(content)]
+    if calls := content.rows("sanitizer"):
+        others.append(f"* {summary.sanitized(calls)}")
     ends = [f"* {text}" for end in content.ends.values() if (text := summary.line_of(end))]
     parts += ["## Checks and roofs", "\n".join(others)] if others else []
     parts += ["## Left out or failed", "\n".join(ends)] if ends else []
@@ -138,7 +140,8 @@ def page(content: Content) -> str:
 
 
 def _others(content: Content) -> list[Row]:
-    return [row for step in ("environment", "tests", "sanitizer", "roofs", "all tests") for row in content.rows(step)]
+    rows = [row for step in ("environment", "tests", "roofs", "all tests") for row in content.rows(step)]
+    return [*rows, *(row for row in content.rows("sanitizer") if "failure" in row)]
 
 
 def _case(row: Row) -> tuple[str, str, str]:
@@ -156,6 +159,9 @@ def _table(columns: Sequence[Column], rows: Sequence[Row], is_dry_run: bool) -> 
 def _text(column: Column, row: Row) -> str:
     if "failure" in row and column.key != "case":
         return row["failure"] if column.key in ("measured", "time_s", "speed_up") else ""
+    if row.get("form") == "percent" and column.key in ("predicted", "speed_up"):
+        share = row.get("predicted" if column.key == "predicted" else "idle_share")
+        return "" if share is None else UNITS["percent"](share)
     return cell(column, row)
 
 

@@ -22,7 +22,8 @@ def line_of(line: Mapping[str, Any]) -> str:
     if line["kind"] == "row":
         return f"{place}{line['case']}: {_figures(line)}"
     if line["kind"] == "prediction":
-        return f"{place}{line['case']}: {_TIMES(line['predicted'])} expected, since {line['because']}"
+        expected = UNITS[line.get("form", "times")](line["predicted"])
+        return f"{place}{line['case']}: {expected} expected, since {line['because']}"
     if line["kind"] == "end" and line["status"] != "finished":
         return f"{place}{line['unit']}: {line['status']}: {line.get('why', '')}"
     return ""
@@ -51,7 +52,9 @@ def _figures(row: Mapping[str, Any]) -> str:
         parts.append(f"host {_SECONDS(row['host_s'])}, {UNITS['percent'](row['host_share'])}")
     if "passed" in row:
         parts.append(f"{row['passed']} passed, {row['failed']} failed, {row['skipped']} skipped")
-    for name in ("errors", "value", "text", "note"):
+    if "errors" in row:
+        parts.append(f"{row['errors']} errors")
+    for name in ("value", "text", "note"):
         if row.get(name) is not None:
             parts.append(f"{row[name]:,} {row.get('units', '')}".rstrip() if name == "value" else str(row[name]))
     return ", ".join(parts) or "done"
@@ -101,9 +104,13 @@ def _checks(content: Content) -> str:
         parts.append(f"tests {row['case']}: {row['passed']} passed, {row['failed']} failed")
     calls = content.rows("sanitizer")
     if calls:
-        wrong = sum("failure" in row for row in calls)
-        parts.append(f"sanitizer: {len(calls)} calls, {wrong} wrong")
+        parts.append(sanitized(calls))
     return "; ".join(parts)
+
+
+def sanitized(calls: Sequence[Row]) -> str:
+    """Return how many calls the sanitizer saw, and in how many it found an error."""
+    return f"sanitizer: {len(calls)} calls, {sum('failure' in row for row in calls)} wrong"
 
 
 def _roofs(content: Content) -> str:

@@ -234,7 +234,9 @@ def test_every_experiment_states_what_it_expects(name):
         except LeftOutError as error:
             assert str(error).startswith("this version")
             continue
-        assert expected and all(0.1 < row["predicted"] < 10 and row["because"] for row in expected)
+        assert expected and all(0 <= row["predicted"] < 10 and row["because"] for row in expected)
+        shares = [row["predicted"] for row in expected if row.get("form") == "percent"]
+        assert all(0 <= share < 1 for share in shares) and (name == "idle") == bool(shares)
 
 
 def test_chunks_are_as_large_as_the_experiment_says(monkeypatch):
