@@ -86,7 +86,7 @@ def measured_roofs(context: Context) -> dict[str, float]:
 
 def _predictions(context: Context) -> Rows:
     """Yield the predicted time of every launch of the design's evaluations, by the roofs that were just measured."""
-    from nntk.bench.machine_code.prediction import run, workloads  # their kernels need Triton
+    from nntk.bench.machine_code.prediction import compilation, workloads  # their kernels need Triton
     from nntk.bench.machine_code.prediction.model import CARDS, Card, time_of, with_cache
 
     rates = measured_roofs(context)
@@ -106,7 +106,7 @@ def _predictions(context: Context) -> Rows:
     if context.is_dry_run:
         launched = {"lowrank(1)": launched["lowrank(1)"]}
     names = [case.name for launches in launched.values() for case, _ in launches]
-    resources = run.compiled(card.arch, only=names)
+    resources = compilation.compiled(card.arch, names)
     for family, launches in launched.items():
         for number, (case, launch) in enumerate(launches):
             predicted = time_of(launch, resources[case.name], card)

@@ -16,7 +16,6 @@ from nntk.bench.results import tables
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import UNITS, Column
 from nntk.files.output import Output
-from nntk.kernels.ahead_of_time import Progress
 
 SCHEMA = 3
 """Version of the JSON's layout."""
@@ -100,44 +99,18 @@ def run(
 
 def _predicted(card: Card, console: Console) -> list[Row] | None:
     """Return the rows of one card; None if a kernel did not compile."""
+    names = [case.name for case in workloads.cases(card.arch)]
+    measured: dict[str, Measured] = {}
     title = f"Predicted for an {card.name}, from machine code: nothing ran"
     with tables.growing(console, title, f"{CAPTION}\nRates: {card.source}.", COLUMNS) as show:
-        try:
-            measured = compiled(card.arch, lambda done, count: show(None, f"compiled {done} of {count}"))
-        except RuntimeError as error:
-            console.print(str(error), style="red", highlight=False, markup=False)
-            return None
+        show(None, f"compiling 1 of {len(names)}")
+        for number, result in enumerate(reports([Task(workloads.__name__, card.arch, name) for name in names]), 2):
+            if result.measured is None:
+                console.print(f"{result.task.case}: {result.failures}", style="red", highlight=False, markup=False)
+                return None
+            measured[result.task.case] = result.measured
+            show(None, f"compiling {number} of {len(names)}" if number <= len(names) else "")
         rows = list(workloads.rows(measured, card))
         for row in rows:
             show(_shown(row), "")
     return rows
-
-
-_COMPILED: dict[str, dict[str, Measured]] = {}
-"""Resources of the workloads' kernels, by architecture and name; several cards have one architecture."""
-
-
-def compiled(arch: str, progress: Progress | None = None, only: Sequence[str] | None = None) -> dict[str, Measured]:
-    """Compile the kernels of the workloads, unless this process has done so.
-
-    Args:
-        arch: Architecture.
-        progress: Receives the numbers of compiled and of all kernels, whenever one is compiled.
-        only: Names of the kernels; None for all.
-
-    Returns:
-        Resources of the kernels by name.
-
-    Raises:
-        RuntimeError: If a kernel does not compile; the message names it and says why.
-    """
-    measured = _COMPILED.setdefault(arch, {})
-    names = dict.fromkeys(case.name for case in workloads.cases(arch)) if only is None else dict.fromkeys(only)
-    tasks = [Task(workloads.__name__, arch, name) for name in names if name not in measured]
-    for number, result in enumerate(reports(tasks) if tasks else (), 1):
-        if result.measured is None:
-            raise RuntimeError(f"{result.task.case}: {result.failures}")
-        measured[result.task.case] = result.measured
-        if progress:
-            progress(number, len(tasks))
-    return measured
