@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from nntk.bench.card.plan import Context, LeftOutError, Rows, Step, Unit, die_with_parent, python_environment
+from nntk.bench.card.plan import Context, LeftOutError, Rows, Step, Unit, bound, python_environment
 from nntk.bench.measure import clocks, environment
 from nntk.bench.results.schema import Row
 from nntk.bench.suites.op_arguments import ArgumentMakers
@@ -101,8 +101,8 @@ def _follow(
     """Run a command, and hand on its lines; return its status, or None if it was ended at the deadline."""
     ended = threading.Event()
     with subprocess.Popen(
-        command, cwd=_TESTS.parent, env=python_environment() | dict(changes or {}), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=die_with_parent,
+        bound(command), cwd=_TESTS.parent, env=python_environment() | dict(changes or {}), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     ) as process:  # fmt: skip
 
         def end() -> None:

@@ -1,6 +1,7 @@
 """Plan of a card: its steps in order, and the units of each, which are measured and repeated by themselves."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, 9)
     except (OSError, AttributeError):
         return
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """Return a command that ends with this process, however that ends, where the system has ``setpriv``."""
+    tool = shutil.which("setpriv")
+    return [tool, "--pdeathsig", "KILL", "--", *command] if tool else list(command)
 
 
 def python_environment() -> dict[str, str]:

@@ -135,6 +135,12 @@ def _supervise(
                 at = "" if watch.unit is None else f"{watch.unit['step']}: {watch.unit['unit']}"
                 progress.update(bar, completed=spent, description=at, clock=f"{spent:.0f} of {budget:.0f} s")
                 time.sleep(_LOOK)
+        except KeyboardInterrupt:
+            _end_group(process)
+            watch.read()
+            if watch.unit is not None:  # Nothing is wrong with it: the next attempt measures it.
+                _close_unit(record, watch, "left out", "interrupted")
+            raise
         finally:
             _end_group(process)
         _show(watch, progress)
@@ -145,7 +151,9 @@ def _supervise(
             if failed_starts >= _MOST_FAILED_STARTS:
                 raise CardError(f"the worker ended with status {process.returncode}; see {_log(record)}")
         if watch.unit is not None:
-            _close_unit(record, watch, ended_by or _ending(process.returncode), deadline)
+            over = time.monotonic() > deadline
+            status = "left out" if over else "failed"
+            _close_unit(record, watch, status, ended_by or _ending(process.returncode), **_for_time(over))
             _show(watch, progress)
 
 
@@ -193,13 +201,15 @@ def _ending(status: int) -> str:
     return f"the process ended with status {status}"
 
 
-def _close_unit(record: Journal, watch: _Watch, why: str, deadline: float) -> None:
+def _for_time(over: bool) -> dict[str, bool]:
+    return {"for_time": True} if over else {}
+
+
+def _close_unit(record: Journal, watch: _Watch, status: str, why: str, **entries: Any) -> None:
     assert watch.unit is not None, "a unit was begun"
-    over = time.monotonic() > deadline
     record.append(
-        "end", step=watch.unit["step"], unit=watch.unit["unit"], status="left out" if over else "failed",
-        attempt=watch.attempt, why=why, seconds=round(time.monotonic() - watch.begin, 3),
-        **({"for_time": True} if over else {}),
+        "end", step=watch.unit["step"], unit=watch.unit["unit"], status=status, attempt=watch.attempt, why=why,
+        seconds=round(time.monotonic() - watch.begin, 3), **entries,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import nntk
 from nntk.bench.card import trace
 from nntk.bench.card.checks import tool_path
-from nntk.bench.card.plan import Context, LeftOutError, Rows, Step, Unit, python_environment
+from nntk.bench.card.plan import Context, LeftOutError, Rows, Step, Unit, bound, python_environment
 from nntk.bench.machine_code.machines import MACHINES
 from nntk.bench.measure import data, roofline, timing
 from nntk.bench.suites import ops, targets
@@ -183,7 +183,7 @@ def _counters(context: Context) -> Rows:
         "--metrics", ",".join(_COUNTERS), sys.executable, "-m", "nntk.bench.card.worker", "--evaluate", "gaussian",
         str(context.device),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=python_environment(), timeout=120)
+    done = subprocess.run(bound(command), capture_output=True, text=True, env=python_environment(), timeout=120)
     yield from counter_rows(done.stdout, done.returncode)
 
 

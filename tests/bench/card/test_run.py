@@ -197,7 +197,7 @@ def test_ctrl_c_ends_the_worker_and_keeps_what_is_finished(scripted, monkeypatch
     status, content = measured(tmp_path)
     assert status == 130 and processes[0].poll() is not None
     assert content.lines[-1]["status"] == "interrupted" and content.is_finished(("step", "good"))
-    assert not content.is_finished(("step", "hang"))
+    assert not content.is_finished(("step", "hang")) and content.broken_attempts(("step", "hang")) == 0
 
 
 def test_names_of_units_are_unique():
