@@ -21,8 +21,19 @@ from nntk.bench.suites.op_arguments import ArgumentMakers
 from nntk.bench.suites.ops import OpCase
 
 _TESTS = Path(__file__).resolve().parents[2] / "tests"
-_FAST = ("test_kernel_stream.py", "test_kernel_fixed_weights.py", "test_kernel_assemble.py", "test_kernel_local_ntk.py")
-"""Files of the fast tests: few kernels, which compile in seconds."""
+FAST = (
+    "test_kernel_stream.py",
+    "test_kernel_fixed_weights.py",
+    "test_kernels.py::test_difference_against_float64",
+    "test_kernels.py::test_halves_and_scales",
+    "test_kernels.py::test_a_graph_captures_the_evaluation",
+    "test_kernels.py::test_peak_memory_on_the_gpu",
+    "test_kernel_assemble.py",
+    "test_kernel_local_ntk.py",
+)
+"""Fast tests, in the folder of those of the kernels: those that time allows, of every kernel."""
+_FAST_SECONDS, _CALL_SECONDS, _ALL_SECONDS, _REHEARSAL_SECONDS = 90.0, 120.0, 600.0, 500.0
+"""Seconds after which tests and calls are ended; what they printed until then counts."""
 _OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 _TEST = re.compile(r"\S+\.py::\S+")
 _SHOWN_FAILURES = 5
@@ -51,13 +62,19 @@ def tool_path(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
 
 
-def pytest_rows(context: Context, name: str, arguments: Sequence[str]) -> Rows:
+def _deadline(context: Context, seconds: float) -> float:
+    """Return the time at which a process is ended: with the minutes, or before."""
+    return min(context.deadline, time.monotonic() + (_REHEARSAL_SECONDS if context.is_dry_run else seconds))
+
+
+def pytest_rows(context: Context, name: str, arguments: Sequence[str], seconds: float) -> Rows:
     """Run tests in a process of their own, and yield how many passed, even if the time ended before the last.
 
     Args:
         context: The context.
         name: Name of the row.
         arguments: Arguments of pytest, in the folder of the tests.
+        seconds: Seconds after which the tests are ended.
 
     Yields:
         A row with the counts; it has a ``failure`` if a test failed, or if the tests could not be run.
@@ -83,7 +100,7 @@ def pytest_rows(context: Context, name: str, arguments: Sequence[str]) -> Rows:
         last = line.strip() or last
 
     begin = time.monotonic()
-    status = _follow(command, context.deadline, note)
+    status = _follow(command, _deadline(context, seconds), note)
     row: Row = {"case": name, "passed": counts["PASSED"], "failed": len(failed), "skipped": counts["SKIPPED"]}
     row["time_s"] = time.monotonic() - begin
     if status is None:
@@ -196,7 +213,7 @@ def sanitizer_rows(context: Context) -> Rows:
             list(reports.values())[-1].append(line.strip("= \n"))
 
     # Every tensor has memory of its own, so that a read behind its end is seen.
-    status = _follow(command, context.deadline, note, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    status = _follow(command, _deadline(context, _CALL_SECONDS), note, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     finished = reports.pop("end", None) is not None
     names = list(reports)
     for name, messages in reports.items():
@@ -212,7 +229,7 @@ def sanitizer_rows(context: Context) -> Rows:
 
 def steps(is_dry_run: bool) -> tuple[Step, ...]:
     """Return the steps before the measurements."""
-    fast = [str(_TESTS / "device" / name) for name in _FAST]
+    fast = [str(_TESTS / "device" / name) for name in FAST]
     if is_dry_run:
         fast = [f"{_TESTS / 'device' / 'test_kernel_fixed_weights.py'}", "-k", "nothing_left or contiguous"]
     return (
@@ -227,7 +244,7 @@ def steps(is_dry_run: bool) -> tuple[Step, ...]:
 
 
 def _fast_tests(arguments: Sequence[str], context: Context) -> Rows:
-    return pytest_rows(context, "fast", arguments)
+    return pytest_rows(context, "fast", arguments, _FAST_SECONDS)
 
 
 def remaining_tests() -> Step:
@@ -238,4 +255,4 @@ def remaining_tests() -> Step:
 def _all_tests(context: Context) -> Rows:
     if not context.on_card:
         raise LeftOutError("a dry run makes the fast tests alone")
-    yield from pytest_rows(context, "device", [str(_TESTS / "device")])
+    yield from pytest_rows(context, "device", [str(_TESTS / "device")], _ALL_SECONDS)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,14 @@ def followed(monkeypatch, *printed, status=0):
     monkeypatch.setattr(checks, "_follow", follow)
 
 
+def test_the_fast_tests_are_there():
+    """Each file, and each function that is named."""
+    for name in checks.FAST:
+        file, _, function = name.partition("::")
+        text = (Path(__file__).parents[2] / "device" / file).read_text()
+        assert f"def {function or 'test_'}" in text
+
+
 PASSED = "tests/device/test_kernels.py::test_a[x] PASSED [ 10%]"
 FAILED = "[gw1] [ 20%] FAILED tests/device/test_kernels.py::test_b[y z] "
 
@@ -40,7 +49,7 @@ FAILED = "[gw1] [ 20%] FAILED tests/device/test_kernels.py::test_b[y z] "
 def test_tests_are_counted_line_by_line(monkeypatch, tmp_path, lines, status, expected, failure):
     """So that those that ended before the time was over count, with one process or with several."""
     followed(monkeypatch, *lines, status=status)
-    (row,) = checks.pytest_rows(Context(CPU, tmp_path), "fast", [])
+    (row,) = checks.pytest_rows(Context(CPU, tmp_path), "fast", [], 60.0)
     assert (row["passed"], row["failed"]) == expected and row.get("failure", "").startswith(failure)
     assert ("failure" in row) == bool(failure) and ("note" in row) == (status is None)
 

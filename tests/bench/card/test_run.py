@@ -269,6 +269,22 @@ def test_a_run_of_the_command_is_refused_before_any_work(tmp_path, capsys, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_step_by_the_command_twice(tmp_path, capsys):
+    """A real worker measures it; the second time there is nothing left to do."""
+    from nntk.bench.cli import app as cli
+
+    command = ["card", "--dry-run", "--step", "environment", "--output", str(tmp_path), "--minutes", "30"]
+    assert cli.main(command) == 0
+    first = journal.read(tmp_path)
+    assert first.is_finished(("environment", "environment")) and first.rows("environment")
+    printed = capsys.readouterr().out
+    assert "[dry run] environment: ncu: " in printed and printed.count("largest gap: ") == 1
+    assert cli.main(command) == 0
+    second = journal.read(tmp_path)
+    assert [line["kind"] for line in second.lines[len(first.lines) :]] == ["start", "stop"]
+    assert "1 units were finished before" in capsys.readouterr().out
+
+
 def test_lines_of_json_are_whole(tmp_path):
     """Figures that are not finite become null, and each line is one object."""
     record = Journal.start(tmp_path, RUN_FACTS, False)
