@@ -10,7 +10,7 @@ import typer
 
 import nntk
 from nntk.bench.cli import compare, predict, profile, report, resources, roofline, run, study, tune
-from nntk.bench.cli.gpu import warm_up
+from nntk.bench.cli.gpu import card, warm_up
 from nntk.bench.cli.kernels import compare_kernels, kernel
 from nntk.bench.cli.options import CommandError, manual
 
@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": predict,
     "tune": tune,
     "warm-up": warm_up,
+    "card": card,
     "study": study,
     "kernel": kernel,
     "compare-kernels": compare_kernels,

@@ -35,6 +35,7 @@ examples:
   nntk-bench roofline                             the highest rates of this machine
   nntk-bench resources --arch sm_90               machine code of every kernel, without a GPU
   nntk-bench tune                                 the fastest configurations of the kernels on this card
+  nntk-bench card --minutes 9                     all that matters on a card, row by row, by one command
   nntk-bench study targets                        a numerical study, with its data, figures and a page
 
 Every run writes one JSON, DIR/<device>/<suite>-<time>.json, row by row: device, versions, commit, seed, raw samples.

@@ -46,6 +46,7 @@ class Machine:
         products: Multiply-adds of the matrix pipe in a clock, by operand.
         shared: Largest number of bytes of shared memory (LDS) that a program may have.
         tensor_memory: Columns of tensor memory.
+        warps: Largest number of warps of all programs together.
     """
 
     warp_size: int
@@ -53,10 +54,17 @@ class Machine:
     products: Mapping[str, float]
     shared: int
     tensor_memory: int = 0
+    warps: int = 64
 
 
 def _nvidia(
-    fp32: int, products: float, shared: int, tensor_memory: int = 0, fp64: int = 64, integers: int = 64
+    fp32: int,
+    products: float,
+    shared: int,
+    tensor_memory: int = 0,
+    fp64: int = 64,
+    integers: int = 64,
+    warps: int = 64,
 ) -> Machine:
     """Describe a multiprocessor by its results a clock: float32, products in bfloat16, float64, additions of int32."""
     pipes: dict[str, dict[str, float]] = {
@@ -69,18 +77,18 @@ def _nvidia(
         "memory": {"memory": 1, "memory64": 2, "memory128": 4},
     }
     rates = {"bf16": products, "fp16": products, "tf32": products / 2}
-    return Machine(32, pipes, rates, shared, tensor_memory)
+    return Machine(32, pipes, rates, shared, tensor_memory, warps)
 
 
 MACHINES = {
     "sm_80": _nvidia(64, 1024, 166_912),
     # Cards for consumers: 256 multiply-adds where products are summed in float32, e.g. RTX 4090:
     # 165.2 TFLOP/s / (2 x 128 x 2.52 GHz).
-    "sm_86": _nvidia(128, 256, 101_376, fp64=2),
-    "sm_89": _nvidia(128, 256, 101_376, fp64=2),
+    "sm_86": _nvidia(128, 256, 101_376, fp64=2, warps=48),
+    "sm_89": _nvidia(128, 256, 101_376, fp64=2, warps=48),
     "sm_90": _nvidia(128, 2048, 232_448),
     "sm_100": _nvidia(128, 4096, 232_448, 512),
-    "sm_120": _nvidia(128, 256, 101_376, fp64=2, integers=128),
+    "sm_120": _nvidia(128, 256, 101_376, fp64=2, integers=128, warps=48),
     # Four SIMDs of 16 lanes: a wave's vector or matrix instruction takes one of them 4 clocks, a transcendental or a
     # wide integer multiply 16; scalar and memory instructions issue beside them.
     "gfx942": Machine(

@@ -39,6 +39,9 @@ FACTS = ("device", "versions", "commit", "uncommitted_changes", "stream_version"
 
 Row = dict[str, Any]
 
+DRY_RUN = "dry run"
+"""Mark of files and rows of a rehearsal, whose figures are of no device: no file of results may hold them."""
+
 
 class ResultsError(ValueError):
     """Error of a results file that cannot be used: the file, the place in it, its content there, what is allowed."""
@@ -166,6 +169,9 @@ def check(path: Path, content: dict[str, Any]) -> None:
     Raises:
         ResultsError: If the layout does not allow the content.
     """
+    rows = content.get("rows")
+    if DRY_RUN in content or isinstance(rows, list) and any(DRY_RUN in row for row in rows if isinstance(row, dict)):
+        raise ResultsError(f"{path}: is a {DRY_RUN}: nothing was measured")
     version = content.get("schema")
     if version not in (1, SCHEMA):
         state = f"got {shown(version)}" if "schema" in content else "is missing"

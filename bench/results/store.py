@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nntk.bench.results import schema
-from nntk.bench.results.schema import FACTS, SCHEMA, ResultsError, Row, differences, key, shown
+from nntk.bench.results.schema import DRY_RUN, FACTS, SCHEMA, ResultsError, Row, differences, key, shown
 from nntk.files.output import json_text, keeping, remove_partial_files, replacing
 from nntk.files.paths import OutputPathError, file_to_replace, folder_to_write
 
@@ -181,10 +181,14 @@ class Record:
                 row of an earlier attempt at the run.
 
         Raises:
-            ValueError: If the section has such a row already.
+            ValueError: If the section has such a row already, or the row is one of a rehearsal.
             OutputPathError: If the file cannot be written. The row stays in the record, and ``close`` tries again.
         """
         self._section(section)
+        if DRY_RUN in row:
+            raise ValueError(
+                f"{row['case']!r} is a {DRY_RUN}: nothing was measured, and no file of results may hold it"
+            )
         kept = {
             "key": key(section, row),
             "section": section,

@@ -15,7 +15,7 @@ SUITES = {
     "ridge": "ridge regression on 200,000 inputs without a matrix: time an evaluation, and peak memory",
     "scaling": "time and memory of differences along M, N and d, with fitted exponents",
     "accuracy": "differences against float64; kernels against the autograd NTK over gamma, samples and families",
-    "targets": "the targets of the design for an H200: evaluations, memory, weights and assembly",
+    "targets": "the targets of the design, for the card at hand: evaluations, memory, weights and assembly",
     "gpu": "the suites of a GPU together",
 }
 """Descriptions of the suites, by name."""

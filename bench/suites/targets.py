@@ -1,6 +1,7 @@
-"""Targets of the design for an H200, each beside its measurement; on a CPU the same at small shapes.
+"""Targets of the design, each beside its measurement; on a CPU the same at small shapes.
 
-Evaluations are timed by the public API, noise included, in turn with the baselines of the targets.
+Evaluations are timed by the public API, noise included, in turn with the baselines of the targets. The design states
+its targets for an H200. On another card they are scaled by its measured roofs, see ``nntk.bench.measure.design``.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import nntk
-from nntk.bench.measure import baselines, data, memory, reference, timing
+from nntk.bench.measure import baselines, data, design, memory, reference, roofline, timing
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
 from nntk.bench.suites import ops
@@ -36,8 +37,21 @@ def _kernel(
     )  # fmt: skip
 
 
-def _row(case: str, target: float, measured: float, seconds: float, error: float | None = None) -> Row:
-    row = {"case": case, "target": target, "measured": measured, "share": measured / target, "time_s": seconds}
+def _row(
+    case: str,
+    target: float,
+    measured: float,
+    seconds: float,
+    error: float | None = None,
+    bound: design.Bound | None = None,
+    setting: Setting | None = None,
+) -> Row:
+    """Return a row; with a bound, the target is scaled by the roofs of the setting's device."""
+    scaled = target
+    if bound and setting and setting.device.type == "cuda":
+        scaled = design.scaled(target, bound, design.rates_of(roofline.roofs(setting.device)))
+    row = {"case": case, "target": scaled, "design_target": target, "measured": measured}
+    row |= {"share": measured / scaled, "time_s": seconds}
     return row if error is None else row | {"error": error}
 
 
@@ -68,6 +82,7 @@ def _evaluations(setting: Setting) -> Iterator[Row | str]:
         row = _row(
             f"{name}, {precision}: evaluations, of {precision} forwards", target,
             times[name].ratio_to(times["forwards"]), times[name].median, errors[name],
+            design.evaluations_of_forwards(name, widths, inputs), setting,
         )  # fmt: skip
         if not errors[name] <= _TOLERANCE[precision]:
             row["failure"] = f"error {errors[name]:.1e} > {_TOLERANCE[precision]:.0e}"
@@ -75,7 +90,7 @@ def _evaluations(setting: Setting) -> Iterator[Row | str]:
     for name, target in _AGAINST_VMAP.items():
         yield _row(
             f"{name}, {precision}: against torch.func.vmap in fp32", target, times[name].ratio_to(times["vmap"]),
-            times[name].median,
+            times[name].median, bound=design.evaluations_of_float32(name, widths, inputs), setting=setting,
         )  # fmt: skip
     if large:
         yield "memory"
@@ -110,7 +125,7 @@ def _kernels(setting: Setting) -> Iterator[Row | str]:
     )
     yield _row(
         "kernel: against contraction of Jacobians", 5.0, times["nonlocal"].ratio_to(times["jacobian"]),
-        times["nonlocal"].median,
+        times["nonlocal"].median, bound=design.kernel_of_contraction("gaussian", widths, inputs, rows), setting=setting,
     )  # fmt: skip
 
 
@@ -147,25 +162,30 @@ def _assembly(make: ArgumentMakers, rows: int, inputs: int, outputs: int, settin
     )
     yield _row(
         f"energy, C = {outputs}: against PyTorch's product in fp32", 3.0, times["energy"].ratio_to(times["gemm"]),
-        times["energy"].median,
+        times["energy"].median, bound=design.sum_of_product(outputs * rows, inputs), setting=setting,
     )  # fmt: skip
 
 
+PARTS = {"evaluations": _evaluations, "kernel": _kernels, "operations": _ops}
+"""Parts of the suite, which are measured one after another; the rows of one part belong together."""
+
+
 def _rows(setting: Setting) -> Iterator[Row | str]:
-    yield from _evaluations(setting)
-    yield from _kernels(setting)
-    yield from _ops(setting)
+    for part in PARTS.values():
+        yield from part(setting)
 
 
 TARGETS = Section(
     name="targets",
-    title="Targets of the design for an H200",
+    title="Targets of the design",
     caption="Evaluations: differences at 1024 antithetic displacements of 1024 inputs, relu 784-1024-1024-10, noise "
     "included, beside the same number of dense forwards.\nKernel: 256-832-832-1, 4096 inputs, 1024 displacements. "
-    "Medians of ratios, side by side. On a CPU small shapes in float32.",
+    "Medians of ratios, side by side. On a CPU small shapes in float32.\n"
+    "The design's targets are for an H200; those of another card are scaled by its measured roofs.",
     columns=(
         Column("what", "case"),
         Column("target", "target", ".2f"),
+        Column("on an H200", "design_target", ".2f"),
         Column("measured", "measured", ".2f"),
         Column("of it", "share", "percent"),
         Column("time", "time_s", "seconds"),

@@ -44,6 +44,7 @@ ORDER = (
     "nntk.bench.benchmarks",
     "nntk.bench.tuning",
     "nntk.bench.profiling",
+    "nntk.bench.card",
     "nntk.bench.cli",
     "nntk.bench.__main__",
 )

@@ -68,6 +68,26 @@ def test_the_roof_is_products_or_bytes():
     assert model.time_of(replace(launch, bytes=1.0), measured(part(tensor=2.0), part()), CARD).roof == 20.0
 
 
+def test_the_second_level_cache_adds_what_exceeds_all_else():
+    """It is no part of the total; a launch that takes longer for another reason takes no longer for it."""
+    card = replace(CARD, cache=4.0)
+    launch = model.Launch("", programs=4, turns=10, bytes=0.0, fetched=400.0)
+    kernel = measured(part(issue=1.0, tensor=2.0), part(issue=5.0))
+    result = model.time_of(launch, kernel, card)
+    assert (result.total, result.cache, result.with_cache) == (50.0, 50.0, 100.0)
+    assert model.time_of(replace(launch, fetched=200.0), kernel, card).with_cache == 50.0
+    waiting = model.time_of(replace(launch, bytes=90.0), kernel, card)
+    assert (waiting.memory, waiting.cache, waiting.with_cache) == (40.0, 10.0, 100.0)
+
+
+@pytest.mark.parametrize("name", model.CARDS)
+def test_a_card_has_the_clock_of_its_peak(name):
+    """The rate of products over what all multiprocessors multiply in a clock: between one and three gigahertz."""
+    card = model.CARDS[name]
+    assert 1e9 < card.clock < 3e9 and card.cache > card.bandwidth
+    assert card.cache == pytest.approx(model.with_cache(card).cache, rel=0.01)
+
+
 @pytest.mark.machine_code
 def test_what_is_predicted_is_what_is_published(tmp_path):
     """The command makes the committed rows again, and the pages have their tables."""

@@ -88,6 +88,11 @@ class _Layer:
         return _ROWS * 2 * self.inputs * height
 
 
+def evaluations(arch: str) -> dict[str, list[tuple[Case, Launch]]]:
+    """Return the launches of the design's evaluations in bfloat16, in their order, by family of displacements."""
+    return {family: list(_evaluation(arch, family, _WIDTHS, _INPUTS)) for family in _FAMILIES}
+
+
 def cases(arch: str) -> list[Case]:
     """List the kernels that the workloads use, for ``nntk-bench resources`` to compile."""
     compiled = [case for family in _FAMILIES for case, _ in _evaluation(arch, family, _WIDTHS, _INPUTS)]
@@ -184,7 +189,7 @@ def _fixed_weights(arch: str) -> Launches:
 def _attention(arch: str) -> Launches:
     """Yield both passes of attention with dot scores over the values of 4096 antithetic pairs at 4096 inputs."""
     block_m, block_n = attention_config.TILE
-    split = attention_config.splits(_KERNEL_INPUTS, _KERNEL_INPUTS, PROCESSORS[arch])
+    split = attention_config.splits(_KERNEL_INPUTS, _KERNEL_INPUTS, PROCESSORS.get(arch, 132))
     numbers, columns = 4.0 * _KERNEL_INPUTS**2, math.ceil(_KERNEL_INPUTS / block_n)
     for name, programs, turns, matrices in (
         ("statistics dot pairs", split.count * columns, split.samples / block_m, 2),
@@ -213,7 +218,11 @@ def rows(measured: Mapping[str, Measured], card: Card) -> Iterator[Row]:
     evaluated = {family: total_time(_evaluation(arch, family, _WIDTHS, _INPUTS)) for family in _FAMILIES}
     for family, target in _FAMILIES.items():
         time = evaluated[family]
-        yield _row(f"{family}: evaluations, of bf16 forwards", target, flops / card.bf16 / time.total, time)
+        row = _row(f"{family}: evaluations, of bf16 forwards", target, flops / card.bf16 / time.total, time)
+        if card.forwards:
+            row["of_measured_forwards"] = card.forwards / time.total
+            row["of_measured_forwards_with_cache"] = card.forwards / time.with_cache
+        yield row
     for family, target in (("gaussian", 10.0), ("rademacher", 15.0)):
         time = evaluated[family]
         yield _row(f"{family}: against forwards in fp32", target, flops / card.fp32 / time.total, time)
@@ -263,7 +272,9 @@ def _row(case: str, target: float, predicted: float, time: Time) -> Row:
         "target": target,
         "predicted": predicted,
         "verdict": "in reach" if predicted >= target else "short",
+        "predicted_with_cache": predicted * time.total / time.with_cache,
         "time_s": time.total,
+        "time_with_cache_s": time.with_cache,
         "of_roof": time.roof / time.total,
         "cache_bytes_a_second": time.fetched / time.total,
         "goes_to": time.shares,

@@ -1,0 +1,1 @@
+"""One command for a card: everything that must be measured on it, in order, row by row, within the minutes at hand."""
