@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _SMALLEST_SUM = 2.0**13
 """Smallest share that may be left of a displaced value a + s da, in epsilons: a thousandth in float32."""
+_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _SMALLEST_ROOT = 2.0**11
 """The same of the root of a sum of squares, whose terms may cancel, but not the sum."""
 
@@ -284,9 +285,8 @@ def _displaced_tensors(arguments: Iterable[Any]) -> Iterator[DisplacedTensor]:
 def _mark_shared_memory(operands: Sequence[DisplacedTensor], result: T) -> T:
     """Return the result of a function, after marking the operands that it shares memory with."""
     for part in _displaced_tensors((result,)):
-        memory = part._value.untyped_storage().data_ptr()
         for operand in operands:
-            if operand is not part and operand._value.untyped_storage().data_ptr() == memory:
+            if operand is not part and torch._C._is_alias_of(operand._value, part._value):
                 operand.shares_memory = part.shares_memory = True
     return result
 

@@ -35,10 +35,10 @@ class UnsupportedOpGuard(ModelEpsilon):
         if function is torch.tensor and any(is_displaced(leaf) for leaf in tree_leaves(arguments)):
             raise NoRule("model calls torch.tensor on displaced values, which loses their differences.")
         result = super().__torch_function__(function, types, arguments, options)
-        if type(result) is Tensor:
+        if type(result) is Tensor and result.layout == torch.strided:
             memory = result.untyped_storage()._cdata
             leaves = tree_leaves((arguments, options)) if memory not in self.ctx.new_storages else []
-            plain = [leaf for leaf in leaves if type(leaf) is Tensor]
+            plain = [leaf for leaf in leaves if type(leaf) is Tensor and leaf.layout == torch.strided]
             if all(leaf.untyped_storage()._cdata != memory for leaf in plain):
                 self.ctx.new_storages.add(memory)
         return result

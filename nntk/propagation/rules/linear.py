@@ -61,7 +61,8 @@ def _zero(ctx: PropagationContext, leaf: Any, integers_are_indices: bool) -> Any
     value = primal(leaf)
     if integers_are_indices and not (value.is_floating_point() or value.is_complex()):
         return value
-    return torch.zeros((), dtype=ctx.dtype, device=value.device).expand(value.shape)
+    dtype = ctx.dtype.to_complex() if value.is_complex() else ctx.dtype
+    return torch.zeros((), dtype=dtype, device=value.device).expand(value.shape)
 
 
 def split_leading_axis(ctx: PropagationContext, tangents: Any) -> Any:

@@ -76,11 +76,15 @@ def _scatter_extreme(
     return with_tangent(ctx, value, tangent)
 
 
-@rule("contiguous", "clone")
-def _copy(ctx: PropagationContext, z: Any, *, memory_format: Any = None) -> Any:
+@rule("contiguous")
+def _contiguous(ctx: PropagationContext, z: Any, *, memory_format: Any = torch.contiguous_format) -> Any:
+    return _copy(ctx, z, memory_format=memory_format)
+
+
+@rule("clone")
+def _copy(ctx: PropagationContext, z: Any, *, memory_format: Any = torch.preserve_format) -> Any:
     """Return a copy in some layout of the memory, which the difference does not have."""
-    options = {} if memory_format is None else {"memory_format": memory_format}
-    value = ctx.cached(lambda: primal(z).clone(**options))
+    value = ctx.cached(lambda: primal(z).clone(memory_format=memory_format))
     return with_tangent(ctx, value, z.tangent, (lambda: z.displaced) if z.keeps_digits else None)
 
 
@@ -92,4 +96,5 @@ def _new_tensor(ctx: PropagationContext, like: Any, data: Any, **options: Any) -
     return constant(ctx, ctx.cached(lambda: primal(like).new_tensor(primal(data), **options)))
 
 
-RULES[torch.meshgrid] = linear_rule(torch.meshgrid, integers_are_indices=False)
+for _function in (torch.meshgrid, torch._C._VariableFunctions.meshgrid):
+    RULES[_function] = linear_rule(_function, integers_are_indices=False)

@@ -107,3 +107,12 @@ def _number(function: Any) -> Rule:
 
 for _function in functions_named("__bool__", "__int__", "__index__", "item", "tolist"):
     DISCRETE[_function] = _number(_function)
+
+
+@rule("nonzero", "argwhere")
+def _nonzero(ctx: PropagationContext, z: Any, **options: Any) -> Any:
+    raise NoRule("model selects by a displaced condition, so that the number of what it selects may change.")
+
+
+for _function in functions_named("nonzero", "argwhere"):
+    DISCRETE[_function] = _nonzero

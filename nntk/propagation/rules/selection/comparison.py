@@ -173,7 +173,9 @@ def _choose(ctx: PropagationContext, function: Any, condition: Any, a: Any, b: A
 
 
 @discrete(also=[torch.where])
-def _where(ctx: PropagationContext, condition: Any, input: Any, other: Any) -> Any:
+def _where(ctx: PropagationContext, condition: Any, input: Any = None, other: Any = None) -> Any:
+    if input is None:
+        raise NoRule("model selects by a displaced condition, so that the number of what it selects may change.")
     return _choose(ctx, torch.where, condition, input, other)
 
 

@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import constant, is_displaced, primal, with_tangent
-from nntk.propagation.registry import NoRule, composed, rule
+from nntk.propagation.registry import COMPLEX, DISCRETE, RULES, NoRule, composed, rule
+from nntk.propagation.rules.selection.discrete import is_discrete
 
 
 def _check_finite_differences(ctx: PropagationContext, z: Any) -> None:
@@ -71,3 +73,21 @@ def _index_put(x: Any, indices: Any, values: Any, accumulate: bool = False) -> A
     source = values.expand(positions.shape).flatten()
     write = torch.index_add if accumulate else torch.index_copy
     return write(x.flatten(), 0, positions.flatten(), source).reshape(x.shape)
+
+
+def _register_shape_of_other(name: str, function: Any) -> None:
+    """Register a function that gives a tensor the shape of another one, whose values do not matter."""
+
+    def apply(ctx: PropagationContext, x: Any, other: Any) -> Any:
+        shape = primal(other).shape
+        if not is_displaced(x):
+            return constant(ctx, ctx.cached(lambda: function(primal(x), shape)))
+        table = DISCRETE if is_discrete(x) else COMPLEX if primal(x).is_complex() else RULES
+        return table[function](ctx, x, shape)
+
+    for table in (RULES, DISCRETE, COMPLEX):
+        table[getattr(Tensor, name)] = apply
+
+
+for _name, _function in {"expand_as": Tensor.expand, "view_as": Tensor.view, "reshape_as": Tensor.reshape}.items():
+    _register_shape_of_other(_name, _function)
