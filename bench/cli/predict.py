@@ -29,8 +29,8 @@ how to read it:
   memory    time that bytes add to all of that
 
 A second table shows the host's work for evaluations at the default budget, on a driver that launches nothing. It needs
-a C compiler, as Triton does on any card. Chunks, launches, operators, tensor maps and waits are counted; the host's time
-is measured here, and a busy machine shows more.
+a C compiler, as Triton does on any card. Chunks, launches, operators, tensor maps and waits are counted. The time of
+the host is measured on this machine, and is longer if that is busy.
   host      processor time of one thread, and 3 us of a real driver for each launch and operator
   share     of the card's predicted time; at most a tenth, or the card may wait for the host
 """
