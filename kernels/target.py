@@ -70,7 +70,8 @@ def target_of(device: torch.device) -> Target:
     """Return the target of a device. It queries the driver, so only an op with a tensor on that device may call it."""
     if interpreted():
         return Target("interpreter", os.cpu_count() or 1)
-    return _query(device) if device.index is None else _queried(device)
+    is_current = device.type == "cuda" and device.index is None
+    return _query(device) if is_current else _queried(device)
 
 
 def _query(device: torch.device) -> Target:

@@ -33,6 +33,12 @@ how to read it:
   issue     time that other pipes add in these: noise, splitting of operands, addresses
   once      time outside of the loops: epilogues
   memory    time that bytes add to all of that
+
+A second table shows the host's work for evaluations at the default budget, on a driver that launches nothing. It needs
+a C compiler, as Triton does on any card. Chunks, launches, operators, tensor maps and waits are counted. The time of
+the host is measured on this machine, and is longer if that is busy.
+  host      processor time of one thread, and 3 us of a real driver for each launch and operator
+  share     of the card's predicted time; at most a tenth, or the card may wait for the host
 """
 EPILOG = """\
 examples:
@@ -41,7 +47,7 @@ examples:
   nntk-bench predict --json prediction.json      with seconds by part, the card's rates, versions and commit
   nntk-bench predict --json - | jq .cards        the same for another program
 
-Exit status: 0 predicted, 1 a kernel did not compile, 2 wrong usage, 130 interrupted.
+Exit status: 0 predicted, 1 a kernel did not compile or the host was not measured, 2 wrong usage, 130 interrupted.
 """
 
 
