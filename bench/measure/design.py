@@ -78,7 +78,7 @@ def kernel_of_contraction(
     """Return the bound of a nonlocal kernel against the contraction of Jacobians in ``fp32`` or ``tf32``."""
 
     def bound(rates: Rates) -> float:
-        contraction = inputs**2 * _forward(widths, 1) / 2 / getattr(rates, precision)
+        contraction = inputs**2 * _forward(widths, 1) / 2 / float(getattr(rates, precision))
         nonlocal_kernel = samples * _evaluation(directions, widths, inputs, rates)
         return contraction / (nonlocal_kernel + _sum(samples, inputs, rates))
 
