@@ -91,7 +91,10 @@ def _host_seconds(family: str, chunk_count: float) -> float:
 
 def has_kept_launches() -> bool:
     """Return True if launches are kept over the chunks of a call, so that Triton binds none of them again."""
-    return importlib.util.find_spec("nntk.kernels.gpu") is not None
+    try:
+        return importlib.util.find_spec("nntk.kernels.gpu.launches") is not None
+    except ModuleNotFoundError:  # The folder of such a module is not there either.
+        return False
 
 
 def chunk_count(family: str, budget: int) -> int:

@@ -25,6 +25,7 @@ The second-level cache is shown apart, since no data sheet has its rate: 6.8 TB/
 the prediction for two kernels. Other cards are given the same rate in a clock.
 
 how to read it:
+  target      that of the design, which is for an H200, scaled by what the card's rates allow
   with cache  the figure before it, if operands come through the second-level cache at its supposed rate
   of measured evaluations, of bf16 forwards as they were measured on such a card, without and with the cache; the
               column "predicted" divides by the rate of products that the card can reach

@@ -59,7 +59,7 @@ def scaled(target: float, bound: Bound, rates: Rates | None) -> float:
         >>> round(scaled(0.6, of_forwards, H200), 2), scaled(0.6, of_forwards, slow_memory) < 0.6
         (0.6, True)
     """
-    return target if rates is None else target * bound(rates) / bound(H200)
+    return target if rates is None else target * (bound(rates) / bound(H200))
 
 
 def evaluations_of_forwards(directions: str, widths: Sequence[int], inputs: int) -> Bound:
@@ -72,11 +72,13 @@ def evaluations_of_float32(directions: str, widths: Sequence[int], inputs: int) 
     return lambda rates: _forward(widths, inputs) / rates.fp32 / _evaluation(directions, widths, inputs, rates)
 
 
-def kernel_of_contraction(directions: str, widths: Sequence[int], inputs: int, samples: int) -> Bound:
-    """Return the bound of a nonlocal kernel against the contraction of the model's Jacobians in float32."""
+def kernel_of_contraction(
+    directions: str, widths: Sequence[int], inputs: int, samples: int, precision: str = "fp32"
+) -> Bound:
+    """Return the bound of a nonlocal kernel against the contraction of Jacobians in ``fp32`` or ``tf32``."""
 
     def bound(rates: Rates) -> float:
-        contraction = inputs**2 * _forward(widths, 1) / 2 / rates.fp32
+        contraction = inputs**2 * _forward(widths, 1) / 2 / float(getattr(rates, precision))
         nonlocal_kernel = samples * _evaluation(directions, widths, inputs, rates)
         return contraction / (nonlocal_kernel + _sum(samples, inputs, rates))
 

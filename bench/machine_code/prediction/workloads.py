@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from nntk.bench.machine_code.cases import assemble, attention, fixed_weights, perturb, philox
 from nntk.bench.machine_code.measure import Measured
 from nntk.bench.machine_code.prediction.model import PROCESSORS, Card, Launch, Time, time_of
+from nntk.bench.measure import design
 from nntk.bench.results.schema import Row
 from nntk.kernels.ahead_of_time import Case
 from nntk.kernels.attention.triton import config as attention_config
@@ -218,6 +219,7 @@ def rows(measured: Mapping[str, Measured], card: Card) -> Iterator[Row]:
     evaluated = {family: total_time(_evaluation(arch, family, _WIDTHS, _INPUTS)) for family in _FAMILIES}
     for family, target in _FAMILIES.items():
         time = evaluated[family]
+        target = _on(card, target, design.evaluations_of_forwards(family, _WIDTHS, _INPUTS))
         row = _row(f"{family}: evaluations, of bf16 forwards", target, flops / card.bf16 / time.total, time)
         if card.forwards:
             row["of_measured_forwards"] = card.forwards / time.total
@@ -225,13 +227,16 @@ def rows(measured: Mapping[str, Measured], card: Card) -> Iterator[Row]:
         yield row
     for family, target in (("gaussian", 10.0), ("rademacher", 15.0)):
         time = evaluated[family]
+        target = _on(card, target, design.evaluations_of_float32(family, _WIDTHS, _INPUTS))
         yield _row(f"{family}: against forwards in fp32", target, flops / card.fp32 / time.total, time)
     yield _memory()
     weights = _flops(_KERNEL_WIDTHS) / 2
     time = total_time(_evaluation(arch, "gaussian", _KERNEL_WIDTHS, _KERNEL_INPUTS)) + total_time(_rank_update(arch, 1))
     for precision, rate in (("fp32", card.fp32), ("tf32", card.bf16 / 2)):
         contraction = 2 * _KERNEL_INPUTS**2 * weights / rate
-        yield _row(f"kernel: against contraction in {precision}", 5.0, contraction / time.total, time)
+        bound = design.kernel_of_contraction("gaussian", _KERNEL_WIDTHS, _KERNEL_INPUTS, _ROWS, precision)
+        target = _on(card, 5.0, bound)
+        yield _row(f"kernel: against contraction in {precision}", target, contraction / time.total, time)
     for name, launches in (("fixed weights", _fixed_weights(arch)), ("attention", _attention(arch))):
         time = total_time(launches)
         yield _row(f"{name}: of copy bandwidth", 0.8, time.roof / time.total, time)
@@ -239,8 +244,14 @@ def rows(measured: Mapping[str, Measured], card: Card) -> Iterator[Row]:
         time = total_time(_rank_update(arch, outputs))
         gemm = 2 * _ROWS * outputs * _KERNEL_INPUTS**2
         name = f"assembly, C = {outputs}: against GEMM in"
-        yield _row(f"{name} fp32", 3.0, gemm / card.fp32 / time.total, time)
+        target = _on(card, 3.0, design.sum_of_product(_ROWS * outputs, _KERNEL_INPUTS))
+        yield _row(f"{name} fp32", target, gemm / card.fp32 / time.total, time)
         yield _row(f"{name} three of tf32", 1.5, 3 * gemm / (card.bf16 / 2) / time.total, time)
+
+
+def _on(card: Card, target: float, bound: design.Bound) -> float:
+    """Return the target on a card: that of the design, scaled by what the card's rates allow."""
+    return design.scaled(target, bound, design.Rates(card.bf16, card.bf16 / 2, card.fp32, card.bandwidth))
 
 
 def _flops(widths: Sequence[int]) -> float:
