@@ -15,12 +15,12 @@ from nntk.models.frozen.promotion import HALVES
 
 def has_structure(x: Any) -> bool:
     """Return True for inputs that are no array: a mapping or a tuple of tensors, or a stream of batches."""
-    if isinstance(x, Stream | Inputs | Mapping):
-        return not hasattr(x, "__array__")
+    # Some sparse matrices of SciPy are dictionaries.
+    if isinstance(x, list | str) or hasattr(x, "__array__") or hasattr(x, "toarray"):
+        return False
     if isinstance(x, tuple):
         return bool(x) and all(isinstance(part, Tensor) for part in x)
-    is_array = isinstance(x, list | str) or hasattr(x, "__array__") or hasattr(x, "toarray")
-    return isinstance(x, Iterable) and not is_array
+    return isinstance(x, Inputs | Stream | Iterable)
 
 
 def as_structured(x: Any, targets: bool) -> Source:
