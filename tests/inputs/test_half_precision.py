@@ -67,7 +67,14 @@ ROUTES = {
 
 
 @pytest.mark.parametrize(
-    ("half", "route"), zip([torch.float16, torch.bfloat16] * 2, ROUTES, strict=True), ids=lambda value: str(value)
+    ("half", "route"),
+    [
+        (torch.float16, "auto"),
+        (torch.bfloat16, "copies"),
+        (torch.float16, "rules"),
+        (torch.bfloat16, "rules"),
+        (torch.bfloat16, "tiny gamma"),
+    ],
 )
 def test_differences_are_those_of_the_rounded_backbone(half, route):
     """The error against float64 is that of float32, 1e-6 or less; the backbone's rounding is not part of it."""
