@@ -15,11 +15,12 @@ from nntk.models.frozen.promotion import HALVES
 
 def has_structure(x: Any) -> bool:
     """Return True for inputs that are no array: a mapping or a tuple of tensors, or a stream of batches."""
+    # Some sparse matrices of SciPy are dictionaries.
     if isinstance(x, list | str) or hasattr(x, "__array__") or hasattr(x, "toarray"):
-        return False  # Arrays, data frames, and sparse matrices, some of which are mappings.
+        return False
     if isinstance(x, tuple):
         return bool(x) and all(isinstance(part, Tensor) for part in x)
-    return isinstance(x, Stream | Inputs | Mapping | Iterable)
+    return isinstance(x, Inputs | Stream | Iterable)
 
 
 def as_structured(x: Any, targets: bool) -> Source:

@@ -687,7 +687,7 @@ def returns(change):
 
 
 situation("returns a tuple", REFUSED, wrap=returns(lambda y: (y, y)))
-situation("returns a dictionary", REFUSED, wrap=returns(lambda y: {"logits": y}))
+situation("returns a dictionary", REFUSED, wrap=returns(lambda y: {"y": y}))  # "logits" would be chosen
 situation("returns None", REFUSED, wrap=returns(lambda y: None))
 situation("returns integers", EITHER, wrap=returns(lambda y: y.argmax(-1)))
 situation("returns complex numbers", EITHER, wrap=returns(lambda y: torch.fft.fft(y)))

@@ -149,8 +149,9 @@ def test_draws_seed_models_of_several_tensors():
     assert torch.equal(NonlocalNTK(model, samples=8, draws=3)({"input": a}), expected)
 
 
-@pytest.mark.parametrize("method", ["auto", "jacobian", "reverse", "vector-products"])
-@pytest.mark.parametrize("outputs", ["trace", "full"])
+@pytest.mark.parametrize(
+    ("method", "outputs"), [("auto", "trace"), ("jacobian", "full"), ("reverse", "trace"), ("vector-products", "full")]
+)
 def test_local_ntk_is_that_of_plain_gradients(method, outputs):
     """Every method, symmetric and not, against torch.autograd.grad at one input after another."""
     model, x, y = Classifier().double(), tokens(), tokens(4, seed=1)

@@ -42,13 +42,23 @@ FORMS = {
 
 @pytest.mark.parametrize(("form", "output"), FORMS.values(), ids=FORMS)
 def test_the_kernel_is_that_of_the_chosen_tensor(form, output):
-    """Bit for bit, by copies and by rules, nonlocal and local."""
+    """Bit for bit, nonlocal and local."""
     model, second, x = Returns(form), Returns(lambda a, b: b), inputs(6, 3)
+    settings = {"samples": 8, "propagation": "direct"}
+    assert torch.equal(NonlocalNTK(model, output=output, **settings)(x), NonlocalNTK(second, **settings)(x))
+    assert torch.equal(local_ntk(model, x, output=output), local_ntk(second, x))
+
+
+@pytest.mark.parametrize("name", ["tuple", "function"])
+def test_every_route_and_method_chooses(name):
+    """Rules of propagation, float32 copies, and each method of the local NTK."""
+    (form, output), second, x = FORMS[name], Returns(lambda a, b: b), inputs(6, 3)
     for settings in ({}, {"propagation": "difference"}):
-        expected = NonlocalNTK(second, samples=16, **settings)(x)
-        assert torch.equal(NonlocalNTK(model, samples=16, output=output, **settings)(x), expected)
-    for method in ("auto", "jacobian", "reverse", "vector-products"):
-        assert torch.equal(local_ntk(model, x, output=output, method=method), local_ntk(second, x, method=method))
+        expected = NonlocalNTK(second, samples=8, **settings)(x)
+        assert torch.equal(NonlocalNTK(Returns(form), samples=8, output=output, **settings)(x), expected)
+    for method in ("jacobian", "reverse", "vector-products"):
+        actual = local_ntk(Returns(form), x, output=output, method=method)
+        assert torch.equal(actual, local_ntk(second, x, method=method))
 
 
 def test_functions_and_black_boxes_choose():

@@ -211,8 +211,9 @@ def as_batch(name: str, x: Any) -> Batch:
         ValueError: If tensors do not fit together.
     """
     if isinstance(x, Mapping):
-        if not all(isinstance(key, str) for key in x):
-            raise TypeError(f"{name} must have texts as keys, the names of the model's arguments; got {list(x)!r}.")
+        for key in x:
+            if not isinstance(key, str):
+                raise TypeError(f"{name} must have texts as keys, the names of the model's arguments; got {key!r}.")
         entries: dict[Any, Any] = dict(sorted(x.items()))
     elif isinstance(x, tuple):
         entries = dict(enumerate(x))

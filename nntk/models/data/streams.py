@@ -83,7 +83,7 @@ class Stream:
                 f"batches must be an iterable that begins anew at each pass, got {type(batches).__name__}, which can "
                 "be read once; give a DataLoader, a list, or an object whose __iter__ makes a new iterator."
             )
-        if isinstance(batches, DataLoader) and isinstance(batches.sampler, RandomSampler):
+        if isinstance(batches, DataLoader) and any(isinstance(s, RandomSampler) for s in _samplers(batches)):
             raise ValueError("batches must be the same at every pass, but the DataLoader shuffles; use shuffle=False.")
         if not isinstance(targets, bool | str):
             raise TypeError(f"targets must be True, False or a key, got {targets!r} ({type(targets).__name__}).")
@@ -215,6 +215,10 @@ class Stream:
         if isinstance(batch, Mapping) and self._targets in batch:
             return {key: value for key, value in batch.items() if key != self._targets}, batch[self._targets]
         raise TypeError(f"batch {number} must be a mapping with targets {self._targets!r}, got {_outline(batch)}.")
+
+
+def _samplers(loader: DataLoader[Any]) -> tuple[object, object]:
+    return loader.sampler, getattr(loader.batch_sampler, "sampler", None)
 
 
 def _shapes(x: Batch) -> str:
