@@ -79,6 +79,23 @@ class DisplacedModel(SettingsOfKernel):
         return result
 
     @plain_arithmetic()
+    def model_outputs(self, x: Tensor) -> Tensor:
+        """Return the outputs at the parameters as they are, from which :meth:`differences` are taken.
+
+        Args:
+            x: Inputs, [N, K], in the model's dtype.
+
+        Returns:
+            [N, C] in the model's dtype.
+
+        Raises:
+            ValueError: If inputs do not fit the model or are not finite.
+            TypeError: If inputs have another dtype than the model.
+        """
+        view = self._view()
+        return view.outputs(view.inputs("x", x))
+
+    @plain_arithmetic()
     def displacement_weights(self, x: Tensor | None = None) -> Tensor:
         r"""Return the weights :math:`\alpha_m`, which sum to one over the displacements.
 
