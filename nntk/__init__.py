@@ -5,9 +5,10 @@ Begin with :class:`NonlocalNTK`, the nonlocal kernel of any model, and :class:`L
 :class:`FixedKernel` and :class:`Attention` choose the weights of displacements. :class:`KernelRidge` fits data,
 :class:`GPyTorchKernel` serves gaussian processes, :class:`GradientFlow` and :class:`CrossEntropyFlow` predict training,
 :class:`KernelTracker` records the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients.
-:func:`compare` says how alike two kernels are. :func:`save`, :func:`load` and :func:`write_kernel` handle files.
-:func:`warm_up` compiles what a first call needs. :mod:`nntk.activations` holds sign, step, quantise and sawtooth as
-modules, and :mod:`nntk.kernels` the batched operations.
+:func:`compare` says how alike two kernels are, and :func:`attribution_scores` which training examples an output owes
+to. :func:`save`, :func:`load` and :func:`write_kernel` handle files. :func:`warm_up` compiles what a first call needs.
+:mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, and :mod:`nntk.kernels` the batched
+operations.
 """
 
 from importlib import import_module
@@ -23,6 +24,7 @@ from nntk.files.matrix_file import write_kernel
 from nntk.files.storage import load, save
 from nntk.kernel import NonlocalNTK
 from nntk.kernels.fixed_weights import EffectiveSampleWarning, FixedKernel
+from nntk.learning.attribution import attribution_scores, linear_datamodeling_score
 from nntk.learning.cross_entropy import CrossEntropyFlow
 from nntk.learning.descent import NonlocalGradientDescent
 from nntk.learning.gradient_flow import FlowEnsemble, GradientFlow
@@ -66,7 +68,9 @@ __all__ = [
     "Statistic",
     "Stream",
     "activations",
+    "attribution_scores",
     "compare",
+    "linear_datamodeling_score",
     "load",
     "local_ntk",
     "monte_carlo_error",

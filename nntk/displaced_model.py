@@ -86,6 +86,23 @@ class DisplacedModel(SettingsOfKernel):
         return result
 
     @plain_arithmetic()
+    def model_outputs(self, x: InputValue) -> Tensor:
+        """Return the outputs at the parameters as they are, from which :meth:`differences` are taken.
+
+        Args:
+            x: Inputs, as for a call of the kernel.
+
+        Returns:
+            [N, C] in the model's dtype.
+
+        Raises:
+            ValueError: If inputs do not fit the model or are not finite.
+            TypeError: If inputs have another dtype than the model.
+        """
+        view = self._view()
+        return view.outputs(view.inputs("x", x))
+
+    @plain_arithmetic()
     def displacement_weights(self, x: InputValue | None = None) -> Tensor:
         r"""Return the weights :math:`\alpha_m`, which sum to one over the displacements.
 

@@ -23,6 +23,7 @@ STUDIES = {
     "training": "gradient flow by the NNTK against training; a sign network trained by four methods",
     "real_data": "digits and diabetes: accuracy and likelihood of NTK, NNTK and RBF, against M and time",
     "nonsmooth": "spikes, signs and hard choices: digits by NTK, surrogate gradients and NNTK of three networks",
+    "attribution": "training digits that outputs owe to: TRAK and nonlocal features, by the datamodeling score",
 }
 """Descriptions of the studies, by name. The module of this package with that name holds the study."""
 
