@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nntk.kernels.cpu.elementwise import product_difference
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import (
     constant,
@@ -64,6 +65,10 @@ def _mul(ctx: PropagationContext, a: Any, b: Any) -> Any:
     if db.numel() < da.numel() and not (a.keeps_digits or b.keeps_digits):
         # A displaced weight costs less than displaced values.
         return with_tangent(ctx, value, (da * torch.addcmul(rounded_b, db, s)).addcmul_(rounded_a, db))
+    if not b.keeps_digits and a is not b:
+        tangent = product_difference(rounded_a, rounded_b, da, db, ctx.row_scales)
+        if tangent is not None:
+            return with_tangent(ctx, value, tangent)
     displaced_a = torch.addcmul(rounded_a, da, s)
     if a is b:
         return with_tangent(ctx, value, da * (rounded_b + displaced_a), lambda: displaced_a.square())
