@@ -72,17 +72,17 @@ class ChunkPlan:
             (budget // 4 - held) // held_per_input,
             cache_size // max(1, sum(per_input) // max(1, len(per_input))),
         )
-        block_inputs = max(1, block_inputs)
+        block_inputs = _even(len(x), block_inputs)
         sizes = [block_inputs * slope + offset for slope, offset in zip(per_input, fixed, strict=True)]
         chunk_samples = min(
             cache_size // max(1, sum(sizes) // max(1, len(sizes))),
             budget // 4 // max(1, block_inputs * held_per_input + held),
         )
-        chunk_samples = max(1, min(len(batch.sample_ids), chunk_samples))
         group_samples = min(most_held, budget // 4 // itemsize) // model.num_params
         if batch.scales.device.type == "cpu" and group_samples:
             # Held noise saves one product in four, since both members of a pair then share one.
             chunk_samples = min(chunk_samples, group_samples)
+        chunk_samples = _even(len(batch.sample_ids), chunk_samples)
         return cls(
             block_inputs,
             chunk_samples,
@@ -93,6 +93,12 @@ class ChunkPlan:
     def groups(self, batch: DisplacementBatch) -> list[slice]:
         """Return the positions of the groups in the batch."""
         return list(slices(len(batch.sample_ids), self.group_samples))
+
+
+def _even(total: int, most: int) -> int:
+    """Return the size of parts of a total that are as large as allowed but equal, so that no small one is left."""
+    parts = -(-total // max(1, most))
+    return max(1, -(-total // max(1, parts)))
 
 
 def _efficient_sizes(batch: DisplacementBatch) -> tuple[int, int]:
