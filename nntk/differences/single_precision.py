@@ -98,6 +98,8 @@ def float64_decides_jumps(model: GeneralModel, x: Tensor, request: DifferenceReq
     """
     if model.device.type != "cpu" or model.is_opaque or model.draws or not len(x) or not len(request.sample_ids):
         return False
+    if request.precision == "fp32" and model.dtype != torch.float64:
+        return False
     if model.findings.jumps is None:
         model.findings.jumps = _jumps(model, x[:_INPUTS])
     if not model.findings.jumps:

@@ -95,7 +95,7 @@ class PropagationContext:
         """Dtype of the differences."""
         return self.scales.dtype
 
-    @property
+    @cached_property
     def leading_shape(self) -> tuple[int, int]:
         """Leading axes [M, members] of every difference: displacements, and members of an antithetic pair."""
         return len(self.scales), self.members

@@ -102,7 +102,13 @@ def aligned_tangent(ctx: PropagationContext, operand: Any, dims: int) -> Any:
     """Return an operand's difference, shaped for a result that has ``dims`` axes; zero for a constant."""
     if not is_displaced(operand):
         return torch.zeros((), dtype=ctx.dtype, device=ctx.sample_ids.device)
-    tangent = operand.tangent
+    return with_axes(ctx, operand.tangent, dims)
+
+
+def with_axes(ctx: PropagationContext, tangent: Tensor, dims: int) -> Tensor:
+    """Return a difference, shaped for a result that has ``dims`` axes."""
+    if tangent.dim() == dims + 2:
+        return tangent
     return tangent.reshape(*ctx.leading_shape, *[1] * (dims + 2 - tangent.dim()), *tangent.shape[2:])
 
 
