@@ -240,7 +240,7 @@ def test_parts_of_a_plan_are_even():
         assert 1 <= size <= max(1, most) and (not total or -(-total // size) == -(-total // max(1, most)))
 
 
-@pytest.mark.parametrize("name", ["multiples", "views"])
+@pytest.mark.parametrize("name", ["multiples", "strided views", "views"])
 def test_views_by_strides_are_those_of_the_function(name, monkeypatch):
     """The difference of a view is the view of the difference, to the bit."""
     kernel = NonlocalNTK(FUNCTIONS[name], parameters=P, gamma=1e-3, samples=3, propagation="difference")
