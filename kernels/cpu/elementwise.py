@@ -97,14 +97,12 @@ def product_difference(a: Tensor, b: Tensor, da: Tensor, db: Tensor, rows: RowSc
     from nntk.kernels.cpu.products import product_rows
 
     result = torch.empty(da.shape, dtype=da.dtype)
-    factors = [part.view(-1).numpy() for part in (a, b)]
-    changes, out = [_rows(part) for part in (da, db)], _rows(result)
+    first, second, out = a.view(-1).numpy(), b.view(-1).numpy(), _rows(result)
+    change_a, change_b = _rows(da), _rows(db)
 
     def fill(some: slice, part: slice) -> None:
-        product_rows(
-            *(factor[part] for factor in factors), *(change[some, part] for change in changes), rows.steps[some],
-            out[some, part],
-        )  # fmt: skip
+        operands = first[part], second[part], change_a[some, part], change_b[some, part]
+        product_rows(*operands, rows.steps[some], out[some, part])
 
     _fill_tiles(fill, *out.shape)
     return result
@@ -133,10 +131,10 @@ def scaled_difference(
     n, channels = a.shape[:2]
     result = torch.empty(da.shape, dtype=da.dtype)
     values, changes, out = a.view(n, channels, -1).numpy(), _rows(da, n, channels), _rows(result, n, channels)
-    numbers = [part.reshape(len(out), channels).numpy() for part in (slope, db, dc)]
+    factor, step, summand = (part.reshape(len(out), channels).contiguous().numpy() for part in (slope, db, dc))
 
     def fill(some: slice) -> None:
-        scaled_rows(values, changes[some], *(number[some] for number in numbers), out[some])
+        scaled_rows(values, changes[some], factor[some], step[some], summand[some], out[some])
 
     _fill_rows(fill, len(out), a.numel())
     return result

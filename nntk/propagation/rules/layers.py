@@ -227,7 +227,8 @@ def _displaced_convolutions(
     """Return the difference by convolutions with one displaced weight after another, [M, members, *shape]."""
     noise, displaced = _displaced_weights(ctx, weight)
     h, d, e, factors = rounded_primal(ctx, x), x.tangent, _bias_noise(ctx, bias), ctx.noise_factors.tolist()
-    weights, tangent = displaced.unflatten(0, ctx.leading_shape), h.new_empty(*ctx.leading_shape, *shape)
+    weights = displaced.unflatten(0, ctx.leading_shape)
+    tangent: Tensor = h.new_empty(*ctx.leading_shape, *shape)
 
     def convolve_displacement(m: int) -> None:
         shared = convolve(h, noise[m], None if e is None else e[m])

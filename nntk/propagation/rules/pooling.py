@@ -56,13 +56,16 @@ def _max_pool(
         values: Tensor = unfold(base, torch.finfo(ctx.dtype).min / 4)
         return (values - values.amax(2, keepdim=True)).to(ctx.dtype)
 
+    def positions(place: tuple[int, ...]) -> list[slice]:
+        return [_every(*axis) for axis in zip(place, skips, steps, value.shape[2:], strict=True)]
+
     # One tensor of gaps for each entry of the window, in the order of the places below.
     gaps = ctx.cached(lambda: gap_to_maximum().movedim(2, 0).reshape(-1, *value.shape).contiguous())
     padded = F.pad(x.tangent, margins) if any(margins) else x.tangent
     s, tangent = ctx.broadcast_scales(value.dim()), None
     for gap, place in zip(gaps, product(*map(range, kernel)), strict=True):
         # Entries of all windows at one place, without a copy: an unfolding would take six times as long on a CPU.
-        entries = padded[(..., *map(_every, place, skips, steps, value.shape[2:]))]
+        entries = padded[(*[slice(None)] * 4, *positions(place))]
         candidate = gap / s + entries
         tangent = candidate if tangent is None else torch.maximum(tangent, candidate, out=tangent)
     assert tangent is not None, "a window has entries"
