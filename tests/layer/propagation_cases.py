@@ -66,7 +66,7 @@ FUNCTIONS = {
         0.9 * z(p, x) + x - 0.5 * (2 * z(p, x)[:, :1].sigmoid()) + (3 * z(p, x)).mT.mT - (4 * z(p, x)) * (z(p, x) * 2)
     ),
     "strided views": lambda p, x: (
-        torch.cat(z(p, x).mT.chunk(4, 1)[1:3], 1).transpose(1, 2)[:, :, ::2]
+        torch.cat(z(p, x).mT.chunk(4, 1)[1:3], 1).transpose(1, 2)[:, 1::2].mT
         + z(p, x)[:, 1:5, 3:].unfold(1, 2, 2).sum(-1).repeat(1, 2, 1)
         + z(p, x).unflatten(2, (2, 3)).permute(2, 0, 1, 3)[1, :, :1].expand(-1, 4, -1)
     ),
