@@ -23,15 +23,17 @@ from nntk.propagation.registry import (
     WRITES,
     NoRule,
     function_name,
+    positional,
 )
 
 T = TypeVar("T")
 
 _SMALLEST_SUM = 2.0**13
 """Smallest share that may be left of a displaced value a + s da, in epsilons: a thousandth in float32."""
-_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _SMALLEST_ROOT = 2.0**11
 """The same of the root of a sum of squares, whose terms may cancel, but not the sum."""
+_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+"""Dtypes of new tensors that displaced values are written to, and those that hold them."""
 
 
 class DisplacedTensor(Tensor):
@@ -130,10 +132,7 @@ class DisplacedTensor(Tensor):
         """Displaced value a + s da, [M, members, *shape]; free of cancellation for sums of squares and the like."""
         if self._displaced is not None:
             return self._displaced()
-        scales = self.ctx.broadcast_scales(primal(self).dim())
-        if self._value.is_complex():
-            return self.rounded_primal + self.tangent * scales
-        return torch.addcmul(self.rounded_primal, self.tangent, scales)
+        return torch.addcmul(self.rounded_primal, self.tangent, self.ctx.broadcast_scales(primal(self).dim()))
 
     @property
     def keeps_digits(self) -> bool:
@@ -179,6 +178,7 @@ def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, optio
         with torch._C.DisableTorchFunctionSubclass():
             result = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
             return _mark_shared_memory(operands, constant(ctx, result))
+    arguments, options = positional(arguments, options)
     is_discrete = any(operand.is_discrete for operand in operands)
     is_complex = any(operand.is_displaced and primal(operand).is_complex() for operand in operands)
     rules = COMPLEX if is_complex else DISCRETE if is_discrete else RULES
@@ -295,7 +295,7 @@ def _mark_shared_memory(operands: Sequence[DisplacedTensor], result: T) -> T:
     """Return the result of a function, after marking the operands that it shares memory with."""
     for part in _displaced_tensors((result,)):
         for operand in operands:
-            if operand is not part and torch._C._is_alias_of(operand._value, part._value):
+            if operand is not part and torch._C._is_alias_of(operand._value, part._value):  # type: ignore[attr-defined]
                 operand.shares_memory = part.shares_memory = True
     return result
 
@@ -350,8 +350,7 @@ def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
     result = IN_PLACE.get(function, function)(*arguments, **other_options)
     if not isinstance(result, DisplacedTensor) or primal(result).shape != primal(target).shape:
         raise NoRule(f"model calls {name} in place, with a result of another shape or without a difference.")
-    kinds = [(primal(part).is_floating_point(), primal(part).is_complex()) for part in (result, target)]
-    if kinds[0] != kinds[1]:
+    if len({(part.is_floating_point(), part.is_complex()) for part in primal((result, target))}) > 1:
         raise NoRule(f"model calls {name} in place, with a result of another kind of number.")
     target._value, target._displaced = result._value, result._displaced
     target._tangent, target._multiple = result._tangent, result._multiple

@@ -27,6 +27,13 @@ RANDOM: set[Any] = set()
 """Functions that draw random numbers whatever their arguments are."""
 
 
+_OPERANDS = (
+    "condition", "tensors", "input", "self", "other", "mat1", "batch1", "tensor1", "vec1", "mat", "vec", "mat2",
+    "batch2", "tensor2", "vec2", "exponent",
+)  # fmt: skip
+"""Names of the operands of PyTorch's functions, in their order."""
+
+
 class NoRule(Exception):
     """A model does something to displaced tensors that no rule covers; the message is one sentence that says what.
 
@@ -50,6 +57,15 @@ def function_name(function: Any) -> str:
         return f"Tensor.{function.__self__.__name__}"
     name = str(getattr(function, "__qualname__", function))
     return name.replace("TensorBase.", "Tensor.").replace("_VariableFunctionsClass.", "torch.")
+
+
+def positional(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments of which those are positional that PyTorch's functions give several names, and the options."""
+    given = [name for name in _OPERANDS if name in options] if options else []
+    if not given:
+        return arguments, options
+    rest = {name: option for name, option in options.items() if name not in given}
+    return (*arguments, *(options[name] for name in given)), rest
 
 
 def rule(*names: str, also: Sequence[Any] = ()) -> Callable[[Rule], Rule]:

@@ -280,6 +280,13 @@ FUNCTIONS = {
     ),
     "branches that agree": lambda p, x: z(p, x) * 2 if bool((z(p, x) > 100).any()) or torch.isnan(z(p, x)).any()
     else z(p, x).contiguous() * len(torch.meshgrid(p["v"], p["v"], indexing="ij")),
+    "named operands": lambda p, x: torch.baddbmm(input=p["v"], batch1=x, batch2=z(p, x).mT @ x, alpha=0.5)
+    + torch.matmul(input=x, other=p["w"]) + torch.where(condition=x > 0, input=z(p, x), other=p["v"]),
+    "shapes of others": lambda p, x: (x[0, :1] > 0).expand_as(z(p, x)) * z(p, x).view_as(z(p, x))
+    + torch.zeros(1, 6, dtype=torch.long).expand_as(z(p, x)) + x.reshape_as(z(p, x)),
+    "sparse matrices": lambda p, x: (
+        torch.eye(7, dtype=x.dtype).roll(1, 0).to_sparse() @ z(p, x).movedim(1, 0).flatten(1)
+    ).unflatten(1, (-1, 6)).movedim(0, 1),
     "pools of powers": lambda p, x: F.lp_pool1d(z(p, x).abs() + 0.1, 3.0, 2) + F.lp_pool1d(z(p, x), 2, 2),
     "padded parts": lambda p, x: rnn.pad_sequence([p["w"][:4], p["w"]], padding_value=0.5)[:, 0] @ z(p, x).mT
     + x.new_tensor([1.0]) + z(p, x).new_tensor(2.0),

@@ -96,5 +96,5 @@ def _new_tensor(ctx: PropagationContext, like: Any, data: Any, **options: Any) -
     return constant(ctx, ctx.cached(lambda: primal(like).new_tensor(primal(data), **options)))
 
 
-for _function in (torch.meshgrid, torch._C._VariableFunctions.meshgrid):
+for _function in (torch.meshgrid, torch._VF.meshgrid):  # type: ignore[attr-defined]
     RULES[_function] = linear_rule(_function, integers_are_indices=False)

@@ -137,6 +137,10 @@ def vector_norm(x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, out:
     return size.sum(axes, keepdim=keepdim) if p == 1 else (size**p).sum(axes, keepdim=keepdim) ** (1 / p)
 
 
+def _vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
+    return vector_norm(x, ord, dim, keepdim)
+
+
 def _linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False) -> Any:
     """Return a norm of vectors or of matrices."""
     num_axes = x.dim() if dim is None else 1 if isinstance(dim, int) else len(dim)
@@ -163,7 +167,7 @@ def _matrix_norm(x: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = 
 
 composed("norm")(vector_norm)
 COMPOSED[torch.linalg.matrix_norm] = _matrix_norm
-COMPOSED[torch.linalg.vector_norm] = vector_norm
+COMPOSED[torch.linalg.vector_norm] = _vector_norm
 COMPOSED[torch.linalg.norm] = _linalg_norm
 
 

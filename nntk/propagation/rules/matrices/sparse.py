@@ -12,11 +12,11 @@ from nntk.propagation.registry import RULES, NoRule, Rule, functions_named
 
 def _sparse_product(ctx: PropagationContext, matrix: Any, x: Any) -> Any:
     """Return the product of a sparse matrix [n, k] with values [k, c] or [k]."""
-    sparse = primal(matrix)
+    sparse, displaced = primal(matrix), x
     if is_displaced(matrix) or not isinstance(x, Tensor) or sparse.dim() != 2 or primal(x).dim() > 2:
         raise NoRule("model multiplies with a displaced sparse matrix, or with more than a matrix, without a rule.")
     value, rounded = ctx.cached(lambda: (sparse @ primal(x), sparse.to(ctx.dtype)))
-    columns = x.tangent.movedim(2, 0)
+    columns = displaced.tangent.movedim(2, 0)
     product = rounded @ columns.reshape(len(columns), -1)
     return with_tangent(ctx, value, product.reshape(-1, *columns.shape[1:]).movedim(0, 2))
 
