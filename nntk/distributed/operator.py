@@ -65,6 +65,11 @@ class ShardedOperator:
         return total, total
 
     @property
+    def rows(self) -> tuple[int, ...]:
+        """Numbers of inputs on the ranks along the axis of inputs."""
+        return self._inputs.rows
+
+    @property
     def is_wide(self) -> bool:
         """True where there are at least as many features as inputs, so that K is not larger than the Gram matrix."""
         return self.num_features >= self.shape[0]

@@ -13,6 +13,7 @@ LAWS = (
     "chunks_and_general_models_change_nothing",
     "features_and_operators_are_those_of_one_process",
     "estimates_are_those_of_one_process",
+    "ridge_regression_is_that_of_one_process",
     "deterministic_results",
 )
 
@@ -28,6 +29,14 @@ def outcomes(size):
 def test_law(law, size):
     """The law holds on every rank."""
     assert [outcome.get(law, "not run") for outcome in outcomes(size)] == [None] * size
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_files_are_those_of_one_process(size, tmp_path):
+    """Ranks of every mesh write one file."""
+    law = "files_are_those_of_one_process"
+    assert [outcome.get(law) for outcome in run("laws", [law], size, folder=tmp_path)] == [None] * size
+    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".npy", ".progress")]
 
 
 def test_deterministic_kernels_have_the_same_bits_for_any_number_of_ranks():

@@ -142,6 +142,7 @@ class Mesh:
 
     Attributes:
         shape: Numbers R and S.
+        device: Device of the numbers.
         rank: Number of this rank.
         agreement: Agreement of all ranks.
         traffic: What this rank has exchanged.
@@ -169,7 +170,7 @@ class Mesh:
         whole = dist.group.WORLD if group is None else group
         assert whole is not None, "the process group was initialised"
         size = dist.get_world_size(whole)
-        self.shape = _shape(over, size, group is not None)
+        self.shape, self.device = _shape(over, size, group is not None), device
         check_backend(whole, device)
         self.agreement, self.traffic = Agreement(whole, _timeout(whole, timeout)), Traffic()
         self.rank = self.agreement.rank
