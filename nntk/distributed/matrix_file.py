@@ -98,6 +98,10 @@ def _begin(mesh: Mesh, matrix: MatrixFile, lock: RunLock) -> Checksums:
             lock.acquire(shared=True)
     with agreement.together("reading the journal"):
         if not is_first:
+            if not matrix.path.exists():
+                raise FileNotFoundError(
+                    f"path must be one file that all ranks see, but rank {mesh.rank} has no {matrix.path}."
+                )
             lock.acquire(shared=True)
         checksums = read_journal(matrix.path, matrix.identity, len(matrix.tiles))
         finished = [index for index, value in enumerate(checksums) if value is not None]

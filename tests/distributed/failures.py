@@ -44,7 +44,7 @@ def differences_between_ranks(rank, size):
         "x": {"x": inputs(5, 3, seed=9)},
         "deterministic": {"deterministic": True},
         "step": {"method": Sharded.diagonal},
-        "route of the evaluation": {"propagation": "direct"},
+        "propagation": {"propagation": "direct"},
     }
     messages = {name: call(**(changed if is_other else {})) for name, changed in other.items()}
     messages["column"] = call("inputs", x=x.double() if is_other else x)
@@ -105,7 +105,7 @@ def writing(rank, size, path, victim, number, after):
     matrix_file.write_journal = write_journal
     kernel = Sharded(nntk.NonlocalNTK(model_of(torch.float32), samples=16))
     try:
-        write_kernel(path, kernel, inputs(60, 3), tile=4)
+        write_kernel(path, kernel, inputs(60, 3), tile=3)
         error = None
     except RankError as raised:
         error = (raised.ranks, str(raised))

@@ -178,7 +178,12 @@ class Agreement:
             buffer = torch.zeros(int(length), dtype=torch.uint8)
             self._receive(buffer)
         except RuntimeError as error:
-            message = f"Rank 0 ended or stopped answering ({_first_line(error)})."
+            what = (
+                "ended"
+                if _was_closed(str(error))
+                else f"did not answer within {self.timeout.total_seconds():g} seconds"
+            )
+            message = f"Rank 0 {what}, so that all ranks end."
             return {"message": message, "ranks": [0], "lost": True, "common": False, "values": []}
         verdict = _decode(buffer)
         assert verdict is not None, "rank 0 sends a verdict"
@@ -201,7 +206,7 @@ def _judge(
     message, ranks, common = "", lost or failed, False
     if lost:
         known = {rank: (reasons or {}).get(rank, "") for rank in lost}
-        closed = [rank for rank, reason in known.items() if "closed by peer" in reason or "reset by peer" in reason]
+        closed = [rank for rank, reason in known.items() if _was_closed(reason)]
         ranks = closed or lost
         what = "ended" if closed else f"did not answer within {seconds:g} seconds"
         message = f"{_named(ranks)} {what}, so that all ranks end."
@@ -238,6 +243,11 @@ def _difference(reports: Mapping[int, dict[str, Any]]) -> tuple[str, list[int]]:
 
 def _named(ranks: Sequence[int]) -> str:
     return f"Rank {ranks[0]}" if len(ranks) == 1 else f"Ranks {', '.join(map(str, ranks))}"
+
+
+def _was_closed(reason: str) -> bool:
+    """Return whether a connection broke because the process at its other end is gone."""
+    return any(words in reason for words in ("closed by peer", "reset by peer", "Broken pipe", "refused"))
 
 
 def _short(fact: Any) -> Any:
