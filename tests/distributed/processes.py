@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import traceback
 import warnings
@@ -26,7 +27,9 @@ def run(module, functions, size, timeout=60.0, **options):
         For each rank a dictionary from the name of a function to what it returned or to the text of its error; a rank
         that was killed has none for what it did not finish.
     """
-    # Processes are forked from one that has imported everything, and has computed nothing.
+    # Processes are forked from one that has imported everything, and has computed nothing. It finds what it imports by
+    # its environment.
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, sys.path)))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["laws", "failures"])
     with tempfile.TemporaryDirectory() as folder:
