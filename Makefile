@@ -9,7 +9,7 @@ NEWER_TRITONS := 3.8.0 3.9.0
 STRICT := -W "error:TRITON_DEFAULT_FP_FUSION"
 WORKERS ?= 2
 
-.PHONY: bench test lint typecheck tests contract machine-code versions resources docs format clean
+.PHONY: bench test lint typecheck tests contract distributed machine-code versions resources docs format clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed-bench
@@ -19,11 +19,15 @@ test: lint typecheck tests
 
 # Each of the workers computes on one thread; tests that share an expensive fixture run on the same worker.
 tests: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m "not machine_code and not contract"
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m "not machine_code and not contract and not distributed"
 
 # Situations and random modules, each of which is right or refused; tests/contract/run_matrix.py judges architectures.
 contract: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m contract
+
+# Groups of 2, 3 and 4 processes that exchange numbers by gloo, some of which are killed or stopped.
+distributed: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m distributed
 
 # Everything that is compiled for a GPU without one: the tests that compile for minutes, other versions of Triton, and
 # every kernel for seven architectures.

@@ -61,9 +61,10 @@ napoleon_use_rtype = False
 # The site is built without a network, so that no inventory of another project can be read: names of others have no
 # links. Modules of nntk without public names have no page. Type variables are no objects.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|gpytorch|linear_operator|sklearn|scipy|collections|pathlib|os|typing)\..*"),
+    (r"py:.*", r"(torch|numpy|np|gpytorch|linear_operator|sklearn|scipy|collections|pathlib|os|typing|datetime)\..*"),
     (r"py:.*", r"(int|float|bool|str|bytes|list|tuple|dict|range|object|slice|None|type)"),
     (r"py:.*", r"nntk\.(displacements|estimators|linalg|models|propagation)(\.\w+)*"),
+    (r"py:.*", r"nntk\.(distributed|settings)\.\w+(\.\w+)+|nntk\.settings\.\w+"),
     (r"py:.*", r"nntk\.kernels(\.\w+)*\.(activations|definition|distributions|reference)(\.\w+)*"),
     (r"py:.*", r"nntk\..*\.(T|Op)"),
     # Sections "Raises:" name exceptions without their module, which is not that of the page.

@@ -4,7 +4,8 @@ import errno
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import torch
 from nntk.estimators.memory import format_bytes
 from nntk.files.fingerprint import fingerprint
 from nntk.files.hashing import hash_tensors
-from nntk.files.journal import Checksums, checksum, journal_path, read_journal, write_journal
+from nntk.files.journal import (
+    Checksums,
+    checksum,
+    journal_path,
+    merge_journals,
+    ranks_with_journals,
+    write_journal,
+)
+from nntk.files.lock import locked
 from nntk.files.output import remove_partial_files, replacing
 from nntk.files.paths import file_to_replace
 from nntk.files.storage import MismatchError
@@ -71,8 +80,8 @@ def write_kernel(
             the kernel names.
         MismatchError: If the existing file belongs to another kernel, other inputs or tiles, was changed or damaged,
             has a broken journal, or was written by another program or version.
-        OSError: If the path is neither a regular file nor new, the file cannot be written, or the disk has no room for
-            it.
+        OSError: If the path is neither a regular file nor new, another run writes it, the file cannot be written, or
+            the disk has no room for it.
 
     Example:
         >>> import tempfile
@@ -82,36 +91,159 @@ def write_kernel(
         >>> torch.allclose(matrix, kernel(x), rtol=1e-4, atol=1e-5)
         True
     """
-    path = file_to_replace(path, "path", "since a matrix is written and read tile by tile")
-    if kernel.outputs not in ("trace", "mean"):
-        raise ValueError(f"outputs must be 'trace' or 'mean' for a matrix, got {kernel.outputs!r}.")
-    # Checked before a file is created, which would else belong to inputs that have no kernel.
-    rows_x, symmetric = _checked(kernel, "x1", x1), x2 is None
-    columns_x = rows_x if x2 is None else _checked(kernel, "x2", x2)
-    dtype = _numpy_dtype(kernel)
-    tile = int((TILE_BYTES / dtype.itemsize) ** 0.5) if tile is None else checks.integer("tile", tile, 1)
-    inputs = hash_tensors(identity_of("x1", rows_x) | ({} if symmetric else identity_of("x2", columns_x)))
-    journal = {**fingerprint(kernel), "inputs": inputs, "tile": tile}
-    tiles = list(tile_places(len(rows_x), len(columns_x), tile, symmetric))
-    matrix, checksums = _open_or_create(path, journal, (len(rows_x), len(columns_x)), dtype, tiles, symmetric)
-    finished = len(tiles) - checksums.count(None)
-    missing = [index for index, value in enumerate(checksums) if value is None]
-    for index, rows_of_tile, columns_of_tile in tile_inputs(
-        rows_x, None if symmetric else columns_x, tile, tiles, missing
-    ):
-        rows, cols = tiles[index]
-        block = kernel(rows_of_tile, columns_of_tile).cpu().numpy()
-        matrix[rows, cols] = block
-        if symmetric:
-            matrix[cols, rows] = block.T
-        matrix.flush()
-        checksums[index] = checksum(block)
-        write_journal(path, journal, checksums)
-        finished += 1
-        if progress:
-            progress(finished, len(tiles))
-    result: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
-    return result
+    matrix = MatrixFile(path, kernel, x1, x2, tile)
+    with locked(matrix.path):
+        checksums = matrix.verified(matrix.begin())
+        total = len(matrix.tiles)
+        finished = total - checksums.count(None)
+        for index, value in matrix.write_tiles([index for index, value in enumerate(checksums) if value is None]):
+            checksums[index] = value
+            write_journal(matrix.path, matrix.identity, checksums)
+            finished += 1
+            if progress:
+                progress(finished, total)
+        return matrix.read()
+
+
+class MatrixFile:
+    """File of a kernel matrix that is written tile by tile, by one process or by several ranks.
+
+    Args:
+        path: The file.
+        kernel: The kernel, nonlocal or local, traced or averaged over outputs.
+        x1: Inputs of the rows, [N1, ...], or a stream of them.
+        x2: Inputs of the columns; None for a symmetric kernel.
+        tile: Number of rows and of columns of a tile; None for tiles of 256 MiB.
+
+    Attributes:
+        path: The file, where a symbolic link leads to.
+        identity: Fingerprint of the kernel, hash of the inputs, and size of the tiles.
+        tiles: Rows and columns of each tile.
+
+    Raises:
+        ValueError: If an argument or the inputs do not fit.
+        TypeError: If an argument has the wrong type.
+        OSError: If the path is neither a regular file nor new.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        kernel: NonlocalNTK | LocalNTK,
+        x1: SourceValue,
+        x2: SourceValue | None,
+        tile: int | None,
+    ) -> None:
+        self.path = file_to_replace(path, "path", "since a matrix is written and read tile by tile")
+        if kernel.outputs not in ("trace", "mean"):
+            raise ValueError(f"outputs must be 'trace' or 'mean' for a matrix, got {kernel.outputs!r}.")
+        # Checked before a file is created, which would else belong to inputs that have no kernel.
+        self._kernel, self._x1 = kernel, _checked(kernel, "x1", x1)
+        self._x2 = None if x2 is None else _checked(kernel, "x2", x2)
+        self._shape = len(self._x1), len(self._x1 if self._x2 is None else self._x2)
+        self._dtype = _numpy_dtype(kernel)
+        self._tile = (
+            int((TILE_BYTES / self._dtype.itemsize) ** 0.5) if tile is None else checks.integer("tile", tile, 1)
+        )
+        inputs = hash_tensors(identity_of("x1", self._x1) | ({} if self._x2 is None else identity_of("x2", self._x2)))
+        self.identity: dict[str, Any] = {**fingerprint(kernel), "inputs": inputs, "tile": self._tile}
+        self.tiles = list(tile_places(*self._shape, self._tile, self._x2 is None))
+
+    def begin(self) -> Checksums:
+        """Create the file, or check the one of an interrupted call; no other process may write it now.
+
+        Returns:
+            Checksums of the finished tiles by the journals, and None for the others.
+
+        Raises:
+            MismatchError: If the existing file belongs to something else, or was changed.
+            OSError: If the disk has no room.
+        """
+        path = self.path
+        for file in (path, journal_path(path), *(journal_path(path, rank) for rank in ranks_with_journals(path))):
+            remove_partial_files(file)
+        if not path.exists():
+            checksums: Checksums = [None] * len(self.tiles)
+            _create(path, self.identity, self._shape, self._dtype, checksums)
+            return checksums
+        if not journal_path(path).exists():
+            raise MismatchError(
+                f"{path} is there without {journal_path(path).name}: no call of write_kernel began it; remove it, or "
+                "write to another path."
+            )
+        checksums = merge_journals(path, self.identity, len(self.tiles))
+        _check_matrix(path, self._shape, self._dtype)
+        _check_room(path, self._shape, self._dtype)
+        return checksums
+
+    def is_right(self, index: int, expected: str) -> bool:
+        """Return whether a tile and its mirror image have a checksum."""
+        rows, cols = self.tiles[index]
+        parts = [self._matrix[rows, cols]]
+        if self._x2 is None and rows != cols:
+            parts.append(self._matrix[cols, rows].T)
+        return all(checksum(part) == expected for part in parts)
+
+    def verified(self, checksums: Checksums) -> Checksums:
+        """Return the checksums of the finished tiles that are as they were written; None stands for all others.
+
+        Args:
+            checksums: Checksums by the journal.
+
+        Raises:
+            MismatchError: If no finished tile is right.
+        """
+        result = [
+            value if value is not None and self.is_right(index, value) else None
+            for index, value in enumerate(checksums)
+        ]
+        self.report_damage(len(checksums) - checksums.count(None), result.count(None) - checksums.count(None))
+        return result
+
+    def report_damage(self, finished: int, damaged: int) -> None:
+        """Warn of damaged tiles, or refuse a file in which every finished tile is damaged.
+
+        Args:
+            finished: Number of finished tiles.
+            damaged: Number of those whose checksum is wrong.
+
+        Raises:
+            MismatchError: If all are.
+        """
+        if damaged and damaged == finished:
+            raise MismatchError(
+                f"{self.path} must hold the tiles that write_kernel finished, but the checksum of none of {finished} "
+                f"is right; remove it and {journal_path(self.path).name}, or write to another path."
+            )
+        if damaged:
+            _log.warning("%s: %d of %d finished tiles are damaged and computed again.", self.path, damaged, finished)
+
+    def write_tiles(self, indices: Collection[int]) -> Iterator[tuple[int, str]]:
+        """Compute tiles and write them to disk.
+
+        Args:
+            indices: Numbers of the tiles.
+
+        Yields:
+            The number of a tile that is on disk, and its checksum.
+        """
+        for index, x1, x2 in tile_inputs(self._x1, self._x2, self._tile, self.tiles, indices):
+            rows, cols = self.tiles[index]
+            block = self._kernel(x1, x2).cpu().numpy()
+            self._matrix[rows, cols] = block
+            if self._x2 is None:
+                self._matrix[cols, rows] = block.T
+            self._matrix.flush()
+            yield index, checksum(block)
+
+    def read(self) -> np.memmap[Any, Any]:
+        """Return the matrix in the file, read-only."""
+        result: np.memmap[Any, Any] = np.load(self.path, mmap_mode="r")
+        return result
+
+    @cached_property
+    def _matrix(self) -> np.memmap[Any, Any]:
+        return np.lib.format.open_memmap(self.path, mode="r+")
 
 
 def _checked(kernel: NonlocalNTK | LocalNTK, name: str, x: SourceValue) -> Source:
@@ -119,34 +251,6 @@ def _checked(kernel: NonlocalNTK | LocalNTK, name: str, x: SourceValue) -> Sourc
     source: Any = as_source(name, x)
     kernel.check_inputs(name, source)
     return source.to(kernel.device) if isinstance(source, Stream) else source
-
-
-def _open_or_create(
-    path: Path,
-    identity: dict[str, Any],
-    shape: tuple[int, int],
-    dtype: np.dtype[Any],
-    tiles: Sequence[tuple[slice, slice]],
-    symmetric: bool,
-) -> tuple[np.memmap[Any, Any], Checksums]:
-    """Open the matrix of an interrupted call, or create a new one; return it with the checksums of finished tiles."""
-    for file in (path, journal_path(path)):
-        remove_partial_files(file)
-    if path.exists() and not journal_path(path).exists():
-        raise MismatchError(
-            f"{path} is there without {journal_path(path).name}: no call of write_kernel began it; remove it, or write "
-            "to another path."
-        )
-    checksums: Checksums
-    if path.exists():
-        checksums = read_journal(path, identity, len(tiles))
-        _check_matrix(path, shape, dtype)
-        _check_room(path, shape, dtype)
-        matrix = np.lib.format.open_memmap(path, mode="r+")
-        return matrix, _verified(path, matrix, checksums, tiles, symmetric)
-    checksums = [None] * len(tiles)
-    _create(path, identity, shape, dtype, checksums)
-    return np.lib.format.open_memmap(path, mode="r+"), checksums
 
 
 def _create(
@@ -188,30 +292,6 @@ def _check_matrix(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> N
             f"{path} must hold the kernel of shape {shape}, {dtype}, that write_kernel began, but it {actual}; remove "
             f"it and {journal_path(path).name}, or write to another path."
         )
-
-
-def _verified(
-    path: Path,
-    matrix: np.memmap[Any, Any],
-    checksums: Checksums,
-    tiles: Sequence[tuple[slice, slice]],
-    symmetric: bool,
-) -> Checksums:
-    """Return the checksums of the finished tiles that are as they were written; None stands for all others."""
-    verified: Checksums = []
-    for (rows, cols), expected in zip(tiles, checksums, strict=True):
-        parts = [matrix[rows, cols]] + ([matrix[cols, rows].T] if symmetric and rows != cols else [])
-        is_right = expected is not None and all(checksum(part) == expected for part in parts)
-        verified.append(expected if is_right else None)
-    finished, damaged = len(tiles) - checksums.count(None), verified.count(None) - checksums.count(None)
-    if damaged and damaged == finished:
-        raise MismatchError(
-            f"{path} must hold the tiles that write_kernel finished, but the checksum of none of {finished} is right; "
-            f"remove it and {journal_path(path).name}, or write to another path."
-        )
-    if damaged:
-        _log.warning("%s: %d of %d finished tiles are damaged and computed again.", path, damaged, finished)
-    return verified
 
 
 def _numpy_dtype(kernel: NonlocalNTK | LocalNTK) -> np.dtype[Any]:

@@ -33,6 +33,7 @@ ORDER = (
     "nntk.kernel",
     "nntk.files",
     "nntk.learning",
+    "nntk.distributed",
     "nntk",
     "nntk.bench",
     "nntk.bench.results",
