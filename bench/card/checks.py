@@ -249,7 +249,7 @@ def _fast_tests(arguments: Sequence[str], context: Context) -> Rows:
 
 def remaining_tests() -> Step:
     """Return the step of all tests on the card, which comes last: it is what may be left out."""
-    return Step("all tests", "every test of the kernels", (Unit("device", _all_tests, 240, 1),))
+    return Step("all tests", "every test of the kernels", (Unit("device", _all_tests, 240, 1),), is_optional=True)
 
 
 def _all_tests(context: Context) -> Rows:

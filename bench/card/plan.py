@@ -93,18 +93,20 @@ class Step:
         name: Name of the step.
         about: What it measures, in one line.
         units: Its units, in order.
+        is_optional: True if units that fill the time leave none for this step.
     """
 
     name: str
     about: str
     units: tuple[Unit, ...]
+    is_optional: bool = False
 
 
 def reserved(steps: Sequence[Step], after: Key, is_dry_run: bool) -> float:
-    """Return the seconds that units behind one are expected to take, those of the last step excluded.
+    """Return the seconds that units behind one are expected to take, those of optional steps excluded.
 
     Args:
-        steps: The plan. Its last step is what may be left out.
+        steps: The plan.
         after: Step and unit.
         is_dry_run: True for the seconds of a rehearsal.
 
@@ -112,9 +114,9 @@ def reserved(steps: Sequence[Step], after: Key, is_dry_run: bool) -> float:
         The seconds.
     """
     keys = [(step.name, unit.name) for step in steps for unit in step.units]
-    units = [(step.name, unit) for step in steps for unit in step.units]
+    units = [(step, unit) for step in steps for unit in step.units]
     later = units[keys.index(after) + 1 :]
-    return sum(unit.seconds(is_dry_run) for name, unit in later if name != steps[-1].name)
+    return sum(unit.seconds(is_dry_run) for step, unit in later if not step.is_optional)
 
 
 def die_with_parent() -> None:

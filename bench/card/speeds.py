@@ -117,13 +117,6 @@ def _predictions(context: Context) -> Rows:
             }  # fmt: skip
 
 
-def predicted_seconds(context: Context, family: str, with_cache: bool = True) -> float | None:
-    """Return the predicted time of a family's evaluations on this card; None if the journal has no prediction."""
-    key = "predicted_with_cache_s" if with_cache else "predicted_s"
-    found = [row[key] for row in context.journal.rows("predictions") if row.get("family") == family]
-    return sum(found) if found else None
-
-
 def _targets(part: str, context: Context) -> Rows:
     for row in targets.PARTS[part](Setting(context.device, context.seed)):
         if not isinstance(row, str):
