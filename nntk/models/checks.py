@@ -1,8 +1,5 @@
 """Checks of models and inputs, before any work: dtypes, devices, finite numbers, evaluation mode."""
 
-from collections import defaultdict
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
@@ -42,24 +39,12 @@ def check_parameters(model: nn.Module) -> None:
         ValueError: If an entry is not finite, or a parameter is on the meta device and holds no numbers.
         TypeError: If a parameter is neither float32 nor float64.
     """
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for name, parameter in parameters.items():
+    for name, parameter in model.named_parameters():
         if parameter.dtype not in checks.FLOATS:
             raise TypeError(f"parameter {name!r} must be float32 or float64, got {parameter.dtype}.")
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} must hold numbers, but is on the meta device.")
-    if are_finite(parameters.values()):
-        return
-    for name, parameter in parameters.items():
-        checks.finite(f"parameter {name!r}", parameter)
-
-
-def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return True if no tensor holds NaN or infinity; on a GPU it waits once for each device, not for each tensor."""
-    on_device = defaultdict(list)
-    for tensor in tensors:
-        on_device[tensor.device].append(torch.isfinite(tensor).all())
-    return all(bool(torch.stack(flags).all()) for flags in on_device.values())
+        checks.finite(f"parameter {name!r}", parameter.detach())
 
 
 def check_evaluation_mode(model: nn.Module, prefix: str = "", allow_random: bool = False) -> None:
