@@ -598,7 +598,7 @@ situation(
     "stripped in the middle only", EITHER, in_middle(lambda h: torch.tanh(h.as_subclass(Own)).as_subclass(torch.Tensor))
 )
 situation("detached in the middle only", EITHER, in_middle(lambda h: 3 * h.detach()))
-situation("no rule in the middle only", RIGHT, in_middle(torch.special.erfcx))
+situation("no rule in the middle only", RIGHT, in_middle(lambda h: torch.igamma(torch.ones_like(h), h.sigmoid())))
 situation("no_grad inside", EITHER, without_grad)
 situation("inference_mode inside", EITHER, inference)
 situation("custom function, old form", RIGHT, lambda m, h: Cube.apply(h))

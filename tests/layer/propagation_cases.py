@@ -282,7 +282,7 @@ FUNCTIONS = {
     else z(p, x).contiguous() * len(torch.meshgrid(p["v"], p["v"], indexing="ij")),
     "named operands": lambda p, x: torch.baddbmm(input=p["v"], batch1=x, batch2=z(p, x).mT @ x, alpha=0.5)
     + torch.matmul(input=x, other=p["w"]) + torch.where(condition=x > 0, input=z(p, x), other=p["v"]),
-    "shapes of others": lambda p, x: (x[0, :1] > 0).expand_as(z(p, x)) * z(p, x).view_as(z(p, x))
+    "shapes of others": lambda p, x: (torch.arange(6) > 2).expand_as(z(p, x)) * z(p, x).view_as(z(p, x))
     + torch.zeros(1, 6, dtype=torch.long).expand_as(z(p, x)) + x.reshape_as(z(p, x)),
     "sparse matrices": lambda p, x: (
         torch.eye(7, dtype=x.dtype).roll(1, 0).to_sparse() @ z(p, x).movedim(1, 0).flatten(1)
