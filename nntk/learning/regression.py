@@ -267,7 +267,7 @@ def _check_alpha(alpha: object) -> float | None:
 
 def _fit_dual(operator: KernelOperator, y: Tensor, scales: Tensor, alpha: float | None) -> tuple[Tensor, float]:
     """Fit by the eigenvectors of K [N, N], where there are no more inputs than features."""
-    kernel = scales[:, None] * operator.matrix * scales
+    kernel = _scaled(operator.matrix, scales)
     mean = float(kernel.diagonal().mean())
     _warn_near_interpolation(operator, alpha, mean)
     spectrum = ridge.decompose(kernel, y)
@@ -295,6 +295,11 @@ def _fit_primal(operator: KernelOperator, y: Tensor, scales: Tensor, alpha: floa
     return ridge.solution(spectrum, alpha), alpha
 
 
+def _scaled(kernel: Tensor, scales: Tensor) -> Tensor:
+    """Return the kernel of scaled features, which is no copy where all scales are one."""
+    return kernel if bool((scales == 1).all()) else scales[:, None] * kernel * scales
+
+
 def _posterior(
     operator: KernelOperator, y: Tensor, scales: Tensor, alpha: float, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -304,7 +309,7 @@ def _posterior(
         Basis, [F, R], shrunk, [R], and the amplitude of each target, [T].
     """
     if operator.is_wide:
-        spectrum = ridge.decompose(scales[:, None] * operator.matrix * scales, y[:, :0])
+        spectrum = ridge.decompose(_scaled(operator.matrix, scales), y[:, :0])
         basis, shrunk = operator.project(scales[:, None] * spectrum.vectors), 1 / (spectrum.values + alpha)
     else:
         spectrum = ridge.decompose(*operator.gram_and_projection(y[:, :0], scales))
