@@ -49,8 +49,8 @@ def assemble_claims(rows: Rows) -> Sequence[Claim]:
     claims += [
         Claim(
             "sign: float twin less NNTK",
-            "**Where it loses:** TRAK of relu networks that were trained on the same digits attributes the sign network "
-            "better, by {};",
+            "**Where it loses:** TRAK of relu networks that were trained on the same digits attributes the sign "
+            "network better, by {};",
             lds(SIGN, TWIN) - lds(SIGN, NONLOCAL), 0.0, 0.2, ".3f",
         ),
         Claim(
