@@ -12,7 +12,7 @@ from nntk.linalg.operator import KernelOperator
 
 def fit_dual(operator: KernelOperator, y: Tensor, scales: Tensor, alpha: float | None) -> tuple[Tensor, float]:
     """Fit by the eigenvectors of K [N, N], where there are no more inputs than features."""
-    kernel = scales[:, None] * operator.matrix * scales
+    kernel = weighted_matrix(operator, scales)
     mean = float(kernel.diagonal().mean())
     _warn_near_interpolation(operator, alpha, mean)
     spectrum = ridge.decompose(kernel, y)
@@ -21,6 +21,11 @@ def fit_dual(operator: KernelOperator, y: Tensor, scales: Tensor, alpha: float |
         errors = [float(ridge.leave_one_out_dual(spectrum, value).square().mean()) for value in candidates]
         alpha = float(candidates[int(np.argmin(errors))])
     return operator.project(scales[:, None] * ridge.solution(spectrum, alpha)), alpha
+
+
+def weighted_matrix(operator: KernelOperator, scales: Tensor) -> Tensor:
+    """Return K with its rows and columns scaled; without weights of inputs it is K itself, and no copy."""
+    return operator.matrix if bool((scales == 1).all()) else scales[:, None] * operator.matrix * scales
 
 
 def fit_primal(operator: KernelOperator, y: Tensor, scales: Tensor, alpha: float | None) -> tuple[Tensor, float]:
@@ -49,7 +54,7 @@ def posterior(
         Basis, [F, R], shrunk, [R], and the amplitude of each target, [T].
     """
     if operator.is_wide:
-        spectrum = ridge.decompose(scales[:, None] * operator.matrix * scales, y[:, :0])
+        spectrum = ridge.decompose(weighted_matrix(operator, scales), y[:, :0])
         basis, shrunk = operator.project(scales[:, None] * spectrum.vectors), 1 / (spectrum.values + alpha)
     else:
         spectrum = ridge.decompose(*operator.gram_and_projection(y[:, :0], scales))
