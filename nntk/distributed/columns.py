@@ -12,6 +12,7 @@ from nntk.distributed.ranks.dealing import Deal
 from nntk.distributed.ranks.mesh import Mesh
 from nntk.estimators.features import features
 from nntk.kernels.slices import slices
+from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.settings import KernelSettings
 
 Block = tuple[slice, list[Tensor]]
@@ -66,6 +67,7 @@ class FeatureColumns:
             return self._kept
         return self._evaluate(self.inputs)
 
+    @plain_arithmetic()
     def own(self) -> Tensor:
         """Return all features of this rank, [N, F_r] in float64, in the order of its columns."""
         blocks = [torch.cat(parts, 1) for _, parts in self.blocks()]
@@ -79,6 +81,7 @@ class FeatureColumns:
         """Return the weights of this rank's columns, for each round, of those of all features."""
         return [weights[part.start : part.stop] for part in self.parts]
 
+    @plain_arithmetic()
     def project(self, vectors: Tensor) -> list[Tensor]:
         """Return products of the transposed features of this rank's columns with vectors, for each round.
 
@@ -94,6 +97,7 @@ class FeatureColumns:
                 total += a.T @ vectors[block]
         return [self.mesh.inputs.sum(total) for total in totals]
 
+    @plain_arithmetic()
     def expand(self, weights: Sequence[Tensor], x: SharedInputs | None = None) -> Tensor:
         """Return products of the features with weights, [N] or [N, R], summed over all columns.
 
@@ -108,6 +112,7 @@ class FeatureColumns:
                 result[block] = a @ part
         return self._deal.sum(results)
 
+    @plain_arithmetic()
     def diagonal(self) -> Tensor:
         """Return this rank's part of the diagonal of the kernel, [N], float64."""
         results = [self.inputs.x1.new_zeros(len(self.inputs.x1), dtype=torch.float64) for _ in self.parts]
@@ -116,6 +121,7 @@ class FeatureColumns:
                 result[block] = a.square().sum(1)
         return self._deal.sum(results)
 
+    @plain_arithmetic()
     def of_all(self, x: Tensor) -> Tensor:
         """Return the features of all columns at some inputs, [n, F] float64; nothing is exchanged."""
         view = self.inputs.view

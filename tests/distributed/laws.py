@@ -114,6 +114,7 @@ def chunks_and_general_models_change_nothing(rank, size):
             kernel = nntk.NonlocalNTK(model, **{"samples": 40, **settings})
             sharded = Sharded(kernel, over)
             assert_same(sharded, sharded(part_of(sharded, x)), kernel(x), f"{over}, {settings}")
+            assert not sharded.operator(part_of(sharded, x)).diagonal().requires_grad
     kernel = nntk.NonlocalNTK(dropout, samples=40, draws=2)
     assert_same(Sharded(kernel), Sharded(kernel)(x), kernel(x), "draws")
 

@@ -182,6 +182,9 @@ class Mesh:
         self.displacements, self.inputs, self.everyone = (
             Axis(axis, self.agreement, self.traffic) for axis in (*groups, whole if size > 1 else None)
         )
+        # NCCL connects all ranks of a group at its first exchange, in which none may be missing.
+        for axis in (self.displacements, self.inputs, self.everyone):
+            axis.sum(torch.zeros(1, device=device))
 
     @property
     def size(self) -> int:
