@@ -71,7 +71,7 @@ def unit_differences(model: ModelView, x: Tensor, request: DifferenceRequest) ->
     norms = squared_norms(model.displaced, request.sample_ids, request.seed, request.directions)
     if request.propagation == "auto" and float32_suffices(model, x, request):
         return copy_differences(model, x, replace(request, precision="fp32"), is_measured=True), norms
-    if request.propagation == "auto" and float64_decides_jumps(model, request):
+    if request.propagation == "auto" and float64_decides_jumps(model, x, request):
         return copy_differences(model, x, request), norms
     if request.propagation == "difference" or request.propagation == "auto" and not _obstacle(model, x, request):
         try:
@@ -120,7 +120,7 @@ def route_of(model: ModelView, x: Tensor, request: DifferenceRequest) -> Route:
     if float32_suffices(model, x, request):
         reason = "In float32, rounding changes the kernel by less than a tenth of its Monte-Carlo error."
         return Route("copies", reason, "direct", "fp32")
-    if float64_decides_jumps(model, request):
+    if float64_decides_jumps(model, x, request):
         return Route("copies", "The model jumps, and float64 decides on which side.", "direct", "fp64")
     if obstacle := _obstacle(model, x, request):
         return Route("copies", obstacle, "direct", copies)

@@ -85,13 +85,24 @@ def float32_suffices(model: GeneralModel, x: Tensor, request: DifferenceRequest)
     return found.kernel < error and found.jumps < _LARGEST_SHARE
 
 
-def float64_decides_jumps(model: GeneralModel, request: DifferenceRequest) -> bool:
-    """Return True if displaced copies in float64 decide the jumps of a model; ask :func:`float32_suffices` first.
+def float64_decides_jumps(model: GeneralModel, x: Tensor, request: DifferenceRequest) -> bool:
+    """Return True if displaced copies in float64 decide the jumps of a model, of any floating dtype.
 
     They are the definition of the kernel, and on a CPU they cost as much as rules or less, as long as a subtraction
-    leaves nine digits.
+    leaves nine digits. A black box and a stochastic model have no rules anyway.
+
+    Args:
+        model: The model.
+        x: Inputs, as the model's ``inputs`` returns them.
+        request: The displacements.
     """
-    if not model.findings.jumps or model.device.type != "cpu" or not len(request.sample_ids):
+    if model.device.type != "cpu" or model.is_opaque or model.draws or not len(x) or not len(request.sample_ids):
+        return False
+    if request.precision == "fp32" and model.dtype != torch.float64:
+        return False
+    if model.findings.jumps is None:
+        model.findings.jumps = _jumps(model, x[:_INPUTS])
+    if not model.findings.jumps:
         return False
     return not loses_digits(model.parameters(torch.float64), request, model.findings.eps)
 
@@ -145,5 +156,5 @@ def _jumps(model: GeneralModel, x: Tensor) -> bool:
         found = found or (is_floating and (name in _JUMPS or to_integers))
 
     with Observe(look):
-        model.outputs_at(model.parameters(torch.float32), x)
+        model.outputs_at(model.parameters(model.dtype), x)
     return found

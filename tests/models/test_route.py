@@ -54,6 +54,12 @@ def black_box():
          ("rules", "difference", "fp32", "has a rule")),
         (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), gamma=1e-6, samples=4),
          ("rules", "difference", "fp32", "has a rule")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1, activation="sign")).double(), gamma=1e-5, samples=4),
+         ("copies", "direct", "fp64", "jumps")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1, activation="sign")).double(), gamma=1e-12, samples=4),
+         ("rules", "difference", "fp64", "has a rule")),
+        (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)).double(), gamma=1e-5, samples=4),
+         ("rules", "difference", "fp64", "has a rule")),
         (lambda: NonlocalNTK(Multiplying(mlp(3, 4, 2)), gamma=1e-12, samples=4),
          ("copies", "direct", "fp64", "no rule")),
         (lambda: NonlocalNTK(Wrapped(mlp(3, 4, 1)), samples=4, propagation="direct", precision="fp32"),
@@ -62,8 +68,8 @@ def black_box():
         (black_box, ("copies", "direct", "fp64", "black box")),
     ],
     ids=["mlp", "mlp in float64", "module", "module that jumps", "jumps, small gamma", "jumps, least gamma",
-         "small gamma", "without a rule", "direct", "draws",
-         "black box"],
+         "small gamma", "float64 that jumps", "float64 that jumps, least gamma", "float64", "without a rule", "direct",
+         "draws", "black box"],
 )  # fmt: skip
 def test_the_plan_states_the_route(kernel, expected):
     """It names the route, the form of the evaluation, the precision, and the reason."""
