@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from nntk.kernels.cpu.elementwise import RowScales
 from nntk.kernels.philox import displacements_by_ordinal, unit_displacements
 from nntk.propagation.doubts import Doubts
 from nntk.propagation.registry import NoRule
@@ -41,6 +42,10 @@ class DisplacementGroup:
             return self._held_noise[param_index][chunk]
         return unit_displacements(self.sample_ids[chunk], param_index, shape, self.seed, self.directions, self.dtype)
 
+    def forget_noise(self) -> None:
+        """Free the noise that is held, which is generated again at its next use."""
+        self.__dict__.pop("_held_noise", None)
+
     @cached_property
     def _held_noise(self) -> dict[int, Tensor]:
         return displacements_by_ordinal(self.sample_ids, self.shapes, self.seed, self.directions, self.dtype)
@@ -63,6 +68,8 @@ class PropagationContext:
             :meth:`cached`. All evaluations at the same input block share this list.
         cache_position: Number of calls of :meth:`cached` so far in this evaluation.
         tangent_sizes: Numbers of elements of the differences that were computed, in order.
+        displaced_weights: Displaced parameters W + s E of layers, [M members, *shape], by their index in the random
+            stream: small ones are kept for further calls.
         refusal: Exception that said that the model cannot be propagated; None as long as there was none.
     """
 
@@ -75,6 +82,7 @@ class PropagationContext:
     cache: list[tuple[Any, Any]] = field(default_factory=list)
     cache_position: int = 0
     tangent_sizes: list[int] = field(default_factory=list)
+    displaced_weights: dict[int, Tensor] = field(default_factory=dict)
     refusal: NoRule | None = None
 
     @property
@@ -87,7 +95,7 @@ class PropagationContext:
         """Dtype of the differences."""
         return self.scales.dtype
 
-    @property
+    @cached_property
     def leading_shape(self) -> tuple[int, int]:
         """Leading axes [M, members] of every difference: displacements, and members of an antithetic pair."""
         return len(self.scales), self.members
@@ -98,6 +106,11 @@ class PropagationContext:
         signs = self.mantissas.new_ones(self.members)
         signs[1:] = -1  # Filled on the device: a copy from the host would wait for a GPU once a pass.
         return self.mantissas[:, None] * signs
+
+    @cached_property
+    def row_scales(self) -> RowScales | None:
+        """Scales of the members of all displacements, for compiled kernels; None on a GPU."""
+        return RowScales.of(self.scales, self.members)
 
     @cached_property
     def doubts(self) -> Doubts:

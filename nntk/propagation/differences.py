@@ -52,15 +52,17 @@ def propagate(
     model = DisplacedForward(forward, tensors, originals, param_indices)
     plan = ChunkPlan.from_trials(model, x, batch, {} if trials is None else trials)
     blocks, doubts = [], Doubts.none(len(batch.sample_ids), batch.scales.device)
+    groups = [(samples, make_group(model, batch, samples, plan.holds_noise)) for samples in plan.groups(batch)]
     for inputs in x.split(plan.block_inputs) if len(x) else [x]:
         cache: list[tuple[Any, Any]] = []
         chunks: list[Tensor] = []
-        for samples in slices(len(batch.sample_ids), plan.group_samples):
-            group = make_group(model, batch, samples, plan.holds_noise)
+        for samples, group in groups:
             for chunk in slices(len(group.sample_ids), plan.chunk_samples):
                 ctx = make_context(batch, group, samples.start, chunk, cache)
                 chunks.append(model.unit_differences(inputs, ctx))
                 doubts.add(slice(samples.start + chunk.start, samples.start + chunk.stop), ctx.doubts)
+            if len(groups) > 1:
+                group.forget_noise()
         doubts.jumps_met += ctx.doubts.jumps_met
         blocks.append(torch.cat(chunks))
     differences = torch.cat(blocks, dim=2)

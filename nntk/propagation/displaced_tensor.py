@@ -52,6 +52,7 @@ class DisplacedTensor(Tensor):
     shares_memory: bool
     _value: Tensor
     _tangent: Tensor | None
+    _multiple: tuple[Tensor, float] | None
     _rounded_primal: Tensor | None
     _displaced: Callable[[], Tensor] | None
 
@@ -81,7 +82,7 @@ class DisplacedTensor(Tensor):
             DisplacedTensor, value.shape, dtype=value.dtype, device=value.device, storage_size=0
         )
         torch._C._set_throw_on_mutable_data_ptr(tensor)  # Else code that asks for memory would get a null pointer.
-        tensor._value, tensor._displaced = value, displaced
+        tensor._value, tensor._displaced, tensor._multiple = value, displaced, None
         tensor.ctx, tensor._tangent, tensor.param_index, tensor._rounded_primal = ctx, tangent, param_index, rounded
         tensor.shares_memory = param_index is not None
         if tangent is not None:
@@ -91,7 +92,7 @@ class DisplacedTensor(Tensor):
     @property
     def is_displaced(self) -> bool:
         """True if the value depends on the displacement."""
-        return self._tangent is not None or self.param_index is not None
+        return self._tangent is not None or self._multiple is not None or self.param_index is not None
 
     @property
     def is_discrete(self) -> bool:
@@ -101,6 +102,9 @@ class DisplacedTensor(Tensor):
     @property
     def tangent(self) -> Tensor:
         """Unit difference, [M, members, *shape]; for a parameter it is generated at the first use."""
+        if self._tangent is None and self._multiple is not None:
+            self._tangent = torch.mul(*self._multiple)
+            self.ctx.tangent_sizes.append(self._tangent.numel())
         if self._tangent is None:
             assert self.param_index is not None, "only displaced values have a difference"
             ctx, shape = self.ctx, primal(self).shape
@@ -108,6 +112,11 @@ class DisplacedTensor(Tensor):
             self._tangent = noise[:, None] * ctx.broadcast_factors(len(shape))
             ctx.tangent_sizes.append(self._tangent.numel())
         return self._tangent
+
+    @property
+    def multiple(self) -> tuple[Tensor, float]:
+        """Tensor and number whose product is the unit difference: a sum multiplies and adds in one pass."""
+        return (self.tangent, 1.0) if self._multiple is None else self._multiple
 
     @property
     def rounded_primal(self) -> Tensor:
@@ -303,7 +312,7 @@ def _snapshot(tensor: DisplacedTensor) -> DisplacedTensor:
     copy = DisplacedTensor.create(
         tensor.ctx, tensor._value, rounded=tensor._rounded_primal, displaced=tensor._displaced
     )
-    copy._tangent = tensor._tangent
+    copy._tangent, copy._multiple = tensor._tangent, tensor._multiple
     return copy
 
 
@@ -335,6 +344,7 @@ def _write(function: Any, arguments: Any, options: Any, displaced: bool) -> Any:
     if primal(result).is_floating_point() != primal(target).is_floating_point():
         raise NoRule(f"model calls {name} in place, with a result of another kind of number.")
     target._value, target._displaced = result._value, result._displaced
-    target._tangent, target._rounded_primal = result._tangent, result._rounded_primal
+    target._tangent, target._multiple = result._tangent, result._multiple
+    target._rounded_primal = result._rounded_primal
     target.shares_memory = result.shares_memory
     return target

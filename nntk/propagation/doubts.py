@@ -46,18 +46,29 @@ class Doubts:
         near_jumps = torch.zeros(displacements, dtype=torch.int64, device=device)
         return cls(0, near_jumps, torch.zeros_like(near_jumps, dtype=torch.bool))
 
-    def may_meet_jumps(self, least: Tensor, most: Tensor, count: int) -> bool:
-        """Return True if :meth:`meet_jumps` must look at single values; if not, they are counted here.
+    def meet_jumps_of_inputs(
+        self, least: Tensor, most: Tensor, dz: Tensor, scales: Tensor, value: Tensor, exact: Tensor
+    ) -> None:
+        """Count what :meth:`meet_jumps` counts for a jump at zero, looking only at inputs that come near to it.
 
         Args:
-            least: Least distance from a jump of each input, [M, members, N].
+            least: Least distance from the jump of each input, [M, members, N].
             most: Largest difference (not over the scale) of each input.
-            count: Number of values a displacement.
+            dz: Unit differences, [M, members, N, ...].
+            scales: Scales, [M].
+            value: Unperturbed values, [N, ...].
+            exact: True where the unperturbed value is a short number, [N, ...].
         """
-        if bool((least <= most * (_ULPS * torch.finfo(most.dtype).eps)).any()):
-            return True
-        self.jumps_met += count
-        return False
+        self.jumps_met += dz[0].numel()
+        reach = most * (_ULPS * torch.finfo(most.dtype).eps)
+        m, member, n = (least <= reach).nonzero(as_tuple=True)
+        if not len(m):
+            return
+        change = dz[m, member, n].flatten(1) * scales[m, None]
+        size = (change + value[n].flatten(1)).abs()
+        tie = (size == 0) & exact[n].flatten(1) & is_short(change).all(1, keepdim=True)
+        near = (size <= reach[m, member, n][:, None]) & ~tie
+        self.near_jumps.index_add_(0, m, near.sum(1))
 
     def meet_jumps(
         self, distance: Tensor, difference: Tensor, exact: Tensor, reachable: Callable[[], Tensor] | None = None

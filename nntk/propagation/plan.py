@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from nntk.kernels.perturb.config import CACHE
 from nntk.kernels.philox.slabs import TILE
+from nntk.kernels.slices import slices
 from nntk.models.isolation.findings import input_kind
 from nntk.models.observe import HeldBytes
 from nntk.propagation.batch import DisplacementBatch
@@ -65,26 +66,46 @@ class ChunkPlan:
         # time, and one is a margin for what operators need.
         budget, itemsize = batch.max_bytes, batch.scales.itemsize
         cache_size, most_held = _efficient_sizes(batch)
+        cached_per_input = max(1, two.cached_bytes - one.cached_bytes)
         block_inputs = min(
             len(x),
-            (budget // 4 - 2 * one.cached_bytes + two.cached_bytes) // max(1, two.cached_bytes - one.cached_bytes),
+            (budget // 4 - 2 * one.cached_bytes + two.cached_bytes) // cached_per_input,
             (budget // 4 - held) // held_per_input,
             cache_size // max(1, sum(per_input) // max(1, len(per_input))),
         )
-        block_inputs = max(1, block_inputs)
+        block_inputs = _even(len(x), block_inputs)
         sizes = [block_inputs * slope + offset for slope, offset in zip(per_input, fixed, strict=True)]
+        group_samples = min(most_held, budget // 4 // itemsize) // model.num_params
+        evaluated = budget // 4
+        if batch.scales.device.type == "cpu":
+            # What cached values and noise leave of their quarters serves an evaluation: few passes take less of Python.
+            noise = min(len(batch.sample_ids), group_samples) * model.num_params * itemsize
+            cached = one.cached_bytes + (block_inputs - 1) * cached_per_input
+            evaluated = max(evaluated, 3 * budget // 4 - noise - cached)
         chunk_samples = min(
             cache_size // max(1, sum(sizes) // max(1, len(sizes))),
-            budget // 4 // max(1, block_inputs * held_per_input + held),
+            evaluated // max(1, block_inputs * held_per_input + held),
         )
-        chunk_samples = max(1, min(len(batch.sample_ids), chunk_samples))
-        group_samples = min(most_held, budget // 4 // itemsize) // model.num_params
+        if batch.scales.device.type == "cpu" and group_samples:
+            # Held noise saves one product in four, since both members of a pair then share one.
+            chunk_samples = min(chunk_samples, group_samples)
+        chunk_samples = _even(len(batch.sample_ids), chunk_samples)
         return cls(
             block_inputs,
             chunk_samples,
             max(chunk_samples, group_samples // chunk_samples * chunk_samples),
             group_samples >= chunk_samples,
         )
+
+    def groups(self, batch: DisplacementBatch) -> list[slice]:
+        """Return the positions of the groups in the batch."""
+        return list(slices(len(batch.sample_ids), self.group_samples))
+
+
+def _even(total: int, most: int) -> int:
+    """Return the size of parts of a total that are as large as allowed but equal, so that no small one is left."""
+    parts = -(-total // max(1, most))
+    return max(1, -(-total // max(1, parts)))
 
 
 def _efficient_sizes(batch: DisplacementBatch) -> tuple[int, int]:
@@ -94,7 +115,7 @@ def _efficient_sizes(batch: DisplacementBatch) -> tuple[int, int]:
     On a GPU the host makes the launches of a pass one by one, whatever their size, so the budget alone limits a pass.
     """
     if batch.scales.device.type == "cpu":
-        return 4 * CACHE * batch.members, 4 * TILE
+        return 4 * CACHE * batch.members, 16 * TILE
     return batch.max_bytes, batch.max_bytes
 
 

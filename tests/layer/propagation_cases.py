@@ -62,6 +62,14 @@ FUNCTIONS = {
     "masked softmax": lambda p, x: z(p, x).masked_fill(torch.ones(7, 6).tril(-2).bool(), -torch.inf).softmax(-1),
     "log softmax": lambda p, x: F.log_softmax(z(p, x), -1),
     "largest": lambda p, x: z(p, x).amax(-1),
+    "multiples": lambda p, x: (
+        0.9 * z(p, x) + x - 0.5 * (2 * z(p, x)[:, :1].sigmoid()) + (3 * z(p, x)).mT.mT - (4 * z(p, x)) * (z(p, x) * 2)
+    ),
+    "strided views": lambda p, x: (
+        torch.cat(z(p, x).mT.chunk(4, 1)[1:3], 1).transpose(1, 2)[:, 1::2].mT
+        + z(p, x)[:, 1:5, 3:].unfold(1, 2, 2).sum(-1).repeat(1, 2, 1)
+        + z(p, x).unflatten(2, (2, 3)).permute(2, 0, 1, 3)[1, :, :1].expand(-1, 4, -1)
+    ),
     "sums": lambda p, x: 1 - z(p, x) + 2 * x - z(p, x) / 3 + torch.add(x, z(p, x), alpha=0.5),
     "products": lambda p, x: z(p, x) * z(p, x.flip(1)) * x * p["v"],
     "quotients": lambda p, x: z(p, x) / (2 + z(p, x).tanh()) + 1 / (3 + z(p, x).sigmoid()),

@@ -12,8 +12,9 @@ from propagation_cases import FUNCTIONS, LINES, TOKENS, P, both, z
 from nntk import NonlocalNTK
 from nntk.models.recognise import NotRecognised
 from nntk.propagation import NoRule, plan, primal, with_tangent
+from nntk.propagation.doubts import Doubts, is_short
 from nntk.propagation.registry import RULES
-from nntk.propagation.rules import layers
+from nntk.propagation.rules import layers, linear
 from nntk.propagation.rules.window import Window
 
 
@@ -216,3 +217,33 @@ def test_numpy_functions_are_evaluated_plainly():
         differences = NonlocalNTK(by_numpy, parameters=P, gamma=gamma, samples=6).differences(LINES)
         expected = both(lambda p, x: z(p, x).tanh(), LINES, parameters=P, gamma=gamma)[1]
         assert relative_error(differences, expected) < tolerance
+
+
+def test_a_jump_is_judged_at_the_inputs_that_come_near_to_it():
+    """Those alone have the doubts of all values; ties of short numbers are exact, and other sums of zero are not."""
+    value = torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.1, 3.0], [1e-9, 5.0], [0.3, 0.4]])
+    dz = torch.tensor([[[-1.0, 4.0], [-0.5, 1.0], [-0.1, 2.0], [7.0, 1.0], [1.0, 2.0]]])[None].repeat(3, 2, 1, 1)
+    scales = torch.tensor([1.0, 0.5, 2.0**-20])
+    change = dz * scales.view(3, 1, 1, 1)
+    exact, every, some = is_short(value), Doubts.none(3, value.device), Doubts.none(3, value.device)
+    every.meet_jumps(change + value, change, exact)
+    least, most = (change + value).abs().amin(-1), change.abs().amax(-1)
+    some.meet_jumps_of_inputs(least, most, dz, scales, value, exact)
+    assert some.near_jumps.tolist() == every.near_jumps.tolist() and some.near_jumps.sum() > 0
+    assert some.jumps_met == every.jumps_met
+
+
+def test_parts_of_a_plan_are_even():
+    """No part is larger than allowed, and none is much smaller than the others."""
+    for total, most in ((64, 56), (32, 15), (7, 100), (5, 0), (0, 3)):
+        size = plan._even(total, most)
+        assert 1 <= size <= max(1, most) and (not total or -(-total // size) == -(-total // max(1, most)))
+
+
+@pytest.mark.parametrize("name", ["multiples", "strided views", "views"])
+def test_views_by_strides_are_those_of_the_function(name, monkeypatch):
+    """The difference of a view is the view of the difference, to the bit."""
+    kernel = NonlocalNTK(FUNCTIONS[name], parameters=P, gamma=1e-3, samples=3, propagation="difference")
+    expected = kernel.differences(LINES)
+    monkeypatch.setattr(linear, "_views", lambda operand, value: None)
+    assert torch.equal(kernel.differences(LINES), expected)

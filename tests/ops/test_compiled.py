@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from nntk import NonlocalNTK
 from nntk.kernels import activations, cpu
 from nntk.kernels.cpu import lanes, smooth
-from nntk.kernels.cpu.elementwise import COMPILED, difference
+from nntk.kernels.cpu.elementwise import COMPILED, RowScales, difference, product_difference, scaled_difference
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.cpu import launch
@@ -156,6 +156,31 @@ def test_differences_of_activations_take_any_layout_and_keep_nan(activation):
     dz = torch.zeros(2, 1, 1, 5).index_fill(3, torch.tensor([3]), torch.nan)
     assert difference(activation, (torch.ones(1, 5),), dz, s).isnan().nonzero()[:, 3].tolist() == [3, 3]
     assert difference(activation, (torch.full((1, 5), torch.nan),), torch.ones(2, 1, 1, 5), s).isnan().all()
+
+
+@pytest.mark.parametrize("exponent", [0, -20, -70])
+def test_differences_of_products_are_those_of_float64(exponent):
+    """The difference da b + (a + s da) db, and da b' + a db + dc for each channel, in tiles of any size."""
+    for shape in ((3, 4, 5), (40, 7, 500)):
+        a, b, da, db = (torch.randn(*part, *shape) for part in ((), (), (2, 2), (2, 2)))
+        s = torch.tensor([1.0, 0.5]).mul(2.0**exponent)
+        rows, wide = RowScales.of(s, 2), s.double().view(2, 1, 1, 1, 1)
+        exact = da.double() * b + (a.double() + wide * da) * db
+        assert relative_error(product_difference(a, b, da, db, rows), exact) < 2e-7
+        slope, step, summand = (torch.randn(2, 2, shape[1]) for _ in range(3))
+        numbers = (part.double().view(2, 2, 1, -1, 1) for part in (slope, step, summand))
+        factor, change, offset = numbers
+        exact = da * factor + a * change + offset
+        assert relative_error(scaled_difference(a, da, slope, step, summand, rows), exact) < 2e-7
+
+
+def test_products_of_other_layouts_are_left_to_torch():
+    """Operands that broadcast, are strided or in float64 have no compiled kernel."""
+    a, da, rows = torch.randn(3, 4), torch.randn(2, 1, 3, 4), RowScales.of(torch.ones(2), 1)
+    assert product_difference(a, a[:1], da, da, rows) is None
+    assert product_difference(a, a, da, da.mT.contiguous().mT, rows) is None
+    assert product_difference(a.double(), a.double(), da.double(), da.double(), rows) is None
+    assert product_difference(a, a, da, da, RowScales.of(torch.full((2,), 1e-40), 1)) is None
 
 
 def arguments(x, model, directions, pairs="odd", propagation="difference", gamma=1e-2, samples=11, budget=2**27):

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nntk.kernels.cpu.elementwise import product_difference
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import (
+    DisplacedTensor,
     constant,
     displaced_with_digits,
     is_displaced,
@@ -16,22 +18,33 @@ from nntk.propagation.displaced_tensor import (
     with_tangent,
 )
 from nntk.propagation.registry import rule
-from nntk.propagation.rules.linear import aligned_tangent, linear_rule, split_leading_axis
+from nntk.propagation.rules.linear import aligned_tangent, linear_rule, split_leading_axis, with_axes
 
 
 def _sum(ctx: PropagationContext, function: Any, a: Any, b: Any, factor_a: float, factor_b: float) -> Any:
     """Return function(a, b) = factor_a a + factor_b b with its difference."""
     value = ctx.cached(lambda: function(primal(a), primal(b)))
-    da, db = (aligned_tangent(ctx, part, value.dim()) for part in (a, b))
     if not is_displaced(b):
+        da = aligned_tangent(ctx, a, value.dim())
         # A positive number that is added to a sum of squares, such as an epsilon, cancels nothing.
         is_positive = isinstance(b, int | float) and factor_a > 0 and factor_b * b >= 0
         keeps_digits = is_positive and a.keeps_digits
         displaced = (lambda: a.displaced * factor_a + factor_b * b) if keeps_digits else None
         return with_tangent(ctx, value, da if factor_a == 1 else da * factor_a, displaced)
     if not is_displaced(a):
+        db = aligned_tangent(ctx, b, value.dim())
         return with_tangent(ctx, value, db if factor_b == 1 else db * factor_b)
-    return with_tangent(ctx, value, (da if factor_a == 1 else da * factor_a).add(db, alpha=factor_b))
+    return with_tangent(ctx, value, _combined(ctx, a, b, value.dim(), factor_a, factor_b))
+
+
+def _combined(ctx: PropagationContext, a: Any, b: Any, dims: int, factor_a: float, factor_b: float) -> Tensor:
+    """Return the difference of factor_a a + factor_b b in one pass, where one of the factors is one."""
+    (da, multiple_a), (db, multiple_b) = a.multiple, b.multiple
+    da, db = with_axes(ctx, da, dims), with_axes(ctx, db, dims)
+    factor_a, factor_b = factor_a * multiple_a, factor_b * multiple_b
+    if factor_b == 1:
+        return torch.add(db, da, alpha=factor_a)
+    return torch.add(da if factor_a == 1 else da * factor_a, db, alpha=factor_b)
 
 
 @rule("add")
@@ -56,6 +69,11 @@ def _mul(ctx: PropagationContext, a: Any, b: Any) -> Any:
     if not is_displaced(a) or (is_displaced(b) and a.keeps_digits and not b.keeps_digits):
         # The first factor is displaced; of a vector and its norm it is the vector, which may be exactly zero.
         a, b, rounded_a, rounded_b = b, a, rounded_b, rounded_a
+    if isinstance(b, int | float) and not a.keeps_digits:
+        tangent, factor = a.multiple
+        result = DisplacedTensor.create(ctx, value)
+        result._multiple = tangent, factor * b
+        return result
     da = aligned_tangent(ctx, a, value.dim())
     if not is_displaced(b):
         keeps_digits = a.keeps_digits and primal(a).dim() == value.dim()
@@ -64,6 +82,10 @@ def _mul(ctx: PropagationContext, a: Any, b: Any) -> Any:
     if db.numel() < da.numel() and not (a.keeps_digits or b.keeps_digits):
         # A displaced weight costs less than displaced values.
         return with_tangent(ctx, value, (da * torch.addcmul(rounded_b, db, s)).addcmul_(rounded_a, db))
+    if not b.keeps_digits and a is not b:
+        tangent = product_difference(rounded_a, rounded_b, da, db, ctx.row_scales)
+        if tangent is not None:
+            return with_tangent(ctx, value, tangent)
     displaced_a = torch.addcmul(rounded_a, da, s)
     if a is b:
         return with_tangent(ctx, value, da * (rounded_b + displaced_a), lambda: displaced_a.square())

@@ -30,7 +30,7 @@ def _activation(
     base = primal(z)
     value = ctx.cached(lambda: function(base, *arguments, **options))
     state = ctx.cached(lambda: form.state(base, ctx.dtype))
-    tangent = difference(form, state, z.tangent, ctx.broadcast_scales(base.dim()))
+    tangent = difference(form, state, z.tangent, ctx.broadcast_scales(base.dim()), ctx.row_scales)
     return with_tangent(ctx, value, tangent, displaced)
 
 

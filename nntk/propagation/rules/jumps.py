@@ -56,9 +56,11 @@ def _step_difference(
     half = torch.full((), 0.5, dtype=ctx.dtype, device=base.device)
     rounded = ctx.cached(lambda: state[0] + 0.0)
     short, sides = ctx.cached(lambda: (is_short(base), torch.copysign(half, rounded)))
-    compiled = step_difference(rounded, dz, s, height)
-    if compiled is not None and not ctx.doubts.may_meet_jumps(*compiled[1:], dz[0].numel()):
-        return compiled[0]
+    compiled = step_difference(rounded, dz, height, ctx.row_scales)
+    if compiled is not None:
+        tangent, least, most = compiled
+        ctx.doubts.meet_jumps_of_inputs(least, most, dz, ctx.scales, rounded, short)
+        return tangent
     change = dz * s
     displaced = change + rounded
     ctx.doubts.meet_jumps(displaced, change, short)

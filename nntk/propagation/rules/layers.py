@@ -1,7 +1,7 @@
 """Layers with displaced weights: the layer step d W^T + (h + s d) E^T + e, for convolutions too; embeddings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nntk.kernels.cpu import lanes
 from nntk.kernels.perturb import displacement_products
 from nntk.kernels.philox import split_seed
 from nntk.kernels.philox.reference import unit_slabs
@@ -22,6 +23,10 @@ from nntk.propagation.rules.window import Window
 
 _FEWEST_ROWS = 128
 """Rows of a product from which on a displaced weight is formed in less time than it saves."""
+
+
+_MOST_KEPT = 1 << 20
+"""Numbers of displaced weights that are kept for layers that are called again, such as at the next step of time."""
 
 
 @rule("linear")
@@ -78,9 +83,13 @@ def _displaced_weights(ctx: PropagationContext, weight: DisplacedTensor) -> tupl
     assert weight.param_index is not None, "the noise is that of a parameter"
     w = rounded_primal(ctx, weight)
     noise = ctx.group.noise(weight.param_index, w.shape, ctx.chunk)
+    if weight.param_index in ctx.displaced_weights:
+        return noise, ctx.displaced_weights[weight.param_index]
     steps = ctx.broadcast_factors(w.dim()) * ctx.broadcast_scales(w.dim())
     displaced = torch.addcmul(w, noise[:, None], steps).flatten(0, 1)
     ctx.tangent_sizes.append(displaced.numel())
+    if displaced.numel() + sum(kept.numel() for kept in ctx.displaced_weights.values()) <= _MOST_KEPT:
+        ctx.displaced_weights[weight.param_index] = displaced
     return noise, displaced
 
 
@@ -200,7 +209,7 @@ def _convolved(
     value = ctx.cached(lambda: convolve(*primal((x, weight, bias))))
     rows = math.prod(value.shape) // value.shape[1]
     if is_displaced(x) and _displaces_weights(ctx, weight, bias, rows):
-        return with_tangent(ctx, value, _displaced_convolutions(ctx, x, weight, bias, convolve))
+        return with_tangent(ctx, value, _displaced_convolutions(ctx, x, weight, bias, convolve, value.shape))
     tangent = None
     if is_displaced(x):
         flat = convolve(x.tangent.flatten(0, 2), rounded_primal(ctx, weight))
@@ -212,19 +221,22 @@ def _convolved(
 
 
 def _displaced_convolutions(
-    ctx: PropagationContext, x: DisplacedTensor, weight: DisplacedTensor, bias: Any, convolve: Callable[..., Tensor]
-) -> Tensor:
-    """Return the difference by convolutions with one displaced weight after another, [M, members, N, ...]."""
+    ctx: PropagationContext, x: DisplacedTensor, weight: DisplacedTensor, bias: Any, convolve: Callable[..., Tensor],
+    shape: torch.Size,
+) -> Tensor:  # fmt: skip
+    """Return the difference by convolutions with one displaced weight after another, [M, members, *shape]."""
     noise, displaced = _displaced_weights(ctx, weight)
-    h, d, weights, e = rounded_primal(ctx, x), x.tangent, iter(displaced), _bias_noise(ctx, bias)
-    tangent = None
-    for m, factors in enumerate(ctx.noise_factors.tolist()):
+    h, d, e, factors = rounded_primal(ctx, x), x.tangent, _bias_noise(ctx, bias), ctx.noise_factors.tolist()
+    weights = displaced.unflatten(0, ctx.leading_shape)
+    tangent: Tensor = h.new_empty(*ctx.leading_shape, *shape)
+
+    def convolve_displacement(m: int) -> None:
         shared = convolve(h, noise[m], None if e is None else e[m])
-        if tangent is None:
-            tangent = shared.new_empty(*ctx.leading_shape, *shared.shape)
-        for member, factor in enumerate(factors):
-            torch.add(convolve(d[m, member], next(weights)), shared, alpha=factor, out=tangent[m, member])
-    assert tangent is not None, "a chunk has displacements"
+        for member, factor in enumerate(factors[m]):
+            torch.add(convolve(d[m, member], weights[m, member]), shared, alpha=factor, out=tangent[m, member])
+
+    # Each thread has convolutions of its own: a small one that all threads share is little faster than on one.
+    lanes.run(range(len(d)), lambda: convolve_displacement, len(d), products=True)
     return tangent
 
 
@@ -259,23 +271,35 @@ def _one_by_one(ctx: PropagationContext, x: Any, weight: DisplacedTensor, convol
         return _each_member(ctx, x, weight, convolve)
     noise = ctx.group.noise(weight.param_index, primal(weight).shape, ctx.chunk)
     if not is_displaced(x):
-        h = rounded_primal(ctx, x)
-        return torch.stack([convolve(h, e) for e in noise])[:, None]
-    q = _displaced(ctx, x).flatten(1, 2)
-    products = torch.stack([convolve(*pair) for pair in zip(q, noise, strict=True)])
+        return _convolutions(convolve, repeat(rounded_primal(ctx, x), len(noise)), noise)[:, None]
+    products = _convolutions(convolve, _displaced(ctx, x).flatten(1, 2), noise)
     return products.view(*ctx.leading_shape, -1, *products.shape[2:])
+
+
+def _convolutions(convolve: Callable[..., Tensor], values: Iterable[Tensor], weights: Tensor) -> Tensor:
+    """Return the convolutions of values with a weight each, [K, ...], of weights [K, ...]."""
+    pairs = list(zip(values, weights, strict=True))
+    if weights.device.type != "cpu" or len(pairs) < 2:
+        return torch.stack([convolve(*pair) for pair in pairs])
+    first = convolve(*pairs[0])
+    results = first.new_empty(len(pairs), *first.shape)
+    results[0] = first
+
+    def convolve_pair(number: int) -> None:
+        results[number] = convolve(*pairs[number])
+
+    lanes.run(range(1, len(pairs)), lambda: convolve_pair, len(pairs), products=True)
+    return results
 
 
 def _each_member(ctx: PropagationContext, x: Any, weight: DisplacedTensor, convolve: Callable[..., Tensor]) -> Tensor:
     """Convolve with the difference of a computed weight in each member, [M, members, *shape]."""
     tangents = weight.tangent
     if is_displaced(x):
-        q = _displaced(ctx, x)
-        pairs = zip(q.flatten(0, 1), tangents.flatten(0, 1), strict=True)
+        values: Iterable[Tensor] = _displaced(ctx, x).flatten(0, 1)
     else:
-        h = rounded_primal(ctx, x)
-        pairs = zip(repeat(h), tangents.flatten(0, 1), strict=False)
-    products: Tensor = torch.stack([convolve(*pair) for pair in pairs]).unflatten(0, ctx.leading_shape)
+        values = repeat(rounded_primal(ctx, x), len(tangents) * ctx.members)
+    products: Tensor = _convolutions(convolve, values, tangents.flatten(0, 1)).unflatten(0, ctx.leading_shape)
     return products
 
 

@@ -28,6 +28,10 @@ def linear_rule(function: Any, integers_are_indices: bool = True) -> Rule:
         value = ctx.cached(lambda: function(*primal(arguments), **primal(options)), function)
         leaves, tree = tree_flatten((arguments, options))
         positions = [position for position, leaf in enumerate(leaves) if is_displaced(leaf)]
+        if len(positions) == 1 and not leaves[positions[0]].keeps_digits:
+            views = _views(leaves[positions[0]], value)
+            if views is not None:
+                return with_tangent(ctx, value, views)
         tangents = [leaves[position].tangent.flatten(0, 1) for position in positions]
 
         def apply_to_tangents(*parts: Tensor) -> Any:
@@ -42,6 +46,29 @@ def linear_rule(function: Any, integers_are_indices: bool = True) -> Rule:
         return with_tangent(ctx, value, tangent, _displaced_by(ctx, leaves, value, apply_to_tangents))
 
     return apply
+
+
+def _views(operand: Any, value: Any) -> Any:
+    """Return the same views of a difference that a function took of the value; None if it did not take views alone.
+
+    A view by strides takes a tenth of the time of the function under ``torch.vmap``.
+    """
+    base, tangent = primal(operand), operand.tangent
+    if isinstance(value, tuple | list):
+        parts = [_views(operand, part) for part in value]
+        return None if any(part is None for part in parts) else type(value)(parts)
+    lengths = zip(base.shape, base.stride(), tangent.stride()[2:], strict=True)
+    if (
+        not isinstance(value, Tensor)
+        or value.untyped_storage().data_ptr() != base.untyped_storage().data_ptr()
+        or any(length > 1 and stride != other for length, stride, other in lengths)
+        or not base.numel()
+        or value.is_neg()
+    ):
+        return None
+    offset = tangent.storage_offset() + value.storage_offset() - base.storage_offset()
+    size, strides = (*tangent.shape[:2], *value.shape), (*tangent.stride()[:2], *value.stride())
+    return tangent.as_strided(size, strides, offset)
 
 
 def _displaced_by(
@@ -75,7 +102,13 @@ def aligned_tangent(ctx: PropagationContext, operand: Any, dims: int) -> Any:
     """Return an operand's difference, shaped for a result that has ``dims`` axes; zero for a constant."""
     if not is_displaced(operand):
         return torch.zeros((), dtype=ctx.dtype, device=ctx.sample_ids.device)
-    tangent = operand.tangent
+    return with_axes(ctx, operand.tangent, dims)
+
+
+def with_axes(ctx: PropagationContext, tangent: Tensor, dims: int) -> Tensor:
+    """Return a difference, shaped for a result that has ``dims`` axes."""
+    if tangent.dim() == dims + 2:
+        return tangent
     return tangent.reshape(*ctx.leading_shape, *[1] * (dims + 2 - tangent.dim()), *tangent.shape[2:])
 
 

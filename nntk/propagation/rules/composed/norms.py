@@ -4,7 +4,12 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from nntk.kernels.cpu.elementwise import scaled_difference
+from nntk.propagation.context import PropagationContext
+from nntk.propagation.displaced_tensor import is_displaced, primal, rounded_primal, with_tangent
 from nntk.propagation.registry import COMPOSED, NoRule, composed
 
 
@@ -35,11 +40,38 @@ def _batch_norm(
 ) -> Any:  # fmt: skip
     if training or mean is None:
         raise NoRule("model calls batch_norm with the statistics of the batch, so that outputs depend on other inputs.")
+    if is_displaced(x) and not is_displaced(mean) and not is_displaced(variance):
+        return _batch_norm_of_displaced(x.ctx, x, primal(mean), primal(variance), weight, bias, eps)
     shape = (1, -1, *[1] * (x.dim() - 2))
     scale = torch.rsqrt(variance + eps).reshape(shape)
     # The weight is multiplied by a number for each channel, and the values once by both.
     scale = scale if weight is None else weight.reshape(shape) * scale
     return _scale_and_shift((x - mean.reshape(shape)) * scale, None, None if bias is None else bias.reshape(shape))
+
+
+def _batch_norm_of_displaced(
+    ctx: PropagationContext, x: Any, mean: Tensor, variance: Tensor, weight: Any, bias: Any, eps: float
+) -> Any:
+    """Return a batch norm of displaced values; its difference is da b' + a db + dc for each channel."""
+    w, b = (None if part is None else primal(part) for part in (weight, bias))
+    value = ctx.cached(lambda: F.batch_norm(primal(x), mean, variance, w, b, False, 0.0, eps))
+
+    def standardize() -> tuple[Tensor, Tensor]:
+        factor = torch.rsqrt(variance + eps)
+        shape = (-1, *[1] * (value.dim() - 2))
+        return ((primal(x) - mean.view(shape)) * factor.view(shape)).to(ctx.dtype), factor.to(ctx.dtype)
+
+    standardized, factor = ctx.cached(standardize)
+    zero = ctx.cached(lambda: torch.zeros_like(factor))
+    dw, db = (part.tangent if is_displaced(part) else zero.expand(*ctx.leading_shape, -1) for part in (weight, bias))
+    slope = dw * ctx.broadcast_scales(1) + (1.0 if weight is None else rounded_primal(ctx, weight))
+    slope = slope * factor
+    tangent = scaled_difference(standardized, x.tangent, slope, dw, db, ctx.row_scales)
+    if tangent is None:
+        shape = (*ctx.leading_shape, 1, -1, *[1] * (value.dim() - 2))
+        slope, dw, db = (part.reshape(shape) for part in (slope, dw, db))
+        tangent = (x.tangent * slope).addcmul_(standardized, dw).add_(db)
+    return with_tangent(ctx, value, tangent)
 
 
 def _standardize(x: Any, axes: tuple[int, ...], eps: float) -> Any:
