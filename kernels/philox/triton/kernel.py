@@ -305,7 +305,7 @@ def _squares(pair, column, width, valid, PADDED: tl.constexpr):
     return tl.where(valid, even * even + odd * odd, 0.0)
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids", "out"])
 def sum_squares(
     out, sample_ids, key0, key1, ordinal, blocks, blocks_per_row, width, splits,
     VECTOR: tl.constexpr, PADDED: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
