@@ -24,6 +24,7 @@ from nntk.propagation.registry import (
     NoRule,
     function_name,
     positional,
+    without_dtype,
 )
 
 T = TypeVar("T")
@@ -182,7 +183,7 @@ def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, optio
     is_discrete = any(operand.is_discrete for operand in operands)
     is_complex = any(operand.is_displaced and primal(operand).is_complex() for operand in operands)
     rules = COMPLEX if is_complex else DISCRETE if is_discrete else RULES
-    options = options if is_discrete or is_complex else _without_dtype(function, arguments, options)
+    options = options if is_discrete or is_complex else without_dtype(function, arguments, options)
     try:
         if function in COMPOSED and rules is RULES:
             return COMPOSED[function](*arguments, **options)
@@ -195,17 +196,6 @@ def _apply(function: Any, operands: list[DisplacedTensor], arguments: Any, optio
         ) from error
     kind = "complex values" if is_complex else "booleans or integers" if is_discrete else "values"
     raise NoRule(f"model calls {function_name(function)}, which has no rule for displaced {kind}.")
-
-
-def _without_dtype(function: Any, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return options without a dtype: displaced values keep theirs if float32 or float64 is asked for."""
-    is_cast = getattr(function, "__name__", "") in ("to", "type")
-    for dtype in (options.get("dtype"), *arguments):
-        if isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64):
-            if is_cast and not (dtype.is_floating_point or dtype.is_complex):
-                return options
-            raise NoRule(f"model calls {function_name(function)} with {dtype}, which rounds displaced values.")
-    return {name: option for name, option in options.items() if name != "dtype"} if "dtype" in options else options
 
 
 def is_displaced(operand: Any) -> bool:

@@ -121,3 +121,14 @@ def composed(*names: str) -> Callable[[Rule], Rule]:
 def _register(table: dict[Any, Rule], functions: Iterable[Any], implementation: Rule) -> Rule:
     table.update(dict.fromkeys(functions, implementation))
     return implementation
+
+
+def without_dtype(function: Any, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options without a dtype: displaced values keep theirs if float32 or float64 is asked for."""
+    is_cast = getattr(function, "__name__", "") in ("to", "type")
+    for dtype in (options.get("dtype"), *arguments):
+        if isinstance(dtype, torch.dtype) and dtype not in (torch.float32, torch.float64):
+            if is_cast and not (dtype.is_floating_point or dtype.is_complex):
+                return options
+            raise NoRule(f"model calls {function_name(function)} with {dtype}, which rounds displaced values.")
+    return {name: option for name, option in options.items() if name != "dtype"} if "dtype" in options else options
