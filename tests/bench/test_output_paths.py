@@ -120,7 +120,8 @@ def arguments(monkeypatch, files):
     if importlib.util.find_spec("triton"):
         from nntk.bench.machine_code.prediction import run as predictions
 
-        monkeypatch.setattr(predictions, "_predicted", lambda name, console: work.append(name) or [])
+        monkeypatch.setattr(predictions, "_predicted", lambda card, console, measured: work.append(card) or [])
+        monkeypatch.setattr(predictions, "_host", lambda name, console, measured: [])
     result["work"] = work
     return result
 
