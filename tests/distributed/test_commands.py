@@ -9,6 +9,8 @@ import pytest
 from processes import run
 
 from nntk.bench.cli import app
+from nntk.bench.report import content, plots
+from nntk.bench.results import store
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
 SOURCE = """
@@ -87,3 +89,43 @@ def test_torchrun_starts_the_command(folder):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("k.npy: 11 x 11") == 1 and np.array_equal(np.load("k.npy"), np.load("whole.npy"))
+
+
+def test_the_suite_writes_one_file_by_rank_0(tmp_path):
+    """Each kernel is that of one process, the bytes sent are those of the model, and the report draws efficiencies."""
+    first, *others = (
+        rank["distributed_suite"]
+        for rank in run("commands", ["distributed_suite"], 3, folder=str(tmp_path), tolerance=1e-6)
+    )
+    assert first[0] == 0 and others == [(0, "")] * 2, (first, others)
+    (path,) = tmp_path.rglob("*.json")
+    rows = store.read(path).rows
+    assert [(row["ranks"], row["scaling"]) for row in rows] == [
+        (ranks, f"{kind}, {axis}") for ranks in (2, 3) for kind in ("strong", "weak") for axis in "MN"
+    ]
+    for row in rows:
+        assert row["error"] <= 1e-6 and 0 < row["communication_share"] <= 1 and row["exchange_alone_s"] > 0
+        # Beside the numbers of the model: statistics of weights, three for each displacement or input.
+        assert 0 < row["model_bytes"] <= row["bytes"] < row["model_bytes"] + 4000
+        ideal = row["ranks"] if row["scaling"].startswith("strong") else 1
+        assert row["efficiency"] == row["ratio"] / ideal
+    assert [plot.title for plot in plots.plots(content.read(path))] == ["Efficiency of ranks against one process"]
+
+
+def test_a_wrong_kernel_shows_no_speed_and_fails_the_run(tmp_path):
+    """Where no error is small enough, no row has a time, and the ranks end together."""
+    first, second = (
+        rank["distributed_suite"]
+        for rank in run("commands", ["distributed_suite"], 2, folder=str(tmp_path), tolerance=-1.0)
+    )
+    assert first[0] == 1 and second == (0, "")
+    (path,) = tmp_path.rglob("*.json")
+    assert all("against one process" in row["failure"] and "median_s" not in row for row in store.read(path).rows)
+
+
+def test_the_suite_needs_torchrun(monkeypatch, capsys, tmp_path):
+    """The message is the line to use."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert app.main(["run", "--suite", "distributed", "--output", str(tmp_path)]) == 2
+    assert "torchrun --nproc-per-node 2 -m nntk.bench run --suite distributed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

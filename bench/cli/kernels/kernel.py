@@ -15,7 +15,6 @@ from torch import Tensor
 import nntk
 import nntk.distributed
 from nntk.bench.cli.kernels.model_file import LoadedModel, load_inputs, load_model
-from nntk.bench.cli.kernels.ranks import ranks_of_command
 from nntk.bench.cli.options import (
     CPU,
     CommandError,
@@ -27,6 +26,7 @@ from nntk.bench.cli.options import (
     parse_bytes,
     parse_seed,
 )
+from nntk.bench.cli.ranks import ranks_of_command
 from nntk.estimators.memory import format_bytes
 from nntk.files.matrix_file import TILE_BYTES
 from nntk.files.paths import OutputPathError, file_to_replace
