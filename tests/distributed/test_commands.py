@@ -104,7 +104,7 @@ def test_the_suite_writes_one_file_by_rank_0(tmp_path):
         (ranks, f"{kind}, {axis}") for ranks in (2, 3) for kind in ("strong", "weak") for axis in "MN"
     ]
     for row in rows:
-        assert row["error"] <= 1e-6 and 0 < row["communication_share"] <= 1 and row["exchange_alone_s"] > 0
+        assert row["difference"] <= 1e-6 and 0 < row["communication_share"] <= 1 and row["exchange_alone_s"] > 0
         # Beside the numbers of the model: statistics of weights, three for each displacement or input.
         assert 0 < row["model_bytes"] <= row["bytes"] < row["model_bytes"] + 4000
         ideal = row["ranks"] if row["scaling"].startswith("strong") else 1

@@ -135,7 +135,7 @@ class Measurement:
         """Check the kernel of the ranks against one process, then time both; every rank gets the same figures."""
         error = self._error()
         if not error <= TOLERANCE:
-            return {"error": error, "failure": f"error {error:.1e} > {TOLERANCE:.0e} against one process"}
+            return {"difference": error, "failure": f"error {error:.1e} > {TOLERANCE:.0e} against one process"}
         one, together, spent = [], [], []
         for number in range(1, ROUNDS + 1):
             with self._world.together("timing one process"):
@@ -146,7 +146,7 @@ class Measurement:
         seconds = self._world.exchange(value=one)[0]
         times, baseline = Timing(tuple(together)), Timing(tuple(seconds))
         ratio = times.ratio_to(baseline)
-        row: Row = {"error": error, **times.row(), "one_s": baseline.median, "one_samples_s": seconds, "ratio": ratio}
+        row: Row = {"difference": error, **times.row(), "one_s": baseline.median, "one_samples_s": seconds, "ratio": ratio}
         row["efficiency"] = ratio / self._ranks if self._problem.scaling == "strong" else ratio
         row |= self._communication(spent)
         target = TARGETS.get((f"{self._problem.scaling}, {self._problem.axis}", self._ranks))
@@ -268,7 +268,7 @@ DISTRIBUTED = Section(
         Column("exchange alone", "exchange_alone_s", "seconds"),
         Column("sent", "bytes", "bytes"),
         Column("model", "model_bytes", "bytes"),
-        Column("error", "error", ".1e"),
+        Column("difference", "difference", ".1e"),
     ),
     rows=_rows,
 )
