@@ -1,6 +1,5 @@
 """``nntk-bench run``: a suite of measurements, recorded row by row."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 import nntk
 from nntk.bench import suites
 from nntk.bench.cli.options import CPU, CommandError, Threads, one_line_errors, one_of, parse_device, parse_seed
-from nntk.bench.cli.ranks import ranks_of_command
+from nntk.bench.cli.ranks import number_of_ranks, ranks_of_command
 from nntk.bench.measure import environment, roofline
 from nntk.bench.results import store, tables
 from nntk.bench.results.schema import ResultsError
@@ -81,7 +80,7 @@ def command(
     if suite not in suites.BY_RANKS:
         return _run(suite, output, seed, device, threads, resume)
     line = f"torchrun --nproc-per-node 2 -m nntk.bench run --suite {suite}"
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if number_of_ranks() < 2:
         raise CommandError(f"argument --suite: {suite} is measured by two processes or more: {line}")
     if resume:
         raise CommandError(f"argument --resume: a run of {suite} is not resumed, but started again: {line}")

@@ -1,6 +1,5 @@
 """``nntk-bench kernel``: the kernel of a model and data in files, written to a file."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from nntk.bench.cli.options import (
     parse_bytes,
     parse_seed,
 )
-from nntk.bench.cli.ranks import ranks_of_command
+from nntk.bench.cli.ranks import number_of_ranks, ranks_of_command
 from nntk.estimators.memory import format_bytes
 from nntk.files.matrix_file import TILE_BYTES
 from nntk.files.paths import OutputPathError, file_to_replace
@@ -126,7 +125,7 @@ def command(
     if output is not None:
         with one_line_errors(OutputPathError):
             file_to_replace(output, "argument --output:", "since a matrix is written tile by tile")
-    if local and "WORLD_SIZE" in os.environ:
+    if local and number_of_ranks() > 1:
         raise CommandError("argument --local: must not be given under torchrun: one process computes the ordinary NTK")
     if threads:
         torch.set_num_threads(threads)

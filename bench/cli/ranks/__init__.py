@@ -47,9 +47,17 @@ class Ranks:
         return nullcontext() if self.agreement is None else self.agreement.together(work)
 
 
+def number_of_ranks() -> int:
+    """Return how many ranks torchrun started: the variable WORLD_SIZE, 1 without it."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal():
+        raise CommandError(f"WORLD_SIZE: must be a number of ranks, as torchrun sets it, got {text!r}")
+    return int(text)
+
+
 @contextmanager
 def ranks_of_command(program: str, device: torch.device, timeout: float) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started, where the variable WORLD_SIZE is set; otherwise this process is alone.
+    """Join the ranks that torchrun started, if these are several; otherwise this process is alone.
 
     Args:
         program: Name of the program, for messages.
@@ -63,7 +71,7 @@ def ranks_of_command(program: str, device: torch.device, timeout: float) -> Iter
         CommandError: If this process is alone and the block raises one, or the ranks cannot be joined.
         Exit: If ranks raise an error, after one of them printed it.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if number_of_ranks() < 2:
         yield Ranks(0, 1, device)
         return
     device, limit = _device_of_rank(device), timedelta(seconds=timeout)

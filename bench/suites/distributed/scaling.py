@@ -16,10 +16,10 @@ from nntk.bench.measure import data, reference
 from nntk.bench.measure.timing import Timing
 from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import Column
-from nntk.bench.suites.distributed import bytes_sent
 from nntk.bench.suites.section import Section, Setting
 from nntk.distributed import Sharded
 from nntk.distributed.ranks.agreement import Agreement
+from nntk.estimators.rank_plan import bytes_over_displacements, bytes_over_inputs
 
 ROUNDS = 5
 """Number of rounds. A round times one process and then the ranks, so that a slower machine affects both."""
@@ -146,7 +146,13 @@ class Measurement:
         seconds = self._world.exchange(value=one)[0]
         times, baseline = Timing(tuple(together)), Timing(tuple(seconds))
         ratio = times.ratio_to(baseline)
-        row: Row = {"difference": error, **times.row(), "one_s": baseline.median, "one_samples_s": seconds, "ratio": ratio}
+        row: Row = {
+            "difference": error,
+            **times.row(),
+            "one_s": baseline.median,
+            "one_samples_s": seconds,
+            "ratio": ratio,
+        }
         row["efficiency"] = ratio / self._ranks if self._problem.scaling == "strong" else ratio
         row |= self._communication(spent)
         target = TARGETS.get((f"{self._problem.scaling}, {self._problem.axis}", self._ranks))
@@ -213,9 +219,9 @@ class Measurement:
 
     def _model_bytes(self) -> float:
         if self._problem.axis == "M":
-            return bytes_sent.over_displacements(self._ranks, self._inputs)
+            return bytes_over_displacements(self._ranks, self._inputs**2)
         samples, _ = self._problem.size(self._ranks)
-        return bytes_sent.over_inputs(self._ranks, self._inputs, samples, self._widths[-1], 4)
+        return bytes_over_inputs(self._ranks, self._inputs, 4 * samples * self._widths[-1], self._inputs**2)
 
     def _seconds(self, work: Callable[[Tensor], Any], number: int) -> float:
         """Return the time of work with the inputs of a round."""
