@@ -86,9 +86,8 @@ def ranks_of_command(program: str, device: torch.device, timeout: float) -> Iter
         with one_line_errors(RankError):
             yield Ranks(rank, dist.get_world_size(), device, Agreement(whole, limit))
     except CommandError as error:
-        if _speaks(rank, f"{program}: error: {error}"):
-            raise typer.Exit(2) from error
-        raise typer.Exit(2) from None
+        _print_once(rank, f"{program}: error: {error}")
+        raise typer.Exit(2) from error
     if is_new:
         dist.destroy_process_group()
 
@@ -97,7 +96,7 @@ def _device_of_rank(device: torch.device) -> torch.device:
     """Return the device of this rank: for CUDA, that of its number on this machine."""
     if device.type != "cuda":
         return device
-    if device.index is not None:
+    if ":" in str(device):
         raise CommandError(f"argument --device: must be cpu or cuda under torchrun, got '{device}'")
     local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local >= there:
@@ -106,19 +105,18 @@ def _device_of_rank(device: torch.device) -> torch.device:
     return torch.device("cuda", local)
 
 
-def _speaks(rank: int, message: str) -> bool:
-    """Print a message by rank 0, or by rank 1 if that one is gone; the others wait for it."""
-    store, spoken = dist.distributed_c10d._get_default_store(), "nntk: rank 0 printed the message"
+def _print_once(rank: int, message: str) -> None:
+    """Print a message by rank 0, or by rank 1 if that one is gone; the others wait until it is printed."""
+    store, printed = dist.distributed_c10d._get_default_store(), "nntk: the message is printed"
     if rank:
         try:
-            store.wait([spoken], _PATIENCE)
-            return False
+            store.wait([printed], _PATIENCE)
+            return
         except RuntimeError:
             if rank > 1:
-                return False
+                return
     print(message, file=sys.stderr, flush=True)
     try:
-        store.set(spoken, "1")
+        store.set(printed, "1")
     except RuntimeError:
         pass  # The process that kept the store is gone.
-    return True

@@ -208,7 +208,7 @@ class Measurement:
         """Return the median time of an all-reduce by which each rank sends the bytes of the model, alone."""
         count = max(1, round(self._model_bytes() * self._ranks / (2 * (self._ranks - 1) * 8)))
         numbers = torch.ones(count, dtype=torch.float64, device=self._setting.device)
-        seconds = []
+        seconds: list[float] = []
         for _ in range(ROUNDS):
             self._world.exchange()
             duration = None
