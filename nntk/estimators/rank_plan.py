@@ -74,8 +74,10 @@ class RankPlan(Plan):
     * products run at ``rates.products`` and ``rates.assembly``, whatever their shape; by default these are peaks;
     * a random number is drawn once in an evaluation, for all inputs of a rank or a tile;
     * ranks are equally fast, and phases follow one another without waiting;
-    * a rank sends at ``rates.bandwidth`` the bytes of :func:`bytes_over_displacements` or :func:`bytes_over_inputs`,
-      without latency;
+    * a rank sends at ``rates.bandwidth``, without latency. Over displacements it sends :math:`2\,\frac{P-1}{P}\,8 N^2`
+      bytes for the sum of the kernels; over inputs the features of N / P inputs half way round a ring, and each tile
+      off the diagonal once, in the mean
+      :math:`\lfloor P/2 \rfloor \frac{N}{P}\, b\, M C + \frac{P-1}{2}\,\frac{8 N^2}{P^2}` bytes, with b bytes a number;
     * route, budget of temporary memory and propagation are those of the model's present device. Its own tensors, the
       inputs and the libraries need memory beside the plan.
 
