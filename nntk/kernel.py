@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from nntk.attention import Attention
 from nntk.displaced_model import DisplacedModel
 from nntk.displacements import Displacements, remedy
-from nntk.estimators.assembly import assemble_kernel, kernel_plan
+from nntk.estimators.assembly import assemble_kernel, kernel_plan, shared_plan
 from nntk.estimators.errors.build import error_estimator
 from nntk.estimators.errors.estimate import Estimate, check_limits, estimate
 from nntk.estimators.features import features, gradients
 from nntk.estimators.plan import Plan
+from nntk.estimators.rank_plan import H100, Rates
 from nntk.kernels import checks
 from nntk.kernels.fixed_weights import FixedKernel, warn_if_few
 from nntk.linalg.operator import KernelOperator
@@ -155,23 +156,34 @@ class NonlocalNTK(DisplacedModel):
         displacements = self._displacements()
         return assemble_kernel(displacements, *self._sources(displacements.model, x1, x2))
 
-    def plan(self, x1: SourceValue, x2: SourceValue | None = None) -> Plan:
+    def plan(
+        self, x1: SourceValue, x2: SourceValue | None = None, *, ranks: int = 1, over: str = "inputs",
+        rates: Rates = H100,
+    ) -> Plan:  # fmt: skip
         """Return the memory that the kernel of some inputs takes, and the route of its evaluation, before it begins.
 
         Args:
             x1: Inputs of the rows, as for a call.
             x2: Inputs of the columns; None for the symmetric kernel of ``x1``.
+            ranks: Number of ranks; from 2 on, the plan is a :class:`nntk.distributed.RankPlan`.
+            over: Way in which ranks share the kernel: ``displacements``, ``inputs``, ``features`` or ``tiles``.
+            rates: Rates of a rank.
 
         Returns:
             The plan; ``print`` shows it.
 
         Raises:
-            ValueError: If inputs do not fit the model or are not finite.
+            ValueError: If inputs do not fit the model or are not finite, or cannot be planned over ranks.
             TypeError: If inputs have another dtype than the model.
         """
         displacements = self._displacements()
         with plain_arithmetic():
-            return kernel_plan(displacements, *self._sources(displacements.model, x1, x2))
+            sources = self._sources(displacements.model, x1, x2)
+            return (
+                kernel_plan(displacements, *sources)
+                if ranks == 1
+                else shared_plan(displacements, *sources, ranks, over, rates)
+            )
 
     @plain_arithmetic()
     def jacobian(self, x: InputValue) -> Tensor:

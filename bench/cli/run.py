@@ -11,7 +11,8 @@ from rich.console import Console
 
 import nntk
 from nntk.bench import suites
-from nntk.bench.cli.options import Threads, one_line_errors, one_of, parse_device, parse_seed
+from nntk.bench.cli.options import CPU, CommandError, Threads, one_line_errors, one_of, parse_device, parse_seed
+from nntk.bench.cli.ranks import number_of_ranks, ranks_of_command
 from nntk.bench.measure import environment, roofline
 from nntk.bench.results import store, tables
 from nntk.bench.results.schema import ResultsError
@@ -21,7 +22,7 @@ from nntk.files.paths import OutputPathError, file_to_replace, folder_to_write
 
 SUMMARY = "run a suite, print its tables, write one JSON"
 HELP = "Run a suite of measurements, print its tables and write one JSON.\n\nsuites:\n" + "\n".join(
-    f"  {name:10}{about}" for name, about in suites.SUITES.items()
+    f"  {name:12}{about}" for name, about in suites.SUITES.items()
 )
 EPILOG = """\
 examples:
@@ -29,6 +30,7 @@ examples:
   nntk-bench run --suite digits --seed 3          classification of digits over three seeds, from seed 3
   nntk-bench run --device cuda --output /tmp/out  on a GPU, results under /tmp/out
   nntk-bench run --resume results/x/quick-y.json  continues a run that was stopped
+  torchrun --nproc-per-node 2 -m nntk.bench run --suite distributed   kernels over two ranks
   nntk-bench compare A.json B.json                what became faster, slower or less accurate from A to B
   nntk-bench report A.json                        tables and plots, as Markdown and as one page of HTML
   nntk-bench profile energy                       where the time of an op goes, with a trace
@@ -46,6 +48,9 @@ threads: sections that finished are kept, the others are measured from their sta
 Exit status: 0 all rows good, 1 a row missed its tolerance, 2 wrong usage or a file that cannot be written,
 130 interrupted, 141 the reader of the output closed it; finished rows are kept.
 """
+
+_TIMEOUT = 3600.0
+"""Longest time, in seconds, that ranks wait for another one."""
 
 _Context = tuple[Record, Setting, Mapping[str, Any]]
 """Record of a run, its setting, and the facts that its figures depend on."""
@@ -72,6 +77,33 @@ def command(
     ] = None,
 ) -> int:
     """Run a suite, or continue a run; the status is that of the record."""
+    if suite not in suites.BY_RANKS:
+        return _run(suite, output, seed, device, threads, resume)
+    line = f"torchrun --nproc-per-node 2 -m nntk.bench run --suite {suite}"
+    if number_of_ranks() < 2:
+        raise CommandError(f"argument --suite: {suite} is measured by two processes or more: {line}")
+    if resume:
+        raise CommandError(f"argument --resume: a run of {suite} is not resumed, but started again: {line}")
+    with ranks_of_command("nntk-bench run", device or CPU, _TIMEOUT) as ranks:
+        if ranks.rank == 0:
+            return _run(suite, output, seed, ranks.device, threads, None)
+        if threads:
+            torch.set_num_threads(threads)
+        for section in suites.catalogue(suite):
+            for _ in section.rows(Setting(ranks.device, seed or 0)):
+                pass
+        return 0
+
+
+def _run(
+    suite: str | None,
+    output: Path | None,
+    seed: int | None,
+    device: torch.device | None,
+    threads: int | None,
+    resume: Path | None,
+) -> int:
+    """Measure on this process, which holds the record."""
     options = {"suite": suite, "output": output, "seed": seed, "device": device, "threads": threads}
     if resume:
         with one_line_errors(OutputPathError):
@@ -130,6 +162,8 @@ def _resume(path: Path, options: Mapping[str, Any]) -> _Context:
         if value is not None:
             raise ResultsError(f"not with --{name}, which is that of the run")
     run = store.read(path)
+    if run.suite in suites.BY_RANKS:
+        raise ResultsError(f"{run.path}: a run of {run.suite} is not resumed, but started again")
     if run.suite not in suites.SUITES:
         raise ResultsError(f"{run.path}: suite: got {run.suite!r}, must be one of {', '.join(suites.SUITES)}")
     try:

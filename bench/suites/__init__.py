@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from nntk.bench.suites.section import Section, Setting
 
-__all__ = ["SUITES", "Section", "Setting", "catalogue"]
+__all__ = ["BY_RANKS", "SUITES", "Section", "Setting", "catalogue"]
 
 SUITES = {
     "quick": "throughput, accuracy and classification of digits, under two minutes on two cores",
@@ -16,14 +16,18 @@ SUITES = {
     "scaling": "time and memory of differences along M, N and d, with fitted exponents",
     "accuracy": "differences against float64; kernels against the autograd NTK over gamma, samples and families",
     "targets": "the targets of the design, for the card at hand: evaluations, memory, weights and assembly",
+    "distributed": "kernels over ranks: scaling, efficiency and communication; started by torchrun",
     "gpu": "the suites of a GPU together",
 }
 """Descriptions of the suites, by name."""
 
+BY_RANKS = ("distributed",)
+"""Suites that a group of ranks measures together, which torchrun starts."""
+
 
 def catalogue(suite: str) -> Sequence[Section]:
     """Return the sections of a suite, by its name in ``SUITES``."""
-    from nntk.bench.suites import accuracy, digits, models, ntk, ops, ridge, scaling, targets, throughput
+    from nntk.bench.suites import accuracy, digits, distributed, models, ntk, ops, ridge, scaling, targets, throughput
 
     accuracy_sections = (accuracy.DIFFERENCES, accuracy.GAMMA, accuracy.SAMPLES, accuracy.FAMILIES)
     throughput_sections = (throughput.DIFFERENCES, throughput.KERNELS)
@@ -46,6 +50,7 @@ def catalogue(suite: str) -> Sequence[Section]:
         "scaling": (scaling.SCALING,),
         "accuracy": accuracy_sections,
         "targets": (targets.TARGETS,),
+        "distributed": (distributed.DISTRIBUTED,),
         "gpu": (
             targets.TARGETS,
             ops.OPS,

@@ -1,7 +1,7 @@
 """Kernels over a mesh of ranks: each estimator as sums over the displacements of every rank."""
 
 from collections.abc import Iterator
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -179,7 +179,7 @@ class Assembly:
                     features, statistics = self._features_of(evaluation, indices)
                     sums.add(features, statistics if attends else None)
         (scale,) = self._factors([statistics if sums.statistics is None else sums.statistics])
-        return self._finite(sums.finish(scale, self.mesh.displacements.sum))
+        return self._finite(sums.finish(scale, partial(self.mesh.displacements.sum, overwrite=True)))
 
     def _features_of(self, evaluation: RankEvaluation, indices: Tensor) -> tuple[Tensor, Tensor]:
         differences = evaluation.at(indices)

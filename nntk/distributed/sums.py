@@ -114,11 +114,13 @@ class TileSums:
             tile = self._tiles[source] if source in self._tiles else self._streams[source].kernel
             assert tile is not None, "a tile was added"
             scale = torch.outer(first, passed[source])
-            tile = reduce(tile.double() * scale.view(*scale.shape, *[1] * (tile.dim() - 2)))
+            tile = reduce(tile.double().mul_(scale.view(*scale.shape, *[1] * (tile.dim() - 2))))
             self._tiles[source] = mirror(tile) if self._symmetric and source == here else tile
         if self._symmetric:
             self._mirror_tiles()
-        return torch.cat([self._tiles[source] for source in range(self._ring.size)], 1)
+        return (
+            self._tiles[0] if self._ring.size == 1 else torch.cat([self._tiles[k] for k in range(self._ring.size)], 1)
+        )
 
     def _mirror_tiles(self) -> None:
         """Send each tile, transposed, to the rank that holds the inputs of its columns."""

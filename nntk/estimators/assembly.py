@@ -13,6 +13,7 @@ from nntk.estimators.features import features
 from nntk.estimators.inner_product import inner_product
 from nntk.estimators.memory import check_room
 from nntk.estimators.plan import MemoryPlan, Plan, memory_plan, plan
+from nntk.estimators.rank_plan import RankPlan, Rates, rank_plan
 from nntk.estimators.weighted import bytes_per_displacement
 from nntk.kernels import checks
 from nntk.kernels.assemble.reference import mirror
@@ -62,6 +63,15 @@ def kernel_plan(displacements: Displacements, x1: Source, x2: Source | None) -> 
     sizes = _StreamSizes.of(displacements, x1, x2)
     route = plan(displacements, example_of(x1)[:1], None)
     return replace(route, **vars(_memory(displacements, x1, x2, sizes)))
+
+
+def shared_plan(
+    displacements: Displacements, x1: Source, x2: Source | None, ranks: int, over: str, rates: Rates
+) -> RankPlan:
+    """Return time and memory of a rank, as :meth:`nntk.NonlocalNTK.plan` does for several of them."""
+    if isinstance(x1, Stream) or isinstance(x2, Stream):
+        raise ValueError("x1 must not be a stream in a plan over ranks, each of which must know its inputs.")
+    return rank_plan(displacements, x1, x2, ranks, over, rates)
 
 
 def _check_room(displacements: Displacements, memory: MemoryPlan) -> None:

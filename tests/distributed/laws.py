@@ -164,6 +164,17 @@ def features_and_operators_are_those_of_one_process(rank, size):
             )
 
 
+def groups_of_some_ranks_come_before_those_of_all(rank, size):
+    """A kernel shared by the first ranks, by the last ones, and then by all."""
+    kernel, x = nntk.NonlocalNTK(model_of(torch.float64), samples=20), inputs(7, 3, torch.float64)
+    for members in (range(2), range(size - 2, size), range(size)):
+        group = torch.distributed.new_group(list(members))
+        if rank in members:
+            for _ in range(2):
+                sharded = Sharded(kernel, group=group)
+                assert_same(sharded, sharded(x), kernel(x), f"ranks {members}")
+
+
 def estimates_are_those_of_one_process(rank, size):
     """The same groups, errors and number of samples, to the last bit, for every estimator."""
     x = inputs(5, 3, torch.float64)

@@ -12,6 +12,7 @@ LAWS = (
     "ranks_may_have_nothing_to_do",
     "chunks_and_general_models_change_nothing",
     "features_and_operators_are_those_of_one_process",
+    "groups_of_some_ranks_come_before_those_of_all",
     "estimates_are_those_of_one_process",
     "ridge_regression_is_that_of_one_process",
     "deterministic_results",

@@ -12,9 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 import nntk
+import nntk.distributed
 from nntk.bench.cli.kernels.model_file import LoadedModel, load_inputs, load_model
-from nntk.bench.cli.options import CPU, CommandError, Device, Threads, one_line_errors, one_of, parse_bytes, parse_seed
-from nntk.bench.results import tables
+from nntk.bench.cli.options import (
+    CPU,
+    CommandError,
+    Device,
+    Threads,
+    number_in,
+    one_line_errors,
+    one_of,
+    parse_bytes,
+    parse_seed,
+)
+from nntk.bench.cli.ranks import number_of_ranks, ranks_of_command
 from nntk.estimators.memory import format_bytes
 from nntk.files.matrix_file import TILE_BYTES
 from nntk.files.paths import OutputPathError, file_to_replace
@@ -39,10 +50,17 @@ examples:
   nntk-bench kernel net.py:build x.npz --key images --parameters "head.*" --output head.npy --device cuda
   nntk-bench kernel net.py:build x.npy --local --output ntk.npy      the ordinary NTK
   nntk-bench kernel net.py:build x.npy --plan                        the plan alone
+  torchrun --nproc-per-node 8 -m nntk.bench kernel net.py:build x.npy --output k.npy --device cuda
+
+Under torchrun each rank computes other tiles of the one file, with --device cuda on the GPU of its number. Any number
+of ranks continues what others began. An error of one rank ends all of them with one message.
 
 Exit status: 0 the matrix is complete, 2 wrong usage or a model that is refused, 130 interrupted; finished tiles are
 kept.
 """
+
+_ERRORS = (ValueError, TypeError, MemoryError, MismatchError, ArithmeticError, OSError)
+"""Errors whose messages are written for users."""
 
 _LOCAL_OPTIONS = ("gamma", "samples", "directions", "estimator", "precision", "propagation")
 
@@ -88,6 +106,14 @@ def command(
     ] = None,
     device: Device = CPU,
     threads: Threads = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            parser=number_in(1, 1e6, "a number of seconds above 1 and up to 1e6"),
+            metavar="SECONDS",
+            help="under torchrun: longest time that ranks wait for another one, about two tiles",
+        ),
+    ] = 3600.0,
     plan: Annotated[bool, typer.Option("--plan", help="print the plan, and compute nothing")] = False,
 ) -> int:
     """Write the matrix, or print the plan."""
@@ -99,29 +125,40 @@ def command(
     if output is not None:
         with one_line_errors(OutputPathError):
             file_to_replace(output, "argument --output:", "since a matrix is written tile by tile")
+    if local and number_of_ranks() > 1:
+        raise CommandError("argument --local: must not be given under torchrun: one process computes the ordinary NTK")
     if threads:
         torch.set_num_threads(threads)
-    loaded = load_model(model).to(device)
-    x1 = load_inputs(data, key, "DATA")
-    x2 = None if columns is None else load_inputs(columns, key, "--columns")
-    with one_line_errors(ValueError, TypeError, MemoryError, MismatchError, ArithmeticError, OSError):
-        outputs = "mean" if mean else "trace"
-        names = loaded.parameters if loaded.parameters is not None else (parameters or None)
-        if local:
-            kernel: Any = nntk.LocalNTK(loaded.model, parameters=names, outputs=outputs, max_memory=max_memory)
-        else:
-            kernel = nntk.NonlocalNTK(
-                loaded.model, parameters=names, outputs=outputs, gamma=gamma, samples=samples, directions=directions,
-                estimator=estimator, precision=precision, propagation=propagation, seed=seed, max_memory=max_memory,
-            )  # fmt: skip
-        x1, x2 = _fitted(kernel, loaded, x1, device), None if x2 is None else _fitted(kernel, loaded, x2, device)
-        console = tables.standard_console()
-        _print_plan(console, kernel, x1, x2, tile)
+    with ranks_of_command("nntk-bench kernel", device, timeout) as ranks, one_line_errors(*_ERRORS):
+        with ranks.together("loading the model and the data"):
+            loaded = load_model(model).to(ranks.device)
+            x1 = load_inputs(data, key, "DATA")
+            x2 = None if columns is None else load_inputs(columns, key, "--columns")
+            outputs = "mean" if mean else "trace"
+            names = loaded.parameters if loaded.parameters is not None else (parameters or None)
+            if local:
+                kernel: Any = nntk.LocalNTK(loaded.model, parameters=names, outputs=outputs, max_memory=max_memory)
+            else:
+                kernel = nntk.NonlocalNTK(
+                    loaded.model, parameters=names, outputs=outputs, gamma=gamma, samples=samples,
+                    directions=directions, estimator=estimator, precision=precision, propagation=propagation,
+                    seed=seed, max_memory=max_memory,
+                )  # fmt: skip
+            x1 = _fitted(kernel, loaded, x1, ranks.device)
+            x2 = None if x2 is None else _fitted(kernel, loaded, x2, ranks.device)
+        console = ranks.console
+        with ranks.together("planning"):
+            if ranks.rank == 0:
+                _print_plan(console, kernel, x1, x2, tile, ranks.size)
         if output is None:
             return 0
         with _progress(console, output) as advance:
-            matrix = nntk.write_kernel(output, kernel, x1, x2, tile=tile, progress=advance)
-    console.print(f"{output}: {matrix.shape[0]} x {matrix.shape[1]}, {matrix.dtype}, {format_bytes(matrix.nbytes)}")
+            if ranks.agreement is None:
+                matrix = nntk.write_kernel(output, kernel, x1, x2, tile=tile, progress=advance)
+            else:
+                shared = nntk.distributed.Sharded(kernel, timeout=timeout)
+                matrix = nntk.distributed.write_kernel(output, shared, x1, x2, tile=tile, progress=advance)
+        console.print(f"{output}: {matrix.shape[0]} x {matrix.shape[1]}, {matrix.dtype}, {format_bytes(matrix.nbytes)}")
     return 0
 
 
@@ -131,8 +168,8 @@ def _fitted(kernel: Any, loaded: LoadedModel, x: Tensor, device: torch.device) -
     return x if isinstance(loaded.model, nntk.BlackBox) else x.to(device)
 
 
-def _print_plan(console: Console, kernel: Any, x1: Tensor, x2: Tensor | None, tile: int | None) -> None:
-    """Print the plan of a tile, and how many of them there are."""
+def _print_plan(console: Console, kernel: Any, x1: Tensor, x2: Tensor | None, tile: int | None, ranks: int) -> None:
+    """Print the plan of a tile, how many of them there are, and how many ranks compute them."""
     columns = x1 if x2 is None else x2
     side = int((TILE_BYTES / kernel.dtype.itemsize) ** 0.5) if tile is None else tile
     down, across = -(-len(x1) // side), -(-len(columns) // side)
@@ -140,7 +177,8 @@ def _print_plan(console: Console, kernel: Any, x1: Tensor, x2: Tensor | None, ti
     size = format_bytes(len(x1) * len(columns) * kernel.dtype.itemsize)
     console.print(f"{kernel!r}", soft_wrap=True)
     tiles = f"{number} {'tile' if number == 1 else 'tiles'} of {side} x {side}"
-    console.print(f"Matrix: {len(x1)} x {len(columns)}, {size}, in {tiles}.", soft_wrap=True)
+    shared = "" if ranks == 1 else f", by {ranks} ranks"
+    console.print(f"Matrix: {len(x1)} x {len(columns)}, {size}, in {tiles}{shared}.", soft_wrap=True)
     whole = x2 is None and down == 1
     console.print(f"A tile: {kernel.plan(x1[:side], None if whole else columns[:side])}", soft_wrap=True)
 

@@ -13,6 +13,7 @@ from nntk.bench.report.content import Measurement
 from nntk.bench.report.plots.axes import FONT, INK, STYLE
 from nntk.bench.report.plots.chart import Chart
 from nntk.bench.report.plots.comparisons import kernel_comparison
+from nntk.bench.report.plots.efficiencies import efficiency
 from nntk.bench.report.plots.errors import difference_error, kernel_error
 from nntk.bench.report.plots.rooflines import roofline
 from nntk.bench.report.plots.scalings import scaling
@@ -120,6 +121,7 @@ def _charts(rows: Sequence[Row], section: str, measurement: Measurement) -> Iter
         yield from kernel_error(rows, x)
     yield from difference_error(rows)
     yield from speed_ups(rows, section)
+    yield from efficiency(good)
 
 
 def _svg(figure: "Figure", name: str, title: str) -> str:

@@ -57,6 +57,7 @@ class Agreement:
         )
         self._failure = ""
         if self.size > 1:
+            _make_equal_numbers_of_groups(group)
             # gloo closes all connections of a group where one timed out: the verdict has a group of its own.
             self._reports, self._verdicts = (
                 dist.new_group(dist.get_process_group_ranks(group), timeout, "gloo", use_local_synchronization=True)
@@ -194,6 +195,19 @@ class Agreement:
         work = dist.irecv(buffer, group=self._verdicts, group_src=0)
         assert work is not None, "this rank is of the group"
         work.wait(self.timeout)
+
+
+def _make_equal_numbers_of_groups(group: dist.ProcessGroup) -> None:
+    """Give all ranks of a group as many process groups as the rank that has the most.
+
+    PyTorch names a new group by its ranks and by the number of groups that a process has: ranks of which some are in
+    other groups as well would wait for each other under different names.
+    """
+    numbers: list[Any] = [0] * dist.get_world_size(group)
+    own = len(dist.distributed_c10d._world.pg_names)
+    dist.all_gather_object(numbers, own, group=group)
+    for _ in range(max(numbers) - own):
+        dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
 
 
 def _judge(

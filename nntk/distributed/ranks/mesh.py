@@ -52,9 +52,17 @@ class Axis:
         """Return the numbers of ``range(total)`` that belong to this rank: consecutive ones, about as many for each."""
         return part(total, self.size, self.index)
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of tensors of one shape over the ranks, in float64; all ranks get the same bits."""
-        total = tensor.double() if tensor.dtype != torch.float64 else tensor.clone()
+    def sum(self, tensor: Tensor, overwrite: bool = False) -> Tensor:
+        """Return the sum of tensors of one shape over the ranks, in float64; all ranks get the same bits.
+
+        Args:
+            tensor: What this rank adds.
+            overwrite: The tensor may be overwritten, so that no copy is needed.
+
+        Returns:
+            The sum.
+        """
+        total = tensor.double() if tensor.dtype != torch.float64 or overwrite else tensor.clone()
         if self.size > 1 and total.numel():
             total = total.contiguous()
             with self._exchange(2 * total.nbytes * (self.size - 1) // self.size):
