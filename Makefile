@@ -21,9 +21,10 @@ test: lint typecheck tests
 tests: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m "not machine_code and not contract and not distributed"
 
-# Situations and random modules, each of which is right or refused; tests/contract/run_matrix.py judges architectures.
+# What judges many cases for minutes: situations and random modules, each of which is right or refused, every rule of
+# propagation, the studies at quick sizes, and scikit-learn's checks. tests/contract/run_matrix.py judges architectures.
 contract: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m contract
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m contract
 
 # Groups of 2, 3 and 4 processes that exchange numbers by gloo, some of which are killed or stopped.
 distributed: $(VENV)/.installed-test

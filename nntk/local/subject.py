@@ -14,7 +14,7 @@ from nntk.local.evaluation import Evaluation, differentiable_inputs
 from nntk.local.memory import Problem
 from nntk.models.black_box import BlackBox, Function
 from nntk.models.checks import check_evaluation_mode, check_inputs, check_parameters
-from nntk.models.data.inputs import Batch, cast_floating, cast_tensor, map_tensors
+from nntk.models.data.inputs import Batch, cast_floating, map_tensors
 from nntk.models.data.outputs import Output, OutputChoice
 from nntk.models.general import GeneralModel
 from nntk.models.isolation.wrappers import refuse_compiled, unwrap
@@ -100,8 +100,10 @@ class Subject:
         if view.dtype == self.dtype:
             return view
         # Frozen parts in half precision are evaluated in their own dtype.
-        cast = {name: cast_tensor(tensor, self.dtype) for name, tensor in view.constants.items()}
-        constants = view.constants if view.halves else cast
+        constants = {
+            name: tensor.to(self.dtype) if tensor.is_floating_point() and not view.halves else tensor
+            for name, tensor in view.constants.items()
+        }
         displaced = {index: parameter.to(self.dtype) for index, parameter in view.displaced.items()}
         return replace(view, displaced=displaced, constants=constants)
 

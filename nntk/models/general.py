@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nntk.kernels.philox.slabs import TILE
 from nntk.models.checks import check_general_inputs
-from nntk.models.data.inputs import Batch, InputValue, as_batch, cast_floating, cast_tensor, coefficients
+from nntk.models.data.inputs import Batch, InputValue, as_batch, cast_floating, coefficients
 from nntk.models.data.outputs import outline
 from nntk.models.draws import Draws
 from nntk.models.frozen.promotion import HALVES
@@ -75,8 +75,9 @@ class GeneralModel:
 
     @cached_property
     def halves(self) -> frozenset[torch.dtype]:
-        """Dtypes in half precision of frozen tensors; where there are any, no frozen tensor is cast."""
-        return frozenset(tensor.dtype for tensor in self.constants.values() if tensor.dtype in HALVES)
+        """Dtypes in half precision of frozen parameters; where there are any, no frozen tensor is cast."""
+        frozen = (tensor.dtype for name, tensor in self.constants.items() if name not in self.written)
+        return frozenset(dtype for dtype in frozen if dtype in HALVES)
 
     @property
     def originals(self) -> Tensors:
@@ -194,9 +195,10 @@ class GeneralModel:
         """Return all tensors of the model by name, floating ones in a dtype; every call returns the same tensors."""
         if dtype not in self._tensors_by_dtype:
             kept = self.constants.keys() if self.halves else ()
-            tensors = self.originals.items()
-            cast = {name: tensor if name in kept else cast_tensor(tensor, dtype) for name, tensor in tensors}
-            self._tensors_by_dtype[dtype] = cast
+            self._tensors_by_dtype[dtype] = {
+                name: tensor.to(dtype) if tensor.is_floating_point() and name not in kept else tensor
+                for name, tensor in self.originals.items()
+            }
         return self._tensors_by_dtype[dtype]
 
     def parameters(self, dtype: torch.dtype) -> Tensors:

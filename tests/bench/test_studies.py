@@ -27,9 +27,10 @@ NAMES = tuple(studies.STUDIES)
 RESULTS = Path(__file__).parents[2] / "results" / "studies"
 
 
-# All tests of a study run on one worker, which runs the study once.
+# All tests of a study run on one worker, which runs the study once; that takes minutes for all of them.
 every_study = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"study {name}")) for name in NAMES]
+    "name",
+    [pytest.param(name, marks=(pytest.mark.contract, pytest.mark.xdist_group(f"study {name}"))) for name in NAMES],
 )
 
 
@@ -150,7 +151,7 @@ def texts(figure):
     return [text for text in result if text.get_visible() and text.get_text().strip()]
 
 
-@every_study
+@pytest.mark.parametrize("name", NAMES)
 def test_the_published_study_supports_its_claims(name):
     """Claims and page follow from the rows in its file, and every claim is supported by them."""
     folder, study = RESULTS / name, studies.load(name)

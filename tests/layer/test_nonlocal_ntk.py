@@ -438,7 +438,7 @@ def test_a_warm_up_records_the_call_itself(monkeypatch, caplog):
         shapes.append((len(x1), len(x2), displacements.settings.samples))
         return torch.full((len(x1), len(x2)), math.nan)
 
-    monkeypatch.setattr("nntk.kernel.energy", without_kernels)
+    monkeypatch.setattr("nntk.estimators.assembly.energy", without_kernels)
     monkeypatch.setattr(preparation, "serves", lambda device: True)
     monkeypatch.setattr(preparation, "compile_ahead", lambda call, *options: call() or 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")

@@ -28,6 +28,8 @@ from nntk.propagation import differences, plan
 from nntk.propagation.registry import functions_named
 from nntk.propagation.rules import layers, linear, queries
 
+pytestmark = pytest.mark.contract
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_rule_against_float64(name):

@@ -39,6 +39,7 @@ def without_address(value):
     return re.sub(r"<function(\w+?)at0x\w+>", r"\1", CHECKS.kwargs["ids"](value))
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(*CHECKS.args, ids=without_address)
 @pytest.mark.filterwarnings("ignore")
 def test_estimators_pass_the_checks_of_scikit_learn(estimator, check):
