@@ -37,7 +37,7 @@ machine-code: $(VENV)/.installed-test versions resources
 
 # The other supported versions of Triton: their languages, their compilers and their defaults differ. The tests marked
 # `machine_code` and `resources` do the same, with every kernel, by the version that is installed.
-versions:
+versions: $(VENV)/.installed-test $(VENV)/.installed-bench
 	$(MAKE) --jobs $(WORKERS) --output-sync $(TRITONS:%=launches-%)
 	$(MAKE) $(NEWER_TRITONS:%=sample-%)
 
