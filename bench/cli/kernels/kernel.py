@@ -48,6 +48,7 @@ examples:
   nntk-bench kernel net.py:build x.npy --output k.npy
   nntk-bench kernel net.py:build x.npy --columns test.npy --output cross.npy --samples 4096 --gamma 0.05
   nntk-bench kernel net.py:build x.npz --key images --parameters "head.*" --output head.npy --device cuda
+  nntk-bench kernel bert.py:build texts.npz --key input_ids --key attention_mask --output k.npy
   nntk-bench kernel net.py:build x.npy --local --output ntk.npy      the ordinary NTK
   nntk-bench kernel net.py:build x.npy --plan                        the plan alone
   torchrun --nproc-per-node 8 -m nntk.bench kernel net.py:build x.npy --output k.npy --device cuda
@@ -75,7 +76,13 @@ def command(
     columns: Annotated[
         Path | None, typer.Option(metavar="DATA", help="inputs of the columns (default: those of the rows)")
     ] = None,
-    key: Annotated[str | None, typer.Option(metavar="NAME", help="name of the array in DATA")] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="name of the array in DATA; several are the model's arguments by name"),
+    ] = None,
+    output_key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="key of the output that counts (default: logits, if there are)")
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="the ordinary NTK, by gradients")] = False,
     gamma: Annotated[float, typer.Option(metavar="X", help="length scale of the displacements")] = 0.1,
     samples: Annotated[int, typer.Option(metavar="M", help="number of displacements")] = 1024,
@@ -127,22 +134,26 @@ def command(
             file_to_replace(output, "argument --output:", "since a matrix is written tile by tile")
     if local and number_of_ranks() > 1:
         raise CommandError("argument --local: must not be given under torchrun: one process computes the ordinary NTK")
+    if key and len(key) > 1 and number_of_ranks() > 1:
+        raise CommandError("argument --key: must be given once under torchrun, where ranks exchange one tensor")
     if threads:
         torch.set_num_threads(threads)
     with ranks_of_command("nntk-bench kernel", device, timeout) as ranks, one_line_errors(*_ERRORS):
         with ranks.together("loading the model and the data"):
             loaded = load_model(model).to(ranks.device)
-            x1 = load_inputs(data, key, "DATA")
-            x2 = None if columns is None else load_inputs(columns, key, "--columns")
+            x1 = load_inputs(data, key or (), "DATA")
+            x2 = None if columns is None else load_inputs(columns, key or (), "--columns")
             outputs = "mean" if mean else "trace"
             names = loaded.parameters if loaded.parameters is not None else (parameters or None)
             if local:
-                kernel: Any = nntk.LocalNTK(loaded.model, parameters=names, outputs=outputs, max_memory=max_memory)
+                kernel: Any = nntk.LocalNTK(
+                    loaded.model, parameters=names, outputs=outputs, output=output_key, max_memory=max_memory
+                )
             else:
                 kernel = nntk.NonlocalNTK(
                     loaded.model, parameters=names, outputs=outputs, gamma=gamma, samples=samples,
                     directions=directions, estimator=estimator, precision=precision, propagation=propagation,
-                    seed=seed, max_memory=max_memory,
+                    seed=seed, max_memory=max_memory, output=output_key,
                 )  # fmt: skip
             x1 = _fitted(kernel, loaded, x1, ranks.device)
             x2 = None if x2 is None else _fitted(kernel, loaded, x2, ranks.device)
@@ -162,13 +173,17 @@ def command(
     return 0
 
 
-def _fitted(kernel: Any, loaded: LoadedModel, x: Tensor, device: torch.device) -> Tensor:
+def _fitted(kernel: Any, loaded: LoadedModel, x: Tensor | nntk.Inputs, device: torch.device) -> Any:
     """Return inputs on the device, floating ones in the model's dtype; those that fit already stay on disk."""
-    x = x.to(kernel.dtype) if x.is_floating_point() else x
-    return x if isinstance(loaded.model, nntk.BlackBox) else x.to(device)
+
+    def fitted(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(kernel.dtype) if tensor.is_floating_point() else tensor
+        return tensor if isinstance(loaded.model, nntk.BlackBox) else tensor.to(device)
+
+    return fitted(x) if isinstance(x, Tensor) else x.map(fitted)
 
 
-def _print_plan(console: Console, kernel: Any, x1: Tensor, x2: Tensor | None, tile: int | None, ranks: int) -> None:
+def _print_plan(console: Console, kernel: Any, x1: Any, x2: Any, tile: int | None, ranks: int) -> None:
     """Print the plan of a tile, how many of them there are, and how many ranks compute them."""
     columns = x1 if x2 is None else x2
     side = int((TILE_BYTES / kernel.dtype.itemsize) ** 0.5) if tile is None else tile

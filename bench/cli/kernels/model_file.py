@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nntk import BlackBox
-from nntk.bench.cli.options import CommandError
+from nntk import BlackBox, Inputs
+from nntk.bench.cli.options import CommandError, one_line_errors
 
 _ARRAYS = (".npy", ".npz", ".safetensors")
 
@@ -95,7 +95,28 @@ def _run(file: Path) -> dict[str, Any]:
     return vars(module)
 
 
-def load_inputs(path: Path, key: str | None, argument: str) -> Tensor:
+def load_inputs(path: Path, keys: Sequence[str], argument: str) -> Tensor | Inputs:
+    """Load the inputs of a model: one array, or several that are its arguments by their names.
+
+    Args:
+        path: File of NumPy (.npy, .npz) or of safetensors.
+        keys: Names of the arrays in a file that holds several; none for the only one.
+        argument: Name of the argument, for messages.
+
+    Returns:
+        The tensor, [N, ...], or several as ``nntk.Inputs``.
+
+    Raises:
+        CommandError: If the file is not there or none of these kinds, a name is missing or not in it, or the arrays
+            have different numbers of rows.
+    """
+    if len(keys) < 2:
+        return load_array(path, keys[0] if keys else None, argument)
+    with one_line_errors(ValueError, TypeError, prefix=f"argument {argument}: "):
+        return Inputs(**{key: load_array(path, key, argument) for key in keys})
+
+
+def load_array(path: Path, key: str | None, argument: str) -> Tensor:
     """Load an array as a tensor on the CPU; that of a .npy or .safetensors file stays on disk until it is read.
 
     Args:

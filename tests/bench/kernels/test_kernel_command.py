@@ -29,6 +29,20 @@ def function():
     return lambda p, x: (x @ p["w"]).tanh(), {"w": torch.ones(4, 3)}
 
 
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, images, mask):
+        return {"scores": self.layer(images * mask), "mask": mask}
+
+
+def masked():
+    torch.manual_seed(0)
+    return Masked()
+
+
 box = nntk.BlackBox(lambda theta, x: x @ theta, np.ones(4))
 number = 3
 
@@ -89,6 +103,25 @@ def test_functions_and_black_boxes_are_models_too(folder, name):
     assert np.array_equal(matrix, matrix.T) and np.linalg.eigvalsh(matrix.astype(float)).min() > -1e-5
 
 
+@pytest.mark.parametrize("options", [["--samples", "8"], ["--local"]], ids=["nonlocal", "local"])
+def test_several_arrays_are_arguments_by_name(folder, options):
+    """--key names each of them, and --output-key the output that counts; masks of ones leave the first array alone."""
+    np.savez("texts.npz", images=X.numpy(), mask=np.ones((11, 4), dtype=np.int64), short=np.ones((3, 4)))
+    words = ["kernel", "net.py:masked", "texts.npz", "--key", "images", "--key", "mask", "--output-key", "scores"]
+    assert app.main([*words, "--output", "k.npy", "--tile", "4", *options]) == 0
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 2)
+    kernel = LocalNTK(layer) if options == ["--local"] else NonlocalNTK(layer, samples=8)
+    torch.testing.assert_close(torch.from_numpy(np.load("k.npy")), kernel(X.float()), rtol=1e-4, atol=1e-5)
+
+
+def test_arrays_of_other_lengths_are_named(folder, capsys):
+    """The message says which array has how many rows."""
+    np.savez("texts.npz", images=X.numpy(), mask=np.ones((3, 4)))
+    assert app.main(["kernel", "net.py:masked", "texts.npz", "--key", "images", "--key", "mask", "--plan"]) == 2
+    assert "argument DATA: inputs['mask'] has 3 rows, but inputs['images'] has 11" in capsys.readouterr().err
+
+
 def test_a_plan_computes_nothing(folder, capsys):
     """It needs no output, and writes none."""
     assert app.main(["kernel", "net.py:build", "x.npy", "--plan", "--max-memory", "2MiB"]) == 0
@@ -120,7 +153,7 @@ def test_after_a_stop_the_same_command_goes_on(folder, monkeypatch, capsys):
     [
         (["net.py", "x.npy", "--plan"], "argument MODEL: must be FILE.py:NAME, got 'net.py'"),
         (["other.py:build", "x.npy", "--plan"], "argument MODEL: other.py is not a file"),
-        (["net.py:other", "x.npy", "--plan"], "net.py has no 'other'; it has build, fails, function"),
+        (["net.py:other", "x.npy", "--plan"], "net.py has no 'other'; it has Masked, build, fails, function, masked"),
         (["net.py:number", "x.npy", "--plan"], "net.py:number must give a module, .* got int"),
         (["net.py:fails", "x.npy", "--plan"], "net.py:fails fails: RuntimeError: no weights"),
         (["net.py:build", "x.csv", "--plan"], "argument DATA: must be a file .npy, .npz, .safetensors; got 'x.csv'"),
