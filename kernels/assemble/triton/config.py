@@ -75,7 +75,9 @@ def tiles(
         return Tiles(64, 16, num_warps=warps, num_stages=1, parts=2)
     count = -(-rows // 128) * -(-columns // 128) // (2 if symmetric else 1)
     if wide or count < processors or (members == 2 and not arch.startswith("sm_9")):
-        return Tiles(64, 16, num_warps=8, num_stages=2, parts=2)
+        # Weights of pairs that depend on the input take the registers that loading ahead would need.
+        stages = 1 if members == 2 and weighting != "rows" and not arch.startswith("sm_9") else 2
+        return Tiles(64, 16, num_warps=8, num_stages=stages, parts=2)
     if arch.startswith("sm_9"):
         # Measured with rows: a product split into three waits for its parts, so loading ahead only costs. With weights
         # that depend on the input it costs registers as well, of which pairs have none left.
