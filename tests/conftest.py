@@ -13,12 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-# Without a GPU, Triton interprets its kernels; it must be told before its language is imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from nntk import activations
 from nntk.kernels import cpu
+
+
+def pytest_configure():
+    """Without a GPU, Triton interprets its kernels; it must be told before a test imports them."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 RUN_FACTS = {
     "device": {"kind": "cpu", "name": "abacus", "driver": None, "threads": 1, "processors": 2, "selected": "cpu"},
