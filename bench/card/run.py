@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def _supervise(
                 spent = budget - (deadline - time.monotonic())
                 at = "" if watch.unit is None else f"{watch.unit['step']}: {watch.unit['unit']}"
                 progress.update(bar, completed=spent, description=at, clock=f"{spent:.0f} of {budget:.0f} s")
-                time.sleep(_LOOK)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK)
         except KeyboardInterrupt:
             _end_group(process)
             watch.read()

@@ -15,6 +15,7 @@ from nntk.files.hashing import hash_tensors
 from nntk.kernels import checks
 from nntk.kernels.slices import slices
 from nntk.linalg import ridge
+from nntk.linalg.spectra import leading_eigenpairs
 from nntk.linalg.vectors import as_columns, result_dtype
 from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.settings import KernelSettings
@@ -208,14 +209,8 @@ class ShardedOperator:
         """
         k, matrix = self._number(k), self.matrix
         with self._mesh.agreement.together("decomposing"):
-            values, vectors = torch.linalg.eigh(matrix)
-        values, vectors = values[-k:].flip(0), vectors[:, -k:].flip(1)
-        if self.is_wide:
-            return values, self._own(vectors)
-        # An eigenvalue that is rounding has no meaningful eigenvector: the bound only keeps its length finite.
-        float64 = torch.finfo(torch.float64)
-        roots = values.clamp(min=max(float64.eps * float(values[0]), float64.tiny)).sqrt()
-        return values, self.expand(vectors / roots)
+            values, vectors, roots = leading_eigenpairs(matrix, k)
+        return values, self._own(vectors) if self.is_wide else self.expand(vectors / roots)
 
     def eigvalsh(self, k: int = 6) -> Tensor:
         """Compute the largest eigenvalues alone; see :meth:`eigsh`.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.linalg.matrices import as_matrix, symmetric
-from nntk.linalg.vectors import check_real, result_dtype
+from nntk.linalg.vectors import check_beside, result_dtype
 
 METHODS = ("LSODA", "BDF", "Radau", "DOP853", "RK45")
 _STIFF = ("LSODA", "BDF", "Radau")
@@ -64,7 +64,7 @@ class CrossEntropyFlow:
 
     def __post_init__(self) -> None:
         for name in ("kernel", "targets") + (("initial",) if self.initial is not None else ()):
-            self._check_argument(name, getattr(self, name))
+            check_beside(name, getattr(self, name), self.kernel)
         checks.choice("method", self.method, METHODS)
         for name, least, largest in (("ridge", 0, 1e30), ("rtol", 3e-14, 0.1), ("atol", 0, 1.0)):
             object.__setattr__(self, name, checks.positive_float(name, getattr(self, name), least, largest))
@@ -179,26 +179,18 @@ class CrossEntropyFlow:
             raise ValueError(f"method must integrate up to time {times[-1]:g}, got {self.method}: {solved.message}")
         return torch.from_numpy(solved.y.T.copy()).view(len(times), n, c).to(self.kernel.device)
 
-    def _check_argument(self, name: str, value: Tensor) -> None:
-        """Check that an argument holds finite real numbers, on the device of the kernel."""
-        checks.tensor("kernel", self.kernel)
-        checks.tensor(name, value)
-        if value.device != self.kernel.device:
-            raise ValueError(f"{name} must be on {self.kernel.device} like the kernel, got {value.device}.")
-        check_real(name, value)
-
     def _check_other_inputs(self, cross: Tensor | None, initial: Tensor | None) -> None:
         """Check the kernel and the initial outputs of other inputs."""
         if cross is None:
             if initial is not None:
                 raise ValueError("initial must be None without cross, got a tensor; the constructor takes that of X.")
             return
-        self._check_argument("cross", cross)
+        check_beside("cross", cross, self.kernel)
         if cross.dim() != self.kernel.dim() or cross.shape[1:] != self.kernel.shape[1:]:
             sizes = ", ".join(map(str, self.kernel.shape[1:]))
             raise ValueError(f"cross must have shape [N2, {sizes}], got {tuple(cross.shape)}.")
         if initial is not None:
-            self._check_argument("initial", initial)
+            check_beside("initial", initial, self.kernel)
             if initial.shape != (len(cross), self.num_outputs):
                 expected = (len(cross), self.num_outputs)
                 raise ValueError(f"initial must have shape {expected}, got {tuple(initial.shape)}.")

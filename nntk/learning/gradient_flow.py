@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nntk.kernels import checks
 from nntk.linalg.matrices import as_matrix, symmetric
-from nntk.linalg.vectors import check_real, result_dtype
+from nntk.linalg.vectors import check_beside, result_dtype
 
 _RESIDUALS = 10_000
 """Smallest rate that is told from zero, in residuals of a decomposition in float64 of the largest rate 1."""
@@ -80,9 +80,8 @@ class GradientFlow:
     """Modes of the error, orthonormal columns [N, N], or [N C, N C] with the outputs of an input side by side."""
 
     def __post_init__(self) -> None:
-        checks.tensor("kernel", self.kernel)
         for name in ("kernel", "targets") + (("initial",) if self.initial is not None else ()):
-            self._check_argument(name, getattr(self, name))
+            check_beside(name, getattr(self, name), self.kernel)
         if self.targets.dim() not in (1, 2) or not len(self.targets):
             raise ValueError(f"targets must have shape [N] or [N, T], N > 0, got {tuple(self.targets.shape)}.")
         n = len(self.targets)
@@ -239,7 +238,7 @@ class GradientFlow:
         for name, value in given.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
-            self._check_argument(name, value)
+            check_beside(name, value, self.kernel)
             shape = (*sizes.get(name, 2 * mean.shape[:1]), *self.kernel.shape[2:])
             if value.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}.")
@@ -282,13 +281,6 @@ class GradientFlow:
         number = len(self.targets if cross is None else cross)
         return outputs.reshape(number, *self.targets.shape[1:]).to(self.dtype)
 
-    def _check_argument(self, name: str, value: Tensor) -> None:
-        """Check that an argument holds finite real numbers, on the device of the kernel."""
-        checks.tensor(name, value)
-        if value.device != self.kernel.device:
-            raise ValueError(f"{name} must be on {self.kernel.device} like the kernel, got {value.device}.")
-        check_real(name, value)
-
     def _check_other_inputs(self, cross: Tensor | None, initial: Tensor | None) -> None:
         """Check the kernel and the initial outputs of other inputs against the targets."""
         if cross is None:
@@ -298,12 +290,12 @@ class GradientFlow:
                     "belong to the constructor."
                 )
             return
-        self._check_argument("cross", cross)
+        check_beside("cross", cross, self.kernel)
         if cross.dim() != self.kernel.dim() or cross.shape[1:] != self.kernel.shape[1:]:
             sizes = ", ".join(map(str, self.kernel.shape[1:]))
             raise ValueError(f"cross must have shape [N2, {sizes}], got {tuple(cross.shape)}.")
         if initial is not None:
-            self._check_argument("initial", initial)
+            check_beside("initial", initial, self.kernel)
             shape = (len(cross), *self.targets.shape[1:])
             if initial.shape != shape:
                 raise ValueError(f"initial must have shape {shape}, got {tuple(initial.shape)}.")

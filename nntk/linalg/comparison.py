@@ -159,15 +159,15 @@ _Numbers = dict[str, Tensor]
 
 def _numbers(first: _Kernel, second: _Kernel, top: int) -> _Numbers:
     """Return every number of the comparison of two kernels."""
-    k, l = first.matrix, second.matrix  # noqa: E741 (the letters of the formulas)
+    k1, k2 = first.matrix, second.matrix
     scalars = {
-        "alignment": alignment(k, l),
-        "centred_alignment": alignment(centred(k), centred(l)),
-        "difference": float((k - l).norm() / l.norm()),
-        "rank of K": effective_rank(k),
-        "rank of L": effective_rank(l),
+        "alignment": alignment(k1, k2),
+        "centred_alignment": alignment(centred(k1), centred(k2)),
+        "difference": float((k1 - k2).norm() / k2.norm()),
+        "rank of K": effective_rank(k1),
+        "rank of L": effective_rank(k2),
     }
-    return {name: torch.tensor(value, dtype=torch.float64, device=k.device) for name, value in scalars.items()} | {
+    return {name: torch.tensor(value, dtype=torch.float64, device=k1.device) for name, value in scalars.items()} | {
         "eigenvalues of K": first.values[:top],
         "eigenvalues of L": second.values[:top],
         "angles": principal_angles(first.vectors[:, :top], second.vectors[:, :top]),

@@ -11,6 +11,7 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.linalg import ridge
 from nntk.linalg.alignment import alignment, effective_rank
+from nntk.linalg.spectra import leading_eigenpairs
 from nntk.linalg.vectors import as_columns, result_dtype
 from nntk.models.data.inputs import Batch, bytes_of
 from nntk.models.data.streams import Source, SourceValue, Stream, as_source, blocks_of
@@ -223,14 +224,8 @@ class KernelOperator:
             TypeError: If it is no integer.
         """
         k = checks.integer("k", k, 1, min(len(self.x), self.num_features))
-        values, vectors = torch.linalg.eigh(self.matrix)
-        values, vectors = values[-k:].flip(0), vectors[:, -k:].flip(1)
-        if self.is_wide:
-            return values, vectors
-        # An eigenvalue that is rounding has no meaningful eigenvector: the bound only keeps its length finite.
-        float64 = torch.finfo(torch.float64)
-        roots = values.clamp(min=max(float64.eps * float(values[0]), float64.tiny)).sqrt()
-        return values, self.expand(vectors / roots)
+        values, vectors, roots = leading_eigenpairs(self.matrix, k)
+        return values, vectors if self.is_wide else self.expand(vectors / roots)
 
     def eigvalsh(self, k: int = 6) -> Tensor:
         """Compute the largest eigenvalues alone, in the order of :meth:`eigsh`.

@@ -24,6 +24,25 @@ def check_real(name: str, value: Tensor) -> None:
         checks.finite(name, value.double() if value.itemsize == 1 else value)
 
 
+def check_beside(name: str, value: Tensor, kernel: Tensor) -> None:
+    """Check that a value is a dense tensor of finite real numbers, on the device of a kernel.
+
+    Args:
+        name: Name of the argument, for messages.
+        value: The value.
+        kernel: The kernel.
+
+    Raises:
+        ValueError: If the device is another one, or an entry is NaN or infinite.
+        TypeError: If it is no dense tensor, or complex.
+    """
+    checks.tensor("kernel", kernel)
+    checks.tensor(name, value)
+    if value.device != kernel.device:
+        raise ValueError(f"{name} must be on {kernel.device} like the kernel, got {value.device}.")
+    check_real(name, value)
+
+
 def as_columns(name: str, value: Tensor, length: int, device: torch.device, letter: str = "R") -> Tensor:
     """Check vectors and return them in float64.
 

@@ -96,7 +96,10 @@ class BlackBox:
 
 def _as_numpy(x: Batch) -> Any:
     """Return inputs with NumPy arrays in place of their tensors."""
-    convert: Any = lambda tensor: tensor.cpu().numpy()  # noqa: E731
+
+    def convert(tensor: Tensor) -> Any:
+        return tensor.cpu().numpy()
+
     return map_tensors(convert, x)
 
 

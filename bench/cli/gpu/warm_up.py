@@ -1,19 +1,19 @@
 """``nntk-bench warm-up``: compiles what the calls of a program will need, before it runs."""
 
-import importlib.util
 import re
-import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from torch import Tensor
 
 import nntk
+from nntk.bench.cli.kernels.model_file import run_file
 from nntk.bench.cli.options import CommandError
 from nntk.bench.results import tables
 
@@ -93,7 +93,7 @@ def command(
                 kernel,
                 x[torch.arange(count, device=x.device) % len(x)],
                 threads=threads,
-                progress=lambda done, total, task=task: progress.update(task, completed=done, total=total),  # type: ignore[misc]
+                progress=partial(_show, progress, task),
             )
         kind = "Triton kernels compiled" if x.device.type == "cuda" or compiled else "Triton kernels needed on a CPU"
         seconds = time.perf_counter() - begin
@@ -101,19 +101,17 @@ def command(
     return 0
 
 
+def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    """Show how many kernels are compiled."""
+    progress.update(task, completed=done, total=total)
+
+
 def _call(path: Path, name: str) -> tuple[nntk.NonlocalNTK, Tensor]:
     """Import a file as a program would, and call its function."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, "the name ends with .py"
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
-        result = getattr(module, name)()
-    except Exception as error:
+        result = getattr(run_file(path.resolve()), name)()
+    except Exception as error:  # The user's code may raise anything.
         raise CommandError(f"{path}:{name} failed: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
     if isinstance(result, tuple) and len(result) == 2:
         kernel, x = result
         if isinstance(kernel, nntk.NonlocalNTK) and isinstance(x, Tensor) and x.dim() > 0 and len(x):

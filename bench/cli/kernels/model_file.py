@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,10 @@ def load_model(text: str) -> LoadedModel:
     file = Path(path).resolve()
     if not file.is_file():
         raise CommandError(f"argument MODEL: {path} is not a file")
-    contents = _run(file)
+    try:
+        contents = vars(run_file(file))
+    except Exception as error:  # The user's code may raise anything.
+        raise CommandError(f"argument MODEL: {file.name} fails: {type(error).__name__}: {error}") from error
     if name not in contents:
         functions = sorted(key for key, value in contents.items() if callable(value) and not key.startswith("_"))
         raise CommandError(f"argument MODEL: {path} has no {name!r}; it has {', '.join(functions) or 'no functions'}")
@@ -78,8 +82,15 @@ def load_model(text: str) -> LoadedModel:
     )
 
 
-def _run(file: Path) -> dict[str, Any]:
-    """Run a file of Python as a module of its own, and return its contents."""
+def run_file(file: Path) -> ModuleType:
+    """Run a file of Python as a module of its own, which imports from its folder.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The module. What the file raises is not caught.
+    """
     name = f"nntk_model_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None, "a file of Python has a loader"
@@ -88,11 +99,9 @@ def _run(file: Path) -> dict[str, Any]:
     sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # The user's code may raise anything.
-        raise CommandError(f"argument MODEL: {file.name} fails: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(file.parent))
-    return vars(module)
+    return module
 
 
 def load_inputs(path: Path, keys: Sequence[str], argument: str) -> Tensor | Inputs:

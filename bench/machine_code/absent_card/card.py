@@ -82,7 +82,7 @@ class AbsentCard:
         return Counts(*(ctypes.c_long.in_dll(self._library, f"absent_{name}").value for name in ("launches", "maps")))
 
 
-class _Driver(CudaDriver):  # type: ignore[misc]
+class _Driver(CudaDriver):  # type: ignore[misc] # Triton has no types.
     """Triton's driver for NVIDIA, told what PyTorch would say of the current device."""
 
     def __init__(self, capability: tuple[int, int]) -> None:

@@ -28,7 +28,7 @@ class _Recorder(TorchDispatchMode):
     """Results of the operators that compute something, in order; views compute nothing."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # PyTorch does not type it.
         self.results: dict[Any, list[Any]] = {}
         self.copies = 0
 

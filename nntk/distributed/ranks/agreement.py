@@ -122,7 +122,7 @@ class Agreement:
         self.exchange({"step": work})
 
     def lost(self, error: Exception) -> None:
-        """Find out which rank ended, after a connection to it broke or was silent.
+        """Raise the error that names the lost rank, after a connection broke or nothing arrived on it.
 
         Args:
             error: Error of PyTorch.

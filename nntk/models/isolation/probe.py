@@ -50,24 +50,56 @@ class Probed(Protocol):
     """
 
     @property
-    def names(self) -> dict[int, str]: ...  # noqa: D102
+    def names(self) -> dict[int, str]:
+        """Names of the displaced parameters."""
+        ...
+
     @property
-    def evaluate(self) -> Callable[..., Any]: ...  # noqa: D102
+    def evaluate(self) -> Callable[..., Any]:
+        """Evaluates the model at tensors and inputs."""
+        ...
+
     @property
-    def findings(self) -> Findings: ...  # noqa: D102
+    def findings(self) -> Findings:
+        """What earlier calls found out."""
+        ...
+
     @property
-    def is_stochastic(self) -> bool: ...  # noqa: D102
+    def is_stochastic(self) -> bool:
+        """True if the model is evaluated under seeds."""
+        ...
+
     @property
-    def is_opaque(self) -> bool: ...  # noqa: D102
+    def is_opaque(self) -> bool:
+        """True if nothing is known of the computation."""
+        ...
+
     @property
-    def dtype(self) -> torch.dtype: ...  # noqa: D102
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the parameters."""
+        ...
+
     @property
-    def device(self) -> torch.device: ...  # noqa: D102
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        ...
+
     @property
-    def halves(self) -> frozenset[torch.dtype]: ...  # noqa: D102
-    def tensors(self, dtype: torch.dtype) -> Tensors: ...  # noqa: D102
-    def displaced_storages(self) -> set[int]: ...  # noqa: D102
-    def matrix_at(self, tensors: Tensors, x: Batch) -> Tensor: ...  # noqa: D102
+    def halves(self) -> frozenset[torch.dtype]:
+        """Dtypes in half precision of frozen parameters."""
+        ...
+
+    def tensors(self, dtype: torch.dtype) -> Tensors:
+        """Return all tensors by name, floating ones in a dtype."""
+        ...
+
+    def displaced_storages(self) -> set[int]:
+        """Return the addresses of the memory of the displaced parameters."""
+        ...
+
+    def matrix_at(self, tensors: Tensors, x: Batch) -> Tensor:
+        """Return outputs as a matrix, at all tensors by name."""
+        ...
 
 
 def probe(model: Probed, x: Batch) -> None:

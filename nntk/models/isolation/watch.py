@@ -19,12 +19,23 @@ class Watched(Protocol):
     """
 
     @property
-    def names(self) -> dict[int, str]: ...  # noqa: D102
+    def names(self) -> dict[int, str]:
+        """Names of the displaced parameters."""
+        ...
+
     @property
-    def device(self) -> torch.device: ...  # noqa: D102
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        ...
+
     @property
-    def halves(self) -> frozenset[torch.dtype]: ...  # noqa: D102
-    def displaced_storages(self) -> set[int]: ...  # noqa: D102
+    def halves(self) -> frozenset[torch.dtype]:
+        """Dtypes in half precision of frozen parameters."""
+        ...
+
+    def displaced_storages(self) -> set[int]:
+        """Return the addresses of the memory of the displaced parameters."""
+        ...
 
 
 class Watch:
