@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 
 import nntk
-from nntk.bench.cli.kernels.model_file import run_file
+from nntk.bench.cli.kernels.model_file import load_name
 from nntk.bench.cli.options import CommandError
 from nntk.bench.results import tables
 
@@ -108,8 +108,9 @@ def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
 
 def _call(path: Path, name: str) -> tuple[nntk.NonlocalNTK, Tensor]:
     """Import a file as a program would, and call its function."""
+    function = load_name(path.resolve(), name)
     try:
-        result = getattr(run_file(path.resolve()), name)()
+        result = function()
     except Exception as error:  # The user's code may raise anything.
         raise CommandError(f"{path}:{name} failed: {type(error).__name__}: {error}") from error
     if isinstance(result, tuple) and len(result) == 2:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -59,14 +58,8 @@ def load_model(text: str) -> LoadedModel:
     file = Path(path).resolve()
     if not file.is_file():
         raise CommandError(f"argument MODEL: {path} is not a file")
-    try:
-        contents = vars(run_file(file))
-    except Exception as error:  # The user's code may raise anything.
-        raise CommandError(f"argument MODEL: {file.name} fails: {type(error).__name__}: {error}") from error
-    if name not in contents:
-        functions = sorted(key for key, value in contents.items() if callable(value) and not key.startswith("_"))
-        raise CommandError(f"argument MODEL: {path} has no {name!r}; it has {', '.join(functions) or 'no functions'}")
-    given = contents[name]
+    with one_line_errors(CommandError, prefix="argument MODEL: "):
+        given = load_name(file, name)
     if not isinstance(given, nn.Module | BlackBox) and callable(given):
         try:
             given = given()
@@ -82,26 +75,37 @@ def load_model(text: str) -> LoadedModel:
     )
 
 
-def run_file(file: Path) -> ModuleType:
-    """Run a file of Python as a module of its own, which imports from its folder.
+def load_name(file: Path, name: str) -> Any:
+    """Run a file of Python as a module of its own, which imports from its folder, and return what a name of it is.
 
     Args:
         file: The file.
+        name: A name that it defines.
 
     Returns:
-        The module. What the file raises is not caught.
+        Its value.
+
+    Raises:
+        CommandError: If the file fails or does not define the name.
     """
-    name = f"nntk_model_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    # No file takes the place of a module that another one imports, as one with the name torch.py would.
+    module_name = f"nntk_model_{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
     assert spec is not None and spec.loader is not None, "a file of Python has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Dataclasses and pickles look their module up.
+    sys.modules[module_name] = module  # Dataclasses and pickles look their module up.
     sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
+    except Exception as error:  # The user's code may raise anything.
+        raise CommandError(f"{file.name} fails: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(file.parent))
-    return module
+    contents = vars(module)
+    if name not in contents:
+        functions = sorted(key for key, value in contents.items() if callable(value) and not key.startswith("_"))
+        raise CommandError(f"{file.name} has no {name!r}; it has {', '.join(functions) or 'no functions'}")
+    return contents[name]
 
 
 def load_inputs(path: Path, keys: Sequence[str], argument: str) -> Tensor | Inputs:
