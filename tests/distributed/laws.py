@@ -175,6 +175,18 @@ def groups_of_some_ranks_come_before_those_of_all(rank, size):
                 assert_same(sharded, sharded(x), kernel(x), f"ranks {members}")
 
 
+def kernels_share_their_process_groups(rank, size):
+    """One kernel after another makes no more groups, threads and connections than one of them."""
+    kernel, x = nntk.NonlocalNTK(model_of(torch.float64), samples=20), inputs(7, 3, torch.float64)
+    numbers = []
+    for _ in range(3):
+        for over in meshes(size):
+            sharded = Sharded(kernel, over)
+            assert_same(sharded, sharded(part_of(sharded, x)), kernel(x), f"{over}")
+        numbers.append(len(torch.distributed.distributed_c10d._world.pg_names))
+    assert numbers == numbers[:1] * 3, numbers
+
+
 def estimates_are_those_of_one_process(rank, size):
     """The same groups, errors and number of samples, to the last bit, for every estimator."""
     x = inputs(5, 3, torch.float64)

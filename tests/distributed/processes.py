@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 
-def run(module, functions, size, timeout=60.0, **options):
+def run(module, functions, size, timeout=200.0, **options):
     """Run functions of a module one after another on all ranks of a new group.
 
     Args:
@@ -38,7 +38,7 @@ def run(module, functions, size, timeout=60.0, **options):
         for process in processes:
             process.start()
         for process in processes:
-            process.join(300)
+            process.join(500)
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()

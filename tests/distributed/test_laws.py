@@ -13,6 +13,7 @@ LAWS = (
     "chunks_and_general_models_change_nothing",
     "features_and_operators_are_those_of_one_process",
     "groups_of_some_ranks_come_before_those_of_all",
+    "kernels_share_their_process_groups",
     "estimates_are_those_of_one_process",
     "ridge_regression_is_that_of_one_process",
     "deterministic_results",

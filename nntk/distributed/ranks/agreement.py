@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nntk.distributed.ranks import groups
+
 _BYTES = 2**14
 """Size of a report: of a fixed size, so that all of them are received at once."""
 _LONGEST = 200
@@ -55,14 +57,9 @@ class Agreement:
             timeout,
             0.0,
         )
-        self._failure = ""
+        self._group, self._failure = group, ""
         if self.size > 1:
-            _make_equal_numbers_of_groups(group)
-            # gloo closes all connections of a group where one timed out: the verdict has a group of its own.
-            self._reports, self._verdicts = (
-                dist.new_group(dist.get_process_group_ranks(group), timeout, "gloo", use_local_synchronization=True)
-                for _ in range(2)
-            )
+            self._reports, self._verdicts = groups.reports_and_verdicts(group, timeout)
 
     def exchange(
         self, facts: Mapping[str, Any] | None = None, value: Any = None, error: BaseException | None = None
@@ -89,10 +86,15 @@ class Agreement:
             "error": None if error is None else f"{type(error).__name__}: {error}"[:1500],
         }
         start = time.perf_counter()
-        verdict = _judge([report]) if self.size == 1 else self._collect(report) if not self.rank else self._send(report)
+        try:
+            verdict = self._judged(report)
+        except BaseException:  # An interrupt leaves reports on their way.
+            groups.forget(self._group)
+            raise
         self.seconds += time.perf_counter() - start
         if verdict["lost"]:
             self._failure = verdict["message"]
+            groups.forget(self._group)
         if error is not None and verdict["common"]:
             raise error
         if verdict["message"]:
@@ -135,8 +137,15 @@ class Agreement:
         except RankError as found:
             if found.ranks and self._failure:
                 raise found from error
+        groups.forget(self._group)
         self._failure = f"A rank ended or stopped answering while numbers were exchanged ({_first_line(error)})."
         raise RankError(self._failure) from error
+
+    def _judged(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Return the verdict over the reports of all ranks."""
+        if self.size == 1:
+            return _judge([report])
+        return self._send(report) if self.rank else self._collect(report)
 
     def _collect(self, report: dict[str, Any]) -> dict[str, Any]:
         """Receive the reports of the other ranks on rank 0, and send the verdict to all that answered."""
@@ -195,19 +204,6 @@ class Agreement:
         work = dist.irecv(buffer, group=self._verdicts, group_src=0)
         assert work is not None, "this rank is of the group"
         work.wait(self.timeout)
-
-
-def _make_equal_numbers_of_groups(group: dist.ProcessGroup) -> None:
-    """Give all ranks of a group as many process groups as the rank that has the most.
-
-    PyTorch names a new group by its ranks and by the number of groups that a process has: ranks of which some are in
-    other groups as well would wait for each other under different names.
-    """
-    numbers: list[Any] = [0] * dist.get_world_size(group)
-    own = len(dist.distributed_c10d._world.pg_names)
-    dist.all_gather_object(numbers, own, group=group)
-    for _ in range(max(numbers) - own):
-        dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
 
 
 def _judge(

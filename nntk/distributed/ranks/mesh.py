@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 from nntk.distributed.ranks.agreement import Agreement
+from nntk.distributed.ranks.groups import rows_and_columns
 from nntk.kernels import checks
 
 
@@ -184,9 +184,7 @@ class Mesh:
         self.rank = self.agreement.rank
         groups: list[dist.ProcessGroup | None] = [whole if n == size and size > 1 else None for n in self.shape]
         if 1 not in self.shape:
-            names = ("displacements", "inputs")
-            mesh = init_device_mesh(device.type, self.shape, mesh_dim_names=names)
-            groups = [mesh.get_group(name) for name in names]
+            groups = list(rows_and_columns(device, self.shape, lambda is_kept: self.agreement.exchange(value=is_kept)))
         self.displacements, self.inputs, self.everyone = (
             Axis(axis, self.agreement, self.traffic) for axis in (*groups, whole if size > 1 else None)
         )
