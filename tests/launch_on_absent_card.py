@@ -61,7 +61,8 @@ def launch_perturbation():
         for q in (torch.ones(20, 20), torch.ones(3, 20, 20)):
             perturb.displacement_products(q, hidden[0], 0, torch.arange(3), 1, 2, directions, 2**27)
     philox.squared_norms([torch.zeros(5, 7), torch.zeros(1)], [0, 1], torch.arange(3), 1, 2, "gaussian")
-    philox.unit_displacements(torch.arange(3), 0, [5, 7], 1, 2, "gaussian", torch.float32)
+    for directions in ("gaussian", "flipout(2)"):
+        philox.unit_displacements(torch.arange(3), 0, [5, 7], 1, 2, directions, torch.float32)
 
 
 def launch_energy(shape, weighting, halves):

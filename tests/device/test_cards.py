@@ -82,6 +82,7 @@ LARGE = [
     ("structured_ntk", (meta(51_200, 3), None, [meta(1, 3)], [meta(1)], *encode([Activation()]), [0], [1], "trace")),
     ("displacement_products", (meta(100, 70), 70, 0, displacements(MANY), 1, 2, "lowrank(2)", 2**44)),
     *(("mlp_differences", differences(MANY, 100, (60, 64, 3), *route)) for route in ROUTES),
+    ("mlp_differences", differences(1, 64 * MANY, (3, 16, 2), "rademacher", "step")),
 ]  # fmt: skip
 
 
@@ -209,8 +210,8 @@ def test_grids_beyond_16_bits(card):
         largest[name] = max(largest.get(name, 0), programs)
     assert {name for name, programs in largest.items() if programs <= 65_535} == set()
     assert sorted(largest) == [
-        "layer_pair", "layer_step", "project", "rank_update", "scores", "small_mlp", "stationary_step", "statistics",
-        "sum_squares", "weights", "write_noise", "write_vector", "write_words",
+        "finish_layer", "layer_pair", "layer_step", "project", "rank_update", "scores", "small_mlp", "stationary_step",
+        "statistics", "sum_squares", "weights", "write_noise", "write_vector", "write_words",
     ]  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def test_many_blocks_are_counted_in_64_bits(monkeypatch):
 
     class Recorder:
         def __getitem__(self, grid):
-            return lambda *arguments, **options: wide.update({arguments[5]: arguments[-2]})
+            return lambda *arguments, **options: wide.update({arguments[6]: arguments[-2]})
 
     monkeypatch.setattr(kernel, "sum_squares", Recorder())
     for shape in ((2**14, 2**17), (2**14 + 1, 2**17), (2**16, 2**17)):

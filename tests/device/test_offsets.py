@@ -28,7 +28,8 @@ from nntk.kernels.perturb.triton import chunks
 from nntk.kernels.perturb.triton import kernel as perturb
 from nntk.kernels.perturb.triton.group import PreparedGroup
 from nntk.kernels.perturb.triton.layers import LayerSteps
-from nntk.kernels.perturb.triton.operands import LaunchContext, UnperturbedPass
+from nntk.kernels.perturb.triton.operands import LaunchContext
+from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox import integers, noise, parse
 from nntk.kernels.philox.triton import kernel as stream
 from nntk.kernels.philox.triton import launch as philox

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import triton.language as tl
 
 from nntk.kernels.ahead_of_time import Case, Product, Signature, Work
-from nntk.kernels.perturb.triton import config, kernel
+from nntk.kernels.perturb.triton import config, kernel, unperturbed
 from nntk.kernels.target import input_precision
 
 _SHAPE = (1024, 1024, 2048)
@@ -62,7 +62,7 @@ _SIZES: dict[str, Signature] = {"width": "i32", "height": "i32", "num_inputs": "
 
 def cases(arch: str) -> list[Case]:
     """List the cases of one architecture."""
-    return [*_steps(arch), *_stationary(arch), *_fused(arch), *_projections(arch)]
+    return [*_steps(arch), *_stationary(arch), *_fused(arch), *_projections(arch), *_finished_layers()]
 
 
 def _steps(arch: str) -> Iterator[Case]:
@@ -337,6 +337,19 @@ def projection(arch: str, precision: str, rank: int, first: bool = False) -> Cas
         num_stages=tiles.num_stages,
         loops=(Work(products=_products(tiles.block_n, rank, tiles.block_k, precision, arch)),) * (1 if first else 2),
     )
+
+
+def _finished_layers() -> Iterator[Case]:
+    for activation, last in (("relu", False), ("sign", False), ("identity", True)):
+        results: dict[str, Signature] = {} if last else {"hidden": "*fp32:16", "value": "*fp64:16"}
+        yield _case(
+            f"finish_layer {activation}{' last' if last else ''}",
+            kernel.finish_layer,
+            {"z": "*fp64:16", "state": "*fp32:16", **results, "height": "i32", "stride": "i32", "size": "i32"},
+            {"ACTIVATION": activation, "BLOCK": unperturbed.BLOCK},
+            "fp32",
+            "sm_90",
+        )
 
 
 def _case(

@@ -68,7 +68,15 @@ def _squares(arch: str) -> Iterator[Case]:
         yield Case(
             f"sum_squares {'vector' if vector else 'matrix'}{' padded' if padded else ''}{' wide' if wide else ''}",
             kernel.sum_squares,
-            {"out": "*fp32", **_STREAM, "blocks": "i32", "blocks_per_row": "i32", "width": "i32", "splits": "i32"},
+            {
+                "out": "*fp32",
+                "stride_out_m": "i32",
+                **_STREAM,
+                "blocks": "i32",
+                "blocks_per_row": "i32",
+                "width": "i32",
+                "splits": "i32",
+            },
             {"VECTOR": vector, "PADDED": padded, "PTX": arch.startswith("sm_"), "WIDE": wide}
             | {"BLOCK": launch.SQUARES_BLOCK},
             loops=(Work(normals=4 * launch.SQUARES_BLOCK),),

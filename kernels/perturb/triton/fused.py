@@ -1,6 +1,6 @@
 """Evaluation of a whole small MLP in one launch: stacked operands of all layers, and the grid.
 
-Fifth file to read, beside layers.py, which evaluates larger networks.
+Sixth file to read, beside layers.py, which evaluates larger networks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.triton import config, kernel
 from nntk.kernels.perturb.triton.operands import (
     LaunchContext,
-    UnperturbedPass,
     activation_parameters,
     tensor_descriptor,
 )
+from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import count
 

@@ -1,6 +1,6 @@
 """Noise vectors of a group of displacements, generated at once for many chunks.
 
-Fourth file to read, after operands.py. The vectors are bias noise, factors of low rank and signs of flipout. Matrices
+Fifth file to read, after unperturbed.py. The vectors are bias noise, factors of low rank and signs of flipout. Matrices
 of noise belong to a chunk, and layers.py writes them.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.perturb.triton.chunks import padded_rank
-from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, zero_padded
+from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand
 from nntk.kernels.philox.integers import INPUT_SIGNS, OUTPUT_SIGNS
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import slices
@@ -111,19 +111,19 @@ def _generate(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> PerSa
 
 def _bias(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
     """Generate bias noise, [M, padded(H)], float32."""
-    height = len(layer.weight)
-    noise = zero_padded((len(sample_ids), height), sample_ids.device)
     assert layer.bias_ordinal is not None, "the bias is displaced"
-    uses_signs = context.directions.name != "gaussian"
-    philox.write_vector(noise, sample_ids, layer.bias_ordinal, height, context.key, uses_signs)
+    length, uses_signs = philox.padded(len(layer.weight)), context.directions.name != "gaussian"
+    noise = torch.empty(len(sample_ids), length, device=sample_ids.device)
+    # What pads a row is noise too, and is never read.
+    philox.write_vector(noise, sample_ids, layer.bias_ordinal, length, context.key, uses_signs)
     return noise
 
 
 def _signs(context: LaunchContext, layer: Layer, sample_ids: Tensor, length: int, purpose: int) -> Tensor:
     """Generate the signs of a vector as operands, [M, padded(length)]."""
     assert layer.weight_ordinal is not None, "the weight is displaced"
-    signs = zero_padded((len(sample_ids), length), sample_ids.device, context.dtype)
-    philox.write_vector(signs, sample_ids, layer.weight_ordinal, length, context.key, True, purpose)
+    signs = torch.empty(len(sample_ids), philox.padded(length), device=sample_ids.device, dtype=context.dtype)
+    philox.write_vector(signs, sample_ids, layer.weight_ordinal, signs.shape[1], context.key, True, purpose)
     return signs
 
 

@@ -621,3 +621,44 @@ def small_mlp(
         out_row = (m + column // BI * num_samples).to(tl.int64) * num_inputs + n
     mask = (unit < WIDTHS[LAYERS])[:, None] & (n < num_inputs)[None, :]
     tl.store(out + out_row[None, :] * WIDTHS[LAYERS] + unit[:, None], out_d, mask=mask)
+
+
+@triton.jit(do_not_specialize=["height", "stride", "size"])
+def finish_layer(
+    z, state, hidden, value, height, stride, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Round float64 pre-activations, apply an activation, and round its values; rows of results are padded by zeros.
+
+    A number that underflows becomes the smallest normal number of its sign, so that it stays on its side of a jump.
+
+    Args:
+        z: Pre-activations, [N, height], float64.
+        state: Result, z rounded, [N, stride], float32.
+        hidden: Result, the activation of z rounded, [N, stride], float32; None where it is not needed.
+        value: Result, the activation of z, [N, height], float64; None with ``hidden``.
+        height: Number of units.
+        stride: Numbers of a row of ``state`` and ``hidden``.
+        size: Numbers of ``state``.
+        ACTIVATION: Name of the activation, one of ``unperturbed.VALUES``.
+        BLOCK: Numbers of a program.
+    """
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row, unit = i // stride, i % stride
+    is_unit = (i < size) & (unit < height)
+    source = row * height + unit
+    numbers = tl.load(z + source, mask=is_unit, other=0.0)
+    tiny = tl.where(numbers < 0, -1.1754943508222875e-38, 1.1754943508222875e-38)
+    # Half of the smallest positive float32 and all below it round to zero.
+    is_lost = (numbers != 0) & (tl.abs(numbers) <= 7.006492321624085e-46)
+    tl.store(state + i, tl.where(is_lost, tiny, numbers).to(tl.float32), mask=i < size)
+    if hidden is not None:
+        out = numbers
+        if ACTIVATION == "relu":
+            out = tl.where(numbers < 0, 0.0, numbers)
+        elif ACTIVATION == "sign":
+            out = tl.where(numbers < 0, -1.0, 1.0)
+        elif ACTIVATION == "step":
+            out = tl.where(numbers < 0, 0.0, 1.0)
+        out = tl.where(is_unit, out, 0.0)
+        tl.store(hidden + i, out.to(tl.float32), mask=i < size)
+        tl.store(value + source, out.to(tl.float64), mask=is_unit)

@@ -1,6 +1,6 @@
 """Perturbation evaluation on a GPU: the two ops for CUDA tensors.
 
-Sixth file to read. An evaluation is divided such that its buffers fit the budget (``chunks.py``). Then either a chunk
+Seventh file to read. An evaluation is divided such that its buffers fit the budget (``chunks.py``). Then either a chunk
 goes through the layers with one launch for each (``layers.py``), or a group goes through all layers in one launch
 (``fused.py``).
 """
@@ -20,7 +20,8 @@ from nntk.kernels.perturb.triton.chunks import ChunkPlan, has_short_offsets, pla
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup
 from nntk.kernels.perturb.triton.layers import LayerSteps, choose_paths, staged_bytes
-from nntk.kernels.perturb.triton.operands import LaunchContext, UnperturbedPass, as_operand, pad_rows
+from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, pad_rows
+from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import slices
@@ -187,11 +188,13 @@ def _evaluate_layers(
     def evaluate(group: slice) -> None:
         # The noise vectors are freed as soon as the steps are done.
         outputs = steps(PreparedGroup.prepare(context, sample_ids[group], scales[group], plan.chunk_samples))
-        differences = _combine_members(context, outputs)
+        differences = outputs[..., : context.widths[-1]]
         if order is None:
-            out[..., group, :, :] = differences
+            _combine_members(context.pairs, differences, out[..., group, :, :])
         else:
-            out.index_copy_(-3, order[group], differences)
+            in_order = out.new_empty(*out.shape[:-3], *differences.shape[:1], *differences.shape[2:])
+            _combine_members(context.pairs, differences, in_order)
+            out.index_copy_(-3, order[group], in_order)
 
     for group in slices(len(sample_ids), plan.group_samples):
         evaluate(group)
@@ -204,9 +207,9 @@ def _order_by_base(context: LaunchContext, sample_ids: Tensor) -> Tensor | None:
     return torch.argsort(sample_ids % context.directions.count, stable=True)
 
 
-def _combine_members(context: LaunchContext, differences: Tensor) -> Tensor:
-    """Return [M, N, C] or [2, M, N, C] of [M, members, N, padded(C)], which is overwritten."""
-    members = differences[..., : context.widths[-1]]
-    if context.pairs == "both":
-        return members.transpose(0, 1)
-    return members[:, 0] if context.pairs == "none" else members[:, 0].sub_(members[:, 1]).mul_(0.5)
+def _combine_members(pairs: str, differences: Tensor, out: Tensor) -> None:
+    """Fill ``out``, [M, N, C] or [2, M, N, C], from differences [M, members, N, C]."""
+    if pairs == "odd":
+        torch.sub(differences[:, 0], differences[:, 1], out=out).mul_(0.5)
+    else:
+        out.copy_(differences.transpose(0, 1) if pairs == "both" else differences[:, 0])

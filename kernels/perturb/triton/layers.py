@@ -1,6 +1,6 @@
 """Layer-by-layer evaluation: buffers, descriptors and arguments that many chunks share, and the launches of a chunk.
 
-Fifth file to read, after group.py. The host must not take longer to launch a kernel than the card takes to run it. So
+Sixth file to read, after group.py. The host must not take longer to launch a kernel than the card takes to run it. So
 buffers and their descriptors are made once a layer, the launches of a chunk are prepared once a group, and each chunk
 repeats them with the addresses of its own displacements.
 """
@@ -18,10 +18,10 @@ from nntk.kernels.perturb.triton import chunks, config, kernel
 from nntk.kernels.perturb.triton.group import PerSampleNoise, PreparedGroup, is_formed
 from nntk.kernels.perturb.triton.operands import (
     LaunchContext,
-    UnperturbedPass,
     activation_parameters,
     tensor_descriptor,
 )
+from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox.integers import BASE, DISPLACEMENT
 from nntk.kernels.philox.triton import kernel as stream
 from nntk.kernels.philox.triton import launch as philox

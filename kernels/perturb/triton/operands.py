@@ -4,7 +4,7 @@ Third file to read, after config.py and chunks.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -13,17 +13,16 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nntk.kernels.activations import encode
-from nntk.kernels.mlp import Layer, affine
+from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.reference import ROUNDINGS
 from nntk.kernels.perturb.triton import config
 from nntk.kernels.perturb.triton.chunks import TEMPORARY_DIVISOR
 from nntk.kernels.philox.directions import Directions
 from nntk.kernels.philox.triton import launch as philox
-from nntk.kernels.slices import slices
 from nntk.kernels.target import Target, input_precision
 
-_FLOAT64_BYTES = 48
-"""Bytes of temporaries of the float64 pass for each input and output of a layer: that number, and what it makes."""
+_ALIGNMENT = 16
+"""Bytes to whose multiples descriptors and wide loads require addresses to be aligned."""
 
 
 @dataclass(frozen=True)
@@ -102,82 +101,6 @@ class LaunchContext:
         return tiles
 
 
-@dataclass(frozen=True)
-class UnperturbedPass:
-    """Results of the unperturbed forward pass, computed in float64 and rounded once; rows are padded to 16 units."""
-
-    num_inputs: int
-    states: list[tuple[Tensor, ...]]
-    """State of each activation, a tuple of tensors [N, padded(H)], float32."""
-    hidden: list[Tensor]
-    """Inputs of each layer, [N, padded(K)], float32."""
-    operands: list[Tensor | None]
-    """Inputs of each layer as operands of products, [N, padded(K)], for the first layer and, with low rank, for all
-    layers; None elsewhere."""
-
-    @classmethod
-    def evaluate(cls, context: LaunchContext, x: Tensor) -> "UnperturbedPass":
-        """Evaluate the network at ``x``, as many inputs at a time as fit the bytes reserved for temporaries.
-
-        Weights are converted to float64 once if they take at most half of these bytes. Of an input, at most the
-        numbers of one layer are held in float64: its inputs, its outputs, and what these are rounded by.
-
-        Args:
-            context: Settings that all launches share.
-            x: Inputs, [N, K], float32.
-
-        Returns:
-            The results.
-        """
-        layers, spare = context.layers, context.temporary_bytes
-        coefficients = sum(layer.weight.numel() for layer in layers)
-        if 8 * coefficients <= spare // 2:
-            layers, spare = [_in_float64(layer) for layer in layers], spare - 8 * coefficients
-        hidden: list[Tensor | None] = [None] * len(layers)
-        states: list[list[Tensor | None]] = [[None] * layer.activation.state_parts for layer in layers]
-        widest = max(map(sum, zip(context.widths[:-1], context.widths[1:], strict=True)))
-        for batch in slices(len(x), max(1, spare // (_FLOAT64_BYTES * widest))):
-            h = x[batch].double()
-            for number, (layer, state) in enumerate(zip(layers, states, strict=True)):
-                hidden[number] = _keep(hidden[number], h, batch, len(x))
-                z = affine(layer, h)
-                for index, part in enumerate(layer.activation.state(z, torch.float32)):
-                    state[index] = _keep(state[index], part, batch, len(x))
-                if number + 1 < len(layers):
-                    h = layer.activation.value(z)
-        kept_hidden = [inputs for inputs in hidden if inputs is not None]
-        kept_states = [tuple(part for part in state if part is not None) for state in states]
-        is_lowrank = context.directions.name == "lowrank"
-        operands = [
-            as_operand(inputs, context.precision, context.target) if is_lowrank or number == 0 else None
-            for number, inputs in enumerate(kept_hidden)
-        ]
-        return cls(len(x), kept_states, kept_hidden, operands)
-
-
-def _in_float64(layer: Layer) -> Layer:
-    bias = None if layer.bias is None else layer.bias.double()
-    return replace(layer, weight=layer.weight.double(), bias=bias)
-
-
-def _keep(kept: Tensor | None, part: Tensor, batch: slice, num_inputs: int) -> Tensor:
-    """Return float32 numbers of all inputs, [N, padded(width)], to which those of a batch are added."""
-    width = part.shape[1]
-    if kept is None:
-        if len(part) == num_inputs and width == philox.padded(width):
-            return part.float()
-        kept = zero_padded((num_inputs, width), part.device)
-    kept[batch, :width] = part
-    return kept
-
-
-def zero_padded(shape: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return rows [.., padded(width)] that the caller fills to their width; what pads them is zero."""
-    rows, width = shape
-    make = torch.empty if width % 16 == 0 else torch.zeros
-    return make(rows, philox.padded(width), device=device, dtype=dtype)
-
-
 def operand_dtype(precision: str, target: Target) -> torch.dtype:
     """Return the dtype of the operands of products."""
     if precision != "bf16":
@@ -194,7 +117,9 @@ def as_operand(matrix: Tensor, precision: str, target: Target) -> Tensor:
 
 
 def pad_rows(matrix: Tensor) -> Tensor:
-    """Return a copy whose rows are padded by zeros, as descriptors and wide stores require."""
+    """Return a matrix whose rows are padded by zeros, as descriptors and wide stores require: itself if it is one."""
+    if matrix.shape[1] % 16 == 0 and matrix.is_contiguous() and matrix.data_ptr() % _ALIGNMENT == 0:
+        return matrix
     out = matrix.new_zeros(matrix.shape[0], philox.padded(matrix.shape[1]))
     out[:, : matrix.shape[1]] = matrix
     return out

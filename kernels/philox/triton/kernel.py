@@ -305,15 +305,16 @@ def _squares(pair, column, width, valid, PADDED: tl.constexpr):
     return tl.where(valid, even * even + odd * odd, 0.0)
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids", "out"])
+@triton.jit(do_not_specialize=[*_NUMBERS, "stride_out_m"], do_not_specialize_on_alignment=["sample_ids", "out"])
 def sum_squares(
-    out, sample_ids, key0, key1, ordinal, blocks, blocks_per_row, width, splits,
+    out, stride_out_m, sample_ids, key0, key1, ordinal, blocks, blocks_per_row, width, splits,
     VECTOR: tl.constexpr, PADDED: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum the squares of normals; a program sums every splits-th tile of BLOCK blocks of one sample.
 
     Args:
-        out: Partial squared norms, [M, splits], float32, contiguous.
+        out: Partial squared norms, [M, splits], float32.
+        stride_out_m: Elements between samples of ``out``.
         sample_ids: Stream numbers m, [M], int64.
         key0: Low 32 bits of the seed.
         key1: High 32 bits of the seed.
@@ -342,4 +343,4 @@ def sum_squares(
             column, step = block % blocks_per_row // 4 * 16 + block % 4 * 2, 8
         total += _squares(normal_pair(w0, w1, PTX), column, width, block < blocks, PADDED)
         total += _squares(normal_pair(w2, w3, PTX), column + step, width, block < blocks, PADDED)
-    tl.store(out + m.to(tl.int64) * splits + split, tl.sum(total))
+    tl.store(out + m.to(tl.int64) * stride_out_m + split, tl.sum(total))

@@ -286,17 +286,13 @@ def squared_norms(
         for parameter, ordinal in zip(parameters, ordinals, strict=True)
         if parameter.numel() and len(sample_ids)
     }
-    # Partial sums of all parameters, so that one operation converts them to float64.
-    sizes = [len(sample_ids) * _square_blocks(shape)[-1] for shape in shapes.values()]
-    partial = torch.empty(sum(sizes), dtype=torch.float32, device=sample_ids.device)
+    # Partial sums of all parameters in one tensor, so that one operation adds them.
+    splits = [_square_blocks(shape)[-1] for shape in shapes.values()]
+    partial = torch.empty(len(sample_ids), sum(splits), dtype=torch.float32, device=sample_ids.device)
     is_ptx = target_of(sample_ids.device).ptx
-    for (ordinal, shape), part in zip(shapes.items(), partial.split(sizes), strict=True):
+    for (ordinal, shape), part in zip(shapes.items(), partial.split(splits, dim=1), strict=True):
         _sum_squares(sample_ids, ordinal, shape, (seed_low, seed_high), part, is_ptx)
-    sums = [part.view(len(sample_ids), -1) for part in partial.double().split(sizes)]
-    total = torch.zeros(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
-    for part in sums:
-        total += part[:, 0] if part.shape[1] == 1 else part.sum(1)
-    return total
+    return partial.sum(1, dtype=torch.float64)
 
 
 def _square_blocks(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -313,12 +309,13 @@ def _square_blocks(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 
 
 def _sum_squares(sample_ids: Tensor, ordinal: int, shape: tuple[int, ...], key: Key, out: Tensor, is_ptx: bool) -> None:
-    """Write the partial sums of the squares of a parameter's normals, M times as many as programs share a sample."""
+    """Write the partial sums of the squares of a parameter's normals, [M, programs that share a sample]."""
     blocks, blocks_per_row, width, splits = _square_blocks(shape)
     is_vector = len(shape) < 2
     is_padded = bool(width % (4 if is_vector else 16))
-    for ids, part in _launches(sample_ids, out.view(len(sample_ids), splits), splits):
+    for ids, part in _launches(sample_ids, out, splits):
         launch(
-            kernel.sum_squares, ids.shape[0] * splits, part, ids, *keys(key), signed(ordinal), blocks, blocks_per_row,
-            width, splits, is_vector, is_padded, is_ptx, blocks > _WIDE_BLOCKS, SQUARES_BLOCK, **OPTIONS,
+            kernel.sum_squares, ids.shape[0] * splits, part, part.stride(0), ids, *keys(key), signed(ordinal), blocks,
+            blocks_per_row, width, splits, is_vector, is_padded, is_ptx, blocks > _WIDE_BLOCKS, SQUARES_BLOCK,
+            **OPTIONS,
         )  # fmt: skip
