@@ -104,7 +104,7 @@ def _keep_last_underscore(app: Sphinx, what: str, name: str, value: object, opti
 def _name_factories(
     app: Sphinx, what: str, name: str, value: object, options: object, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None]:
-    """Write ``...`` for a default that a dataclass makes anew: ``<factory>`` is no Python, and Sphinx cannot parse it."""
+    """Write ``...`` for a default that a dataclass makes anew: Sphinx cannot parse ``<factory>``."""
     return signature and signature.replace("<factory>", "..."), returned
 
 

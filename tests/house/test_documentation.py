@@ -4,6 +4,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,14 @@ def test_page_examples_and_links(path):
     exec(compile(code, str(path), "exec"), {"__name__": "readme"})
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (path.parent / link).exists(), f"{path.name} links to {link}, which is missing"
+
+
+def test_the_readme_names_what_one_import_brings():
+    """Whatever the README calls ``nntk.NAME`` is there after ``import nntk`` alone."""
+    names = sorted(set(re.findall(r"\bnntk\.([A-Za-z_]+(?:\.[A-Za-z_]+)*)", (ROOT / "README.md").read_text())))
+    lines = ["import nntk", *(f"nntk.{name}" for name in names if name.split(".")[0] != "bench")]
+    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert "distributed.Sharded" in names and not result.stderr
 
 
 def test_files_that_contributors_are_sent_to_exist():
