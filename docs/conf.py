@@ -69,7 +69,6 @@ nitpick_ignore_regex = [
     (r"py:.*", r"nntk\..*\.(T|Op)"),
     # Sections "Raises:" name exceptions without their module, which is not that of the page.
     (r"py:exc", r"\w+"),
-    (r"py:.*", r".*~typing.*"),
 ]
 
 html_theme = "furo"
@@ -102,7 +101,15 @@ def _keep_last_underscore(app: Sphinx, what: str, name: str, value: object, opti
     lines[:] = [re.sub(r"^:ivar (\w+)_:", r":ivar \1\\_:", line) for line in lines]
 
 
+def _name_factories(
+    app: Sphinx, what: str, name: str, value: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Write ``...`` for a default that a dataclass makes anew: Sphinx cannot parse ``<factory>``."""
+    return signature and signature.replace("<factory>", "..."), returned
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the functions above, one to be called before napoleon's and one after it."""
+    """Connect the functions above, those of docstrings before napoleon's and after it."""
+    app.connect("autodoc-process-signature", _name_factories)
     app.connect("autodoc-process-docstring", _prepare, priority=400)
     app.connect("autodoc-process-docstring", _keep_last_underscore, priority=600)

@@ -7,8 +7,8 @@ Begin with :class:`NonlocalNTK`, the nonlocal kernel of any model, and :class:`L
 :class:`KernelTracker` records the kernel along training, and :class:`NonlocalGradientDescent` trains without gradients.
 :func:`compare` says how alike two kernels are, and :func:`attribution_scores` which training examples an output owes
 to. :func:`save`, :func:`load` and :func:`write_kernel` handle files. :func:`warm_up` compiles what a first call needs.
-:mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, and :mod:`nntk.kernels` the batched
-operations.
+:mod:`nntk.activations` holds sign, step, quantise and sawtooth as modules, :mod:`nntk.kernels` the batched
+operations, and :mod:`nntk.distributed` the same kernels over a group of ranks.
 """
 
 from importlib import import_module
@@ -40,6 +40,7 @@ from nntk.models.data.streams import Stream
 from nntk.preparation import warm_up
 
 if TYPE_CHECKING:
+    from nntk import distributed as distributed
     from nntk.learning.gaussian_process import GPyTorchKernel
     from nntk.learning.regression import KernelRidge, KernelRidgeClassifier
 
@@ -89,7 +90,9 @@ _ON_DEMAND = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a name that needs scikit-learn or gpytorch on its first use."""
+    """Import a name that needs scikit-learn or gpytorch, or the kernels over ranks, on its first use."""
+    if name == "distributed":
+        return import_module("nntk.distributed")
     if name not in _ON_DEMAND:
         raise AttributeError(f"module 'nntk' has no attribute {name!r}")
     module, library, extra = _ON_DEMAND[name]

@@ -47,7 +47,10 @@ class KernelSettings:
         normalised["directions"] = str(parse(self.directions))
         checks.boolean("antithetic", self.antithetic)
         if not isinstance(self.weights, FixedKernel | Attention):
-            raise TypeError(f"weights must be a FixedKernel or an Attention, got {type(self.weights).__name__}.")
+            raise TypeError(
+                "weights must be a FixedKernel or an Attention, such as nntk.FixedKernel('gaussian'), "
+                f"got {self.weights!r} ({type(self.weights).__name__})."
+            )
         checks.choice("estimator", self.estimator, ESTIMATORS)
         checks.choice("normalization", self.normalization, NORMALIZATIONS)
         checks.choice("outputs", self.outputs, OUTPUTS)

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Annotated, Any
@@ -41,6 +41,32 @@ def one_line_errors(*kinds: type[Exception], prefix: str = "") -> Iterator[None]
         raise
     except kinds as error:
         raise CommandError(f"{prefix}{error}") from error
+
+
+@contextmanager
+def errors_by_argument(arguments: Mapping[str, str]) -> Iterator[None]:
+    """Let errors about arguments of the library name those of the command instead, without remedies in Python.
+
+    Args:
+        arguments: Arguments of the command by the names that the library gives them.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CommandError: If the message of a ``ValueError`` or ``TypeError`` in the block begins with one of the names.
+        ValueError: Any other one of the block.
+        TypeError: Likewise.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        name, _, reason = str(error).partition(" ")
+        if name not in arguments:
+            raise
+        reason = reason.partition(f"; use {name}.to")[0].rstrip(".")
+        reason = re.sub(r"(?<=\blike )\w+", lambda word: arguments.get(word[0], word[0]), reason)
+        raise CommandError(f"argument {arguments[name]}: {reason}") from error
 
 
 @contextmanager

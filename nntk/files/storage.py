@@ -33,7 +33,7 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
             of any dtype that safetensors knows: floating, integers, booleans and complex64.
 
     Raises:
-        TypeError: If a result is no dense tensor, has another dtype, or its name is no text.
+        TypeError: If ``tensors`` is no mapping, a result is no dense tensor, has another dtype, or its name is no text.
         ValueError: If ``tensors`` is empty, a tensor is on the meta device, or the name is ``"__metadata__"``.
         ImportError: If safetensors is not installed.
         OSError: If the path is neither a regular file nor new, or the file cannot be written.
@@ -47,6 +47,8 @@ def save(path: str | Path, kernel: NonlocalNTK, tensors: Mapping[str, Tensor]) -
         True
     """
     safetensors = _import_safetensors("save")
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors must map names to tensors, such as {{'K': kernel(x)}}, got {type(tensors).__name__}.")
     if not tensors:
         raise ValueError("tensors must hold something to keep, got none.")
     for name, tensor in tensors.items():

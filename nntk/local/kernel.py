@@ -203,7 +203,7 @@ class LocalNTK:
             x: Inputs, [N, ...].
 
         Returns:
-            The operator.
+            The operator, N x N; for ``outputs="full"`` NC x NC, and entry n C + c belongs to output c at input n.
 
         Raises:
             ValueError: If the outputs are ``"diagonal"``, inputs do not fit the model or are not finite, or for the

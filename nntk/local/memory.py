@@ -147,7 +147,7 @@ def require_room(problem: Problem, method: str, sizes: BlockSizes, device: torch
     else:
         remedies += ["method='structured' for an MLP"]
         remedies += ["method='vector-products'"] if method != "vector-products" and problem.outputs > 1 else []
-        remedies += ["fewer parameters (requires_grad=False for the others)"]
+        remedies += ["fewer parameters (parameters=[...] chooses them)"]
     advice = (
         f"Less memory is needed for {', '.join(remedies[:-1])}, or {remedies[-1]}."
         if remedies[1:]

@@ -26,19 +26,21 @@ class LocalNTKOperator:
     output. Neither a kernel nor a Jacobian is formed. :meth:`nntk.LocalNTK.operator` makes it, and the model must not
     change while it is in use.
 
-    Args:
-        subject: The model.
-        x: Inputs, [N, ...], as the subject returns them.
-        outputs: ``"trace"`` or ``"mean"`` over the outputs, whose operator is N x N; or ``"full"``, of which it is
-            NC x NC, and entry n C + c belongs to output c at input n.
-        max_bytes: Budget of temporary memory in bytes.
-
     Attributes:
         num_outputs: Number C of outputs.
         dtype: Floating dtype that derivatives are computed in.
     """
 
     def __init__(self, subject: Subject, x: Batch, outputs: str, max_bytes: int) -> None:
+        """Check the derivatives of the model at the inputs.
+
+        Args:
+            subject: The model.
+            x: Inputs, [N, ...], as the subject returns them.
+            outputs: ``"trace"`` or ``"mean"`` over the outputs, whose operator is N x N; or ``"full"``, of which it is
+                NC x NC, and entry n C + c belongs to output c at input n.
+            max_bytes: Budget of temporary memory in bytes.
+        """
         self._subject, self._x, self._outputs, self._max_bytes = subject, x, outputs, max_bytes
         with plain_gradients(subject.view.device):
             self._products = JacobianProducts(subject, x, max_bytes)

@@ -177,6 +177,8 @@ def test_nothing_and_no_tensors_are_errors(tmp_path):
         nntk.save(tmp_path / "k", make_kernel(), {})
     with pytest.raises(TypeError, match=r"K must be a torch.Tensor"):
         nntk.save(tmp_path / "k", make_kernel(), {"K": [1.0]})
+    with pytest.raises(TypeError, match=r"tensors must map names to tensors, .* got Tensor"):
+        nntk.save(tmp_path / "k", make_kernel(), torch.ones(2, 2))
     assert not list(tmp_path.iterdir())
 
 

@@ -4,6 +4,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,14 @@ def test_page_examples_and_links(path):
         assert (path.parent / link).exists(), f"{path.name} links to {link}, which is missing"
 
 
+def test_the_readme_names_what_one_import_brings():
+    """Whatever the README calls ``nntk.NAME`` is there after ``import nntk`` alone."""
+    names = sorted(set(re.findall(r"\bnntk\.([A-Za-z_]+(?:\.[A-Za-z_]+)*)", (ROOT / "README.md").read_text())))
+    lines = ["import nntk", *(f"nntk.{name}" for name in names if name.split(".")[0] != "bench")]
+    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert "distributed.Sharded" in names and not result.stderr
+
+
 def test_files_that_contributors_are_sent_to_exist():
     """CONTRIBUTING names files and folders by their paths from the root."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
@@ -63,7 +73,7 @@ def test_files_that_contributors_are_sent_to_exist():
 def test_every_public_name_is_in_the_reference():
     """The site has an entry for each name of the package, and for each operation with a README."""
     reference = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.rst"))
-    entries = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", reference, re.MULTILINE))
+    entries = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)(?:\(\))?$", reference, re.MULTILINE))
     folders = [path.parent for path in (ROOT / "kernels").glob("*/__init__.py")]
     operations = {folder.name for folder in folders if (folder / "README.md").exists()}
     assert entries >= {f"nntk.{name}" for name in nntk.__all__} | {f"nntk.kernels.{name}" for name in operations}

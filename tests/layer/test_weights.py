@@ -290,7 +290,7 @@ def good(**changed):
         ),
         (lambda: Attention(kernel="gaussian"), TypeError, "kernel must be a FixedKernel, got str"),
         (lambda: Attention(prior=1), TypeError, "prior must be True or False, got 1"),
-        (lambda: NonlocalNTK(**good(weights="gaussian")), TypeError, "weights must be a FixedKernel or an Attention"),
+        (lambda: NonlocalNTK(**good(weights="gaussian")), TypeError, r"weights must be .*, got 'gaussian' \(str\)"),
         (
             lambda: NonlocalNTK(**good(weights=FixedKernel("ball", horizon=1e-9, proposal=GAUSSIAN)))(inputs(2, 4)),
             ValueError,

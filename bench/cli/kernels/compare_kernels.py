@@ -10,7 +10,14 @@ import typer
 from torch import Tensor
 
 import nntk
-from nntk.bench.cli.options import CommandError, JsonOutput, one_line_errors, parse_output, printing_beside
+from nntk.bench.cli.options import (
+    CommandError,
+    JsonOutput,
+    errors_by_argument,
+    one_line_errors,
+    parse_output,
+    printing_beside,
+)
 from nntk.bench.report.plots import comparison_plot
 from nntk.bench.results import tables
 from nntk.files.output import Output
@@ -46,7 +53,8 @@ def command(
 ) -> int:
     """Compare two kernels in files, print the comparison, and write it where that is asked for."""
     kernels = [_read(path) for path in (a, b)]
-    with one_line_errors(ValueError, TypeError):
+    names = {"first": "A", "second": "B", "top": "--top"}
+    with one_line_errors(ValueError, TypeError), errors_by_argument(names):
         comparison = nntk.compare(*kernels, top=top)
     with one_line_errors(ValueError, OSError), printing_beside(json) as output:
         if output:

@@ -19,6 +19,7 @@ from nntk.bench.cli.options import (
     CommandError,
     Device,
     Threads,
+    errors_by_argument,
     number_in,
     one_line_errors,
     one_of,
@@ -64,6 +65,10 @@ _ERRORS = (ValueError, TypeError, MemoryError, MismatchError, ArithmeticError, O
 """Errors whose messages are written for users."""
 
 _LOCAL_OPTIONS = ("gamma", "samples", "directions", "estimator", "precision", "propagation")
+
+_ARGUMENTS = {"x1": "DATA", "x2": "--columns", "parameters": "--parameters", "max_memory": "--max-memory"}
+_ARGUMENTS |= {name: f"--{name}" for name in _LOCAL_OPTIONS}
+"""Arguments of the command by the names that the library's errors give them."""
 
 
 def command(
@@ -139,7 +144,7 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     with ranks_of_command("nntk-bench kernel", device, timeout) as ranks, one_line_errors(*_ERRORS):
-        with ranks.together("loading the model and the data"):
+        with ranks.together("loading the model and the data"), errors_by_argument(_ARGUMENTS):
             loaded = load_model(model).to(ranks.device)
             x1 = load_inputs(data, key or (), "DATA")
             x2 = None if columns is None else load_inputs(columns, key or (), "--columns")
@@ -158,7 +163,7 @@ def command(
             x1 = _fitted(kernel, loaded, x1, ranks.device)
             x2 = None if x2 is None else _fitted(kernel, loaded, x2, ranks.device)
         console = ranks.console
-        with ranks.together("planning"):
+        with ranks.together("planning"), errors_by_argument(_ARGUMENTS):
             if ranks.rank == 0:
                 _print_plan(console, kernel, x1, x2, tile, ranks.size)
         if output is None:

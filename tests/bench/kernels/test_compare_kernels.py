@@ -49,10 +49,10 @@ def test_the_picture_has_the_errors_of_estimates():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.eye(3)[:2], r"first must have shape [N, N], got (2, 3)"),
+        (np.eye(3)[:2], "argument A: must have shape [N, N], got (2, 3)"),
         (np.array(["a"]), "must hold one matrix of real numbers"),
         (np.eye(3) * 1j, "must hold one matrix of real numbers"),
-        (np.eye(2), "second must have shape (2, 2) like first, got (8, 8)"),
+        (np.eye(2), "argument B: must have shape (2, 2) like A, got (8, 8)"),
     ],
 )
 def test_files_that_cannot_be_compared_are_one_line(content, message, files, tmp_path, capsys):

@@ -164,15 +164,22 @@ def test_after_a_stop_the_same_command_goes_on(folder, monkeypatch, capsys):
         (["net.py:build", "x.npy"], "argument --output: is required, or --plan"),
         (["net.py:build", "x.npy", "--plan", "--output", "k.npy"], "argument --output: must not be given with --plan"),
         (["net.py:build", "x.npy", "--plan", "--local", "--gamma", "1"], "argument --gamma: must not be given with"),
-        (["net.py:build", "x.npy", "--plan", "--samples", "0"], "samples must be at least 1, got 0"),
+        (["net.py:build", "x.npy", "--plan", "--samples", "0"], "argument --samples: must be at least 1, got 0"),
+        (
+            ["net.py:build", "x.npy", "--plan", "--parameters", "q"],
+            "--parameters: must fit names of .* got 'q'",
+        ),
         (["net.py:build", "x.npy", "--plan", "--max-memory", "3x"], "argument --max-memory: must be a number of bytes"),
-        (["net.py:build", "wide.npy", "--plan"], r"x1 must have shape \[N, 4\]"),
+        (["net.py:build", "wide.npy", "--plan"], r"argument DATA: must have shape \[N, 4\], .* got \(3, 5\)$"),
+        (["net.py:build", "x.npy", "--columns", "wide.npy", "--plan"], r"argument --columns: must have shape \[N, 4\]"),
+        (["net.py:build", "whole.npy", "--plan"], r"argument DATA: must be torch.float32 .* got torch.int64$"),
         (["net.py:build", "x.npy", "--output", "."], "argument --output: must be a regular file"),
     ],
 )
 def test_mistakes_are_named_in_one_line(folder, words, message, capsys):
     """Status 2, one line that names the argument, and no file."""
     np.save("wide.npy", np.ones((3, 5)))
+    np.save("whole.npy", np.ones((3, 4), dtype=np.int64))
     (folder / "broken.npy").write_bytes(b"\x93NUMPY")
     assert app.main(["kernel", *words]) == 2
     error = capsys.readouterr().err.strip()
