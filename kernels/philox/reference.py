@@ -106,7 +106,7 @@ def lowrank_factors(
     ]
     noise = whole_tensors(partial(source.normals, key=key, dtype=dtype), sample_ids, factors, max_coefficients)
     return {
-        ordinal: (left, right, lowrank_scale(left.double(), right.double()))
+        ordinal: (left, right, lowrank_scale(left, right))
         for ordinal, left, right in zip(shapes, noise[::2], noise[1::2], strict=True)
     }
 
@@ -115,16 +115,21 @@ def lowrank_scale(left: Tensor, right: Tensor) -> Tensor:
     r"""Return the scales :math:`c_m = \sqrt{H K} / |A_m^T B_m|` of displacements of low rank.
 
     Args:
-        left: A, [M, R, H], float64.
-        right: B, [M, R, K], float64.
+        left: A, [M, R, H].
+        right: B, [M, R, K].
 
     Returns:
         [M], float64, zero where the product is zero. The squared norm of the product is
         :math:`\sum_{jk} (A A^T)_{jk} (B B^T)_{jk}`.
     """
-    squared = ((left @ left.mT) * (right @ right.mT)).sum((1, 2))
-    size = left.shape[2] * right.shape[2]
-    return torch.where(squared > 0, size / squared, 0).sqrt()
+    if left.shape[1] == 1:
+        a, b = (torch.linalg.vector_norm(factor, dim=(1, 2), dtype=torch.float64) for factor in (left, right))
+        norm = a * b
+    else:
+        left, right = left.double(), right.double()
+        norm = ((left @ left.mT) * (right @ right.mT)).sum((1, 2)).sqrt()
+    scale: Tensor = math.sqrt(left.shape[2] * right.shape[2]) / norm
+    return scale.nan_to_num_(posinf=0.0)
 
 
 def _flipout_slabs(

@@ -83,8 +83,8 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
         max_bytes: Budget of temporary memory.
 
     Returns:
-        Counts, which are the same everywhere, and processor time of the calling thread in seconds: the least and the
-        median of several calls.
+        Counts, which are the same everywhere, and processor time of the calling thread in seconds, the least of several
+        calls: of the call without operators of PyTorch, and of such an operator without its launch.
 
     Raises:
         RuntimeError: If the call reads numbers of the card, for which the host would wait.
@@ -99,16 +99,12 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
 
     with patch.object(launch, "plan_chunks", keep):
         replay = Replay(call)
-    seconds = []
     with replay.fast_operators():
         replay.run()
         before = card.counts
         replay.run()
         counts = card.counts - before
-        for _ in range(_CALLS):
-            start = time.thread_time()
-            replay.run()
-            seconds.append(time.thread_time() - start)
+        call_s, stand_ins_s = _least_seconds(replay.run), _least_seconds(replay.run_operators)
     (plan,) = plans
     blocks = math.ceil(workload.inputs / plan.block_inputs)
     return {
@@ -118,9 +114,25 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
         "maps": counts.maps,
         "operators": replay.operators,
         "copies": replay.copies,
-        "least_s": min(seconds),
-        "median_s": sorted(seconds)[len(seconds) // 2],
+        "call_s": call_s - stand_ins_s,
+        "operator_s": _operator_seconds(),
     }
+
+
+def _least_seconds(function: Callable[[], object]) -> float:
+    """Return the least processor time of a function, of many calls: another process can only add to it."""
+    seconds = []
+    for _ in range(_CALLS):
+        start = time.thread_time()
+        function()
+        seconds.append(time.thread_time() - start)
+    return min(seconds)
+
+
+def _operator_seconds() -> float:
+    """Return what an operator of PyTorch takes beside its work: it adds two numbers on the CPU."""
+    number, count = torch.ones(1), 100
+    return _least_seconds(lambda: [torch.add(number, number) for _ in range(count)]) / count
 
 
 def main() -> None:

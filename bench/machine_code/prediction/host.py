@@ -1,7 +1,8 @@
 """The host's time for evaluations on a card that is not there, beside the predicted time of the card.
 
 Counts are exact. The time is measured on the machine that predicts, as processor time of one thread, with a driver that
-launches nothing (:mod:`nntk.bench.machine_code.absent_card`). What a real driver takes to launch a kernel is added.
+launches nothing (:mod:`nntk.bench.machine_code.absent_card`). What PyTorch takes for an operator on a CPU, and a real
+driver to launch a kernel, are added.
 """
 
 import json
@@ -28,9 +29,9 @@ TARGET = 0.1
 _MEMORY = {"h100": 80, "h200": 141, "b200": 180, "a100": 80, "rtx4090": 24}
 """Gigabytes of cards, of which the default budget of temporary memory is a share."""
 CAPTION = (
-    "Host: processor time of one thread to launch an evaluation at the default budget, and 3 us of a real driver for "
-    "each launch and operator; share: of the card's predicted time. Launches are Triton's, operators PyTorch's; waits "
-    "are copies from the host. A busy machine shows longer times."
+    "Host: processor time of one thread to launch an evaluation at the default budget, that of PyTorch's operators on "
+    "a CPU, and 3 us of a real driver for each launch and operator; share: of the card's predicted time. Launches are "
+    "Triton's, operators PyTorch's; waits are copies from the host. A busy machine shows longer times."
 )
 COLUMNS = (
     Column("evaluation", "case"),
@@ -86,7 +87,8 @@ def rows(name: str, card: Card, measured: Mapping[str, Measured]) -> Iterator[Ro
             launches = workloads.evaluation(card.arch, family, workload.widths, workload.inputs, workload.samples)
             time = sum((time_of(launch, measured[launch.case], card) for _, launch in launches), Time())
             result = next(results)
-            host = result["least_s"] + DRIVER_S * (result["launches"] + result["operators"])
+            operators = result["operators"] * result["operator_s"]
+            host = result["call_s"] + operators + DRIVER_S * (result["launches"] + result["operators"])
             yield {**result, "host_s": host, "card_s": time.total, "share": host / time.total}
 
 

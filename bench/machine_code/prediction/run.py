@@ -17,7 +17,7 @@ from nntk.bench.results.schema import Row
 from nntk.bench.results.tables import UNITS, Column, Show
 from nntk.files.output import Output
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the JSON's layout."""
 
 CAPTION = (

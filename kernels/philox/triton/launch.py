@@ -187,17 +187,18 @@ def lowrank_factors(
         Left factors [M, rows_per_factor, padded(height)], right factors [M, rows_per_factor, padded(width)], and
         the scales [M], float64.
     """
-    operands = []
-    for length, purpose in ((height, LEFT), (width, RIGHT)):
-        factor = torch.zeros(len(sample_ids), rows_per_factor, padded(length), dtype=dtype, device=sample_ids.device)
+    lengths = (height, width)
+    # A small operation takes as long as its launch, so that both factors share a tensor.
+    shape = (len(sample_ids), rows_per_factor, sum(map(padded, lengths)))
+    factors = torch.zeros(shape, dtype=dtype, device=sample_ids.device).split([*map(padded, lengths)], dim=2)
+    for factor, length, purpose in zip(factors, lengths, (LEFT, RIGHT), strict=True):
         write_matrix(factor[:, :rank], sample_ids, ordinal, length, key, False, purpose)
-        operands.append(factor)
-    left, right = operands
+    left, right = factors
     chunk_size = max(1, slab_bytes // (8 * rank * (height + width)))
     if sample_ids.shape[0] <= chunk_size:
-        return left, right, reference.lowrank_scale(left[:, :rank, :height].double(), right[:, :rank, :width].double())
+        return left, right, reference.lowrank_scale(left[:, :rank, :height], right[:, :rank, :width])
     chunks = zip(left.split(chunk_size), right.split(chunk_size), strict=True)
-    scales = [reference.lowrank_scale(a[:, :rank, :height].double(), b[:, :rank, :width].double()) for a, b in chunks]
+    scales = [reference.lowrank_scale(a[:, :rank, :height], b[:, :rank, :width]) for a, b in chunks]
     return left, right, torch.cat(scales)
 
 
