@@ -84,14 +84,15 @@ def _bilinear(ctx: PropagationContext, function: Any, a: Any, b: Any, rounds: bo
     if rounds and ctx.products.rounds:
         return with_tangent(ctx, value, _rounded_bilinear(ctx, function, a, b, value.dim()))
     scales = ctx.scales.repeat_interleave(ctx.members)
-    if not is_displaced(b):
-        tangent = torch.vmap(lambda da: function(da, rounded_b))(a.tangent.flatten(0, 1))
-    elif not is_displaced(a):
-        tangent = torch.vmap(lambda db: function(rounded_a, db))(b.tangent.flatten(0, 1))
-    else:
-        tangent = torch.vmap(lambda da, db, s: function(da, rounded_b) + function(rounded_a + s * da, db))(
-            a.tangent.flatten(0, 1), b.tangent.flatten(0, 1), scales
-        )
+    with ctx.products.switched(value.device):
+        if not is_displaced(b):
+            tangent = torch.vmap(lambda da: function(da, rounded_b))(a.tangent.flatten(0, 1))
+        elif not is_displaced(a):
+            tangent = torch.vmap(lambda db: function(rounded_a, db))(b.tangent.flatten(0, 1))
+        else:
+            tangent = torch.vmap(lambda da, db, s: function(da, rounded_b) + function(rounded_a + s * da, db))(
+                a.tangent.flatten(0, 1), b.tangent.flatten(0, 1), scales
+            )
     return with_tangent(ctx, value, split_leading_axis(ctx, tangent))
 
 
