@@ -194,7 +194,7 @@ class DisplacedModel(SettingsOfKernel):
     def _view(self) -> ModelView:
         """Return the view of the model as it is now."""
         draws = None if self.draws is None else Draws(self.seed, 0, self.draws)
-        return view_model(self.model, self.parameters, self.precision, draws, self._findings, self._choose)
+        return view_model(self.model, self.parameters, draws, self._findings, self._choose)
 
     @staticmethod
     def _inputs(view: ModelView, x1: InputValue, x2: InputValue | None) -> tuple[Batch, Batch | None]:

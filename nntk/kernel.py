@@ -75,8 +75,8 @@ class NonlocalNTK(DisplacedModel):
         propagation: ``"difference"``, which fails where differences cannot be propagated; ``"direct"``, evaluation and
             subtraction; ``"auto"``: see :func:`nntk.kernels.perturb.mlp_differences`, for other models ``model``.
         precision: Precision of the operands of float32 products: ``"fp32"``, ``"tf32"``, ``"bf16"``, or ``"auto"`` for
-            the cheapest whose error is below a tenth of the Monte-Carlo error. A CPU emulates ``"tf32"`` and ``"bf16"``
-            on request only.
+            the cheapest whose error is below a tenth of the Monte-Carlo error: for an MLP on a GPU, else ``"fp32"``. A
+            CPU emulates ``"tf32"`` and ``"bf16"``. Rules use them on request, unless the model jumps.
         draws: Number R of draws of a stochastic model's random numbers. The kernel is that of the mean output over R
             draws, which are the same at every displacement. A module draws from PyTorch's generators, seeded for each
             draw (Dropout may be in training mode); a callable or a BlackBox is given a seed as its last argument. The
@@ -90,8 +90,7 @@ class NonlocalNTK(DisplacedModel):
     Raises:
         ValueError: If a number is out of range, a name unknown, settings exclude each other, a parameter is not finite,
             no parameter is displaced, layers do not fit, or a layer is in training mode or mixes the inputs of a batch.
-        TypeError: If the model is nothing that can be evaluated, an argument or a parameter has the wrong type, or a
-            precision that exists for MLPs alone is requested for another module (the message names its layer).
+        TypeError: If the model is nothing that can be evaluated, or an argument or a parameter has the wrong type.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))

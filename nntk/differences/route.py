@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nntk.differences.copies import copy_differences
 from nntk.differences.request import DifferenceRequest
+from nntk.differences.rule_precision import log_precision, precision_remark, rule_precision
 from nntk.differences.single_precision import float32_suffices, float64_decides_jumps
 from nntk.kernels.fixed_weights import squared_norms
 from nntk.kernels.perturb import mlp_differences
@@ -113,10 +114,9 @@ def route_of(model: ModelView, x: Batch, request: DifferenceRequest) -> Route:
         chosen = resolve(model.layers, smallest, request.samples, model.device, *choice)
         precision = "fp64" if model.dtype == torch.float64 else chosen[1]
         return Route("layers", "The model is an MLP of known layers.", chosen[0], precision)
-    precision = "fp64" if model.dtype == torch.float64 else "fp32"
     if request.propagation == "difference":
-        return Route("rules", "Propagation was requested.", "difference", precision)
-    copies = precision if request.precision == "fp32" else "fp64"
+        return _route_of_rules(model, x, request, "Propagation was requested.")
+    copies = "fp32" if model.dtype == torch.float32 and request.precision == "fp32" else "fp64"
     if request.propagation == "direct":
         return Route("copies", "Direct evaluation was requested.", "direct", copies)
     if float32_suffices(model, x, request):
@@ -126,14 +126,22 @@ def route_of(model: ModelView, x: Batch, request: DifferenceRequest) -> Route:
         return Route("copies", "The model jumps, and float64 decides on which side.", "direct", "fp64")
     if obstacle := _obstacle(model, x, request):
         return Route("copies", obstacle, "direct", copies)
-    return Route("rules", "Every function of the model has a rule.", "difference", precision)
+    return _route_of_rules(model, x, request, "Every function of the model has a rule.")
+
+
+def _route_of_rules(model: GeneralModel, x: Batch, request: DifferenceRequest, reason: str) -> Route:
+    precision = rule_precision(model, x, request)
+    return Route("rules", reason + precision_remark(request, precision), "difference", precision)
 
 
 def _propagate(model: GeneralModel, x: Batch, request: DifferenceRequest) -> Tensor:
     """Return tangents [M, members, N, C]."""
+    precision = rule_precision(model, x, request)
+    log_precision(model, request, precision)
     batch = DisplacementBatch(
-        request.sample_ids, request.scales, request.seed, request.directions, request.members, request.max_bytes
-    )
+        request.sample_ids, request.scales, request.seed, request.directions, request.members, request.max_bytes,
+        "fp32" if precision == "fp64" else precision,
+    )  # fmt: skip
     param_indices = {name: index for index, name in model.names.items()}
     inputs = cast_floating(x, torch.float64)
 

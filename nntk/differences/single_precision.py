@@ -99,13 +99,19 @@ def float64_decides_jumps(model: GeneralModel, x: Batch, request: DifferenceRequ
     """
     if model.device.type != "cpu" or model.is_opaque or model.draws or not len(x) or not len(request.sample_ids):
         return False
-    if request.precision == "fp32" and model.dtype != torch.float64:
+    if request.precision != "auto" and model.dtype != torch.float64:
         return False
-    if model.findings.jumps is None:
-        model.findings.jumps = _jumps(model, x[:_INPUTS])
-    if not model.findings.jumps:
+    if not model_jumps(model, x):
         return False
     return not loses_digits(model.parameters(torch.float64), request, model.findings.eps)
+
+
+def model_jumps(model: GeneralModel, x: Batch) -> bool:
+    """Return True if the model computes something that jumps; looked for once, at the first of the inputs ``x``."""
+    if model.findings.jumps is None:
+        model.findings.jumps = _jumps(model, x[:_INPUTS])
+    found: bool = model.findings.jumps
+    return found
 
 
 def _measure(model: GeneralModel, x: Batch, request: DifferenceRequest) -> Float32Errors:

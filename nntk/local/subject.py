@@ -21,7 +21,6 @@ from nntk.models.isolation.wrappers import refuse_compiled, unwrap
 from nntk.models.mlp import Mlp
 from nntk.models.module import view_module
 from nntk.models.recognise import recognise
-from nntk.models.selection import displaced_names
 from nntk.models.view import FindingsByStructure, ModelView, check_model, view_model
 
 Parameters = Sequence[str] | Mapping[str, Tensor] | None
@@ -84,8 +83,7 @@ class Subject:
             check_evaluation_mode(model)
             if parameters is None and not any(parameter.requires_grad for parameter in model.parameters()):
                 raise ValueError("model must have a parameter with requires_grad=True, got none.")
-            names = None if isinstance(parameters, Mapping) else parameters
-            check_parameters(model, set(displaced_names(model, names)))
+            check_parameters(model)
         choose = OutputChoice(output)
         view = view_model(model, parameters, findings=_findings(model, parameters, output), choose=choose)
         return cls(model, parameters, view, view.dtype if dtype is None else dtype, choose)

@@ -65,25 +65,20 @@ def check_general_inputs(
             )
 
 
-def check_parameters(model: nn.Module, displaced: Collection[str] | None = None) -> None:
-    """Check that all parameters of a module are finite, and float32 or float64 unless a part of it is frozen.
+def check_parameters(model: nn.Module) -> None:
+    """Check that all parameters of a module are finite, and float32, float64 or in half precision.
 
     Args:
-        model: The module.
-        displaced: Names of the displaced parameters; None for all that require a gradient. Others may be in half
-            precision; beside such ones, displaced parameters may be so too, and are displaced in float32.
+        model: The module. Parameters in half precision that are displaced are displaced in float32.
 
     Raises:
         ValueError: If an entry is not finite, or a parameter is on the meta device and holds no numbers.
-        TypeError: If a parameter is neither float32 nor float64, and not in half precision where that is accepted.
+        TypeError: If a parameter has another dtype.
     """
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    if displaced is None:
-        displaced = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    has_frozen_halves = any(p.dtype in HALVES for name, p in parameters.items() if name not in displaced)
     for name, parameter in parameters.items():
-        if parameter.dtype not in checks.FLOATS and not (parameter.dtype in HALVES and has_frozen_halves):
-            raise TypeError(f"parameter {name!r} must be float32 or float64, got {parameter.dtype}.")
+        if parameter.dtype not in (*checks.FLOATS, *HALVES):
+            raise TypeError(f"parameter {name!r} must be float32, float64 or in half precision, got {parameter.dtype}.")
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} must hold numbers, but is on the meta device.")
     checks.all_finite({f"parameter {name!r}": parameter for name, parameter in parameters.items()})

@@ -36,12 +36,12 @@ def view_module(
 
     Raises:
         ValueError: If a layer is in training mode, a parameter is not finite, or no parameter is selected.
-        TypeError: If a parameter is neither float32 nor float64, unless it is frozen and in half precision, or
-            displaced parameters have several dtypes.
+        TypeError: If a parameter is neither float32 nor float64 nor in half precision, or displaced parameters have
+            several dtypes.
     """
     check_evaluation_mode(model, allow_random=draws is not None)
     selected = displaced_names(model, parameters)
-    check_parameters(model, selected)
+    check_parameters(model)
     all_parameters = dict(model.named_parameters())
     param_indices = {name: index for index, name in enumerate(all_parameters)}
     named_tensors = [*all_parameters.items(), *model.named_buffers()]

@@ -66,8 +66,8 @@ def recognise(model: nn.Module, parameters: Sequence[str] | None = None) -> Mlp:
     param_indices: dict[Tensor, int] = {parameter: index for index, parameter in enumerate(model.parameters())}
     displaced = set(displaced_names(model, parameters)) if param_indices else set()
     constant: set[Tensor] = {parameter for name, parameter in model.named_parameters() if name not in displaced}
-    if constant and any(parameter.dtype in HALVES for parameter in constant):
-        raise NotRecognised("model must have parameters of one dtype to be evaluated by its layers.")
+    if any(parameter.dtype in HALVES for parameter in model.parameters()):
+        raise NotRecognised("model must have parameters in float32 or float64 to be evaluated by its layers.")
     for name, module in _flat_layers(model):
         if type(module) is nn.Flatten:
             if layers or (module.start_dim, module.end_dim) != (1, -1):
@@ -79,7 +79,7 @@ def recognise(model: nn.Module, parameters: Sequence[str] | None = None) -> Mlp:
             layers = _with_activation(layers, name, module)
     if not layers:
         raise NotRecognised("model must have at least one Linear layer, got none.")
-    check_parameters(model, displaced)
+    check_parameters(model)
     first = layers[0].weight
     mlp.check(layers, first.new_empty(0, first.shape[1]))
     names = dict(enumerate(name for name, _ in model.named_parameters()))

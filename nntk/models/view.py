@@ -55,17 +55,16 @@ def check_model(model: object, parameters: object, propagation: str, precision: 
     if isinstance(model, BlackBox) != (parameters is None) or not isinstance(parameters, Mapping | None):
         need = "be None for a BlackBox" if isinstance(model, BlackBox) else "map names to tensors for a callable"
         raise TypeError(f"parameters must {need}, got {type(parameters).__name__}.")
-    if isinstance(model, BlackBox) and propagation == "difference" or precision in ("tf32", "bf16"):
+    if isinstance(model, BlackBox) and (propagation == "difference" or precision in ("tf32", "bf16")):
         raise ValueError(
-            "precision must be 'auto' or 'fp32' for a model that is no MLP, and propagation 'auto' or 'direct' for "
-            f"a BlackBox; got {precision!r} and {propagation!r}."
+            "propagation must be 'auto' or 'direct', and precision 'auto' or 'fp32', for a BlackBox; got "
+            f"{propagation!r} and {precision!r}."
         )
 
 
 def view_model(
     model: Model,
     parameters: Sequence[str] | Mapping[str, Tensor] | None,
-    precision: str = "auto",
     draws: Draws | None = None,
     findings: FindingsByStructure | None = None,
     choose: OutputChoice | None = None,
@@ -75,7 +74,6 @@ def view_model(
     Args:
         model: The model, checked by :func:`check_model`.
         parameters: Names for a module, tensors by name for a callable, None for a BlackBox.
-        precision: Precision of products; ``"tf32"`` and ``"bf16"`` exist for MLPs alone.
         draws: Draws that a stochastic model is averaged over.
         findings: What earlier calls found out about the model, to be used and extended.
         choose: Chooses the outputs among what the model returns.
@@ -84,7 +82,6 @@ def view_model(
         An MLP where the model is one and is deterministic, else a general model.
 
     Raises:
-        NotRecognised: If a precision that exists for MLPs alone is requested for another model.
         ValueError: If a layer is in training mode, a parameter is not finite, or no parameter is selected.
         TypeError: If a parameter is neither float32 nor float64.
     """
@@ -99,8 +96,6 @@ def view_model(
         try:
             return recognise(model, names)
         except NotRecognised as error:
-            if precision in ("tf32", "bf16"):
-                raise
             _log.debug("The model is evaluated as a general model: %s", error)
     return view_module(model, names, draws, known.setdefault(_structure(model), Findings()), choose)
 

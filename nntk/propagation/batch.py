@@ -16,6 +16,7 @@ class DisplacementBatch:
         directions: Name of the family of unit displacements.
         members: Number of evaluations of a displacement: 1, or 2 for the plus and minus members of an antithetic pair.
         max_bytes: Budget of temporary memory, in bytes.
+        precision: Precision to which operands of float32 products are rounded: ``"fp32"``, ``"tf32"`` or ``"bf16"``.
     """
 
     sample_ids: Tensor
@@ -24,3 +25,4 @@ class DisplacementBatch:
     directions: str
     members: int
     max_bytes: int
+    precision: str = "fp32"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nntk.kernels.cpu.elementwise import RowScales
+from nntk.kernels.perturb.products import Products
 from nntk.kernels.philox import displacements_by_ordinal, unit_displacements
 from nntk.propagation.doubts import Doubts
 from nntk.propagation.registry import NoRule
@@ -64,6 +65,7 @@ class PropagationContext:
         mantissas: What remains of the scales, [M], in [0.5, 1); only the noise is multiplied by it.
         members: Number of evaluations of a displacement: 1, or 2 for the members of an antithetic pair.
         max_bytes: Budget for the products with noise that is not held, in bytes.
+        products: Products at the precision of the evaluation.
         cache: Results that do not depend on the displacements, each with its key, in the order of the calls of
             :meth:`cached`. All evaluations at the same input block share this list.
         cache_position: Number of calls of :meth:`cached` so far in this evaluation.
@@ -80,6 +82,7 @@ class PropagationContext:
     mantissas: Tensor
     members: int
     max_bytes: int
+    products: Products = Products()
     cache: list[tuple[Any, Any]] = field(default_factory=list)
     cache_position: int = 0
     tangent_sizes: list[int] = field(default_factory=list)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from nntk.kernels.perturb.config import CACHE
+from nntk.kernels.perturb.products import Products
 from nntk.kernels.philox.slabs import TILE
 from nntk.kernels.slices import slices
 from nntk.models.data.inputs import Batch
@@ -52,7 +53,7 @@ class ChunkPlan:
         Returns:
             The plan.
         """
-        key = (input_kind(x), len(x) > 1, batch.members, batch.directions, batch.scales.dtype)
+        key = (input_kind(x), len(x) > 1, batch.members, batch.directions, batch.scales.dtype, batch.precision)
         if key not in trials:
             trials[key] = tuple(_TrialSizes.measure(model, x[:n], batch) for n in (1, 2))
         # Differences of weights are no larger for two inputs, so they are the fixed part.
@@ -181,4 +182,5 @@ def make_context(
     mantissas, exponents = torch.frexp(batch.scales[group_start + chunk.start : group_start + chunk.stop])
     powers = torch.ldexp(torch.ones_like(mantissas), exponents)
     max_bytes = max(_MIN_PRODUCT_BYTES, batch.max_bytes // 4)
-    return PropagationContext(group, chunk, powers, mantissas, batch.members, max_bytes, cache)
+    products = Products(batch.precision)
+    return PropagationContext(group, chunk, powers, mantissas, batch.members, max_bytes, products, cache)

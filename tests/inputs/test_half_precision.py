@@ -196,20 +196,21 @@ def test_kernels_in_files_and_ridge(tmp_path):
     assert relative_error(fit.kernel_(x), kernel(x)) < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("make", "text"),
-    [
-        (
-            lambda: nn.Sequential(nn.Linear(6, 3).half()),
-            "parameter '0.weight' must be float32 or float64, got .*float16",
-        ),
-        (lambda: nn.Conv1d(1, 1, 2).bfloat16(), "parameter 'weight' must be float32 or float64, got .*bfloat16"),
-    ],
-)
-def test_a_model_that_moves_in_half_precision_alone_is_refused(make, text):
-    """Without a frozen part there is no reason for half precision."""
-    with pytest.raises(TypeError, match=text):
-        NonlocalNTK(make(), samples=4)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), Backbone])
+def test_a_model_that_moves_in_half_precision_has_the_kernel_of_its_float32_form(make, half):
+    """Copies and rules displace its rounded values in float32, rounded products too; the model stays as it is."""
+    torch.manual_seed(0)
+    model, x = make().to(half), inputs(5, 6)
+    wide = copy.deepcopy(model).float()
+    for options in ({}, {"gamma": 1e-6}, {"propagation": "difference", "precision": "bf16"}):
+        kernel = NonlocalNTK(model, samples=8, **options)
+        assert kernel.dtype == torch.float32
+        assert relative_error(kernel.differences(x), NonlocalNTK(wide, samples=8, **options).differences(x)) < (
+            1e-3 if "precision" in options else 1e-5
+        )
+    assert relative_error(local_ntk(model, x), local_ntk(wide, x)) < 1e-5
+    assert {parameter.dtype for parameter in model.parameters()} == {half}
 
 
 def test_other_inputs_in_half_precision_are_refused():

@@ -204,11 +204,7 @@ def test_empty_inputs_give_an_empty_kernel(method):
         ({"x1": torch.ones(3, 4).to_sparse()}, TypeError, "x1 must be a dense tensor, got layout torch.sparse_coo"),
         ({"x1": torch.full((3, 4), 1e25)}, ValueError, "the kernel, from the model's gradients, must be finite"),
         ({"model": nn.Sequential(nn.Linear(4, 2)).requires_grad_(False)}, ValueError, "requires_grad=True, got none"),
-        (
-            {"model": nn.Linear(4, 2).half()},
-            TypeError,
-            "parameter 'weight' must be float32 or float64, got torch.float16",
-        ),
+        ({"model": nn.Linear(4, 2).half(), "x1": torch.ones(3, 4).half()}, TypeError, "x1 must be torch.float32"),
         ({"x1": [[1.0] * 4]}, TypeError, "x1 must be a torch.Tensor, got list"),
         ({"max_memory": 2.0**21}, TypeError, "max_memory must be an integer, got 2097152.0"),
         (

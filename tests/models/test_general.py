@@ -232,7 +232,6 @@ def test_float64_keeps_the_digits_and_is_a_choice():
             TypeError,
             "must have one dtype, got .*32, .*64",
         ),
-        (Wrapped(mlp(3, 4, 1)), {"precision": "bf16"}, TypeError, "is not recognised"),
         (Wrapped(mlp(3, 4, 1)).requires_grad_(False), {}, ValueError, "none has requires_grad=True"),
         (Residual(nn.ReLU).train(), {}, ValueError, "model must be in evaluation mode.*call model.eval"),
         (
@@ -247,7 +246,7 @@ def test_float64_keeps_the_digits_and_is_a_choice():
         (len, {"parameters": {"a": 1.0}}, TypeError, "parameter 'a' must be a torch.Tensor, got float"),
         (len, {"parameters": {"a": torch.ones(2) / 0}}, ValueError, "parameter 'a' must be finite, got 2 NaN"),
         (BlackBox(len, np.ones(2)), {"parameters": {}}, TypeError, "must be None for a BlackBox"),
-        (BlackBox(len, np.ones(2)), {"propagation": "difference"}, ValueError, "for a model that is no MLP"),
+        (BlackBox(len, np.ones(2)), {"propagation": "difference"}, ValueError, "for a BlackBox; got"),
         (3, {}, TypeError, "model must be an nn.Module, a BlackBox or a callable, got int"),
     ],
 )

@@ -42,7 +42,7 @@ class ModuleEvaluation:
 
     def __init__(self, model: nn.Module, findings: Findings, choose: OutputChoice | None = None) -> None:
         self._model, self._findings, self._choose = model, findings, choose
-        # Of a model in half precision alone, no parameter can be displaced.
+        # What is displaced is in float32 or float64 beside it.
         self._promotes = any(parameter.dtype in HALVES for parameter in model.parameters())
         self._lock = RLock()
         self._remembering: nn.Module | None = None

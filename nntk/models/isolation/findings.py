@@ -42,6 +42,7 @@ class Findings:
         jumps: Evaluating the model computes something that jumps; None where nothing is known of it.
         rule_trials: Sizes of differences that trials of propagation showed, by kind of input and displacements.
         copy_plans: Plans of evaluations at displaced copies, by kind of input, dtype and budget.
+        reported: Topics of messages that the log has once for a model.
         prefixes: Names of frozen layers whose results no displacement changes, by kind of input.
     """
 
@@ -56,6 +57,7 @@ class Findings:
     jumps: bool | None = None
     rule_trials: dict[Any, Any] = field(default_factory=dict)
     copy_plans: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    reported: set[str] = field(default_factory=set)
     prefixes: dict[InputKind, tuple[str, ...]] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ these. Importing this package registers all rules in the tables of :mod:`nntk.pr
 
 from nntk.propagation.rules import (
     arithmetic,
+    bilinear,
     composed,
     elementwise,
     in_place,
@@ -26,6 +27,7 @@ from nntk.propagation.rules import (
 
 __all__ = [
     "arithmetic",
+    "bilinear",
     "composed",
     "elementwise",
     "in_place",

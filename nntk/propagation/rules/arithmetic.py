@@ -1,6 +1,5 @@
 """Sums, products and quotients: the differences da + db, da b + (a + s da) db, (da - (a / b) db) / (b + s db)."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from nntk.kernels.cpu.elementwise import product_difference
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import (
     DisplacedTensor,
-    constant,
     displaced_with_digits,
     is_displaced,
     primal,
@@ -18,7 +16,7 @@ from nntk.propagation.displaced_tensor import (
     with_tangent,
 )
 from nntk.propagation.registry import rule
-from nntk.propagation.rules.linear import aligned_tangent, linear_rule, split_leading_axis, with_axes
+from nntk.propagation.rules.linear import aligned_tangent, with_axes
 
 
 def _sum(ctx: PropagationContext, function: Any, a: Any, b: Any, factor_a: float, factor_b: float) -> Any:
@@ -125,72 +123,3 @@ def _align(ctx: PropagationContext, displaced: Tensor, dims: int) -> Tensor:
 @rule("__rdiv__", "__rtruediv__")
 def _rdiv(ctx: PropagationContext, a: Any, b: Any) -> Any:
     return _div(ctx, b, a)
-
-
-@rule("matmul", "bmm", "mm", "mv", "dot", "vdot", "__matmul__")
-def _matmul(ctx: PropagationContext, a: Any, b: Any) -> Any:
-    return _bilinear(ctx, torch.matmul, a, b)
-
-
-@rule("einsum")
-def _einsum(ctx: PropagationContext, equation: str, *operands: Any) -> Any:
-    if len(operands) == 1 and isinstance(operands[0], tuple | list):
-        operands = tuple(operands[0])
-    if len(operands) == 1:
-        return linear_rule(torch.einsum)(ctx, equation, *operands)
-    first, *rest = operands
-    for step, operand in zip(_steps(equation), rest, strict=True):
-        first = _einsum_of_two(ctx, step, first, operand)
-    return first
-
-
-def _steps(equation: str) -> list[str]:
-    """Return the equations of two operands each that compute an equation of many from left to right."""
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    first, *others = left.split(",")
-    if not arrow:
-        letters = left.replace("...", "").replace(",", "")
-        right = "..." * ("..." in left) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    steps = []
-    for n, operand in enumerate(others):
-        later = "".join((*others[n + 1 :], right))
-        both = (first + operand).replace("...", "")
-        kept = "..." * ("..." in first + operand) + "".join(c for c in dict.fromkeys(both) if c in later)
-        result = right if n + 1 == len(others) else kept
-        steps.append(f"{first},{operand}->{result}")
-        first = result
-    return steps
-
-
-def _einsum_of_two(ctx: PropagationContext, equation: str, a: Any, b: Any) -> Any:
-    if is_displaced(a) or is_displaced(b):
-        return _bilinear(ctx, lambda x, y: torch.einsum(equation, x, y), a, b)
-    return constant(ctx, ctx.cached(lambda: torch.einsum(equation, primal(a), primal(b))))
-
-
-for _name in ("outer", "ger", "inner", "kron", "cross"):
-
-    @rule(_name)
-    def _named_product(ctx: PropagationContext, a: Any, b: Any, *, name: str = _name, **options: Any) -> Any:
-        return _bilinear(ctx, partial(getattr(torch, name), **options), a, b)
-
-
-@rule("tensordot")
-def _tensordot(ctx: PropagationContext, a: Any, b: Any, dims: Any = 2, out: None = None) -> Any:
-    return _bilinear(ctx, lambda x, y: torch.tensordot(x, y, dims), a, b)
-
-
-def _bilinear(ctx: PropagationContext, function: Any, a: Any, b: Any) -> Any:
-    """Return a function that is linear in each of two operands; its difference is f(da, b) + f(a + s da, db)."""
-    value = ctx.cached(lambda: function(primal(a), primal(b)))
-    rounded_a, rounded_b = rounded_primal(ctx, a), rounded_primal(ctx, b)
-    scales = ctx.scales.repeat_interleave(ctx.members)
-    if not is_displaced(b):
-        tangent = torch.vmap(lambda da: function(da, rounded_b))(a.tangent.flatten(0, 1))
-    elif not is_displaced(a):
-        tangent = torch.vmap(lambda db: function(rounded_a, db))(b.tangent.flatten(0, 1))
-    else:
-        tangent = torch.vmap(lambda da, db, s: function(da, rounded_b) + function(rounded_a + s * da, db))(
-            a.tangent.flatten(0, 1), b.tangent.flatten(0, 1), scales
-        )
-    return with_tangent(ctx, value, split_leading_axis(ctx, tangent))

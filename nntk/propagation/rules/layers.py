@@ -19,6 +19,12 @@ from nntk.kernels.philox.source import source_of
 from nntk.propagation.context import PropagationContext
 from nntk.propagation.displaced_tensor import DisplacedTensor, is_displaced, primal, rounded_primal, with_tangent
 from nntk.propagation.registry import NoRule, rule
+from nntk.propagation.rules.bilinear.operands import (
+    difference_operand,
+    displaced_operand,
+    noise_operand,
+    value_operand,
+)
 from nntk.propagation.rules.window import Window
 
 _FEWEST_ROWS = 128
@@ -38,13 +44,15 @@ def _affine(ctx: PropagationContext, x: Any, weight: Any, bias: Any = None) -> A
         return with_tangent(
             ctx, value, _displaced_products(ctx, x, weight, bias).view(*ctx.leading_shape, *value.shape)
         )
-    tangent = x.tangent @ rounded_primal(ctx, weight).T if is_displaced(x) else None
+    tangent = None
+    if is_displaced(x):
+        tangent = ctx.products.matmul(ctx.products.round(x.tangent), value_operand(ctx, weight).T)
     if is_displaced(weight):
         width = primal(weight).shape[1]
         if tangent is None:
-            products = _weight_products(ctx, weight, rounded_primal(ctx, x).reshape(-1, width))
+            products = _weight_products(ctx, weight, value_operand(ctx, x).reshape(-1, width))
         else:
-            products = _weight_products(ctx, weight, _displaced(ctx, x).reshape(*ctx.leading_shape, -1, width))
+            products = _weight_products(ctx, weight, displaced_operand(ctx, x).reshape(*ctx.leading_shape, -1, width))
         tangent = _accumulate(ctx, tangent, products.reshape(*products.shape[:2], *value.shape), weight)
     return _with_bias(ctx, value, tangent, bias, (-1,))
 
@@ -53,7 +61,10 @@ def _displaces_weights(ctx: PropagationContext, weight: Any, bias: Any, rows: in
     """Return True if displaced weights are formed for a layer: both members of a pair then share a product.
 
     The form is d (W + s E)^T + h E^T + e. It pays off on a CPU, for enough rows of a parameter whose noise is at hand.
+    Where operands are rounded, W + s E would lose digits of s E, and so d and h + s d are the operands.
     """
+    if ctx.products.rounds:
+        return False
     are_parameters = is_displaced(weight) and all(
         part.param_index is not None for part in (weight, bias) if is_displaced(part)
     )
@@ -93,11 +104,6 @@ def _displaced_weights(ctx: PropagationContext, weight: DisplacedTensor) -> tupl
     return noise, displaced
 
 
-def _displaced(ctx: PropagationContext, x: DisplacedTensor) -> Tensor:
-    """Return displaced values h + s d, [M, members, *shape]."""
-    return torch.addcmul(x.rounded_primal, x.tangent, ctx.broadcast_scales(x.tangent.dim() - 2))
-
-
 def _weight_products(ctx: PropagationContext, weight: DisplacedTensor, q: Tensor) -> Tensor:
     """Return products with the unit displacement of a weight, [M, members, n, H], or [M, 1, n, H] if members agree.
 
@@ -106,29 +112,33 @@ def _weight_products(ctx: PropagationContext, weight: DisplacedTensor, q: Tensor
     Args:
         ctx: Context of the evaluation.
         weight: The weight, [H, ...].
-        q: Displaced values, [M, members, n, K], or unperturbed ones, [n, K].
+        q: Operand of displaced values, [M, members, n, K], or of unperturbed ones, [n, K].
 
     Returns:
         The products.
     """
     shared = q.dim() == 2
     if weight.param_index is None:
-        e: Tensor = weight.tangent.flatten(3).mT
-        return q @ e
+        return ctx.products.matmul(q, _computed_difference(ctx, weight).flatten(3).mT)
     shape, q_rows = primal(weight).shape, q if shared else q.flatten(1, 2)
     if ctx.group.holds_noise:
-        products = q_rows @ ctx.group.noise(weight.param_index, shape, ctx.chunk).flatten(2).mT
+        products = ctx.products.matmul(q_rows, noise_operand(ctx, weight).flatten(2).mT)
     else:
         stream = (ctx.sample_ids, ctx.group.seed, ctx.group.directions)
         products = displacement_products(q_rows, shape[0], weight.param_index, *stream, ctx.max_bytes)
     return products[:, None] if shared else products.unflatten(1, q.shape[1:3])
 
 
+def _computed_difference(ctx: PropagationContext, weight: DisplacedTensor) -> Tensor:
+    """Return the difference of a weight that is no parameter, as an operand: where it is rounded, without factors."""
+    return difference_operand(ctx, weight) if ctx.products.rounds else weight.tangent
+
+
 def _accumulate(ctx: PropagationContext, total: Tensor | None, products: Tensor, weight: DisplacedTensor) -> Tensor:
     """Add the products with a displaced weight to a total in place; without a total they become it.
 
     The noise of a parameter is multiplied by its factors. A weight that is computed from displaced values has them in
-    its difference already.
+    its difference already, unless this was rounded.
 
     Args:
         ctx: Context of the evaluation.
@@ -139,7 +149,7 @@ def _accumulate(ctx: PropagationContext, total: Tensor | None, products: Tensor,
     Returns:
         The total.
     """
-    if weight.param_index is None:
+    if weight.param_index is None and not ctx.products.rounds:
         return products if total is None else total.add_(products)
     factors = ctx.broadcast_factors(products.dim() - 2)
     return products * factors if total is None else total.addcmul_(products, factors)
@@ -212,7 +222,8 @@ def _convolved(
         return with_tangent(ctx, value, _displaced_convolutions(ctx, x, weight, bias, convolve, value.shape))
     tangent = None
     if is_displaced(x):
-        flat = convolve(x.tangent.flatten(0, 2), rounded_primal(ctx, weight))
+        differences = ctx.products.round(x.tangent).flatten(0, 2)
+        flat = ctx.products.multiply(convolve, differences, value_operand(ctx, weight))
         tangent = flat.unflatten(0, x.tangent.shape[:3])
     if is_displaced(weight):
         products = weight_products(value) if weight_products else _one_by_one(ctx, x, weight, convolve)
@@ -253,10 +264,10 @@ def _patch_products(
     """Return products of all patches, [n P, C k], with the weight's displacement, by the layer step."""
     window = Window.from_settings(tuple(primal(weight).shape[2:]), stride, padding, dilation)
     if is_displaced(x):
-        q = window.patches(_displaced(ctx, x).flatten(0, 2)).unflatten(0, (*ctx.leading_shape, -1))
+        q = window.patches(displaced_operand(ctx, x).flatten(0, 2)).unflatten(0, (*ctx.leading_shape, -1))
         ctx.tangent_sizes.append(q.numel())
     else:
-        q = ctx.cached(lambda: window.patches(primal(x).to(ctx.dtype)))
+        q = ctx.cached(lambda: window.patches(ctx.products.round(primal(x).to(ctx.dtype))))
     n, channels, *size = value.shape
     flat = _weight_products(ctx, weight, q)
     products = flat.reshape(*flat.shape[:2], n, *size, channels)
@@ -269,18 +280,20 @@ def _one_by_one(ctx: PropagationContext, x: Any, weight: DisplacedTensor, convol
     if weight.param_index is None:
         # For a weight that is computed from displaced values, the two members are not mirror images.
         return _each_member(ctx, x, weight, convolve)
-    noise = ctx.group.noise(weight.param_index, primal(weight).shape, ctx.chunk)
+    noise = noise_operand(ctx, weight)
     if not is_displaced(x):
-        return _convolutions(convolve, repeat(rounded_primal(ctx, x), len(noise)), noise)[:, None]
-    products = _convolutions(convolve, _displaced(ctx, x).flatten(1, 2), noise)
+        return _convolutions(ctx, convolve, repeat(value_operand(ctx, x), len(noise)), noise)[:, None]
+    products = _convolutions(ctx, convolve, displaced_operand(ctx, x).flatten(1, 2), noise)
     return products.view(*ctx.leading_shape, -1, *products.shape[2:])
 
 
-def _convolutions(convolve: Callable[..., Tensor], values: Iterable[Tensor], weights: Tensor) -> Tensor:
+def _convolutions(
+    ctx: PropagationContext, convolve: Callable[..., Tensor], values: Iterable[Tensor], weights: Tensor
+) -> Tensor:
     """Return the convolutions of values with a weight each, [K, ...], of weights [K, ...]."""
     pairs = list(zip(values, weights, strict=True))
     if weights.device.type != "cpu" or len(pairs) < 2:
-        return torch.stack([convolve(*pair) for pair in pairs])
+        return torch.stack([ctx.products.multiply(convolve, *pair) for pair in pairs])
     first = convolve(*pairs[0])
     results = first.new_empty(len(pairs), *first.shape)
     results[0] = first
@@ -294,12 +307,12 @@ def _convolutions(convolve: Callable[..., Tensor], values: Iterable[Tensor], wei
 
 def _each_member(ctx: PropagationContext, x: Any, weight: DisplacedTensor, convolve: Callable[..., Tensor]) -> Tensor:
     """Convolve with the difference of a computed weight in each member, [M, members, *shape]."""
-    tangents = weight.tangent
+    tangents = _computed_difference(ctx, weight)
     if is_displaced(x):
-        values: Iterable[Tensor] = _displaced(ctx, x).flatten(0, 1)
+        values: Iterable[Tensor] = displaced_operand(ctx, x).flatten(0, 1)
     else:
-        values = repeat(rounded_primal(ctx, x), len(tangents) * ctx.members)
-    products: Tensor = _convolutions(convolve, values, tangents.flatten(0, 1)).unflatten(0, ctx.leading_shape)
+        values = repeat(value_operand(ctx, x), len(tangents) * ctx.members)
+    products: Tensor = _convolutions(ctx, convolve, values, tangents.flatten(0, 1)).unflatten(0, ctx.leading_shape)
     return products
 
 
