@@ -62,7 +62,7 @@ _SIZES: dict[str, Signature] = {"width": "i32", "height": "i32", "num_inputs": "
 
 def cases(arch: str) -> list[Case]:
     """List the cases of one architecture."""
-    return [*_steps(arch), *_stationary(arch), *_fused(arch), *_projections(arch)]
+    return [*_steps(arch), *_stacked(arch), *_stationary(arch), *_fused(arch), *_projections(arch)]
 
 
 def _steps(arch: str) -> Iterator[Case]:
@@ -205,6 +205,12 @@ def layer_step(
         sign_budget=budget if source == "rademacher" else None,
         tensor_bound=budget is not None and not first,
     )
+
+
+def _stacked(arch: str) -> Iterator[Case]:
+    for precision in _STEPS:
+        for shape in _shapes(arch, "stacked", precision):
+            yield stacked_step(arch, precision, shape=shape)
 
 
 def stacked_step(
