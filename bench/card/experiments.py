@@ -310,7 +310,7 @@ def _wide_tiles() -> Iterator[None]:
         yield
 
 
-_ONE_LOOP = {
+_ONE_LOOP: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "two loops": partial(_on_path, "staged"),
     "one loop": partial(_on_path, "stacked"),
     "one loop, 256 columns": _wide_tiles,
