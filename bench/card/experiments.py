@@ -325,7 +325,7 @@ def _one_loop(family: str, context: Context) -> Rows:
 
 def _expected_of_one_loop(family: str, context: Context) -> list[Row]:
     because = "a tile multiplies for 16,384 clocks, and waits some 800 for its first loads once instead of twice"
-    wide = "half as many tiles of twice the products, but one program a multiprocessor: epilogues wait"
+    wide = "an H200 took 7.05 ms for a chunk with 256 columns in two loops, 6.61 with 128; one loop makes up for it"
     return [
         _expect(family, "one loop", (16_384 + 2 * 800) / (16_384 + 800), because),
         _expect(family, "one loop, 256 columns", 1.0, wide),
