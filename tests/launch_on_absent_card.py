@@ -48,8 +48,8 @@ class AbsentCard:
 
 def launch_perturbation():
     """Each family by each path."""
-    routes = [("gaussian", path) for path in ("step", "stationary", "staged", "fused")]
-    routes += [("rademacher", path) for path in ("step", "staged", "fused")]
+    routes = [("gaussian", path) for path in ("step", "stationary", "staged", "stacked", "fused")]
+    routes += [("rademacher", path) for path in ("step", "staged", "stacked", "fused")]
     for directions, path in [*routes, ("flipout(3)", None), ("lowrank(2)", None)]:
         # Low rank's layers of few units are formed: one more has its factors multiplied, of h and d.
         hidden = (20, 20) if "lowrank" not in directions else (70, 70)

@@ -33,7 +33,8 @@ sources of a kernel have changed since, its entries are not used, and are measur
 
 choices:
   layer_step   tiles of a layer of the perturbed network, by family of noise, precision and shape
-  layer_path   where a layer's noise is generated: for every tile, once and held, or written out and read
+  layer_path   where a layer's noise is generated: for every tile, once and held, or written out and read, there also
+               with both products of the layer in one loop
   rank_update  tiles of the energy form
   layer_pair   tiles of the structured local NTK
 """

@@ -25,6 +25,7 @@ SAMPLE = {
         "layer_step rademacher bf16 hidden gelu 1024x1024x2048",
         "layer_step flipout bf16 first gelu 1024x1024x2048",
         "layer_step gaussian fp32 hidden gelu 1024x1024x2048",
+        "stacked_step bf16 hidden gelu 1024x1024x2048",
         "stationary_step gaussian bf16 hidden gelu 256",
         "small_mlp rademacher fp32 gelu 64-64-64-64-64 none",
         "project(64) fp32",

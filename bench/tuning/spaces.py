@@ -120,7 +120,8 @@ def _space(name: str, key: Key, target: Target) -> Iterator[Any]:
                 yield tiles.Tiles(block_h, block_n, block_k, warps, stages, parts)
     elif name == "layer_path":
         source, precision, width = arguments[:3]
-        for path in ("step", "stationary", "staged"):
+        paths = ("step", "stationary", "staged") if arguments[5] else ("step", "stationary", "staged", "stacked")
+        for path in paths:
             if tiles.applies(path, source, precision, width, target.arch):
                 yield tiles.Path(path)
     elif name == "rank_update":
@@ -205,10 +206,11 @@ def _path_clocks(
     problem = (precision, width, height, columns)
     if chosen.path == "step":
         return _step_clocks(source, *problem, tiles.step_tiles(source, *problem, target.arch), target)
-    if chosen.path == "staged":
+    if chosen.path in ("staged", "stacked"):
         numbers = _ROWS * width * height
         noise_clocks = numbers * (_issued(_NOISE_INSTRUCTIONS[source]) + 2 / 32) / target.processors
-        step = _step_clocks("staged", *problem, tiles.step_tiles("staged", *problem, target.arch), target)
+        # Two steps of one loop count as one of each of two loops: the model has no waits between loops.
+        step = _step_clocks(chosen.path, *problem, tiles.step_tiles(chosen.path, *problem, target.arch), target)
         return None if step is None else noise_clocks + step
     sizes = tiles.stationary_tiles(source, precision, width, target.arch)
     assert sizes is not None, "the path applies"

@@ -118,6 +118,20 @@ def _steps(makers: ArgumentMakers) -> Iterator[Task]:
                     for columns, first in ((inputs, True), (2 * inputs, False))
                 ]
                 yield Task(step, rounded(key), _network(makers, source, precision, width, inputs), in_registers)
+            if precision == "bf16":
+                yield from _steps_from_memory(makers, width, inputs)
+
+
+def _steps_from_memory(makers: ArgumentMakers, width: int, inputs: int) -> Iterator[Task]:
+    """Yield the tiles of the paths that read noise from memory, where the family of the noise makes no difference."""
+    step, path = TUNABLES["layer_step"], TUNABLES["layer_path"]
+    for chosen in ("staged", "stacked"):
+        forced = [
+            _forced(path, (*rounded(("gaussian", "bf16", width, width)), columns, first), tiles.Path(taken))
+            for columns, first, taken in ((inputs, True, "staged"), (2 * inputs, False, chosen))
+        ]
+        key = (chosen, "bf16", width, width, 2 * inputs)
+        yield Task(step, rounded(key), _network(makers, "gaussian", "bf16", width, inputs), forced)
 
 
 def _paths(makers: ArgumentMakers) -> Iterator[Task]:

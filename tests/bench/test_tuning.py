@@ -132,7 +132,7 @@ def test_the_timed_calls_ask_for_their_choices(table, monkeypatch):
     small = [
         task for task in tasks.select_tasks(["layer_step", "layer_path"], "width 64", CPU) if "N=64" in task.case.shape
     ]
-    assert len(small) == 10
+    assert len(small) == 12
     for task in small:
         call = OpCase(task.case.op, task.case.shape, task.case.arguments, run=launch.mlp_differences)
         placed = tasks.Task(task.tunable, task.key, call, task.forced)
@@ -253,7 +253,7 @@ def test_a_choice_that_cannot_be_measured_fails_the_run(table):
 
     measured, status, printed = tune(table, one=one)
     assert len(measured) == 4 and status == 1 and "the rule's own configuration fails" in printed
-    assert len(json.loads(table.read_text())["kernels"]["layer_step"]["entries"]) == 2
+    assert len(json.loads(table.read_text())["kernels"]["layer_step"]["entries"]) == 3
 
 
 def test_the_plan_needs_no_card(tmp_path, capsys):

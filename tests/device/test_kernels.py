@@ -536,10 +536,11 @@ def test_every_tile_is_judged(arch):
     """A case of nntk-bench resources is of the tile that a layer takes, or needs as much; every form is compiled."""
     judged = {}
     for case in cases.cases(arch):
-        if case.kernel is kernel.layer_step:
+        if case.kernel in (kernel.layer_step, kernel.stacked_step):
             sizes = (case.constants[name] for name in ("BH", "BN", "BK"))
             cut = tiles.Tiles(*sizes, case.num_warps, case.num_stages, case.constants["PARTS"])
-            judged.setdefault((case.name.split()[1].partition("(")[0], case.name.split()[2]), set()).add(cut)
+            source, precision = case.name.removeprefix("layer_step ").replace("_step", "").split()[:2]
+            judged.setdefault((source.partition("(")[0], precision), set()).add(cut)
     for (source, precision), compiled in judged.items():
         # Flipout's base goes through registers, where its signs are.
         form = judged["gaussian" if source in (*tiles.GENERATED, "flipout") else "none", precision]

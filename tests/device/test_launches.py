@@ -28,6 +28,7 @@ def test_launches_bind_and_compile():
         "perturb.layer_step",
         "perturb.project",
         "perturb.small_mlp",
+        "perturb.stacked_step",
         "perturb.stationary_step",
         "philox.sum_squares",
         "philox.write_noise",

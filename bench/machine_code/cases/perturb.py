@@ -62,7 +62,9 @@ _SIZES: dict[str, Signature] = {"width": "i32", "height": "i32", "num_inputs": "
 
 def cases(arch: str) -> list[Case]:
     """List the cases of one architecture."""
-    return [*_steps(arch), *_stationary(arch), *_fused(arch), *_projections(arch), *_finished_layers()]
+    return [
+        *_steps(arch), *_stacked(arch), *_stationary(arch), *_fused(arch), *_projections(arch), *_finished_layers(),
+    ]  # fmt: skip
 
 
 def _steps(arch: str) -> Iterator[Case]:
@@ -204,6 +206,37 @@ def layer_step(
         normal_budget=budget if source == "gaussian" else None,
         sign_budget=budget if source == "rademacher" else None,
         tensor_bound=budget is not None and not first,
+    )
+
+
+def _stacked(arch: str) -> Iterator[Case]:
+    for precision in _STEPS:
+        for shape in _shapes(arch, "stacked", precision):
+            yield stacked_step(arch, precision, shape=shape)
+
+
+def stacked_step(
+    arch: str, precision: str, activation: str = "gelu", shape: tuple[int, int, int] = _SHAPE, last: bool = False
+) -> Case:
+    """Describe the step of a layer behind the first, in one loop, with its tiles for a layer as in ``layer_step``."""
+    tiles, operand = config.step_tiles("stacked", precision, *shape, arch), _operand(precision)
+    signature: dict[str, Signature] = {**_SIZES, **_EPILOGUE, "noise_row": "i32"}
+    signature["columns"] = _descriptor(operand, 1, 1, 2, tiles.block_n // 2, tiles.block_k)
+    signature["matrices"] = _descriptor(operand, tiles.block_h, tiles.block_k)
+    signature |= {"d_out": "*fp32:16"} if last else {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
+    product = _products(tiles.block_h, tiles.block_n, tiles.block_k, precision, arch)
+    return _case(
+        f"stacked_step {precision} {'last' if last else 'hidden'} {activation} {'x'.join(map(str, shape))}",
+        kernel.stacked_step,
+        signature,
+        {"LAST": last, "MEMBERS": 2, "ACTIVATION": activation, "PARTS": tiles.parts}
+        | {"BH": tiles.block_h, "BN": tiles.block_n, "BK": tiles.block_k},
+        precision,
+        arch,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        loops=(Work(products=product),),
+        tensor_bound=precision == "bf16" and shape == _SHAPE,
     )
 
 

@@ -72,6 +72,7 @@ def plan_chunks(
     directions: Directions,
     fused: bool = False,
     staged_bytes: int = 0,
+    stacked_bytes: int = 0,
 ) -> ChunkPlan:
     """Choose sizes for the differences of an MLP such that all buffers, with the weight operands, fit the budget.
 
@@ -85,6 +86,7 @@ def plan_chunks(
         directions: Family of the displacements.
         fused: True where one launch evaluates all layers, so that only outputs leave the chip.
         staged_bytes: Bytes of one displacement of the largest weight whose noise is written to memory.
+        stacked_bytes: Bytes of the copies of weights in front of the noise.
 
     Returns:
         The plan. Its bytes grow with M only until chunks and groups are full. They grow with the number of parameters
@@ -112,7 +114,7 @@ def plan_chunks(
         max(matrices) if directions.name == "flipout" else 0,
     )
     weight_operands = itemsize * sum(width * height for width, height in shapes[1:])
-    budget = max(budget // 2, budget - weight_operands)
+    budget = max(budget // 2, budget - weight_operands - stacked_bytes)
     return _divide(footprint, num_inputs, num_samples, budget, directions.count, widest)
 
 
@@ -152,6 +154,30 @@ def has_short_offsets(widths: Sequence[int], members: int) -> bool:
 def matrix_bytes(height: int, width: int, itemsize: int) -> int:
     """Return the bytes in memory of one displacement of a matrix, or of one base."""
     return itemsize * height * philox.padded(width)
+
+
+def noise_rows(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Return where the noise begins for each weight [H, K] that a loop reads as one matrix with it.
+
+    The weights are in memory one in front of the other, and behind the first of them is the noise, for one layer after
+    another. Rows have the padded length of the layer, so that a weight and the noise must be whole rows apart.
+
+    Args:
+        shapes: Shapes (H, K) of the weights; (0, 0) for layers that do not stack them.
+
+    Returns:
+        Rows from the first row of each weight to the first row of the noise; 0 for (0, 0).
+
+    Example:
+        >>> noise_rows([(0, 0), (2, 32), (3, 48)])
+        [0, 2, 5]
+    """
+    rows, numbers = [], 0
+    for height, width in shapes:
+        length = max(1, philox.padded(width))
+        rows.append(-(-numbers // length) + height if height else 0)
+        numbers = max(numbers, rows[-1] * length)
+    return rows
 
 
 def largest_staged_bytes(max_bytes: int) -> int:

@@ -12,9 +12,9 @@ from functools import lru_cache
 from nntk.kernels.target import Target, family_of
 from nntk.kernels.tuning import Tunable
 
-PATHS = ("step", "stationary", "staged", "fused")
+PATHS = ("step", "stationary", "staged", "stacked", "fused")
 """Paths of a layer: noise is generated for every tile; generated once and held over all columns; written to memory and
-read; and all layers are in one launch."""
+read; the same in one loop over both products, behind the first layer; and all layers are in one launch."""
 
 OPTIONS = {"enable_fp_fusion": True}
 """Options of the Triton compiler. Products and sums are fused, which rounds once instead of twice. Where a number is
@@ -150,7 +150,8 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
     third of that.
 
     Args:
-        source: Family of the noise; ``"staged"`` where it is read from memory, ``"none"`` without displacement.
+        source: Family of the noise; ``"staged"`` where it is read from memory, ``"stacked"`` where it also is one
+            operand with the weight, ``"none"`` without displacement.
         precision: ``"bf16"``, ``"tf32"`` or ``"fp32"``.
         width: Inputs of the layer.
         height: Units of the layer.
@@ -161,7 +162,7 @@ def step_tiles(source: str, precision: str, width: int, height: int, columns: in
         The tiles.
     """
     (block_h, block_n), warps, stages, steps = _LARGE[family_of(arch), precision]
-    if family_of(arch) == "sm_90" and precision == "bf16" and source in ("staged", "lowrank", "none"):
+    if family_of(arch) == "sm_90" and precision == "bf16" and source in ("staged", "stacked", "lowrank", "none"):
         # No noise is generated, so a wide tile saves nothing; narrower tiles were measured to be faster.
         block_n = 128
     block_k = steps.get(source, 64 if family_of(arch) in _FOUR_WARP_PRODUCTS and precision == "bf16" else 32)
@@ -270,7 +271,10 @@ def staged_pays(source: str, precision: str, columns: int, first: bool, arch: st
 
 
 def applies(path: str, source: str, precision: str, width: int, arch: str) -> bool:
-    """Return whether a layer can take the path ``"step"``, ``"stationary"`` or ``"staged"``."""
+    """Return whether a layer can take the path ``"step"``, ``"stationary"``, ``"staged"`` or ``"stacked"``.
+
+    Layer 0 has one product. There ``"stacked"`` is ``"staged"``.
+    """
     fits = path != "stationary" or stationary_tiles(source, precision, width, arch) is not None
     return path == "step" or source in GENERATED and fits
 
@@ -293,7 +297,11 @@ def choose_path_on(
 
 
 def choose_path(source: str, precision: str, width: int, columns: int, first: bool, arch: str) -> str:
-    """Return the path of one layer by the cost model: ``"stationary"``, ``"staged"`` or ``"step"``."""
+    """Return the path of one layer by the cost model: ``"stationary"``, ``"staged"`` or ``"step"``.
+
+    ``"stacked"`` differs from ``"staged"`` by what the model does not count, the waits between two loops. So only a
+    measurement chooses it.
+    """
     stationary = stationary_tiles(source, precision, width, arch)
     if stationary is not None and columns > stationary.block_n:
         return "stationary"

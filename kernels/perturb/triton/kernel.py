@@ -208,7 +208,7 @@ def _load_member(operand, m, member, n0, k):
 _GROUP_TENSORS = ["sample_ids", "scales", "slots", "coefficients"]
 # Rows in memory are padded, so that nothing is gained by knowing that a length is a multiple of 16. Without that, one
 # compilation serves all numbers of inputs and displacements that have the same tiles.
-_SIZES = ["width", "height", "num_inputs", "num_samples"]
+_SIZES = ["width", "height", "num_inputs", "num_samples", "noise_row"]
 _STREAM = ["key0", "key1", "ordinal"]
 
 
@@ -330,6 +330,82 @@ def layer_step(
     layer = (num_inputs, stride_out_n, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
              q_out)  # fmt: skip
     _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
+
+
+@triton.jit
+def _load_stacked(columns, operand, m, n0, k):
+    """Load the columns of displacement m of one of two stacked operands, [2, M, MEMBERS, N, K]: [BN, BK]."""
+    tile = columns.load([operand, m, 0, n0, k])
+    return tl.reshape(tile, (tile.shape[2] * tile.shape[3], tile.shape[4]))
+
+
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_GROUP_TENSORS)
+def stacked_step(
+    columns, matrices, noise_row, width, height, num_inputs,
+    bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out, q_out, stride_out_n,
+    LAST: tl.constexpr, MEMBERS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
+    PARTS: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Evaluate one layer behind the first, with its noise in memory, in one loop over the terms of both products.
+
+    A program is that of ``layer_step``, whose two loops each fill and drain the pipeline of loads and products. Here
+    both products read the same two operands, at other places, so that the pipeline runs through.
+
+    Args:
+        columns: Descriptor of +-(h + sigma d) and of the differences d divided by sigma, [2, M, MEMBERS, N, width], in
+            the dtype of the operands of products, in tiles [1, 1, MEMBERS, BI, BK].
+        matrices: Descriptor of W and, from row ``noise_row`` on, of the noise, [noise_row + M height, width], in the
+            dtype of ``columns``, in tiles [BH, BK]. W is in the first rows.
+        noise_row: First row of the noise in ``matrices``, at least ``height``.
+        width: Number of inputs of the layer.
+        height: Number of units of the layer.
+        num_inputs: Number N of inputs.
+        bias_noise: Pointer to the unit displacements e_m of the bias, [M, stride_out_n], float32; None where the bias
+            is not displaced.
+        state_a: Pointer to the first tensor of the activation's state, [N, stride_out_n], float32.
+        state_b: Pointer to the second tensor of the state, [N, stride_out_n], float32; only quantise reads it.
+        h_next: Pointer to the unperturbed inputs of the next layer, [N, stride_out_n], float32; None in the last layer.
+        scales: Pointer to the scales s_m, [M], float32.
+        parameter0: First parameter of the activation.
+        parameter1: Second parameter of the activation.
+        d_out: Pointer to the differences behind the activation, [M, MEMBERS, N, stride_out_n]: divided by sigma, in
+            the dtype of ``columns``; in the last layer divided by s, float32.
+        q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], in the dtype of
+            ``columns``; None where the next layer reads none.
+        stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states and h_next: ``height`` padded to a
+            multiple of 16.
+        LAST: True for the last layer, whose results are outputs.
+        MEMBERS: Evaluations of a displacement, 1 or 2.
+        ACTIVATION: Name of the activation.
+        PRECISION: Precision of the products, as Triton names it.
+        PTX: True where inline PTX can be used.
+        PARTS: Parts of the columns that the epilogue handles in turn.
+        BH: Units of a tile.
+        BN: Columns of a tile.
+        BK: Terms of a step of the sums.
+    """
+    BI: tl.constexpr = BN // MEMBERS
+    tiles_h, tiles_n = tl.cdiv(height, BH), tl.cdiv(num_inputs, BI)
+    tile_h, tile = tl.program_id(0) % tiles_h, tl.program_id(0) // tiles_h
+    m, n0, h0 = tile // tiles_n, tile % tiles_n * BI, tile_h * BH
+    h = h0 + tl.arange(0, BH)
+    _, rho = _split_scale(tl.load(scales + m))
+    noise_h0, steps = noise_row + m * height + h0, tl.cdiv(width, BK)
+    acc = tl.zeros((BH, BN), tl.float32)
+    for step in range(0, 2 * steps):
+        operand = tl.where(step < steps, 0, 1)
+        k = (step - operand * steps) * BK
+        matrix = matrices.load([tl.where(step < steps, noise_h0, h0), k])
+        acc = tl.dot(matrix, _load_stacked(columns, operand, m, n0, k).T, acc, input_precision=PRECISION)
+        # Under a condition and behind the product: so the compiler waits for products here alone, not at every step.
+        if step == steps - 1:
+            acc *= rho
+    plus, minus = acc, acc
+    if MEMBERS == 2:
+        plus, minus = _split_columns(acc)
+    layer = (num_inputs, stride_out_n, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
+             q_out)  # fmt: skip
+    _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, False, LAST, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit(do_not_specialize=[*_STREAM, *_SIZES], do_not_specialize_on_alignment=_GROUP_TENSORS)

@@ -19,7 +19,7 @@ from nntk.kernels.perturb.exactness import layers_with_ties, with_integer_rows
 from nntk.kernels.perturb.triton.chunks import ChunkPlan, has_short_offsets, plan_chunks, plan_products
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup
-from nntk.kernels.perturb.triton.layers import LayerSteps, choose_paths, staged_bytes
+from nntk.kernels.perturb.triton.layers import LayerSteps, choose_paths, stacked_bytes, staged_bytes
 from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, pad_rows
 from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox.directions import parse
@@ -162,6 +162,7 @@ def _evaluate(context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Ten
     plan = plan_chunks(
         context.widths, len(x), len(sample_ids), context.members, context.dtype.itemsize, context.max_bytes,
         context.directions, fused, 0 if fused else staged_bytes(context, paths),
+        0 if fused else stacked_bytes(context, paths),
     )  # fmt: skip
     # The buffers of an input block are local to the function below, so they are freed before the next block starts.
     for block in slices(len(x), plan.block_inputs):

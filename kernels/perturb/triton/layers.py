@@ -6,7 +6,7 @@ repeats them with the addresses of its own displacements.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ from nntk.kernels.philox.triton import kernel as stream
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import count, slices
 
+_WRITTEN = ("staged", "stacked")
+"""Paths whose noise is written to memory for a chunk."""
+
 
 class LayerSteps:
     """All layers of an MLP, for one input block and chunks of one size.
@@ -42,22 +45,24 @@ class LayerSteps:
         self, context: LaunchContext, base_pass: UnperturbedPass, chunk_samples: int, paths: Sequence[str]
     ) -> None:
         self._context, self._base_pass, self._chunk_samples = context, base_pass, chunk_samples
-        self._steps = [_LayerStep(context, base_pass, number, chunk_samples, path) for number, path in enumerate(paths)]
-        # Layers alternate between two buffers of d and two of q; they share one buffer of noise and one of projections.
+        rows = _noise_rows(context, paths)
+        self._steps = [
+            _LayerStep(context, base_pass, number, chunk_samples, path, row)
+            for number, (path, row) in enumerate(zip(paths, rows, strict=True))
+        ]
+        # Layers alternate between two buffers, each of a q and behind it a d. They share one buffer of noise, with the
+        # weights of stacked layers in front of it, and one of projections.
         hidden = self._steps[:-1]
-        d_buffers, q_buffers = (
-            [self._buffer(getattr(step, shape) for step in hidden[parity::2]) for parity in (0, 1)]
-            for shape in ("d_shape", "q_shape")
-        )
-        noise, projections = (
-            self._buffer(getattr(step, shape) for step in self._steps) for shape in ("noise_shape", "projection_shape")
-        )
+        between = [self._buffer([(step.q_shape, step.d_shape) for step in hidden[parity::2]]) for parity in (0, 1)]
+        front = (stacked_bytes(context, paths) // context.dtype.itemsize,)
+        noise = self._buffer([(front, step.noise_shape) for step in self._steps])
+        projections = self._buffer([(step.projection_shape,) for step in self._steps])
         q, d = base_pass.operands[0], None
         for number, step in enumerate(self._steps):
-            d_out = None if step.is_last else _view(d_buffers[number % 2], step.d_shape)
-            q_out = _view(q_buffers[number % 2], step.q_shape) if step.writes_q else None
-            step_noise, step_projections = _view(noise, step.noise_shape), _view(projections, step.projection_shape)
-            step.connect(q, d, d_out, q_out, step_noise, step_projections)
+            d_out = None if step.is_last else _view(between[number % 2], step.d_shape, step.q_shape)
+            q_out = _view(between[number % 2], step.q_shape) if step.writes_q else None
+            step_noise = _view(noise, step.noise_shape, front)
+            step.connect(q, d, d_out, q_out, step_noise, _view(projections, step.projection_shape))
             q, d = q_out, d_out
 
     def __call__(self, group: PreparedGroup) -> Tensor:
@@ -77,14 +82,16 @@ class LayerSteps:
                 launch(number, chunk)
         return out
 
-    def _buffer(self, shapes: Iterable[tuple[int, ...]]) -> Tensor:
-        """Allocate memory of operands for the largest of the shapes."""
-        numbers = max(map(math.prod, shapes), default=0)
+    def _buffer(self, contents: Sequence[tuple[tuple[int, ...], ...]]) -> Tensor:
+        """Allocate memory of operands for the largest of the contents, each of which is a row of shapes."""
+        numbers = max((sum(map(math.prod, shapes)) for shapes in contents), default=0)
         return torch.empty(numbers, dtype=self._context.dtype, device=self._base_pass.states[0][0].device)
 
 
-def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return buffer[: math.prod(shape)].view(shape)
+def _view(buffer: Tensor, shape: tuple[int, ...], before: tuple[int, ...] = (0,)) -> Tensor:
+    """Return the part of a buffer that has a shape, behind the part that has the shape ``before``."""
+    start = math.prod(before)
+    return buffer[start : start + math.prod(shape)].view(shape)
 
 
 def choose_paths(context: LaunchContext, num_inputs: int) -> list[str]:
@@ -100,13 +107,31 @@ def choose_paths(context: LaunchContext, num_inputs: int) -> list[str]:
     Raises:
         ValueError: If the forced path does not apply.
     """
-    return [_choose_path(context, number, num_inputs) for number in range(len(context.layers))]
+    paths = [_choose_path(context, number, num_inputs) for number in range(len(context.layers))]
+    # Layer 0 has one product, which the staged step sums in one loop.
+    paths[0] = "staged" if paths[0] == "stacked" else paths[0]
+    if context.forced_path is None and stacked_bytes(context, paths) > chunks.largest_staged_bytes(context.max_bytes):
+        return ["staged" if path == "stacked" else path for path in paths]
+    return paths
 
 
 def staged_bytes(context: LaunchContext, paths: Sequence[str]) -> int:
     """Return the bytes of one displacement of the largest weight whose noise is written to memory; 0 without any."""
-    shapes = [layer.weight.shape for layer, path in zip(context.layers, paths, strict=True) if path == "staged"]
+    shapes = [layer.weight.shape for layer, path in zip(context.layers, paths, strict=True) if path in _WRITTEN]
     return max((chunks.matrix_bytes(height, width, context.dtype.itemsize) for height, width in shapes), default=0)
+
+
+def stacked_bytes(context: LaunchContext, paths: Sequence[str]) -> int:
+    """Return the bytes of the copies of weights in front of the noise, for all stacked layers; 0 without any."""
+    rows = _noise_rows(context, paths)
+    lengths = [chunks.matrix_bytes(1, width, context.dtype.itemsize) for width in context.widths[:-1]]
+    return max(row * length for row, length in zip(rows, lengths, strict=True))
+
+
+def _noise_rows(context: LaunchContext, paths: Sequence[str]) -> list[int]:
+    """Return where the noise begins for each layer, in rows from its weight; 0 for layers that are not stacked."""
+    layers = zip(context.layers, paths, strict=True)
+    return chunks.noise_rows([tuple(layer.weight.shape) if path == "stacked" else (0, 0) for layer, path in layers])
 
 
 def _choose_path(context: LaunchContext, number: int, num_inputs: int) -> str:
@@ -119,7 +144,7 @@ def _choose_path(context: LaunchContext, number: int, num_inputs: int) -> str:
         path = config.choose_path_on(context.target, source, context.precision, width, height, columns, is_first)
         weight_bytes = chunks.matrix_bytes(height, width, context.dtype.itemsize)
         fits = weight_bytes <= chunks.largest_staged_bytes(context.max_bytes)
-        return path if fits or path != "staged" else "step"
+        return path if fits or path not in _WRITTEN else "step"
     if not config.applies(forced, source, context.precision, width, context.target.arch):
         raise ValueError(
             f"path {forced!r} does not apply to {source} in {context.precision} with {width} inputs of a "
@@ -132,9 +157,10 @@ class _LayerStep:
     """One layer: the shapes of its buffers, its operands, and its launches."""
 
     def __init__(
-        self, context: LaunchContext, base_pass: UnperturbedPass, number: int, chunk_samples: int, path: str
-    ) -> None:
-        self.context, self.base_pass, self.number = context, base_pass, number
+        self, context: LaunchContext, base_pass: UnperturbedPass, number: int, chunk_samples: int, path: str,
+        noise_row: int,
+    ) -> None:  # fmt: skip
+        self.context, self.base_pass, self.number, self.noise_row = context, base_pass, number, noise_row
         self.layer = context.layers[number]
         self.is_first, self.is_last = number == 0, number + 1 == len(context.layers)
         self.height, self.width = self.layer.weight.shape
@@ -143,7 +169,7 @@ class _LayerStep:
         """Members that have separate columns: at layer 0 one column serves both members of a pair."""
         self.path, self.is_formed = path, is_formed(context, self.layer)
         source = context.noise_source(self.layer)
-        self.source = "staged" if self.path == "staged" or self.is_formed else source
+        self.source = path if path in _WRITTEN else "staged" if self.is_formed else source
         """Family of the noise as the kernel is told it, where noise in memory counts as a family."""
         self.tiles = self._choose_tiles()
         self.rank = chunks.padded_rank(context.directions.count if self.source == "lowrank" else 1)
@@ -152,7 +178,7 @@ class _LayerStep:
         self.d_shape = (chunk_samples, context.members, self.num_inputs, philox.padded(self.height))
         self.q_shape = self.d_shape if self.writes_q else (0,)
         bases = min(context.directions.count, chunk_samples)
-        matrices = {"flipout": bases, "staged": 0 if self.is_formed else chunk_samples}.get(self.source, 0)
+        matrices = bases if self.source == "flipout" else chunk_samples if path in _WRITTEN else 0
         self.noise_shape = (matrices, self.height, philox.padded(self.width))
         projections = (chunk_samples, self.column_members, self.num_inputs, self.rank)
         self.projection_shape = projections if self.source == "lowrank" else (0,)
@@ -201,6 +227,9 @@ class _LayerStep:
         """
         context, tiles = self.context, self.tiles
         self.d_out, self.q_out, self.noise, self.projections = d_out, q_out, noise, projections
+        if self.path == "stacked":
+            self._connect_stacked(q)
+            return
         operand = self.base_pass.operands[self.number] if q is None else q
         self.q = None if self.source in ("none", "lowrank") else self._column_descriptor(operand, self.column_members)
         self.q_per_sample = self.q is not None and operand is not None and operand.dim() > 2
@@ -222,6 +251,18 @@ class _LayerStep:
             self.projected = [
                 None if part is None else tensor_descriptor(part, self.width, block) for part in projected
             ]
+
+    def _connect_stacked(self, q: Tensor | None) -> None:
+        """Describe q with the d behind it, and the noise with the weight in front of it, where W is copied."""
+        assert q is not None, "a stacked layer is behind another, which writes q"
+        tiles, noise, rows, length = self.tiles, self.noise, self.noise_row, self.noise.shape[-1]
+        shape, start = (rows + len(noise) * self.height, length), noise.storage_offset() - rows * length
+        matrices = noise.as_strided(shape, (length, 1), start)
+        matrices[: self.height] = self.context.weight_operands[self.number - 1]
+        columns = q.as_strided((2, *q.shape), (q.numel(), *q.stride()))
+        members = self.column_members
+        self.noise_descriptor = tensor_descriptor(matrices, self.width, (tiles.block_h, tiles.block_k))
+        self.columns = tensor_descriptor(columns, self.width, (1, 1, members, tiles.block_n // members, tiles.block_k))
 
     def _column_descriptor(self, operand: Tensor | None, members: int) -> TensorDescriptor | None:
         """Describe columns: inputs [N, K], or q or d of displacements, of which a tile has so many members."""
@@ -256,6 +297,13 @@ class _LayerStep:
             )  # fmt: skip
             return [RepeatedLaunch(kernel.stationary_step, arguments, self.programs_per_sample, self.options)]
         launches, matrices, in_signs = self._prepare_noise(group, noise)
+        if self.path == "stacked":
+            members, activation, precision, _, ptx = self.kind
+            arguments = (
+                self.columns, matrices, self.noise_row, *self.sizes, *epilogue, self.is_last, members, activation,
+                precision, ptx, *self.tile_sizes,
+            )  # fmt: skip
+            return [*launches, RepeatedLaunch(kernel.stacked_step, arguments, self.programs_per_sample, self.options)]
         slots = None if group.bases is None else PartOf(group.bases.slots)
         arguments = (
             self.q, self.d, self.weight, matrices, self.projection_descriptor, slots, in_signs,
@@ -271,7 +319,7 @@ class _LayerStep:
         context, block = self.context, (self.tiles.block_h, self.tiles.block_k)
         if noise.formed is not None:
             return [], PartOf(noise.formed, tensor_descriptor(noise.formed, self.width, block)), None
-        if self.source == "staged":
+        if self.path in _WRITTEN:
             is_signs, tiles = context.directions.name == "rademacher", self._noise_tiles
             arguments = self._noise_arguments(PartOf(group.sample_ids), is_signs, DISPLACEMENT)
             return (
