@@ -10,6 +10,7 @@ SAMPLE = {
         "write_noise signs fp32",
         "write_vector normals",
         "write_words",
+        "finish_layer relu",
         "sum_squares matrix padded wide",
         "reduce_weights power from cauchy",
         "write_weights power from cauchy",

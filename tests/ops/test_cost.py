@@ -16,8 +16,11 @@ from nntk.kernels.local_ntk import reference as local
 from nntk.kernels.philox.source import PLAIN, Source
 
 SIZES = (1, 2, 3)
-# PyTorch's counter knows the product that adds, and not its form in place.
-IN_PLACE = {torch.ops.aten.baddbmm_: lambda onto, a, b, out_shape, **_: 2 * math.prod(a) * b[2]}
+# PyTorch's counter knows the product that adds, and not its form in place, nor the sum of squares.
+PRODUCTS = {
+    torch.ops.aten.baddbmm_: lambda onto, a, b, out_shape, **_: 2 * math.prod(a) * b[2],
+    torch.ops.aten.linalg_vector_norm: lambda a, *_, out_shape, **__: 2 * math.prod(a),
+}
 CALLS = [(size, number, name) for size in SIZES for number, (name, _) in enumerate(small_calls(size=size))]
 each = pytest.mark.parametrize(("size", "number", "name"), CALLS, ids=[f"{n}-{size}" for size, _, n in CALLS])
 
@@ -55,7 +58,7 @@ def single_lines(monkeypatch):
 def test_products(size, number, name):
     """Two operations for each multiply-add of the reference, but for products that compiled kernels share."""
     name, arguments = small_calls(size=size)[number]
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counted:
+    with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counted:
         REGISTERED[name].reference(*arguments)
     declared = cost_of(name, arguments).flops
     if counted.get_total_flops() == 0:
