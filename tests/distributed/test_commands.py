@@ -71,7 +71,7 @@ def test_an_error_of_one_rank_ends_all_with_one_message(folder):
     assert all(message.count("\n") == 1 for message in messages[:3]), messages
     assert messages[0].startswith("nntk-bench kernel: error: Rank 1 failed while loading the model and the data:")
     assert "absent.npy is not a file" in messages[0] and "Rank 1 has another" in messages[1]
-    assert messages[2].startswith("nntk-bench kernel: error: samples must be")
+    assert messages[2].startswith("nntk-bench kernel: error: argument --samples: must be at least 1, got 0")
 
 
 def test_the_local_kernel_is_refused_under_torchrun(folder, monkeypatch, capsys):
