@@ -33,7 +33,7 @@ distributed: $(VENV)/.installed-test
 # Everything that is compiled for a GPU without one: the tests that compile for minutes, other versions of Triton, and
 # every kernel for seven architectures.
 machine-code: $(VENV)/.installed-test versions resources
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m machine_code
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m machine_code
 
 # The other supported versions of Triton: their languages, their compilers and their defaults differ. The tests marked
 # `machine_code` and `resources` do the same, with every kernel, by the version that is installed.

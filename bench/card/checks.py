@@ -100,7 +100,9 @@ def pytest_rows(context: Context, name: str, arguments: Sequence[str], seconds: 
         last = line.strip() or last
 
     begin = time.monotonic()
-    status = _follow(command, _deadline(context, seconds), note)
+    # Triton reads this when its language is imported, for which the tests' own settings may come too late.
+    changes = {} if context.on_card else {"TRITON_INTERPRET": "1"}
+    status = _follow(command, _deadline(context, seconds), note, changes)
     row: Row = {"case": name, "passed": counts["PASSED"], "failed": len(failed), "skipped": counts["SKIPPED"]}
     row["time_s"] = time.monotonic() - begin
     if status is None:
