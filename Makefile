@@ -22,7 +22,8 @@ tests: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m "not machine_code and not contract and not distributed"
 
 # What judges many cases for minutes: situations and random modules, each of which is right or refused, every rule of
-# propagation, the studies at quick sizes, and scikit-learn's checks. tests/contract/run_matrix.py judges architectures.
+# propagation, the studies at quick sizes, learning of digits, and scikit-learn's checks. tests/contract/run_matrix.py
+# judges architectures.
 contract: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m contract
 

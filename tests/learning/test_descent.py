@@ -15,6 +15,7 @@ import nntk
 from nntk import NonlocalGradientDescent
 
 
+@pytest.mark.contract
 def test_a_sign_network_learns_digits():
     """Nine of ten held-out digits are right with a frozen output layer, where autograd sees zero gradients."""
     x, y = load_digits(return_X_y=True)

@@ -7,6 +7,7 @@ from nntk.bench.suites import Setting
 from nntk.bench.suites.digits import classify
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(("network", "seed", "minimum"), [("sign", 0, 0.95), ("relu", 1, 0.97)])
 def test_held_out_digits(network, seed, minimum):
     """The accuracy holds for a shuffle of the data, with 1000 training inputs and M = 2048 displacements.
