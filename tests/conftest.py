@@ -52,6 +52,19 @@ JUMPS = ("sign", "step", "quantise", "sawtooth")
 SMOOTH = tuple(name for name in ACTIVATIONS if name not in JUMPS)
 
 
+class Wrapped(nn.Module):
+    """A model that is not recognised as the MLP that it holds."""
+
+    def __init__(self, model):
+        """Hold a model, whose parameters keep their order."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        """Return the outputs of the model."""
+        return self.model(x)
+
+
 def mlp(*widths, activation="tanh", dtype=torch.float32, seed=0, bias=True):
     """An MLP with weights of variance 2 / fan-in and small biases; no activation after the last layer."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, inputs, mlp, relative_error
+from conftest import FAMILIES, Wrapped, inputs, mlp, relative_error
 from propagation_cases import CASES, P
 from torch import nn
 
@@ -17,19 +17,6 @@ from nntk.propagation.rules import layers
 
 BOUNDS = {"tf32": (2e-5, 5e-4), "bf16": (2e-4, 4e-3)}
 """Least and largest error of D by precision: without an error, nothing was rounded."""
-
-
-class Wrapped(nn.Module):
-    """A model that is not recognised as the MLP that it holds."""
-
-    def __init__(self, model):
-        """Hold a model."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        """Return the outputs of the model."""
-        return self.model(x)
 
 
 class Voting(Wrapped):

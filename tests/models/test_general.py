@@ -5,26 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, covering, inputs, mlp, relative_error
+from conftest import FAMILIES, Wrapped, covering, inputs, mlp, relative_error
 from torch import nn
 
 import nntk
 from nntk import BlackBox, NonlocalNTK, RoundingWarning
 from nntk.bench.measure.reference import float64_differences
 from nntk.differences.copies import CopyPlan
-
-
-class Wrapped(nn.Module):
-    """An MLP that is not recognised as one."""
-
-    def __init__(self, model):
-        """Around a model, whose parameters keep their order."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        """Return the outputs of the model."""
-        return self.model(x)
 
 
 class Residual(nn.Module):

@@ -6,24 +6,11 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import inputs, mlp, relative_error
+from conftest import Wrapped, inputs, mlp, relative_error
 from torch import nn
 
 from nntk import BlackBox, NonlocalNTK
 from nntk.differences import route, single_precision
-
-
-class Wrapped(nn.Module):
-    """A model that is not recognised as the MLP that it holds."""
-
-    def __init__(self, model):
-        """Hold a model."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        """Return the outputs of the model."""
-        return self.model(x)
 
 
 class Voting(Wrapped):
