@@ -1,6 +1,7 @@
 """Models and inputs that many tests share."""
 
 import os
+import random
 from contextlib import contextmanager
 
 # Workers of pytest-xdist share the cores: each computes on one thread, and so does every process that it starts.
@@ -9,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests that ask for two threads have them wait without using a core that the other worker needs.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,6 +23,14 @@ def pytest_configure():
     """Without a GPU, Triton interprets its kernels; it must be told before a test imports them."""
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Seed the global generators before the fixtures of a test: what it draws does not depend on earlier tests."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 RUN_FACTS = {
