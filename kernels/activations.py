@@ -7,7 +7,7 @@ quotient :math:`[\varphi(z + s\,dz) - \varphi(z)] / s` in a form without cancell
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -70,7 +70,7 @@ class Activation:
     @property
     def parameters(self) -> tuple[float, float]:
         """Both parameters; zero where there is none."""
-        first, second, *_ = (*(float(value) for value in astuple(self)), 0.0, 0.0)
+        first, second, *_ = (*(float(getattr(self, field.name)) for field in fields(self)), 0.0, 0.0)
         return first, second
 
     @property

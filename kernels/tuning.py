@@ -114,6 +114,7 @@ class Tunable(Generic[Config]):
         return digest.hexdigest()
 
 
+@lru_cache(maxsize=1024)
 def rounded(key: Key) -> Key:
     """Round the lengths of a key up to powers of two, as tiles are; one measurement serves the lengths in between.
 

@@ -50,7 +50,7 @@ def launch_perturbation():
     """Each family by each path."""
     routes = [("gaussian", path) for path in ("step", "stationary", "staged", "stacked", "fused")]
     routes += [("rademacher", path) for path in ("step", "staged", "stacked", "fused")]
-    for directions, path in [*routes, ("flipout(3)", None), ("lowrank(2)", None)]:
+    for directions, path in [*routes, ("flipout(3)", None), ("lowrank(1)", None), ("lowrank(2)", None)]:
         # Low rank's layers of few units are formed: one more has its factors multiplied, of h and d.
         hidden = (20, 20) if "lowrank" not in directions else (70, 70)
         for widths, number, activation in (((*hidden, 3), 20, "quantise"), ((70, *hidden, 3), 70, "relu"),

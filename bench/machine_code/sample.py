@@ -9,8 +9,10 @@ SAMPLE = {
         # The random stream, weights and attention: one case of each kernel.
         "write_noise signs fp32",
         "write_vector normals",
+        "write_rank_one bf16 16",
         "write_words",
         "finish_layer relu",
+        "form fp32 64",
         "sum_squares matrix padded wide",
         "reduce_weights power from cauchy",
         "write_weights power from cauchy",

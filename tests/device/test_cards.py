@@ -66,6 +66,7 @@ ROUTES = [
     *(("gaussian", path) for path in ("step", "stationary", "staged", "stacked", "fused")),
     *(("rademacher", path) for path in ("step", "staged", "stacked", "fused")),
     ("flipout(3)", "step"),
+    ("lowrank(1)", "step"),
     ("lowrank(2)", "step"),
 ]
 LAUNCHED = list(launched_calls())
@@ -210,8 +211,9 @@ def test_grids_beyond_16_bits(card):
         largest[name] = max(largest.get(name, 0), programs)
     assert {name for name, programs in largest.items() if programs <= 65_535} == set()
     assert sorted(largest) == [
-        "finish_layer", "layer_pair", "layer_step", "project", "rank_update", "scores", "small_mlp", "stacked_step",
-        "stationary_step", "statistics", "sum_squares", "weights", "write_noise", "write_vector", "write_words",
+        "finish_layer", "form", "layer_pair", "layer_step", "project", "rank_update", "scores", "small_mlp",
+        "stacked_step", "stationary_step", "statistics", "sum_squares", "weights", "write_noise", "write_rank_one",
+        "write_vector", "write_words",
     ]  # fmt: skip
 
 

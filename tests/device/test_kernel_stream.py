@@ -11,12 +11,12 @@ from triton_device import DEVICE
 
 from nntk.kernels.assemble.triton import launch as assemble_launch
 from nntk.kernels.fixed_weights import squared_norms
-from nntk.kernels.philox import integers, noise, unit_displacements
+from nntk.kernels.philox import integers, noise, reference, unit_displacements
 from nntk.kernels.philox.triton import kernel, launch
 from nntk.kernels.target import target_of
 
 EDGES = (0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
-FAMILIES = ("gaussian", "rademacher", "flipout(2)", "lowrank(2)")
+FAMILIES = ("gaussian", "rademacher", "flipout(2)", "lowrank(1)", "lowrank(2)")
 
 
 @triton.jit
@@ -105,10 +105,27 @@ def test_noise_equals_the_reference(directions, shape):
     ).cpu()
     if directions == "gaussian":
         assert ((result - expected).abs() <= allowed_error(expected)).all()
-    elif directions == "lowrank(2)":
+    elif directions.startswith("lowrank"):
         torch.testing.assert_close(result, expected, rtol=1e-2 if DEVICE == "cuda" else 1e-5, atol=5e-3)
     else:
         assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("rows_per_factor", [1, 16])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 50), (3, 1100)])
+def test_factors_of_rank_one(shape, rows_per_factor):
+    """One launch writes both factors, zeros behind them, and the scale of the very factors that it wrote."""
+    rows, padded = torch.tensor([0, 5, 2**32 - 1]), [launch.padded(length) for length in shape]
+    left, right, scale = launch.lowrank_factors(
+        rows.to(DEVICE), 1, 3, *shape, launch_key(9), torch.float32, rows_per_factor
+    )  # fmt: skip
+    assert [part.shape[1:] for part in (left, right)] == [(rows_per_factor, length) for length in padded]
+    a, b = left[:, :1, : shape[0]], right[:, :1, : shape[1]]
+    torch.testing.assert_close(scale, reference.lowrank_scale(a, b), rtol=1e-12, atol=0)
+    assert not left[:, 1:].any() and not right[:, 1:].any()
+    noise = unit_displacements(rows, 3, shape, 9, "lowrank(1)", torch.float64)
+    product = (a.double().mT @ b.double() * scale[:, None, None]).cpu()
+    torch.testing.assert_close(product, noise, rtol=1e-2 if DEVICE == "cuda" else 1e-6, atol=5e-3)
 
 
 def launch_key(seed):

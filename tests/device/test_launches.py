@@ -25,6 +25,7 @@ def test_launches_bind_and_compile():
         "fixed_weights.write_weights",
         "local_ntk.layer_pair",
         "perturb.finish_layer",
+        "perturb.form",
         "perturb.layer_step",
         "perturb.project",
         "perturb.small_mlp",
@@ -32,6 +33,7 @@ def test_launches_bind_and_compile():
         "perturb.stationary_step",
         "philox.sum_squares",
         "philox.write_noise",
+        "philox.write_rank_one",
         "philox.write_vector",
         "philox.write_words",
     ]

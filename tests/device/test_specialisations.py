@@ -77,7 +77,7 @@ def count(call, widths, others, *route):
 
 
 for family, path in (("gaussian", "staged"), ("gaussian", "stationary"), ("rademacher", "step"), ("flipout(3)", None),
-                     ("lowrank(2)", None)):  # fmt: skip
+                     ("lowrank(1)", None), ("lowrank(2)", None)):  # fmt: skip
     count(differences, (80, 96, 10), (79, 95, 9), family, path)
 count(differences, (20, 20, 10), (20, 20, 10), "rademacher", "fused")
 count(other_ops, (80, 95, 10), (80, 95, 10))
@@ -92,9 +92,10 @@ def test_numbers_that_change_from_call_to_call_compile_nothing():
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     launched, further = zip(*(line.split("|") for line in done.stdout.splitlines()), strict=True)
-    assert [names.strip() for names in further] == [""] * 7
+    assert [names.strip() for names in further] == [""] * 8
     routes = (("layer_step", "write_noise"), ("stationary_step",), ("layer_step",), ("layer_step", "write_noise"),
-              ("layer_step", "project", "write_noise"), ("small_mlp",))  # fmt: skip
+              ("layer_step", "project", "write_rank_one"), ("form", "layer_step", "project", "write_noise"),
+              ("small_mlp",))  # fmt: skip
     others = ("layer_pair", "project", "rank_update", "reduce_weights", "scores", "sum_squares", "write_weights")
     for names, expected in zip(launched, (*routes, others), strict=True):
         assert set(expected) <= set(names.split())

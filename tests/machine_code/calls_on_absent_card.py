@@ -19,7 +19,7 @@ from nntk.kernels.philox.triton import kernel as stream
 CARD = AbsentCard("sm_90")
 ROUTES = [
     *(("gaussian", path) for path in ("step", "stationary", "staged", "stacked", "fused")), ("rademacher", "step"),
-    ("flipout(3)", "step"), ("lowrank(2)", "step"),
+    ("flipout(3)", "step"), ("lowrank(1)", "step"), ("lowrank(2)", "step"),
 ]  # fmt: skip
 
 

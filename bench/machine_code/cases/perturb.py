@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import triton.language as tl
 
 from nntk.kernels.ahead_of_time import Case, Product, Signature, Work
-from nntk.kernels.perturb.triton import config, kernel, unperturbed
+from nntk.kernels.perturb.triton import config, group, kernel, unperturbed
 from nntk.kernels.target import input_precision
 
 _SHAPE = (1024, 1024, 2048)
@@ -63,7 +63,8 @@ _SIZES: dict[str, Signature] = {"width": "i32", "height": "i32", "num_inputs": "
 def cases(arch: str) -> list[Case]:
     """List the cases of one architecture."""
     return [
-        *_steps(arch), *_stacked(arch), *_stationary(arch), *_fused(arch), *_projections(arch), *_finished_layers(),
+        *_steps(arch), *_stacked(arch), *_stationary(arch), *_fused(arch), *_projections(arch), *_formed(arch),
+        *_finished_layers(),
     ]  # fmt: skip
 
 
@@ -357,7 +358,7 @@ def projection(arch: str, precision: str, rank: int, first: bool = False) -> Cas
             "h": inputs,
             **({} if first else {"d": inputs}),
             "right_factors": _descriptor(operand, rank, tiles.block_k),
-            "coefficients": "*fp32",
+            "coefficients": "*fp64",
             "scales": "*fp32",
             "out": f"*{operand}:16",
             "width": "i32",
@@ -370,6 +371,22 @@ def projection(arch: str, precision: str, rank: int, first: bool = False) -> Cas
         num_stages=tiles.num_stages,
         loops=(Work(products=_products(tiles.block_n, rank, tiles.block_k, precision, arch)),) * (1 if first else 2),
     )
+
+
+def _formed(arch: str) -> Iterator[Case]:
+    for precision, height in (("bf16", 16), ("bf16", 64), ("tf32", 64), ("fp32", 64)):
+        operand = _operand(precision)
+        sizes: dict[str, Signature] = {"stride": "i32:16", "columns": "i32:16", "height": "i32", "rank": "i32"}
+        tensors = {name: f"*{operand}:16" for name in ("left_factors", "right_factors", "out")}
+        yield _case(
+            f"form {precision} {height}",
+            kernel.form,
+            {**tensors, "coefficients": "*fp64", **sizes},
+            {"BH": height, "BK": group.FORMED_COLUMNS},
+            precision,
+            arch,
+            loops=(Work(),),
+        )
 
 
 def _finished_layers() -> Iterator[Case]:

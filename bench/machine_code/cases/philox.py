@@ -13,7 +13,7 @@ _STREAM: dict[str, Signature] = {"sample_ids": "*i64", "key0": "i32", "key1": "i
 
 def cases(arch: str) -> list[Case]:
     """List the cases of one architecture."""
-    return [*_matrices(arch), *_vectors(arch), _words(), *_squares(arch)]
+    return [*_matrices(arch), *_vectors(arch), *_factors(arch), _words(), *_squares(arch)]
 
 
 def _matrices(arch: str) -> Iterator[Case]:
@@ -48,6 +48,20 @@ def _vectors(arch: str) -> Iterator[Case]:
             {"out": "*fp32:16", "stride_out_m": "i32", **_STREAM, "length": "i32"},
             {"SIGNS": signs, "PURPOSE": DISPLACEMENT, "PTX": arch.startswith("sm_"), "BLOCK": block},
             once=Work(signs=block) if signs else Work(normals=block),
+            options=launch.OPTIONS,
+        )
+
+
+def _factors(arch: str) -> Iterator[Case]:
+    # A layer step reads factors of 16 rows at least; what is multiplied out has one row.
+    for operand, rows in (("bf16", 16), ("fp32", 16), ("bf16", 1), ("fp32", 1)):
+        yield Case(
+            f"write_rank_one {operand} {rows}",
+            kernel.write_rank_one,
+            {"out": f"*{operand}:16", "scales": "*fp64:16", **_STREAM}
+            | {"height": "i32", "width": "i32", "columns_left": "i32:16", "columns_right": "i32:16"},
+            {"ROWS": rows, "PTX": arch.startswith("sm_"), "BLOCK": launch.FACTOR_BLOCK},
+            loops=(Work(normals=launch.FACTOR_BLOCK),) * 2,
             options=launch.OPTIONS,
         )
 

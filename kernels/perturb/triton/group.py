@@ -10,13 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nntk.kernels.gpu.launches import launch
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.noise import FORMED_UNITS
+from nntk.kernels.perturb.triton import config, kernel
 from nntk.kernels.perturb.triton.chunks import padded_rank
-from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand
+from nntk.kernels.perturb.triton.operands import LaunchContext
 from nntk.kernels.philox.integers import INPUT_SIGNS, OUTPUT_SIGNS
 from nntk.kernels.philox.triton import launch as philox
-from nntk.kernels.slices import slices
+from nntk.kernels.slices import count, slices
+
+FORMED_COLUMNS = 64
+"""Columns of E that a program forms, for all units of a layer."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class PerSampleNoise:
     right: Tensor | None = None
     """With low rank in other layers: right factors, [M, padded rank, padded(K)]."""
     coefficients: Tensor | None = None
-    """With low rank in other layers: scales c_m of the products of factors, [M], float32."""
+    """With low rank in other layers: scales c_m of the products of factors, [M], float64."""
     in_signs: Tensor | None = None
     """With flipout: s_m as operands, [M, padded(K)]."""
     out_signs: Tensor | None = None
@@ -105,7 +110,7 @@ def _generate(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> PerSa
         return PerSampleNoise(bias, formed=_form(context, layer, sample_ids))
     if source == "lowrank":
         left, right, scale = _factors(context, layer, sample_ids, padded_rank(context.directions.count))
-        return PerSampleNoise(bias, left=left, right=right, coefficients=scale.float())
+        return PerSampleNoise(bias, left=left, right=right, coefficients=scale)
     return PerSampleNoise(bias)
 
 
@@ -128,16 +133,17 @@ def _signs(context: LaunchContext, layer: Layer, sample_ids: Tensor, length: int
 
 
 def _form(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
-    """Form E of low rank as operands, [M, H, padded(K)], from products of float32 copies of the factors."""
+    """Form E of low rank as operands, [M, H, padded(K)]."""
     (height, width), rank = layer.weight.shape, context.directions.count
-    padded_width = philox.padded(width)
-    formed = torch.empty(len(sample_ids), height, padded_width, dtype=context.dtype, device=sample_ids.device)
-    factor_bytes = (4 + context.dtype.itemsize) * rank * (philox.padded(height) + padded_width)
-    sample_bytes = 4 * height * padded_width + factor_bytes
+    columns, block_h = philox.padded(width), config.power_of_two(height, 1, FORMED_UNITS)
+    formed = torch.empty(len(sample_ids), height, columns, dtype=context.dtype, device=sample_ids.device)
+    sample_bytes = context.dtype.itemsize * rank * (philox.padded(height) + columns)
     for samples in slices(len(sample_ids), max(1, context.temporary_bytes // sample_bytes)):
         left, right, scale = _factors(context, layer, sample_ids[samples], rank)
-        product = left[..., :height].float().mT @ right.float()
-        formed[samples] = as_operand(product.mul_(scale.float()[:, None, None]), context.precision, context.target)
+        launch(
+            kernel.form, len(scale) * count(columns, FORMED_COLUMNS), left, right, left.stride(1), scale,
+            formed[samples], columns, height, rank, context.input_precision, block_h, FORMED_COLUMNS, **config.OPTIONS,
+        )  # fmt: skip
     return formed
 
 

@@ -489,6 +489,41 @@ def stationary_step(
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_GROUP_TENSORS)
+def form(
+    left_factors, right_factors, stride, coefficients, out, columns, height, rank,
+    PRECISION: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Multiply the factors of low rank, E = c A^T B, for a layer of few units: all units and BK columns a program.
+
+    Args:
+        left_factors: Pointer to the factors A_m, in rows of ``stride``, bfloat16 or float32.
+        right_factors: Pointer to the factors B_m, likewise.
+        stride: Elements between rows of a factor; the rows of all displacements are consecutive.
+        coefficients: Pointer to the scales c_m, [M], float64.
+        out: Pointer to E as operands, [M, height, columns], contiguous, bfloat16 or float32 as the precision says.
+        columns: Columns of E in memory; those beyond its width are never read.
+        height: Number of units.
+        rank: Rows of a factor.
+        PRECISION: Precision of the products, as Triton names it.
+        BH: Least power of two that is at least the number of units.
+        BK: Columns of a tile.
+    """
+    tiles = tl.cdiv(columns, BK)
+    m, k = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BK + tl.arange(0, BK)
+    h, row = tl.arange(0, BH), m.to(tl.int64) * rank * stride
+    acc = tl.zeros((BH, BK), tl.float32)
+    for _ in range(0, rank):
+        left = tl.load(left_factors + row + h, mask=h < height, other=0.0).to(tl.float32)
+        right = tl.load(right_factors + row + k, mask=k < columns, other=0.0).to(tl.float32)
+        acc += left[:, None] * right[None, :]
+        row += stride
+    acc *= tl.load(coefficients + m).to(tl.float32)
+    pointers = out + (m.to(tl.int64) * height + h)[:, None] * columns + k[None, :]
+    is_inside = (h < height)[:, None] & (k < columns)[None, :]
+    tl.store(pointers, _round_operand(acc, out.dtype.element_ty, PRECISION), mask=is_inside)
+
+
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_GROUP_TENSORS)
 def project(
     h, d, right_factors, coefficients, scales, out, width, num_inputs,
     MEMBERS: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
@@ -501,7 +536,7 @@ def project(
         d: Descriptor of their differences divided by sigma, [M MEMBERS N, width], in the dtype of ``out``, in tiles
             [BN, BK]; None for zero, as at layer 0.
         right_factors: Descriptor of the factors B_m, [M RANK, width], in the dtype of ``out``, in tiles [RANK, BK].
-        coefficients: Pointer to the scales c_m of the products of factors, [M], float32.
+        coefficients: Pointer to the scales c_m of the products of factors, [M], float64.
         scales: Pointer to the scales s_m, [M], float32.
         out: Pointer to the products, [M, MEMBERS, N, RANK], contiguous, bfloat16 or float32 as the precision says.
         width: Number of inputs of the layer.
@@ -526,7 +561,7 @@ def project(
         for k in range(0, width, BK):
             right = right_factors.load([m * RANK, k])
             acc = tl.dot(h.load([n0, k]), right.T, acc, input_precision=PRECISION)
-    acc *= (1.0 - 2.0 * (evaluation % MEMBERS)) * tl.load(coefficients + m)
+    acc *= (1.0 - 2.0 * (evaluation % MEMBERS)) * tl.load(coefficients + m).to(tl.float32)
     n = n0 + tl.arange(0, BN)
     offsets = (evaluation * num_inputs + n).to(tl.int64)[:, None] * RANK + tl.arange(0, RANK)[None, :]
     tl.store(out + offsets, _round_operand(acc, out.dtype.element_ty, PRECISION), mask=(n < num_inputs)[:, None])

@@ -14,6 +14,8 @@ from nntk.kernels.philox import integers
 
 VERSION: tl.constexpr = tl.constexpr(integers.STREAM_VERSION)
 DISPLACEMENT: tl.constexpr = tl.constexpr(integers.DISPLACEMENT)
+LEFT: tl.constexpr = tl.constexpr(integers.LEFT)
+RIGHT: tl.constexpr = tl.constexpr(integers.RIGHT)
 
 # One compilation serves all of these numbers: strides and columns of rows alone say how wide a store may be.
 _NUMBERS = ["key0", "key1", "ordinal", "start", "height", "width", "length", "blocks", "blocks_per_row", "splits"]
@@ -272,6 +274,62 @@ def write_vector(
     else:
         noise = gaussian_vector(i, ordinal, sample_id, key0, key1, PTX)
     tl.store(out + m.to(tl.int64) * stride_out_m + i, noise.to(out.dtype.element_ty), mask=i < length)
+
+
+@triton.jit
+def _write_factor(
+    out, stride, columns, length, ordinal, sample_id, key0, key1,
+    PURPOSE: tl.constexpr, ROWS: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write a factor [1, columns] with rows of zeros behind it, and return the sum of its squares, float64."""
+    row, rows = tl.arange(0, 1), tl.arange(0, ROWS)
+    squares = tl.zeros((1, BLOCK), tl.float64)
+    for k0 in range(0, columns, BLOCK):
+        k = k0 + tl.arange(0, BLOCK)
+        noise = gaussian_tile(row, k0, length, ordinal, sample_id, key0, key1, BLOCK, PURPOSE, tl.float32, PTX)
+        squares += tl.where((k < length)[None, :], noise * noise, 0.0).to(tl.float64)
+        values = tl.where((rows == 0)[:, None], noise, 0.0).to(out.dtype.element_ty)
+        tl.store(out + rows[:, None] * stride + k[None, :], values, mask=(k < columns)[None, :])
+    return tl.sum(squares)
+
+
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids"])
+def write_rank_one(
+    out, scales, sample_ids, key0, key1, ordinal, height, width, columns_left, columns_right,
+    ROWS: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write both factors of rank one with rows of zeros behind them, and their scale, one sample a program.
+
+    Columns beyond the length of a factor receive noise that is never read, so that stores to padded rows stay wide.
+
+    Args:
+        out: Left factor a and right factor b in one row, [M, ROWS, columns_left + columns_right], contiguous.
+        scales: Scales sqrt(height width) / (|a| |b|), [M], float64; zero where a factor is zero.
+        sample_ids: Stream numbers m, [M], int64.
+        key0: Low 32 bits of the seed.
+        key1: High 32 bits of the seed.
+        ordinal: Position of the parameter in registration order.
+        height: Length of the left factor.
+        width: Length of the right factor.
+        columns_left: Columns of the left factor, at least ``height``.
+        columns_right: Columns of the right factor, at least ``width``.
+        ROWS: Rows of a factor in memory.
+        PTX: True to use NVIDIA's approximate special functions.
+        BLOCK: Columns of a tile.
+    """
+    m = tl.program_id(0)
+    sample_id = tl.load(sample_ids + m)
+    stride = columns_left + columns_right
+    first = out + m.to(tl.int64) * ROWS * stride
+    left = _write_factor(
+        first, stride, columns_left, height, ordinal, sample_id, key0, key1, LEFT, ROWS, PTX, BLOCK
+    )  # fmt: skip
+    right = _write_factor(
+        first + columns_left, stride, columns_right, width, ordinal, sample_id, key0, key1, RIGHT, ROWS, PTX, BLOCK
+    )  # fmt: skip
+    squares = left * right
+    scale = tl.sqrt(height.to(tl.float64) * width.to(tl.float64) / squares)
+    tl.store(scales + m, tl.where(squares > 0, scale, 0.0))
 
 
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids"])

@@ -37,6 +37,8 @@ _WIDE_BLOCKS = 2**29
 """Number of blocks whose normals a loop counts in 32 bits without overflow."""
 VECTOR_BLOCK = 256
 """Positions of a vector that one program writes."""
+FACTOR_BLOCK = 512
+"""Columns of a factor of rank one that a program writes in a step: one block of words a thread."""
 WORDS_BLOCK = 128
 """Blocks of words that one program writes."""
 SQUARES_BLOCK = 1024
@@ -170,7 +172,7 @@ def lowrank_factors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Generate the factors of low rank as operands of kernels, with zeros beyond their rank and padded rows.
 
-    The sums of the scales are in float64.
+    The sums of the scales are in float64. With rank one, one launch does all.
 
     Args:
         sample_ids: Stream numbers m of the samples, [M], int64.
@@ -188,18 +190,40 @@ def lowrank_factors(
         the scales [M], float64.
     """
     lengths = (height, width)
+    columns = [*map(padded, lengths)]
+    shape = (len(sample_ids), rows_per_factor, sum(columns))
+    if rank == 1:
+        factors = torch.empty(shape, dtype=dtype, device=sample_ids.device)
+        scales = torch.empty(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
+        _write_rank_one(factors, scales, sample_ids, ordinal, lengths, columns, key)
+        left, right = factors.split(columns, dim=2)
+        return left, right, scales
     # A small operation takes as long as its launch, so that both factors share a tensor.
-    shape = (len(sample_ids), rows_per_factor, sum(map(padded, lengths)))
-    factors = torch.zeros(shape, dtype=dtype, device=sample_ids.device).split([*map(padded, lengths)], dim=2)
-    for factor, length, purpose in zip(factors, lengths, (LEFT, RIGHT), strict=True):
+    left, right = torch.zeros(shape, dtype=dtype, device=sample_ids.device).split(columns, dim=2)
+    for factor, length, purpose in zip((left, right), lengths, (LEFT, RIGHT), strict=True):
         write_matrix(factor[:, :rank], sample_ids, ordinal, length, key, False, purpose)
-    left, right = factors
     chunk_size = max(1, slab_bytes // (8 * rank * (height + width)))
     if sample_ids.shape[0] <= chunk_size:
         return left, right, reference.lowrank_scale(left[:, :rank, :height], right[:, :rank, :width])
     chunks = zip(left.split(chunk_size), right.split(chunk_size), strict=True)
-    scales = [reference.lowrank_scale(a[:, :rank, :height], b[:, :rank, :width]) for a, b in chunks]
-    return left, right, torch.cat(scales)
+    return (
+        left,
+        right,
+        torch.cat([reference.lowrank_scale(a[:, :rank, :height], b[:, :rank, :width]) for a, b in chunks]),
+    )
+
+
+def _write_rank_one(
+    factors: Tensor, scales: Tensor, sample_ids: Tensor, ordinal: int, lengths: tuple[int, int], columns: list[int],
+    key: Key,
+) -> None:  # fmt: skip
+    """Write both factors of rank one, [M, rows, columns in all], and their scales, [M], float64."""
+    if len(sample_ids):
+        launch(
+            kernel.write_rank_one, len(sample_ids), factors, scales, sample_ids.contiguous(), *keys(key),
+            signed(ordinal), *lengths, *columns, factors.shape[1], target_of(factors.device).ptx, FACTOR_BLOCK,
+            **OPTIONS,
+        )  # fmt: skip
 
 
 def generate(
