@@ -59,7 +59,7 @@ def mlp_differences(
     ]
     layers = with_integer_rows(layers)
     widths = (x.shape[1], *(len(weight) for weight in weights))
-    if reason := _obstacle(layers, widths, x.dtype, propagation, precision, directions, path):
+    if reason := network_obstacle(layers, widths, x.dtype, propagation, precision, directions, path):
         report_slow_path(reason)
         return reference.mlp_differences(
             x, weights, biases, activations, activation_parameters, weight_ordinals, bias_ordinals, sample_ids, scales,
@@ -82,7 +82,7 @@ def _norms(parameters: Mapping[int, Tensor], sample_ids: Tensor, key: philox.Key
     return philox.squared_norms(list(parameters.values()), list(parameters), sample_ids, *key, directions)
 
 
-def _obstacle(
+def network_obstacle(
     layers: list[Layer],
     widths: Sequence[int],
     dtype: torch.dtype,
@@ -152,13 +152,20 @@ def _multiply(context: LaunchContext, q: Tensor, sample_ids: Tensor) -> Tensor:
     return products[:, 0, :, : context.widths[-1]]
 
 
+def network_paths(context: LaunchContext, num_inputs: int) -> list[str]:
+    """Return the path of each layer, one of ``config.PATHS``; the fused path is that of all layers or of none."""
+    if context.fused_tiles() is not None:
+        return ["fused"] * len(context.layers)
+    return choose_paths(context, num_inputs)
+
+
 def _evaluate(context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Tensor, out: Tensor) -> None:
     """Fill ``out``, [M, N, C] or [2, M, N, C], one input block after another."""
     order = _order_by_base(context, sample_ids)
     if order is not None:
         sample_ids, scales = sample_ids[order], scales[order]
-    fused = context.fused_tiles() is not None
-    paths = [] if fused else choose_paths(context, len(x))
+    paths = network_paths(context, len(x))
+    fused = "fused" in paths
     plan = plan_chunks(
         context.widths, len(x), len(sample_ids), context.members, context.dtype.itemsize, context.max_bytes,
         context.directions, fused, 0 if fused else staged_bytes(context, paths),
