@@ -61,7 +61,7 @@ def kernel_plan(displacements: Displacements, x1: Source, x2: Source | None) -> 
     if not (isinstance(x1, Stream) or isinstance(x2, Stream)):
         return plan(displacements, x1, x2)
     sizes = _StreamSizes.of(displacements, x1, x2)
-    route = plan(displacements, example_of(x1)[:1], None)
+    route = plan(displacements, example_of(x1)[:1], None, sizes.largest_evaluation(x1, x2))
     return replace(route, **vars(_memory(displacements, x1, x2, sizes)))
 
 
@@ -112,6 +112,15 @@ class _StreamSizes:
         chunk = settings.samples if settings.estimator != "energy" else _CHUNK
         rows = max(1, half // (2 * (chunk * bytes_per_displacement(displacements, 1, outputs) + per_input)))
         return cls(False, rows, rows, outputs)
+
+    def largest_evaluation(self, x1: Source, x2: Source | None) -> int:
+        """Return the largest number of inputs that are evaluated together."""
+        columns = len(x1 if x2 is None else x2)
+        if self.by_features:
+            return min(self.block, max(len(x1), columns))
+        # A symmetric kernel of one tile has no columns of its own.
+        rows = min(self.rows, len(x1))
+        return rows if x2 is None and rows == len(x1) else rows + min(self.block, columns)
 
 
 def _memory(displacements: Displacements, x1: Source, x2: Source | None, sizes: _StreamSizes) -> MemoryPlan:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from nntk.differences.route import route_of
+from nntk.differences.request import DifferenceRequest
+from nntk.differences.route import Route, route_of
 from nntk.displacements import Displacements, displacements_of
 from nntk.estimators.memory import format_bytes, free_bytes
 from nntk.estimators.weighted import bytes_per_displacement, chunk_size, joint_inputs
 from nntk.kernels.assemble import inner_product_route
+from nntk.kernels.perturb.paths import LayerPaths, layer_paths
 from nntk.models.data.inputs import Batch, bytes_of, named_tensors
 from nntk.models.mlp import Mlp
 from nntk.models.view import ModelView
@@ -64,18 +66,24 @@ class Plan(MemoryPlan):
     Attributes:
         route: ``"layers"`` (an MLP by its layers), ``"rules"`` (differences by rules of propagation) or ``"copies"``
             (evaluation at displaced copies of the parameters).
-        reason: Why this route is taken, in one sentence.
+        reason: Why this route is taken, in one sentence; in a second one, why plain torch serves a GPU, if it does.
         propagation: ``"difference"`` or ``"direct"``.
         precision: ``"fp32"``, ``"tf32"``, ``"bf16"`` or ``"fp64"``.
+        paths: Path of each layer of an MLP on a GPU: ``"step"`` (noise is generated in registers), ``"stationary"``
+            (generated once for many inputs), ``"staged"`` (written to memory first), ``"stacked"`` (the same, in one
+            loop), ``"fused"`` (all layers in one launch) or ``"reference"`` (plain torch, many times slower). Empty on
+            a CPU and for other routes. The README of ``kernels/perturb`` says when each is taken.
     """
 
     route: str
     reason: str
     propagation: str
     precision: str
+    paths: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{super().__str__()}; by {self.route}, {self.propagation}, {self.precision}: {self.reason}"
+        paths = f" ({', '.join(self.paths)})" if self.paths else ""
+        return f"{super().__str__()}; by {self.route}{paths}, {self.propagation}, {self.precision}: {self.reason}"
 
 
 def memory_plan(displacements: Displacements, x1: Batch, x2: Batch | None) -> MemoryPlan:
@@ -135,13 +143,15 @@ def _bytes_of_copies(model: ModelView, x1: Batch, x2: Batch | None) -> int:
     return joint + inputs + 8 * tensors + 32 * model.num_params
 
 
-def plan(displacements: Displacements, x1: Batch, x2: Batch | None) -> Plan:
+def plan(displacements: Displacements, x1: Batch, x2: Batch | None, num_inputs: int | None = None) -> Plan:
     """Return memory and route of a kernel; the route of a general model may take a trial at two inputs.
 
     Args:
         displacements: All displacements of the kernel.
         x1: Inputs of the rows, [N1, ...].
         x2: Inputs of the columns, [N2, ...]; None for a symmetric kernel.
+        num_inputs: Number of inputs that are evaluated together, on which the paths of layers depend; None for all of
+            ``x1`` and ``x2``.
 
     Returns:
         The plan.
@@ -149,12 +159,25 @@ def plan(displacements: Displacements, x1: Batch, x2: Batch | None) -> Plan:
     # The first displacements show the route: the scales of all of them may take as long as the kernel.
     settings, model = displacements.settings, displacements.model
     first = displacements_of(settings, model, range(min(settings.samples, 64)))
-    route = route_of(model, joint_inputs(x1, x2), first.request(first.indices, first.pairs))
-    memory = vars(memory_plan(displacements, x1, x2))
+    request, joint = first.request(first.indices, first.pairs), joint_inputs(x1, x2)
+    route = route_of(model, joint, request)
+    layers = _layer_paths(model, len(joint) if num_inputs is None else num_inputs, request, route)
+    remark = f" Plain torch serves the GPU, because {layers.obstacle}." if layers.obstacle else ""
     return Plan(
-        **memory,
+        **vars(memory_plan(displacements, x1, x2)),
         route=route.name,
-        reason=route.reason,
+        reason=route.reason + remark,
         propagation=route.propagation,
         precision=route.precision,
+        paths=layers.names,
     )
+
+
+def _layer_paths(model: ModelView, num_inputs: int, request: DifferenceRequest, route: Route) -> LayerPaths:
+    """Return the path of each layer of an MLP on a GPU; without names for other models, and on a CPU."""
+    if not isinstance(model, Mlp):
+        return LayerPaths()
+    return layer_paths(
+        model.layers, num_inputs, request.directions, request.pairs, route.propagation, route.precision,
+        request.max_bytes,
+    )  # fmt: skip

@@ -78,8 +78,8 @@ class RankPlan(Plan):
       bytes for the sum of the kernels; over inputs the features of N / P inputs half way round a ring, and each tile
       off the diagonal once, in the mean
       :math:`\lfloor P/2 \rfloor \frac{N}{P}\, b\, M C + \frac{P-1}{2}\,\frac{8 N^2}{P^2}` bytes, with b bytes a number;
-    * route, budget of temporary memory and propagation are those of the model's present device. Its own tensors, the
-      inputs and the libraries need memory beside the plan.
+    * route, paths of layers, budget of temporary memory and propagation are those of the model's present device. Its
+      own tensors, the inputs and the libraries need memory beside the plan.
 
     The sizes of :class:`nntk.estimators.plan.MemoryPlan` are those of one rank, and ``free`` is what it has.
 
@@ -201,7 +201,6 @@ def rank_plan(
         raise ValueError(f"{given} in a plan over ranks: the energy form of one set of inputs is planned.")
     count, samples, outputs = len(x1), settings.samples, model.num_outputs(x1)
     per_pair = {"diagonal": outputs, "full": outputs**2}.get(settings.outputs, 1)
-    whole = plan(displacements, x1[:1], None)
     own_samples = -(-samples // ranks) if over == "displacements" else samples
     evaluated, drawn = count if over == "displacements" else -(-count // ranks), 1
     side = min(count, int((TILE_BYTES / model.dtype.itemsize) ** 0.5))
@@ -209,6 +208,7 @@ def rank_plan(
         down = -(-count // side)
         drawn = -(-(down * (down + 1) // 2) // ranks)
         evaluated = 2 * side if down > 1 else side
+    whole = plan(displacements, x1[:1], None, evaluated)
     cost = _work(displacements, whole, x1, evaluated, own_samples)
     entries = float(count) ** 2 * per_pair
     item = model.dtype.itemsize
@@ -224,7 +224,7 @@ def rank_plan(
     return RankPlan(
         **vars(replace(memory, samples=own_samples, free=int(rates.memory))),
         route=whole.route, reason=whole.reason, propagation=whole.propagation, precision=whole.precision,
-        ranks=ranks, over=over, flops=drawn * cost.flops,
+        paths=whole.paths, ranks=ranks, over=over, flops=drawn * cost.flops,
         product_seconds=drawn * cost.flops / rates.products,
         noise_seconds=drawn * (cost.normals / rates.normals + cost.signs / rates.signs),
         assembly_seconds=0.0 if over == "features" else sums / rates.assembly,
