@@ -11,10 +11,15 @@ from triton.runtime.jit import JITFunction
 from triton_device import kernel_differences
 
 from nntk.bench.machine_code.absent_card.card import AbsentCard
+from nntk.bench.machine_code.absent_card.evaluations import FAMILIES, WORKLOADS, Workload, call_of
+from nntk.kernels.activations import Activation, Relu
 from nntk.kernels.ahead_of_time import compile_ahead
 from nntk.kernels.gpu import launches
+from nntk.kernels.mlp import Layer
+from nntk.kernels.perturb.paths import layer_paths
 from nntk.kernels.perturb.triton import chunks, launch
 from nntk.kernels.philox.triton import kernel as stream
+from nntk.kernels.target import target_of
 
 CARD = AbsentCard("sm_90")
 ROUTES = [
@@ -64,6 +69,38 @@ def wrong_addresses(call):
     return wrong, len(checked)
 
 
+def planned_paths(workload, directions, budget):
+    """The paths that the card is planned to take for the layers of a workload."""
+    layers = [
+        Layer(
+            torch.empty(height, width, device="meta"), torch.empty(height, device="meta"),
+            Activation() if height == workload.widths[-1] else Relu(), 2 * number, 2 * number + 1,
+        )
+        for number, (width, height) in enumerate(zip(workload.widths[:-1], workload.widths[1:], strict=True))
+    ]  # fmt: skip
+    target = target_of(torch.device("meta"))
+    return layer_paths(layers, workload.inputs, directions, "odd", "difference", "bf16", budget, target).names
+
+
+def taken_paths(workload, directions, budget):
+    """The paths that a call takes, of which nothing is compiled."""
+    paths, run, steps, fused = [], JITFunction.run, launch.LayerSteps, launch.evaluate_fused
+
+    def layers(context, base_pass, chunk_samples, names):
+        paths.append(tuple(names))
+        return steps(context, base_pass, chunk_samples, names)
+
+    def whole(context, *arguments):
+        paths.append(("fused",) * len(context.layers))
+        fused(context, *arguments)
+
+    JITFunction.run = lambda self, *arguments, **options: None
+    launch.LayerSteps, launch.evaluate_fused = layers, whole
+    call_of(workload, directions, budget)()
+    JITFunction.run, launch.LayerSteps, launch.evaluate_fused = run, steps, fused
+    return paths
+
+
 def refused_grids():
     """What the card says to grids of one program, and of too many along an axis."""
     out, ids = torch.empty(1, 128), torch.zeros(1, dtype=torch.int64)
@@ -95,7 +132,11 @@ def refused_maps():
 
 def main():
     """All of it."""
-    seen = {"routes": {}}
+    seen = {"routes": {}, "paths": []}
+    for workload in (*WORKLOADS, Workload((64, 64, 64, 10), 256, 4096)):
+        for family, budget in [*((family, 2**31) for family in FAMILIES), ("gaussian", 2**22)]:
+            arguments = workload, family, budget
+            seen["paths"].append((planned_paths(*arguments), taken_paths(*arguments)))
     for directions, path in ROUTES:
         call = functools.partial(differences, directions, path)
         call()

@@ -33,6 +33,14 @@ def test_repeated_launches_get_the_addresses_of_their_parts(seen):
 
 
 @pytest.mark.machine_code
+def test_planned_paths_are_taken(seen):
+    """For every family, at the sizes of the design's targets, of a small network, and of one that is fused."""
+    for planned, taken in seen["paths"]:
+        assert taken and all(paths == planned for paths in taken)
+    assert {path for planned, _ in seen["paths"] for path in planned} == {"step", "stationary", "staged", "fused"}
+
+
+@pytest.mark.machine_code
 def test_compiling_ahead_launches_nothing(seen):
     """Kernels that are compiled already are not launched either."""
     assert seen["ahead"] == 0
