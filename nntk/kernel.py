@@ -169,7 +169,7 @@ class NonlocalNTK(DisplacedModel):
             rates: Rates of a rank.
 
         Returns:
-            The plan; ``print`` shows it.
+            The plan; ``print`` shows it. Its ``paths`` name the path of each layer of an MLP on a GPU.
 
         Raises:
             ValueError: If inputs do not fit the model or are not finite, or cannot be planned over ranks.
