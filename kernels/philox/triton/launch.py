@@ -172,7 +172,7 @@ def lowrank_factors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Generate the factors of low rank as operands of kernels, with zeros beyond their rank and padded rows.
 
-    The sums of the scales are in float64. With rank one, one launch does all.
+    The sums of the scales are in float64. One launch generates factors of rank one and their scales.
 
     Args:
         sample_ids: Stream numbers m of the samples, [M], int64.
@@ -189,15 +189,10 @@ def lowrank_factors(
         Left factors [M, rows_per_factor, padded(height)], right factors [M, rows_per_factor, padded(width)], and
         the scales [M], float64.
     """
-    lengths = (height, width)
-    columns = [*map(padded, lengths)]
-    shape = (len(sample_ids), rows_per_factor, sum(columns))
+    lengths, columns = (height, width), (padded(height), padded(width))
     if rank == 1:
-        factors = torch.empty(shape, dtype=dtype, device=sample_ids.device)
-        scales = torch.empty(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
-        _write_rank_one(factors, scales, sample_ids, ordinal, lengths, columns, key)
-        left, right = factors.split(columns, dim=2)
-        return left, right, scales
+        return _rank_one_factors(sample_ids, ordinal, lengths, columns, key, dtype, rows_per_factor)
+    shape = (len(sample_ids), rows_per_factor, sum(columns))
     # A small operation takes as long as its launch, so that both factors share a tensor.
     left, right = torch.zeros(shape, dtype=dtype, device=sample_ids.device).split(columns, dim=2)
     for factor, length, purpose in zip((left, right), lengths, (LEFT, RIGHT), strict=True):
@@ -206,24 +201,24 @@ def lowrank_factors(
     if sample_ids.shape[0] <= chunk_size:
         return left, right, reference.lowrank_scale(left[:, :rank, :height], right[:, :rank, :width])
     chunks = zip(left.split(chunk_size), right.split(chunk_size), strict=True)
-    return (
-        left,
-        right,
-        torch.cat([reference.lowrank_scale(a[:, :rank, :height], b[:, :rank, :width]) for a, b in chunks]),
-    )
+    scales = [reference.lowrank_scale(a[:, :rank, :height], b[:, :rank, :width]) for a, b in chunks]
+    return left, right, torch.cat(scales)
 
 
-def _write_rank_one(
-    factors: Tensor, scales: Tensor, sample_ids: Tensor, ordinal: int, lengths: tuple[int, int], columns: list[int],
-    key: Key,
-) -> None:  # fmt: skip
-    """Write both factors of rank one, [M, rows, columns in all], and their scales, [M], float64."""
+def _rank_one_factors(
+    sample_ids: Tensor, ordinal: int, lengths: tuple[int, int], columns: tuple[int, int], key: Key, dtype: torch.dtype,
+    rows: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Generate factors of rank one, [M, rows, columns] each, and their scales, [M], float64, by one launch."""
+    factors = torch.empty(len(sample_ids), rows, sum(columns), dtype=dtype, device=sample_ids.device)
+    scales = torch.empty(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
     if len(sample_ids):
         launch(
             kernel.write_rank_one, len(sample_ids), factors, scales, sample_ids.contiguous(), *keys(key),
-            signed(ordinal), *lengths, *columns, factors.shape[1], target_of(factors.device).ptx, FACTOR_BLOCK,
-            **OPTIONS,
+            signed(ordinal), *lengths, *columns, rows, target_of(sample_ids.device).ptx, FACTOR_BLOCK, **OPTIONS,
         )  # fmt: skip
+    left, right = factors.split(columns, dim=2)
+    return left, right, scales
 
 
 def generate(
