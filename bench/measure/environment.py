@@ -63,7 +63,9 @@ def slug(device: torch.device) -> str:
 
 
 def package_version(package: str) -> str | None:
-    """Return the version of a package; None if it is not installed."""
+    """Return the version of a package; None if it is not installed. PyTorch's names its build, e.g. ``+cu130``."""
+    if package == "torch":
+        return torch.__version__
     try:
         return version(package)
     except PackageNotFoundError:

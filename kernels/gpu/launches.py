@@ -5,10 +5,10 @@ step of 40 arguments this takes the host longer than the call that follows. :fun
 by itself, and calls it. A :class:`RepeatedLaunch` does so once for many launches, which get consecutive parts of the
 same tensors.
 
-Only this module relies on how Triton (3.6 to 3.9) launches: ``kernel[grid](...)`` returns the compiled kernel, which is
-called as ``compiled[grid](...)`` with all arguments in order, and takes an address for a tensor. Everything else goes
-through ``kernel[grid](...)``: the interpreter, cards that are not NVIDIA's, and launches in whose place another program
-has put its own, such as compiling ahead of a call.
+Only this module relies on how Triton (3.6 to 3.9) launches: ``kernel[grid](...)`` returns the compiled kernel, whose
+``run`` gets the grid, the stream and all arguments in order, and takes an address for a tensor. Everything else goes
+through ``kernel[grid](...)``: the interpreter, cards that are not NVIDIA's, launches in whose place another program has
+put its own, such as compiling ahead of a call, and launches to which a profiler listens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,17 +17,41 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor
+from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 _MOST_COMPILED = 4096
-_compiled: dict[Any, CompiledKernel] = {}
+_ready: dict[Any, "_Ready"] = {}
 """Compiled kernels by whatever a kernel can be specialised for: see ``_key``."""
 
 _VALUES = frozenset((int, bool, str, float, type(None)))
 """Types of arguments that are neither tensors nor descriptors: they are told apart faster than by ``isinstance``."""
+
+
+class _Ready:
+    """Compiled kernel that is called directly."""
+
+    def __init__(self, compiled: CompiledKernel) -> None:
+        self._run = compiled.run
+        # The function, what the launch needs to know of it, and three times what only hooks would get.
+        self._fixed = (compiled.function, compiled.packed_metadata, None, None, None)
+
+    def __call__(self, programs: int, stream: int, arguments: Sequence[Any]) -> None:
+        self._run(programs, 1, 1, stream, *self._fixed, *arguments)
+
+
+class _Address:
+    """Address that a descriptor has instead of a tensor."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def data_ptr(self) -> int:
+        """Return the address, as a tensor would."""
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -55,15 +79,19 @@ class PartOf:
         """Bytes from one row to the next."""
         return self.tensor.stride(0) * self.tensor.element_size()
 
+    @property
+    def rows_of_displacement(self) -> int:
+        """Rows of a displacement in the descriptor."""
+        return self.tensor.shape[1] if self.tensor.dim() > 2 else 1
+
     def part(self, number: int, rows: slice) -> Tensor | TensorDescriptor:
         """Return what a launch gets, by its number and its displacements. A descriptor is moved there."""
         if self.is_by_launch:
             return self.tensor[number]
         if self.descriptor is None:
             return self.tensor[rows]
-        rows_of_displacement = self.tensor.shape[1] if self.tensor.dim() > 2 else 1
         self.descriptor.base = self.tensor[rows]
-        self.descriptor.shape[0] = (rows.stop - rows.start) * rows_of_displacement
+        self.descriptor.shape[0] = (rows.stop - rows.start) * self.rows_of_displacement
         return self.descriptor
 
 
@@ -87,9 +115,7 @@ class RepeatedLaunch:
         self._parts = [(place, part) for place, part in enumerate(arguments) if isinstance(part, PartOf)]
         self._arguments = [part.whole if isinstance(part, PartOf) else part for part in arguments]
         self._key = _key(kernel, self._arguments, options, self._parts)
-        self._addresses: list[Any] = []
-        self._moving: list[tuple[int, int, int, bool]] = []
-        self._described: list[PartOf] = []
+        self._direct: _DirectLaunch | None = None
 
     def __call__(self, number: int, rows: slice) -> None:
         """Launch the kernel.
@@ -99,28 +125,45 @@ class RepeatedLaunch:
             rows: Displacements of the chunk, as a range of those of the group.
         """
         programs = self._programs_by_launch or self._programs * (rows.stop - rows.start)
-        compiled = _compiled.get(self._key)
-        if compiled is None or not _is_triton_unchanged():
+        ready = _ready.get(self._key)
+        if ready is None or not _is_triton_alone():
+            self._direct = None
             for place, part in self._parts:
                 self._arguments[place] = part.part(number, rows)
             _launch_by_triton(self._kernel, programs, self._arguments, self._options, self._key)
             return
-        if not self._addresses:
-            self._prepare_addresses()
-        for described in self._described:
-            described.part(number, rows)
-        for place, address, step, is_by_launch in self._moving:
-            self._addresses[place] = address + step * (number if is_by_launch else rows.start)
-        compiled[programs, 1, 1](*self._addresses)
+        if self._direct is None:
+            self._direct = _DirectLaunch(ready, self._arguments, self._parts)
+        self._direct(programs, number, rows)
 
-    def _prepare_addresses(self) -> None:
-        """Replace tensors by their addresses, once; ``_arguments`` and ``_parts`` keep the tensors alive."""
-        self._addresses = _addresses(self._arguments)
-        for place, part in self._parts:
+
+class _DirectLaunch:
+    """Repeated launch of a compiled kernel: addresses that move from one chunk to the next, among those that stay.
+
+    ``arguments`` and ``parts`` are of a :class:`RepeatedLaunch`, which keeps their tensors alive.
+    """
+
+    def __init__(self, ready: _Ready, arguments: Sequence[Any], parts: Sequence[tuple[int, PartOf]]) -> None:
+        self._ready, self._stream = ready, _current_stream()
+        self.addresses = _addresses(arguments)
+        self._moving: list[tuple[int, int, int, bool]] = []
+        self._descriptors: list[tuple[TensorDescriptor, int, int, int]] = []
+        for place, part in parts:
+            address = part.tensor.data_ptr()
             if part.descriptor is None:
-                self._moving.append((place, part.tensor.data_ptr(), part.step, part.is_by_launch))
+                self._moving.append((place, address, part.step, part.is_by_launch))
             else:
-                self._described.append(part)
+                part.descriptor.base = _Address(address)
+                self._descriptors.append((part.descriptor, address, part.step, part.rows_of_displacement))
+
+    def __call__(self, programs: int, number: int, rows: slice) -> None:
+        start, addresses = rows.start, self.addresses
+        for place, address, step, is_by_launch in self._moving:
+            addresses[place] = address + step * (number if is_by_launch else start)
+        for descriptor, address, step, rows_of_displacement in self._descriptors:
+            descriptor.base.value = address + step * start
+            descriptor.shape[0] = (rows.stop - start) * rows_of_displacement
+        self._ready(programs, self._stream, addresses)
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
@@ -133,11 +176,11 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         **options: Options of the launch, such as ``num_warps``.
     """
     key = _key(kernel, arguments, options)
-    compiled = _compiled.get(key)
-    if compiled is None or not _is_triton_unchanged():
+    ready = _ready.get(key)
+    if ready is None or not _is_triton_alone():
         _launch_by_triton(kernel, programs, arguments, options, key)
     else:
-        compiled[programs, 1, 1](*_addresses(arguments))
+        ready(programs, _current_stream(), _addresses(arguments))
 
 
 def _launch_by_triton(
@@ -145,17 +188,25 @@ def _launch_by_triton(
 ) -> None:
     """Launch a kernel through ``kernel[grid]``, and keep what was compiled, if it can be called directly."""
     compiled = kernel[programs,](*arguments, **options)
-    if key is None or not isinstance(compiled, CompiledKernel) or not _is_triton_unchanged():
+    if key is None or not isinstance(compiled, CompiledKernel) or not _is_triton_alone():
         return
     if compiled.metadata.target.backend == "cuda":
-        if len(_compiled) >= _MOST_COMPILED:
-            _compiled.clear()
-        _compiled[key] = compiled
+        if len(_ready) >= _MOST_COMPILED:
+            _ready.clear()
+        _ready[key] = _Ready(compiled)
 
 
-def _is_triton_unchanged() -> bool:
-    """Return False where another program has put its own function in the place of Triton's launch."""
-    return bool(JITFunction.run.__module__ == "triton.runtime.jit")
+def _is_triton_alone() -> bool:
+    """Return False where another program has put its own function in the place of Triton's launch, or listens to it."""
+    runtime = knobs.runtime
+    is_heard = runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls
+    return not is_heard and bool(JITFunction.run.__module__ == "triton.runtime.jit")
+
+
+def _current_stream() -> int:
+    active = driver.active
+    stream: int = active.get_current_stream(active.get_current_device())
+    return stream
 
 
 def _key(
@@ -166,7 +217,7 @@ def _key(
     The key is finer than Triton's: it has the values of integers where Triton asks whether they are 1 or multiples of
     16, and the place of an address within 16 bytes for every tensor.
     """
-    if type(kernel) is not JITFunction or not _is_triton_unchanged():
+    if type(kernel) is not JITFunction or not _is_triton_alone():
         return None
     plain_numbers, any_address = _unspecialised(kernel)
     if any(part.step % 16 and part.descriptor is None and place not in any_address for place, part in parts):

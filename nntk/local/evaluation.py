@@ -1,12 +1,16 @@
 """A model as the local NTK evaluates it: outputs and gradients at copies of its tensors, in plain autograd."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import jvp
 from torch.utils._pytree import tree_leaves
 
 from nntk.local.agreement import tolerance_of
@@ -113,6 +117,12 @@ class Evaluation:
         """
         return self.apply(parameters, x, lambda outputs: outputs)
 
+    def derivative(self, x: Batch, direction: Parameters) -> Tensor:
+        """Return the derivative of the outputs along a direction of the parameters, [n, C], in forward mode."""
+        _load_forward_mode()
+        result: Tensor = jvp(lambda replaced: self.outputs(replaced, x), (self.parameters,), (direction,))[1]
+        return result
+
     def apply(
         self,
         parameters: Parameters,
@@ -171,6 +181,17 @@ class Evaluation:
         with torch.enable_grad():
             outputs = self.apply(self.parameters, x, lambda outputs: outputs, Observe(add))
         return outputs.shape[1], total
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Let PyTorch load its rules of forward mode, without a warning that it gives itself.
+
+    They are written in TorchScript, which PyTorch deprecates from 2.15 on. A user could do nothing about it.
+    """
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", ".torch.jit", FutureWarning)
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 
 
 def differentiable(tensor: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Products with the Jacobian of a model, which is never formed: gradients of weighted outputs, and derivatives."""
 
 import logging
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from nntk.estimators.memory import check_room
 from nntk.kernels.slices import slices
@@ -152,12 +152,6 @@ def _by_parameter(parameters: Parameters, vectors: Tensor) -> Parameters:
 
 def _derivatives(evaluation: Evaluation, x: Batch, directions: Parameters) -> Tensor:
     """Return the derivatives of the outputs along some directions, [K, n, C]."""
-    parameters = evaluation.parameters
-
-    def derivative(direction: Parameters) -> Tensor:
-        result: Tensor = jvp(lambda replaced: evaluation.outputs(replaced, x), (parameters,), (direction,))[1]
-        return result
-
     with torch.enable_grad():
-        derivatives: Tensor = torch.vmap(derivative)(directions)
+        derivatives: Tensor = torch.vmap(partial(evaluation.derivative, x))(directions)
     return derivatives.detach()

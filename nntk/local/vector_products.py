@@ -1,8 +1,10 @@
 """Kernels by products with vectors: backward derivatives give gradients, forward ones their products with Jacobians."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
+from torch.func import vjp
 
 from nntk.kernels.slices import slices
 from nntk.local.agreement import fixed_weights, require_agreement
@@ -65,14 +67,8 @@ def _gradients(evaluation: Evaluation, x2: Batch, num_outputs: int, chosen: slic
 
 def _products(evaluation: Evaluation, x1: Batch, gradients: Parameters) -> Tensor:
     """Return the products of gradients with the Jacobian at the inputs of rows, [n2, k, n1, C]."""
-    parameters = evaluation.parameters
-
-    def product(gradient: Parameters) -> Tensor:
-        result: Tensor = jvp(lambda replaced: evaluation.outputs(replaced, x1), (parameters,), (gradient,))[1]
-        return result
-
     with torch.enable_grad():
-        products: Tensor = torch.vmap(torch.vmap(product))(gradients)
+        products: Tensor = torch.vmap(torch.vmap(partial(evaluation.derivative, x1)))(gradients)
     return products.detach()
 
 

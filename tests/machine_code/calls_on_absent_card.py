@@ -58,7 +58,7 @@ def wrong_addresses(call):
         repeat(self, number, rows)
         for place, part in self._parts:
             expected = part.tensor[number] if part.is_by_launch else part.tensor[rows]
-            given = part.descriptor.base.data_ptr() if part.descriptor else self._addresses[place]
+            given = part.descriptor.base.data_ptr() if part.descriptor else self._direct.addresses[place]
             checked.append(given)
             if given != expected.data_ptr():
                 wrong.append((self._kernel.__name__, place, number))

@@ -51,7 +51,7 @@ def energy(
     operands1 = (_dense(d1), _dense(values1), _dense(keys1), _shift(shifts1))
     operands2 = operands1 if d2 is None else (_dense(d2), _dense(values2), _dense(keys2), _shift(shifts2))
     axes = {"diagonal": (c,), "full": (c, c)}.get(outputs, ())
-    out = torch.empty(n1, n2, *axes, device=d1.device)
+    out = torch.empty(n1, n2, *axes, dtype=torch.float32, device=d1.device)
     if not out.numel():
         return out
     target, rows_per_input = target_of(d1.device), c if outputs == "full" else 1

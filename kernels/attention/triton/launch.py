@@ -23,7 +23,7 @@ def attention_scores(d: Tensor, keys: Tensor | None, score: str) -> Tensor:
     """Compute raw scores: the op ``nntk::attention_scores`` for CUDA tensors."""
     if not supports(d, keys):
         return reference.attention_scores(d, keys, score)
-    d, out = d.contiguous(), torch.empty(d.shape[:-1], device=d.device)
+    d, out = d.contiguous(), torch.empty(d.shape[:-1], dtype=torch.float32, device=d.device)
     num_inputs, outputs = d.shape[-2:]
     block_s, block_c = config.scores_tile(outputs, target_of(d.device).arch)
     if out.numel():
@@ -49,7 +49,7 @@ def attention_statistics(values: Tensor, keys: Tensor | None, priors: Tensor, fa
     values, num_samples, num_inputs, members = _shaped(values)
     splits = config.splits(num_samples, num_inputs, target_of(values.device).processors)
     block_m, block_n = config.TILE
-    out = torch.empty(splits.count, 3, num_inputs, device=values.device)
+    out = torch.empty(splits.count, 3, num_inputs, dtype=torch.float32, device=values.device)
     kernel.statistics[(splits.count * triton.cdiv(num_inputs, block_n),)](
         values, _dense(keys), _float(priors), _float(factors), out, num_samples, num_inputs, splits.samples,
         score, members, block_m, block_n, **config.OPTIONS,
@@ -72,7 +72,7 @@ def attention_weights(
         return reference.attention_weights(values, keys, priors, factors, statistics, score)
     values, num_samples, num_inputs, members = _shaped(values)
     block_m, block_n = config.TILE
-    out = torch.empty(num_samples, num_inputs, device=values.device)
+    out = torch.empty(num_samples, num_inputs, dtype=torch.float32, device=values.device)
     kernel.weights[(triton.cdiv(num_samples, block_m) * triton.cdiv(num_inputs, block_n),)](
         values, _dense(keys), _float(priors), _float(factors), reference.finite(statistics[0]).float(),
         share(statistics[1]).float(), out, num_samples, num_inputs, score, members, block_m, block_n, **config.OPTIONS,
@@ -127,7 +127,7 @@ def _project_matrix(
     block_m, block_j, block_k = config.PROJECT_TILE
     operand = torch.float32 if target.arch == "interpreter" else torch.bfloat16
     splits = config.project_splits(height * triton.cdiv(width, block_k), len(sample_ids), dim, target.processors)
-    out = torch.empty(splits, len(sample_ids), dim, device=sample_ids.device)
+    out = torch.empty(splits, len(sample_ids), dim, dtype=torch.float32, device=sample_ids.device)
     kernel.project[(splits * triton.cdiv(len(sample_ids), block_m) * triton.cdiv(dim, block_j),)](
         sample_ids.contiguous(), *philox.keys(key), philox.signed(ordinal), out, len(sample_ids), height, width, dim,
         splits, signs, "ieee", philox.triton_type(operand), target.ptx, philox.has_wide_blocks(height, width),

@@ -64,7 +64,9 @@ def _stack_states(context: LaunchContext, base_pass: UnperturbedPass, tiles: con
     columns = philox.padded(base_pass.num_inputs)
 
     def stack(parts: Sequence[Tensor | None]) -> Tensor:
-        stacked = torch.zeros(len(parts), tiles.padded_width, columns, device=base_pass.hidden[0].device)
+        stacked = torch.zeros(
+            len(parts), tiles.padded_width, columns, dtype=torch.float32, device=base_pass.hidden[0].device
+        )
         for layer, part in enumerate(parts):
             if part is not None:
                 height = context.widths[layer + 1]

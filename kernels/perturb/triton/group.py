@@ -118,7 +118,7 @@ def _bias(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
     """Generate bias noise, [M, padded(H)], float32."""
     assert layer.bias_ordinal is not None, "the bias is displaced"
     length, uses_signs = philox.padded(len(layer.weight)), context.directions.name != "gaussian"
-    noise = torch.empty(len(sample_ids), length, device=sample_ids.device)
+    noise = torch.empty(len(sample_ids), length, dtype=torch.float32, device=sample_ids.device)
     # What pads a row is noise too, and is never read.
     philox.write_vector(noise, sample_ids, layer.bias_ordinal, length, context.key, uses_signs)
     return noise

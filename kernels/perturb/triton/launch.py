@@ -69,7 +69,7 @@ def mlp_differences(
     operands = [pad_rows(as_operand(layer.weight, precision, target)) for layer in layers[1:]]
     context = LaunchContext(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes)
     shape = (len(sample_ids), len(x), context.widths[-1])
-    out = x.new_empty((2, *shape) if pairs == "both" else shape)
+    out = torch.empty((2, *shape) if pairs == "both" else shape, dtype=x.dtype, device=x.device)
     if out.numel():
         _evaluate(context, x, sample_ids.contiguous(), scales.float().contiguous(), out)
     return out, _norms(displaced(layers), sample_ids, key, directions)
@@ -145,7 +145,7 @@ def displacement_products(
 
 def _multiply(context: LaunchContext, q: Tensor, sample_ids: Tensor) -> Tensor:
     """Multiply [M, n, padded(K)] or [n, padded(K)] by the noise of the only layer: [M, n, H], a view."""
-    ones = torch.ones(len(sample_ids), device=q.device)
+    ones = torch.ones(len(sample_ids), dtype=torch.float32, device=q.device)
     base_pass = UnperturbedPass(q.shape[-2], [(ones,)], [], [as_operand(q, context.precision, context.target)])
     steps = LayerSteps(context, base_pass, len(sample_ids), ["step"])
     products = steps(PreparedGroup.prepare(context, sample_ids, ones, len(sample_ids)))

@@ -70,7 +70,7 @@ class LayerSteps:
         steps, context = self._steps, self._context
         out = torch.empty(
             len(group.sample_ids), context.members, self._base_pass.num_inputs, philox.padded(context.widths[-1]),
-            device=group.sample_ids.device,
+            dtype=torch.float32, device=group.sample_ids.device,
         )  # fmt: skip
         launches = [
             launch

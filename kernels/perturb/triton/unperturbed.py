@@ -104,7 +104,7 @@ def _finish(activation: Activation, z: Tensor, states: list[Tensor], hidden: Ten
     height, by_kernel = z.shape[1], activation.name in VALUES
     if activation.name not in OWN_STATES:
         (state,) = states
-        value = z.new_empty(z.shape) if hidden is not None and by_kernel else None
+        value = torch.empty(z.shape, dtype=z.dtype, device=z.device) if hidden is not None and by_kernel else None
         launch(
             kernel.finish_layer, count(state.numel(), BLOCK), z, state, None if value is None else hidden, value,
             height, state.shape[1], state.numel(), activation.name if by_kernel else "identity", BLOCK,

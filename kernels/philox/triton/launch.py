@@ -243,13 +243,15 @@ def generate(
     signs, max_coefficients = family.name == "rademacher", _SLAB_BYTES // 4 // max(1, len(sample_ids))
     for ordinal, shape in shapes.items():
         if len(shape) < 2:
-            noise = torch.empty(len(sample_ids), math.prod(shape), device=sample_ids.device)
+            noise = torch.empty(len(sample_ids), math.prod(shape), dtype=torch.float32, device=sample_ids.device)
             write_vector(noise, sample_ids, ordinal, math.prod(shape), key, signs)
             yield ordinal, noise
             continue
         width = math.prod(shape[1:])
         for slab in slabs_of(ordinal, shape, max_coefficients):
-            noise = torch.empty(len(sample_ids), slab.stop - slab.start, width, device=sample_ids.device)
+            noise = torch.empty(
+                len(sample_ids), slab.stop - slab.start, width, dtype=torch.float32, device=sample_ids.device
+            )
             write_matrix(noise, sample_ids, ordinal, width, key, signs, DISPLACEMENT, slab.start)
             yield ordinal, noise
 
