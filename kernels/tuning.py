@@ -99,9 +99,11 @@ class Tunable(Generic[Config]):
         place = (self.name, rounded(key))
         outer = _forced.get(place)
         _forced[place] = forced = _Forced(config, [])
+        revise()
         try:
             yield forced.keys
         finally:
+            revise()
             del _forced[place]
             if outer:
                 _forced[place] = outer
@@ -221,3 +223,18 @@ def _configs(device: str) -> dict[tuple[str, Key], dict[str, Any]]:
 def forget() -> None:
     """Forget the tables that were read, for a process that wrote one."""
     _configs.cache_clear()
+    revise()
+
+
+_revision = 0
+
+
+def revision() -> int:
+    """Return a number that changes with the choice of configurations; a recorded call holds for one of them."""
+    return _revision
+
+
+def revise() -> None:
+    """Note that calls are divided, or their kernels configured, in another way from now on."""
+    global _revision
+    _revision += 1

@@ -23,7 +23,7 @@ def kernel_differences(
 ):
     """Unit differences and squared norms by the Triton kernels, on whatever they can run here."""
     mlp = recognise(model.to(DEVICE))
-    return launch.mlp_differences(
+    return launch.mlp_differences.plain(
         x.to(DEVICE),
         [layer.weight for layer in mlp.layers],
         [layer.bias for layer in mlp.layers],

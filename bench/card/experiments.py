@@ -23,6 +23,7 @@ from nntk.bench.card.speeds import FAMILIES, differences, measured_roofs, worklo
 from nntk.bench.measure import data, timing
 from nntk.bench.networks import ResNet
 from nntk.bench.results.schema import Row
+from nntk.kernels import tuning
 from nntk.kernels.perturb.config import default_bytes
 from nntk.kernels.philox.directions import parse
 
@@ -189,10 +190,12 @@ def _chunks_of(samples: int) -> Iterator[None]:
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(owner, name)
     setattr(owner, name, value)
+    tuning.revise()
     try:
         yield
     finally:
         setattr(owner, name, before)
+        tuning.revise()
 
 
 def _chunk_sizes(family: str, context: Context) -> Rows:

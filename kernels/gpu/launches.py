@@ -11,10 +11,12 @@ through ``kernel[grid](...)``: the interpreter, cards that are not NVIDIA's, lau
 put its own, such as compiling ahead of a call, and launches to which a profiler listens.
 """
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from triton import knobs
@@ -43,6 +45,61 @@ class _Ready:
         self._run(programs, 1, 1, stream, *self._fixed, *arguments)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A launch, without the addresses that it was made with.
+
+    Attributes:
+        kernel: The kernel.
+        programs: Number of programs.
+        options: Options of the launch.
+        key: All that the kernel can be specialised for; None where only Triton can launch it.
+        ready: The compiled kernel; None where only Triton can launch it.
+    """
+
+    kernel: Any
+    programs: int
+    options: Mapping[str, Any]
+    key: object
+    ready: _Ready | None
+
+    def again(self, arguments: Sequence[Any], stream: int) -> None:
+        """Launch the kernel with other addresses, or with other tensors where only Triton can launch it."""
+        if self.ready is None:
+            _launch_by_triton(self.kernel, self.programs, arguments, self.options, self.key)
+        else:
+            self.ready(self.programs, stream, arguments)
+
+
+class Listener(Protocol):
+    """Hears of the launches of a thread."""
+
+    def launching(self) -> AbstractContextManager[object]:
+        """Return a context in which a launch is made."""
+
+    def launched(self, launch: Launch, arguments: Sequence[Any]) -> None:
+        """Hear of a launch that was made with some arguments."""
+
+
+class _Told(threading.local):
+    """The listener of each thread."""
+
+    listener: Listener | None = None
+
+
+_told = _Told()
+
+
+@contextmanager
+def told(listener: Listener) -> Iterator[None]:
+    """Tell a listener of all launches that this thread makes inside."""
+    _told.listener = listener
+    try:
+        yield
+    finally:
+        _told.listener = None
+
+
 class _Address:
     """Address that a descriptor has instead of a tensor."""
 
@@ -52,6 +109,20 @@ class _Address:
     def data_ptr(self) -> int:
         """Return the address, as a tensor would."""
         return self.value
+
+
+def moved_descriptor(descriptor: TensorDescriptor, address: int) -> TensorDescriptor:
+    """Return a descriptor of what is at an address, of the same sizes, for a kernel that is called directly."""
+    moved = object.__new__(TensorDescriptor)
+    moved.__dict__ = {**descriptor.__dict__, "base": _Address(address), "shape": descriptor.shape.copy()}
+    return moved
+
+
+def placed_descriptor(descriptor: TensorDescriptor, tensor: Tensor) -> TensorDescriptor:
+    """Return a descriptor of a tensor, of the same sizes, for a kernel that Triton launches."""
+    placed = moved_descriptor(descriptor, 0)
+    placed.base = tensor
+    return placed
 
 
 @dataclass(frozen=True)
@@ -126,11 +197,11 @@ class RepeatedLaunch:
         """
         programs = self._programs_by_launch or self._programs * (rows.stop - rows.start)
         ready = _ready.get(self._key)
-        if ready is None or not _is_triton_alone():
+        if ready is None or _told.listener is not None or not _is_triton_alone():
             self._direct = None
             for place, part in self._parts:
                 self._arguments[place] = part.part(number, rows)
-            _launch_by_triton(self._kernel, programs, self._arguments, self._options, self._key)
+            _start(self._kernel, programs, self._arguments, self._options, self._key)
             return
         if self._direct is None:
             self._direct = _DirectLaunch(ready, self._arguments, self._parts)
@@ -144,7 +215,7 @@ class _DirectLaunch:
     """
 
     def __init__(self, ready: _Ready, arguments: Sequence[Any], parts: Sequence[tuple[int, PartOf]]) -> None:
-        self._ready, self._stream = ready, _current_stream()
+        self._ready, self._stream = ready, current_stream()
         self.addresses = _addresses(arguments)
         self._moving: list[tuple[int, int, int, bool]] = []
         self._descriptors: list[tuple[TensorDescriptor, int, int, int]] = []
@@ -175,12 +246,22 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         *arguments: All arguments of the kernel in order.
         **options: Options of the launch, such as ``num_warps``.
     """
-    key = _key(kernel, arguments, options)
+    _start(kernel, programs, arguments, options, _key(kernel, arguments, options))
+
+
+def _start(kernel: Any, programs: int, arguments: Sequence[Any], options: Mapping[str, Any], key: object) -> None:
+    """Launch a kernel, directly where that is possible, and tell the listener of this thread."""
+    listener = _told.listener
+    if listener is not None:
+        with listener.launching():
+            _launch_by_triton(kernel, programs, arguments, options, key)
+        listener.launched(Launch(kernel, programs, options, key, _ready.get(key)), arguments)
+        return
     ready = _ready.get(key)
     if ready is None or not _is_triton_alone():
         _launch_by_triton(kernel, programs, arguments, options, key)
     else:
-        ready(programs, _current_stream(), _addresses(arguments))
+        ready(programs, current_stream(), _addresses(arguments))
 
 
 def _launch_by_triton(
@@ -196,6 +277,11 @@ def _launch_by_triton(
         _ready[key] = _Ready(compiled)
 
 
+def are_direct() -> bool:
+    """Return True if compiled kernels are called directly: nothing interprets, replaces or hears launches."""
+    return not knobs.runtime.interpret and _is_triton_alone()
+
+
 def _is_triton_alone() -> bool:
     """Return False where another program has put its own function in the place of Triton's launch, or listens to it."""
     runtime = knobs.runtime
@@ -203,7 +289,8 @@ def _is_triton_alone() -> bool:
     return not is_heard and bool(JITFunction.run.__module__ == "triton.runtime.jit")
 
 
-def _current_stream() -> int:
+def current_stream() -> int:
+    """Return the current stream of the current card."""
     active = driver.active
     stream: int = active.get_current_stream(active.get_current_device())
     return stream

@@ -90,7 +90,6 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
         RuntimeError: If the call reads numbers of the card, for which the host would wait.
     """
     call = call_of(workload, directions, max_bytes)
-    call()  # Kernels are compiled.
     plans: list[chunks.ChunkPlan] = []
 
     def keep(*sizes: Any) -> chunks.ChunkPlan:
@@ -98,7 +97,9 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
         return plans[-1]
 
     with patch.object(launch, "plan_chunks", keep):
-        replay = Replay(call)
+        call()  # Kernels are compiled.
+    call()  # The call is recorded, and repeated from now on.
+    replay = Replay(call)
     with replay.fast_operators():
         replay.run()
         before = card.counts

@@ -13,6 +13,7 @@ from torch import Tensor
 from nntk.kernels.activations import decode
 from nntk.kernels.dispatch import report_slow_path
 from nntk.kernels.fixed_weights import squared_norms
+from nntk.kernels.gpu.recorder import Recorded
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.exactness import layers_with_ties, with_integer_rows
@@ -31,6 +32,7 @@ _FLOAT64 = "the kernels evaluate float32; a model in float64 is evaluated in flo
 _WIDE = "a layer is so wide that the kernels' offsets within a row overflow"
 
 
+@Recorded
 def mlp_differences(
     x: Tensor,
     weights: list[Tensor],
@@ -163,7 +165,7 @@ def _evaluate(context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Ten
     """Fill ``out``, [M, N, C] or [2, M, N, C], one input block after another."""
     order = _order_by_base(context, sample_ids)
     if order is not None:
-        sample_ids, scales = sample_ids[order], scales[order]
+        sample_ids, scales = sample_ids.index_select(0, order), scales.index_select(0, order)
     paths = network_paths(context, len(x))
     fused = "fused" in paths
     plan = plan_chunks(

@@ -127,4 +127,4 @@ def _fill(rows: Tensor, numbers: Tensor) -> None:
     width = numbers.shape[1]
     rows[:, :width] = numbers
     if width < rows.shape[1]:
-        rows[:, width:] = 0
+        rows[:, width:].zero_()

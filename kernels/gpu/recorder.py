@@ -1,0 +1,235 @@
+"""Calls that are repeated: a call is recorded once, and then served by its recording, without its planning.
+
+A call of an op is a row of operators of PyTorch and of launches by :mod:`nntk.kernels.gpu.launches`. Which ones, and
+with which arguments, follows from the settings of the call and the shapes of its tensors, not from the numbers in them.
+So the second call with the same of these is recorded (recording.py), and later ones repeat the row. They take the host
+a third to a half of the time, and have the same bits.
+
+A call that reads numbers back from the card may be another one for other numbers, and is not recorded.
+"""
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from nntk.kernels import tuning
+from nntk.kernels.gpu import launches
+from nntk.kernels.gpu.launches import Launch
+from nntk.kernels.gpu.recording import Address, LaunchStep, Layout, OperatorStep, Recording, Step, View, fastest
+
+_MOST_CALLS = 256
+"""Most different calls of an op that are remembered; a recording takes some kilobytes."""
+
+_READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+"""Tags of operators from whose results Python learns of numbers."""
+
+
+class NotRecordable(Exception):
+    """The call depends on more than its settings and the shapes of its tensors."""
+
+
+class Recorded:
+    """A function whose repeated calls are served by recordings, where compiled kernels are launched directly.
+
+    Args:
+        function: The function; see :func:`record`.
+
+    Attributes:
+        plain: The function itself.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.plain = function
+        self._calls: OrderedDict[Any, Recording | None] = OrderedDict()
+        """Recordings by signature; None where a call was made and not yet recorded, or is not recordable."""
+        self._not_recordable: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function, or repeat its last call of this signature."""
+        if not launches.are_direct():
+            return self.plain(*arguments)
+        tensors: list[Tensor] = []
+        signature = tuning.revision(), _signature(arguments, tensors)
+        with self._lock:
+            is_first, recording = signature not in self._calls, self._calls.get(signature)
+        if recording is not None:
+            return recording(tensors)
+        if is_first:
+            self._keep(signature, None)
+        if is_first or signature in self._not_recordable:
+            return self.plain(*arguments)
+        try:
+            result, recording = record(self.plain, arguments)
+        except NotRecordable:
+            with self._lock:
+                self._not_recordable.add(signature)
+            return self.plain(*arguments)
+        self._keep(signature, recording)
+        return result
+
+    def _keep(self, signature: Any, recording: Recording | None) -> None:
+        with self._lock:
+            self._calls[signature] = recording
+            if len(self._calls) > _MOST_CALLS:
+                self._not_recordable.discard(self._calls.popitem(last=False)[0])
+
+
+def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Recording]:
+    """Make a call, and record it.
+
+    Args:
+        function: Function that returns a tensor, or a tuple of tensors, and launches kernels by
+            :mod:`nntk.kernels.gpu.launches` alone.
+        arguments: Its arguments: tensors on one device, hashable settings, and lists of them.
+
+    Returns:
+        The result of the call, and its recording, which gets the tensors in the order of :func:`tensors_of`.
+
+    Raises:
+        NotRecordable: If the call may be another one for other numbers in its tensors.
+    """
+    tensors = tensors_of(arguments)
+    recorder = _Recorder(tensors)
+    with recorder, launches.told(recorder):
+        result = function(*arguments)
+    outputs = recorder.view(result) if isinstance(result, Tensor) else tuple(recorder.view(part) for part in result)
+    return result, Recording(recorder.steps, outputs, len(tensors), recorder.count)
+
+
+def tensors_of(arguments: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors among the arguments of a call, in order."""
+    tensors: list[Tensor] = []
+    _signature(arguments, tensors)
+    return tensors
+
+
+def _signature(argument: Any, tensors: list[Tensor]) -> Any:
+    """Return what a call depends on: all of an argument but the numbers in its tensors, which are added to a list."""
+    if isinstance(argument, Tensor):
+        tensors.append(argument)
+        return argument.shape, argument.stride(), argument.dtype, argument.device, argument.data_ptr() % 16
+    if type(argument) in (list, tuple):
+        return tuple([_signature(part, tensors) for part in argument])
+    return argument
+
+
+@dataclass(frozen=True)
+class _Root:
+    """A tensor that was given or made: its slot, the place of its first number in memory, its dtype and layout."""
+
+    slot: int
+    start: int
+    dtype: torch.dtype
+    layout: Layout
+
+
+class _Recorder(TorchDispatchMode):
+    """Records the operators and the launches of a call.
+
+    Args:
+        inputs: Tensors that are given to the call.
+
+    Attributes:
+        steps: What was recorded.
+        count: Number of slots.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # PyTorch does not type it.
+        self.steps: list[Step] = []
+        self.count = 0
+        self._device, self._roots = inputs[0].device, dict[int, _Root]()
+        self._is_launching = False
+        for tensor in inputs:
+            self._add(tensor)
+        if len(self._roots) < len(inputs):
+            raise NotRecordable("two inputs share their memory, and need not do so the next time")
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        if not self._is_launching:
+            self._add_operator(function, arguments, options or {}, tree_leaves(result))
+        return result
+
+    def _add_operator(self, function: Any, arguments: Sequence[Any], options: dict[str, Any], made: list[Any]) -> None:
+        if _READS.intersection(function.tags) or not all(isinstance(part, Tensor) for part in made):
+            raise NotRecordable(f"{function} reads numbers back")
+        given = [part for part in tree_leaves((arguments, options)) if isinstance(part, Tensor)]
+        storages, is_written = {_storage(tensor) for tensor in given}, bool(function._schema.is_mutable)
+        is_shared = [_storage(tensor) in storages for tensor in made]
+        if all(is_shared) and not is_written:
+            return  # Views are told by sizes and strides wherever they are used.
+        if any(is_shared) != is_written or all(is_shared) != is_written:
+            raise NotRecordable(f"{function} makes tensors beside those that it was given")
+        step = OperatorStep({self.view(tensor).slot for tensor in given}, is_needed=is_written)
+        step.function, step.arguments = fastest(function, options), [self._filled(part) for part in arguments]
+        step.options = {name: self._filled(part) for name, part in options.items()}
+        step.makes = [] if is_written else [self._add(tensor) for tensor in made]
+        self.steps.append(step)
+
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """Record no operators inside: those of the interpreter of kernels are its own."""
+        self._is_launching = True
+        try:
+            yield
+        finally:
+            self._is_launching = False
+
+    def launched(self, launch: Launch, arguments: Sequence[Any]) -> None:
+        """Record a launch, which was made with these arguments."""
+        step = LaunchStep(launch=launch, arguments=list(arguments))
+        for place, argument in enumerate(arguments):
+            descriptor = argument if isinstance(argument, TensorDescriptor) else None
+            tensor = argument if descriptor is None else descriptor.base
+            if isinstance(tensor, Tensor):
+                view = self.view(tensor)
+                template = None if descriptor is None else launches.moved_descriptor(descriptor, 0)
+                step.addresses.append(Address(place, view, view.offset * tensor.element_size(), template))
+                step.uses.add(view.slot)
+                step.arguments[place] = None
+        self.steps.append(step)
+
+    def view(self, tensor: Tensor) -> View:
+        """Return a tensor as a view of that which was given or made in its place in memory."""
+        root = self._roots.get(_storage(tensor))
+        if root is None or tensor.dtype != root.dtype or tensor.is_conj() or tensor.is_neg():
+            raise NotRecordable("a tensor is neither given nor made, or is seen in another dtype")
+        offset, layout = int(tensor.storage_offset()) - root.start, _layout(tensor)
+        return View(root.slot, layout, offset, is_whole=not offset and layout == root.layout)
+
+    def _add(self, tensor: Tensor) -> int:
+        """Give a tensor, which was given or made, the next slot."""
+        if tensor.device != self._device:
+            raise NotRecordable(f"a tensor is on {tensor.device}, and others are on {self._device}")
+        root = _Root(self.count, int(tensor.storage_offset()), tensor.dtype, _layout(tensor))
+        self._roots[_storage(tensor)] = root
+        self.count += 1
+        return root.slot
+
+    def _filled(self, part: Any) -> Any:
+        """Return an argument with views in the places of tensors."""
+        if isinstance(part, list | tuple):
+            return [self._filled(one) for one in part]
+        return self.view(part) if isinstance(part, Tensor) else part
+
+
+def _layout(tensor: Tensor) -> Layout:
+    return tuple(tensor.shape), tensor.stride()
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return the identity of the memory of a tensor, as long as it lives."""
+    return int(tensor.untyped_storage()._cdata)
