@@ -18,12 +18,17 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = 5
 
 
-def kernel_differences(
+def kernel_differences(*arguments, **options):
+    """Unit differences and squared norms by the Triton kernels, on whatever they can run here."""
+    return launch.mlp_differences.plain(*kernel_arguments(*arguments, **options))
+
+
+def kernel_arguments(
     model, x, sample_ids, scales, directions, pairs="odd", precision="fp32", path=None, max_bytes=2**27
 ):
-    """Unit differences and squared norms by the Triton kernels, on whatever they can run here."""
+    """Arguments of the op for the differences of a model."""
     mlp = recognise(model.to(DEVICE))
-    return launch.mlp_differences.plain(
+    return (
         x.to(DEVICE),
         [layer.weight for layer in mlp.layers],
         [layer.bias for layer in mlp.layers],

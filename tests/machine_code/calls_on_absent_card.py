@@ -8,13 +8,16 @@ import sys
 import torch
 from conftest import inputs, mlp
 from triton.runtime.jit import JITFunction
-from triton_device import kernel_differences
+from triton.tools.tensor_descriptor import TensorDescriptor
+from triton_device import kernel_arguments
 
 from nntk.bench.machine_code.absent_card.card import AbsentCard
 from nntk.bench.machine_code.absent_card.evaluations import FAMILIES, WORKLOADS, Workload, call_of
 from nntk.kernels.activations import Activation, Relu
 from nntk.kernels.ahead_of_time import compile_ahead
 from nntk.kernels.gpu import launches
+from nntk.kernels.gpu.recorder import record, tensors_of
+from nntk.kernels.gpu.recording import LaunchStep
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.paths import layer_paths
 from nntk.kernels.perturb.triton import chunks, launch
@@ -28,11 +31,41 @@ ROUTES = [
 ]  # fmt: skip
 
 
-def differences(directions, path):
-    """Differences of a small network in five chunks, in two groups."""
+def arguments_of(directions, path):
+    """Arguments for differences of a small network in five chunks, in two groups."""
     model, x = mlp(20, 20 if path == "fused" else 70, 3, activation="tanh"), inputs(9, 20)
+    scales = torch.full((9,), 0.1)
+    return kernel_arguments(model, x, torch.arange(9), scales, directions, precision="bf16", path=path)
+
+
+def differences(directions, path):
+    """Those differences."""
     launch.plan_chunks = lambda *_: chunks.ChunkPlan(9, 2, 6, 0)
-    kernel_differences(model, x, torch.arange(9), torch.full((9,), 0.1), directions, precision="bf16", path=path)
+    launch.mlp_differences.plain(*arguments_of(directions, path))
+
+
+def wrong_recorded_addresses(directions, path):
+    """Arguments of repeated calls that are not where the tensors are that Triton would get, and what was checked."""
+    _, recording = record(launch.mlp_differences.plain, arguments_of(directions, path))
+    wrong, checked, run = [], [], LaunchStep.run
+
+    def facts(argument):
+        if isinstance(argument, TensorDescriptor):
+            return argument.base.data_ptr(), *argument.shape, *argument.strides, *argument.block_shape, argument.padding
+        return argument.data_ptr() if isinstance(argument, torch.Tensor) else argument
+
+    def check(step, slots, stream):
+        checked.append(step.is_direct)
+        for address in step.addresses:
+            if facts(address.of(slots)) != facts(address.tensor_of(slots)):
+                wrong.append((step.launch.kernel.__name__, address.place))
+        run(step, slots, stream)
+
+    LaunchStep.run = check
+    before = CARD.counts
+    recording(tensors_of(arguments_of(directions, path)))
+    LaunchStep.run = run
+    return (CARD.counts - before).launches, len(checked), all(checked), wrong
 
 
 def launches_by_triton(call):
@@ -132,7 +165,7 @@ def refused_maps():
 
 def main():
     """All of it."""
-    seen = {"routes": {}, "paths": []}
+    seen = {"routes": {}, "recorded": {}, "paths": []}
     for workload in (*WORKLOADS, Workload((64, 64, 64, 10), 256, 4096)):
         for family, budget in [*((family, 2**31) for family in FAMILIES), ("gaussian", 2**22)]:
             arguments = workload, family, budget
@@ -142,6 +175,7 @@ def main():
         call()
         total, by_triton = launches_by_triton(call)
         seen["routes"][f"{directions} {path}"] = total, by_triton, *wrong_addresses(call)
+        seen["recorded"][f"{directions} {path}"] = total, *wrong_recorded_addresses(directions, path)
     before = CARD.counts
     compile_ahead(functools.partial(differences, "gaussian", "step"))
     seen["ahead"] = (CARD.counts - before).launches

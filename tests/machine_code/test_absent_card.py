@@ -33,6 +33,13 @@ def test_repeated_launches_get_the_addresses_of_their_parts(seen):
 
 
 @pytest.mark.machine_code
+def test_repeated_calls_launch_with_the_addresses_of_their_tensors(seen):
+    """As many launches as the call itself, each of them direct, with the addresses that Triton would find."""
+    for launches, repeated, checked, are_direct, wrong in seen["recorded"].values():
+        assert launches == repeated == checked and are_direct and wrong == []
+
+
+@pytest.mark.machine_code
 def test_planned_paths_are_taken(seen):
     """For every family, at the sizes of the design's targets, of a small network, and of one that is fused."""
     for planned, taken in seen["paths"]:

@@ -112,6 +112,7 @@ def _has_ties(layers: list[Layer], precision: str, directions: str) -> bool:
     return any(layers_with_ties(layers, precision, parse(directions).name))
 
 
+@Recorded
 def displacement_products(
     q: Tensor,
     height: int,
@@ -133,16 +134,26 @@ def displacement_products(
     # Only the shape of this weight is read.
     layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
     context = LaunchContext([layer], [], family, (seed_low, seed_high), "none", "fp32", target, "step", max_bytes)
-    out = q.new_empty(len(sample_ids), length, height)
+    out = torch.empty(len(sample_ids), length, height, dtype=q.dtype, device=q.device)
     order = _order_by_base(context, sample_ids)
     plan = plan_products(width, height, length, len(sample_ids), q.itemsize, max_bytes, family)
     for inputs in slices(length, plan.block_inputs):
         for chunk in slices(len(sample_ids), plan.chunk_samples):
             samples = chunk if order is None else order[chunk]
-            operand = q[inputs] if q.dim() == 2 else q[:, inputs][samples]
+            operand = q[inputs] if q.dim() == 2 else _rows(q[:, inputs], samples)
             padded = pad_rows(operand.reshape(-1, width)).view(*operand.shape[:-1], -1)
-            out[samples, inputs] = _multiply(context, padded, sample_ids[samples].contiguous())
+            products = _multiply(context, padded, _rows(sample_ids, samples).contiguous())
+            if isinstance(samples, slice):
+                out[samples, inputs] = products
+            else:
+                out[:, inputs].index_copy_(0, samples, products)
     return out
+
+
+def _rows(tensor: Tensor, rows: slice | Tensor) -> Tensor:
+    """Return some rows of a tensor."""
+    # For all that PyTorch knows, an index may be a mask, and calls with masks are not recorded.
+    return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
 
 
 def _multiply(context: LaunchContext, q: Tensor, sample_ids: Tensor) -> Tensor:
