@@ -8,8 +8,9 @@ NEWER_TRITONS := 3.8.0 3.9.0
 # What 3.9 says where a kernel does not state whether products and sums are fused: an error here.
 STRICT := -W "error:TRITON_DEFAULT_FP_FUSION"
 WORKERS ?= 2
+CONSTRAINTS := constraints.txt
 
-.PHONY: bench test lint typecheck tests contract distributed machine-code versions resources docs format clean
+.PHONY: bench test lint typecheck tests contract distributed machine-code versions resources newest docs format clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed-bench
@@ -59,6 +60,10 @@ $(TRITONS:%=$(VENV)/triton-%): $(VENV)/triton-%: $(VENV)/.installed-bench $(VENV
 resources: $(VENV)/.installed-bench
 	$(BIN)/nntk-bench resources
 
+# What is tested, by the newest releases that pyproject.toml admits: an environment of its own, of several gigabytes.
+newest:
+	$(MAKE) tests contract distributed VENV=$(VENV)/newest CONSTRAINTS=/dev/null
+
 # Every example is run first. Pages are built without a network; a warning, such as a broken link, is an error.
 docs: $(VENV)/.installed-test $(VENV)/.installed-docs
 	$(BIN)/python -m pytest -q tests/house/test_documentation.py
@@ -78,7 +83,7 @@ format: $(VENV)/.installed-test
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[$*]'
 	@touch $@
 
 clean:

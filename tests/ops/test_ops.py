@@ -1,10 +1,12 @@
 """Every op as PyTorch sees it: schema, fake kernel, tracing and compiling without a break; none has a backward."""
 
 import logging
+from contextlib import contextmanager
 
 import pytest
 import torch
 from conftest import inputs, mlp
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nntk.bench.suites.op_arguments import small_calls
 from nntk.kernels import dispatch, target
@@ -95,3 +97,58 @@ def test_what_has_no_kernels_is_told_once(monkeypatch, slow_paths):
         assert torch.equal(result, dispatch.REGISTERED["mlp_differences"].reference(*call, "fp32", 2**27)[0])
         assert len(slow_paths.messages) == 1 and reason in slow_paths.messages[0]
         slow_paths.clear()
+
+
+def kernels_of(name):
+    """The function that serves an op by Triton kernels; None if the reference does."""
+    for part in ("assemble", "attention", "fixed_weights", "local_ntk", "perturb", "philox"):
+        module = pytest.importorskip(f"nntk.kernels.{part}.triton.launch")
+        function = vars(module).get(name)
+        if getattr(function, "__module__", "") == module.__name__:
+            return function
+    return None
+
+
+IMPLEMENTATIONS = {
+    "kernels": kernels_of,
+    "reference": lambda name: dispatch.REGISTERED[name].reference,
+    "dispatcher": lambda name: getattr(torch.ops.nntk, name),
+}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def default_dtype(dtype):
+    """PyTorch makes tensors of a dtype where none is asked for."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def in_float32(argument):
+    """The argument in the dtype that kernels serve."""
+    is_float64 = isinstance(argument, torch.Tensor) and argument.dtype == torch.float64
+    return argument.float() if is_float64 else argument
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_results_do_not_depend_on_the_default_dtype(implementation):
+    """Every op, in each of its forms: dtypes and bits of the results are those with the usual default."""
+    compared = 0
+    for name, arguments in small_calls(DEVICE):
+        function = IMPLEMENTATIONS[implementation](name)
+        if function is None:
+            continue
+        if name != "radial_weights":  # Norms are in float64 by definition.
+            arguments = tree_map(in_float32, arguments)
+        expected = tree_leaves(function(*arguments))
+        with default_dtype(torch.float64):
+            results = tree_leaves(function(*arguments))
+        for result, usual in zip(results, expected, strict=True):
+            assert result.dtype == usual.dtype, (name, arguments)
+            assert torch.equal(result, usual), (name, arguments)
+        compared += 1
+    assert compared > 20
