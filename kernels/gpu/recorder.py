@@ -64,6 +64,8 @@ class Recorded:
         signature = tuning.revision(), _signature(arguments, tensors)
         with self._lock:
             is_first, recording = signature not in self._calls, self._calls.get(signature)
+            if not is_first:
+                self._calls.move_to_end(signature)
         if recording is not None:
             return recording(tensors)
         if is_first:
@@ -127,10 +129,11 @@ def _signature(argument: Any, tensors: list[Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class _Root:
-    """A tensor that was given or made: its slot, the place of its first number in memory, its dtype and layout."""
+    """A tensor that was given or made: its slot, its range of numbers in memory, its dtype and layout."""
 
     slot: int
     start: int
+    stop: int
     dtype: torch.dtype
     layout: Layout
 
@@ -150,12 +153,14 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call] # PyTorch does not type it.
         self.steps: list[Step] = []
         self.count = 0
-        self._device, self._roots = inputs[0].device, dict[int, _Root]()
+        self._device, self._roots = inputs[0].device, dict[int, list[_Root]]()
         self._is_launching = False
+        # Inputs may be parts of one memory, where each is known by its range; and need not be so the next time.
+        brought: dict[int, list[_Root]] = {}
         for tensor in inputs:
             self._add(tensor)
-        if len(self._roots) < len(inputs):
-            raise NotRecordable("two inputs share their memory, and need not do so the next time")
+            brought.setdefault(_storage(tensor), []).extend(self._roots[_storage(tensor)])
+        self._roots = brought
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         result = function(*arguments, **(options or {}))
@@ -204,18 +209,20 @@ class _Recorder(TorchDispatchMode):
 
     def view(self, tensor: Tensor) -> View:
         """Return a tensor as a view of that which was given or made in its place in memory."""
-        root = self._roots.get(_storage(tensor))
-        if root is None or tensor.dtype != root.dtype or tensor.is_conj() or tensor.is_neg():
-            raise NotRecordable("a tensor is neither given nor made, or is seen in another dtype")
-        offset, layout = int(tensor.storage_offset()) - root.start, _layout(tensor)
+        start, stop = _range(tensor)
+        roots = [one for one in self._roots.get(_storage(tensor), ()) if one.start <= start and stop <= one.stop]
+        if len(roots) != 1 or tensor.dtype != roots[0].dtype or tensor.is_conj() or tensor.is_neg():
+            raise NotRecordable("a tensor is neither given nor made, or given twice, or is seen in another dtype")
+        (root,), layout = roots, _layout(tensor)
+        offset = start - root.start
         return View(root.slot, layout, offset, is_whole=not offset and layout == root.layout)
 
     def _add(self, tensor: Tensor) -> int:
         """Give a tensor, which was given or made, the next slot."""
         if tensor.device != self._device:
             raise NotRecordable(f"a tensor is on {tensor.device}, and others are on {self._device}")
-        root = _Root(self.count, int(tensor.storage_offset()), tensor.dtype, _layout(tensor))
-        self._roots[_storage(tensor)] = root
+        root = _Root(self.count, *_range(tensor), tensor.dtype, _layout(tensor))
+        self._roots[_storage(tensor)] = [root]
         self.count += 1
         return root.slot
 
@@ -228,6 +235,14 @@ class _Recorder(TorchDispatchMode):
 
 def _layout(tensor: Tensor) -> Layout:
     return tuple(tensor.shape), tensor.stride()
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    """Return the first number of a tensor in its memory, and the one behind its last."""
+    start = int(tensor.storage_offset())
+    if not tensor.numel():
+        return start, start
+    return start, start + 1 + sum((size - 1) * stride for size, stride in zip(*_layout(tensor), strict=True))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -144,17 +144,20 @@ def test_calls_that_depend_on_numbers_are_made_each_time(why, direct):
         record(plain, (torch.ones(8, 8),))
 
 
-def test_inputs_that_share_memory_are_not_recorded(direct):
-    """The next ones may not, or elsewhere."""
-    flat, function = torch.arange(32.0), Recorded(lambda a, b: (a[1:] - b[:-1], a * 2))
-    calls = [
-        (flat[:16], flat[16:]),
-        (flat[:16], flat[:16]),
-        (flat[:16].clone(), flat[16:].clone()),
-        (flat[16:], flat[:16]),
-    ]
-    for a, b in calls * 2:
-        assert equal(function(a, b), (a[1:] - b[:-1], a * 2))
+def test_inputs_may_share_memory_if_they_do_not_overlap(direct):
+    """As parameters that are parts of one vector do; the next ones need not. Others are not recorded."""
+    flat, counted = torch.arange(48.0), Counted(lambda a, b: (a[1:] - b[:-1], a * 2, b.view(4, 4).T.contiguous()))
+    function = Recorded(counted)
+    for a, b in [(flat[16:32], flat[:16])] * 2 + [
+        (flat[:16], flat[32:]),
+        (flat[:16], flat[:16].clone()),
+        (flat[:16],) * 2,
+    ]:
+        assert equal(function(a, b), (a[1:] - b[:-1], a * 2, b.view(4, 4).T))
+    assert counted.calls == 2
+    for a, b in ((flat[:16],) * 2, (flat[:16], flat[4:20])):
+        with pytest.raises(NotRecordable):
+            record(lambda a, b: (a[6:] - b[:-6], a * 2), (a, b))
 
 
 def test_views_and_writes_are_repeated(direct):
