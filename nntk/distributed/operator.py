@@ -15,7 +15,7 @@ from nntk.files.hashing import hash_tensors
 from nntk.kernels import checks
 from nntk.kernels.slices import slices
 from nntk.linalg import ridge
-from nntk.linalg.spectra import leading_eigenpairs
+from nntk.linalg.spectra import check_rank, leading_eigenpairs
 from nntk.linalg.vectors import as_columns, result_dtype
 from nntk.models.isolation.evaluation import plain_arithmetic
 from nntk.settings import KernelSettings
@@ -260,7 +260,7 @@ class ShardedOperator:
 
     def _number(self, k: int) -> int:
         with self._mesh.agreement.together("reading k"):
-            k = checks.integer("k", k, 1, min(self.shape[0], self.num_features))
+            k = check_rank(k, self.shape[0], self.num_features)
         self._mesh.agreement.exchange({"k": k})
         return k
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from nntk.kernels import checks
 from nntk.linalg import ridge
 from nntk.linalg.alignment import alignment, effective_rank
-from nntk.linalg.spectra import leading_eigenpairs
+from nntk.linalg.spectra import check_rank, leading_eigenpairs
 from nntk.linalg.vectors import as_columns, result_dtype
 from nntk.models.data.inputs import Batch, bytes_of
 from nntk.models.data.streams import Source, SourceValue, Stream, as_source, blocks_of
@@ -223,7 +223,7 @@ class KernelOperator:
             ValueError: If ``k`` is out of range.
             TypeError: If it is no integer.
         """
-        k = checks.integer("k", k, 1, min(len(self.x), self.num_features))
+        k = check_rank(k, len(self.x), self.num_features)
         values, vectors, roots = leading_eigenpairs(self.matrix, k)
         return values, vectors if self.is_wide else self.expand(vectors / roots)
 
@@ -240,7 +240,7 @@ class KernelOperator:
             ValueError: If ``k`` is out of range.
             TypeError: If it is no integer.
         """
-        k = checks.integer("k", k, 1, min(len(self.x), self.num_features))
+        k = check_rank(k, len(self.x), self.num_features)
         values: Tensor = torch.linalg.eigvalsh(self.matrix)
         return values[-k:].flip(0)
 

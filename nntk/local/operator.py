@@ -137,7 +137,7 @@ class LocalNTKOperator:
         from scipy.sparse.linalg import eigsh
 
         size = self.shape[0]
-        k = checks.integer("k", k, 1, size)
+        k = checks.integer("k", k, 1, size, f"The matrix has {size} rows.")
         if 2 * k >= size:  # The iteration would take as many products as the matrix has columns.
             matrix = self._multiply(torch.eye(size, dtype=torch.float64, device=self._x.device))
             values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)

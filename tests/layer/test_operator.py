@@ -120,7 +120,11 @@ def test_scipy_accepts_the_operator():
         (lambda o: o.solve([1.0] * 3, 1.0), TypeError, "y must be a torch.Tensor, got list"),
         (lambda o: o.solve(torch.ones(3), 0.0), ValueError, "alpha must be between .* got 0"),
         (lambda o: o.solve(torch.ones(3), "loo"), TypeError, "alpha must be a number, got 'loo'"),
-        (lambda o: o.eigsh(4), ValueError, "k must be at most 3, got 4"),
+        (
+            lambda o: o.eigsh(4),
+            ValueError,
+            "k must be at most 3, got 4. A kernel of 3 inputs by 48 features has at most 3",
+        ),
         (lambda o: o.eigsh(1.5), TypeError, "k must be an integer, got 1.5"),
         (lambda o: o.eigvalsh(0), ValueError, "k must be at least 1, got 0"),
         (lambda o: o.eigvalsh(1.5), TypeError, "k must be an integer, got 1.5"),
