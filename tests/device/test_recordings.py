@@ -1,6 +1,7 @@
 """Repeated calls: the bits, the memory and the conditions of recordings, with kernels interpreted or on a card."""
 
 import gc
+import random
 import threading
 import weakref
 
@@ -175,6 +176,54 @@ def test_views_and_writes_are_repeated(direct):
         generator = torch.Generator().manual_seed(seed)
         x, y = torch.randn(8, 8, generator=generator), torch.randn(8, generator=generator)
         assert equal(function(x, y), plain(x, y))
+
+
+STEPS = (
+    lambda a, b: a + 1.5,
+    lambda a, b: a.T if a.dim() == 2 else a[1:],
+    lambda a, b: torch.empty(a.shape).copy_(a),
+    lambda a, b: torch.empty_like(a).zero_().add_(a),
+    lambda a, b: torch.cat([a.flatten(), b.flatten()]),
+    lambda a, b: a.double().float(),
+    lambda a, b: a.flatten()[::2],
+    lambda a, b: a.flatten()[None].expand(3, -1),
+    lambda a, b: a.flatten().unfold(0, 2, 1) if a.numel() > 1 else a,
+    lambda a, b: a.flatten().split(max(1, a.numel() // 2))[-1],
+    lambda a, b: torch.zeros(a.numel() + 3)[1:-2].copy_(a.flatten()),
+    lambda a, b: a.contiguous().clone().view(-1)[-2:].mul_(2),
+    lambda a, b: a.flatten().sort(stable=True)[0].cumsum(0),
+    lambda a, b: a.flatten().index_select(0, torch.arange(a.numel()).flip(0)),
+    lambda a, b: torch.where(a > 0, a, -a),
+)
+
+
+def random_program(seed):
+    """A function that makes tensors of tensors, forgets some of these, and returns the last ones."""
+
+    def program(*given):
+        choice, pool = random.Random(seed), [*given, given[0].T]
+        for _ in range(choice.randint(3, 25)):
+            made = choice.choice(STEPS)(choice.choice(pool), choice.choice(pool))
+            pool += [made] if 0 < made.numel() < 4000 else []
+            if choice.random() < 0.3:
+                pool.pop(choice.randrange(len(pool)))
+        return tuple(pool[-3:])
+
+    return program
+
+
+def test_random_programs_are_repeated():
+    """Views of views, of what is forgotten, and of results; writes to parts; strides of results included."""
+    for seed in range(200):
+        program, generator = random_program(seed), torch.Generator().manual_seed(seed)
+        first, other = (
+            [torch.randn(shape, generator=generator)[..., 1:] for shape in ((5, 4), (7,), (3, 8))] for _ in range(2)
+        )
+        _, recording = record(program, first)
+        for tensors in (other, first):
+            results, expected = recording(tensors), program(*tensors)
+            assert equal(results, expected), seed
+            assert [one.stride() for one in results] == [one.stride() for one in expected], seed
 
 
 def test_recordings_hold_no_tensors(direct):
