@@ -28,6 +28,7 @@ FAST = (
     "test_kernels.py::test_halves_and_scales",
     "test_kernels.py::test_a_graph_captures_the_evaluation",
     "test_kernels.py::test_peak_memory_on_the_gpu",
+    "test_recordings.py",
     "test_kernel_assemble.py",
     "test_kernel_local_ntk.py",
 )

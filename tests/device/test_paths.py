@@ -59,7 +59,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(launch.LayerSteps, "__init__", steps)
     monkeypatch.setattr(launch, "evaluate_fused", whole)
     monkeypatch.setattr(launch, "report_slow_path", lambda reason: seen.append(("reference", reason)))
-    monkeypatch.setattr(perturb, "_op", launch.mlp_differences)
+    monkeypatch.setattr(perturb, "_op", launch.mlp_differences.plain)
     monkeypatch.setattr(plans, "layer_paths", partial(paths.layer_paths, target=H200))
     return seen
 
