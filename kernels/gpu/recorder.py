@@ -3,7 +3,7 @@
 A call of an op is a row of operators of PyTorch and of launches by :mod:`nntk.kernels.gpu.launches`. Which ones, and
 with which arguments, follows from the settings of the call and the shapes of its tensors, not from the numbers in them.
 So the second call with the same of these is recorded (recording.py), and later ones repeat the row. They take the host
-a third to a half of the time, and have the same bits.
+about half of the time or less, and have the same bits.
 
 A call that reads numbers back from the card may be another one for other numbers, and is not recorded.
 """
@@ -178,11 +178,17 @@ class _Recorder(TorchDispatchMode):
             return  # Views are told by sizes and strides wherever they are used.
         if any(is_shared) != is_written or all(is_shared) != is_written:
             raise NotRecordable(f"{function} makes tensors beside those that it was given")
-        step = OperatorStep({self.view(tensor).slot for tensor in given}, is_needed=is_written)
-        step.function, step.arguments = fastest(function, options), [self._filled(part) for part in arguments]
-        step.options = {name: self._filled(part) for name, part in options.items()}
-        step.makes = [] if is_written else [self._add(tensor) for tensor in made]
-        self.steps.append(step)
+        call = [self._filled(part) for part in arguments], {name: self._filled(options[name]) for name in options}
+        self.steps.append(
+            OperatorStep(
+                uses={self.view(tensor).slot for tensor in given},
+                makes=[] if is_written else [self._add(tensor) for tensor in made],
+                is_needed=is_written,
+                function=fastest(function, options),
+                arguments=call[0],
+                options=call[1],
+            )
+        )
 
     @contextmanager
     def launching(self) -> Iterator[None]:
@@ -195,17 +201,16 @@ class _Recorder(TorchDispatchMode):
 
     def launched(self, launch: Launch, arguments: Sequence[Any]) -> None:
         """Record a launch, which was made with these arguments."""
-        step = LaunchStep(launch=launch, arguments=list(arguments))
+        addresses, kept = [], list(arguments)
         for place, argument in enumerate(arguments):
             descriptor = argument if isinstance(argument, TensorDescriptor) else None
             tensor = argument if descriptor is None else descriptor.base
             if isinstance(tensor, Tensor):
-                view = self.view(tensor)
+                view, kept[place] = self.view(tensor), None
                 template = None if descriptor is None else launches.moved_descriptor(descriptor, 0)
-                step.addresses.append(Address(place, view, view.offset * tensor.element_size(), template))
-                step.uses.add(view.slot)
-                step.arguments[place] = None
-        self.steps.append(step)
+                addresses.append(Address(place, view, view.offset * tensor.element_size(), template))
+        uses = {address.view.slot for address in addresses}
+        self.steps.append(LaunchStep(uses=uses, launch=launch, arguments=kept, addresses=addresses))
 
     def view(self, tensor: Tensor) -> View:
         """Return a tensor as a view of that which was given or made in its place in memory."""

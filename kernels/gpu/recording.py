@@ -6,6 +6,7 @@ emptied after its last use, so that a repeated call holds no more memory than th
 becomes a recording.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,8 +72,8 @@ class Address:
         return tensor if self.descriptor is None else launches.placed_descriptor(self.descriptor, tensor)
 
 
-@dataclass
-class Step:
+@dataclass(kw_only=True)
+class Step(ABC):
     """A step of a recording.
 
     Attributes:
@@ -87,12 +88,12 @@ class Step:
     is_needed: bool = True
     frees: list[int] = field(default_factory=list)
 
+    @abstractmethod
     def run(self, slots: list[Any], stream: int) -> None:
         """Do the step again."""
-        raise NotImplementedError
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OperatorStep(Step):
     """Call of an operator of PyTorch, with views in the places of tensors.
 
@@ -102,9 +103,9 @@ class OperatorStep(Step):
         options: Its options, by name.
     """
 
-    function: Any = None
-    arguments: Sequence[Any] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    function: Any
+    arguments: Sequence[Any]
+    options: Mapping[str, Any]
 
     def run(self, slots: list[Any], stream: int) -> None:
         """Call the operator, and keep the tensors that it makes."""
@@ -115,7 +116,7 @@ class OperatorStep(Step):
                 slots[slot] = tensor
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LaunchStep(Step):
     """Launch of a kernel, with addresses in the places of tensors.
 
@@ -125,18 +126,17 @@ class LaunchStep(Step):
         addresses: The addresses.
     """
 
-    launch: Launch | None = None
-    arguments: list[Any] = field(default_factory=list)
-    addresses: list[Address] = field(default_factory=list)
+    launch: Launch
+    arguments: list[Any]
+    addresses: list[Address]
 
     @property
     def is_direct(self) -> bool:
         """The compiled kernel is called directly."""
-        return self.launch is not None and self.launch.ready is not None
+        return self.launch.ready is not None
 
     def run(self, slots: list[Any], stream: int) -> None:
         """Launch the kernel."""
-        assert self.launch is not None, "a launch was recorded"
         arguments, is_direct = self.arguments.copy(), self.is_direct
         for address in self.addresses:
             arguments[address.place] = address.of(slots) if is_direct else address.tensor_of(slots)
