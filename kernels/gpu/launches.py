@@ -5,10 +5,10 @@ step of 40 arguments this takes the host longer than the call that follows. :fun
 by itself, and calls it. A :class:`RepeatedLaunch` does so once for many launches, which get consecutive parts of the
 same tensors.
 
-Only this module relies on how Triton (3.6 to 3.9) launches: ``kernel[grid](...)`` returns the compiled kernel, whose
-``run`` gets the grid, the stream and all arguments in order, and takes an address for a tensor. Everything else goes
-through ``kernel[grid](...)``: the interpreter, cards that are not NVIDIA's, launches in whose place another program has
-put its own, such as compiling ahead of a call, and launches to which a profiler listens.
+Only this module and ready.py rely on how Triton (3.6 to 3.9) launches: ``kernel[grid](...)`` returns the compiled
+kernel, which takes an address for a tensor when it is called directly. Everything else goes through
+``kernel[grid](...)``: the interpreter, cards that are not NVIDIA's, launches in whose place another program has put its
+own, such as compiling ahead of a call, and launches to which a profiler listens.
 """
 
 import threading
@@ -25,24 +25,14 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from nntk.kernels.gpu.ready import Ready
+
 _MOST_COMPILED = 4096
-_ready: dict[Any, "_Ready"] = {}
+_ready: dict[Any, Ready] = {}
 """Compiled kernels by whatever a kernel can be specialised for: see ``_key``."""
 
 _VALUES = frozenset((int, bool, str, float, type(None)))
 """Types of arguments that are neither tensors nor descriptors: they are told apart faster than by ``isinstance``."""
-
-
-class _Ready:
-    """Compiled kernel that is called directly."""
-
-    def __init__(self, compiled: CompiledKernel) -> None:
-        self._run = compiled.run
-        # The function, what the launch needs to know of it, and three times what only hooks would get.
-        self._fixed = (compiled.function, compiled.packed_metadata, None, None, None)
-
-    def __call__(self, programs: int, stream: int, arguments: Sequence[Any]) -> None:
-        self._run(programs, 1, 1, stream, *self._fixed, *arguments)
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class Launch:
         kernel: The kernel.
         programs: Number of programs.
         options: Options of the launch.
-        key: All that the kernel can be specialised for; None where only Triton can launch it.
+        key: All that the kernel can be specialised for, where it is not ready; None where only Triton can launch it.
         ready: The compiled kernel; None where only Triton can launch it.
     """
 
@@ -61,14 +51,11 @@ class Launch:
     programs: int
     options: Mapping[str, Any]
     key: object
-    ready: _Ready | None
+    ready: Ready | None
 
-    def again(self, arguments: Sequence[Any], stream: int) -> None:
-        """Launch the kernel with other addresses, or with other tensors where only Triton can launch it."""
-        if self.ready is None:
-            _launch_by_triton(self.kernel, self.programs, arguments, self.options, self.key)
-        else:
-            self.ready(self.programs, stream, arguments)
+    def by_triton(self, arguments: Sequence[Any]) -> None:
+        """Launch the kernel with other tensors, where only Triton can launch it."""
+        _launch_by_triton(self.kernel, self.programs, arguments, self.options, self.key)
 
 
 class Listener(Protocol):
@@ -214,7 +201,7 @@ class _DirectLaunch:
     ``arguments`` and ``parts`` are of a :class:`RepeatedLaunch`, which keeps their tensors alive.
     """
 
-    def __init__(self, ready: _Ready, arguments: Sequence[Any], parts: Sequence[tuple[int, PartOf]]) -> None:
+    def __init__(self, ready: Ready, arguments: Sequence[Any], parts: Sequence[tuple[int, PartOf]]) -> None:
         self._ready, self._stream = ready, current_stream()
         self.addresses = _addresses(arguments)
         self._moving: list[tuple[int, int, int, bool]] = []
@@ -255,7 +242,8 @@ def _start(kernel: Any, programs: int, arguments: Sequence[Any], options: Mappin
     if listener is not None:
         with listener.launching():
             _launch_by_triton(kernel, programs, arguments, options, key)
-        listener.launched(Launch(kernel, programs, options, key, _ready.get(key)), arguments)
+        ready = _ready.get(key)
+        listener.launched(Launch(kernel, programs, options, None if ready else key, ready), arguments)
         return
     ready = _ready.get(key)
     if ready is None or not _is_triton_alone():
@@ -274,7 +262,7 @@ def _launch_by_triton(
     if compiled.metadata.target.backend == "cuda":
         if len(_ready) >= _MOST_COMPILED:
             _ready.clear()
-        _ready[key] = _Ready(compiled)
+        _ready[key] = Ready(compiled)
 
 
 def are_direct() -> bool:

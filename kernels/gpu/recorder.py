@@ -28,7 +28,9 @@ from nntk.kernels.gpu.launches import Launch
 from nntk.kernels.gpu.recording import Address, LaunchStep, Layout, OperatorStep, Recording, Step, View, fastest
 
 _MOST_CALLS = 256
-"""Most different calls of an op that are remembered; a recording takes some kilobytes."""
+"""Most different calls of an op that are remembered."""
+_MOST_STEPS = 8192
+"""Most steps of all recordings of an op, and of one; a step takes some four kilobytes of the host's memory."""
 
 _READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Tags of operators from whose results Python learns of numbers."""
@@ -82,10 +84,15 @@ class Recorded:
         return result
 
     def _keep(self, signature: Any, recording: Recording | None) -> None:
+        """Keep the recording of a call; those that were repeated least recently make room."""
         with self._lock:
             self._calls[signature] = recording
-            if len(self._calls) > _MOST_CALLS:
-                self._not_recordable.discard(self._calls.popitem(last=False)[0])
+            self._calls.move_to_end(signature)
+            steps = sum(len(one.steps) for one in self._calls.values() if one is not None)
+            while len(self._calls) > _MOST_CALLS or steps > _MOST_STEPS:
+                forgotten, one = self._calls.popitem(last=False)
+                self._not_recordable.discard(forgotten)
+                steps -= 0 if one is None else len(one.steps)
 
 
 def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Recording]:
@@ -100,7 +107,7 @@ def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any,
         The result of the call, and its recording, which gets the tensors in the order of :func:`tensors_of`.
 
     Raises:
-        NotRecordable: If the call may be another one for other numbers in its tensors.
+        NotRecordable: If the call may be another one for other numbers in its tensors, or has too many steps.
     """
     tensors = tensors_of(arguments)
     recorder = _Recorder(tensors)
@@ -155,6 +162,8 @@ class _Recorder(TorchDispatchMode):
         self.count = 0
         self._device, self._roots = inputs[0].device, dict[int, list[_Root]]()
         self._is_launching = False
+        self._shared: dict[Any, Any] = {}
+        """Addresses, views and descriptors that many launches share, by what they are."""
         # Inputs may be parts of one memory, where each is known by its range; and need not be so the next time.
         brought: dict[int, list[_Root]] = {}
         for tensor in inputs:
@@ -165,7 +174,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         result = function(*arguments, **(options or {}))
         if not self._is_launching:
-            self._add_operator(function, arguments, options or {}, tree_leaves(result))
+            made = list(result) if isinstance(result, list | tuple) else [] if result is None else [result]
+            self._add_operator(function, arguments, options or {}, made)
         return result
 
     def _add_operator(self, function: Any, arguments: Sequence[Any], options: dict[str, Any], made: list[Any]) -> None:
@@ -178,15 +188,16 @@ class _Recorder(TorchDispatchMode):
             return  # Views are told by sizes and strides wherever they are used.
         if any(is_shared) != is_written or all(is_shared) != is_written:
             raise NotRecordable(f"{function} makes tensors beside those that it was given")
-        call = [self._filled(part) for part in arguments], {name: self._filled(options[name]) for name in options}
-        self.steps.append(
+        filled = [self._filled(part) for part in arguments], {name: self._filled(options[name]) for name in options}
+        fast, arguments, options = fastest(function, *filled)
+        self._add_step(
             OperatorStep(
                 uses={self.view(tensor).slot for tensor in given},
                 makes=[] if is_written else [self._add(tensor) for tensor in made],
                 is_needed=is_written,
-                function=fastest(function, options),
-                arguments=call[0],
-                options=call[1],
+                function=fast,
+                arguments=arguments,
+                options=options,
             )
         )
 
@@ -207,10 +218,18 @@ class _Recorder(TorchDispatchMode):
             tensor = argument if descriptor is None else descriptor.base
             if isinstance(tensor, Tensor):
                 view, kept[place] = self.view(tensor), None
-                template = None if descriptor is None else launches.moved_descriptor(descriptor, 0)
-                addresses.append(Address(place, view, view.offset * tensor.element_size(), template))
+                address = Address(place, view, view.offset * tensor.element_size(), self._template(descriptor))
+                addresses.append(self._shared.setdefault((address.place, view, id(address.descriptor)), address))
         uses = {address.view.slot for address in addresses}
-        self.steps.append(LaunchStep(uses=uses, launch=launch, arguments=kept, addresses=addresses))
+        self._add_step(LaunchStep(uses=uses, launch=launch, arguments=kept, addresses=addresses))
+
+    def _template(self, descriptor: TensorDescriptor | None) -> TensorDescriptor | None:
+        """Return a descriptor without its tensor, the same for all that differ in their tensors alone."""
+        if descriptor is None:
+            return None
+        parts = (descriptor.shape, descriptor.strides, descriptor.block_shape)
+        key = (*map(tuple, parts), descriptor.padding, descriptor.base.dtype)
+        return self._shared.setdefault(key, launches.moved_descriptor(descriptor, 0))
 
     def view(self, tensor: Tensor) -> View:
         """Return a tensor as a view of that which was given or made in its place in memory."""
@@ -220,7 +239,14 @@ class _Recorder(TorchDispatchMode):
             raise NotRecordable("a tensor is neither given nor made, or given twice, or is seen in another dtype")
         (root,), layout = roots, _layout(tensor)
         offset = start - root.start
-        return View(root.slot, layout, offset, is_whole=not offset and layout == root.layout)
+        view = View(root.slot, layout, offset, is_whole=not offset and layout == root.layout)
+        same: View = self._shared.setdefault(view, view)
+        return same
+
+    def _add_step(self, step: Step) -> None:
+        if len(self.steps) == _MOST_STEPS:
+            raise NotRecordable(f"more than {_MOST_STEPS} steps")
+        self.steps.append(step)
 
     def _add(self, tensor: Tensor) -> int:
         """Give a tensor, which was given or made, the next slot."""

@@ -2,28 +2,30 @@
 
 A recording holds no tensors. It has a slot for each tensor that a call is given or makes; a view is told by the slot of
 its tensor, by sizes, strides and offset. What makes tensors that nothing uses, views among them, is left out. A slot is
-emptied after its last use, so that a repeated call holds no more memory than the first. See recorder.py for how a call
-becomes a recording.
+emptied after its last use, so that a repeated call holds no more memory than the first. A launch keeps its arguments,
+tensor maps among them, as long as the addresses are those of the call before, which is what PyTorch's allocator gives
+to calls in a loop. See recorder.py for how a call becomes a recording.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nntk.kernels.gpu import launches
 from nntk.kernels.gpu.launches import Launch
+from nntk.kernels.gpu.ready import Submit
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Sizes and strides of a tensor."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class View:
     """A tensor as a part of the tensor in a slot.
 
@@ -45,7 +47,7 @@ class View:
         return tensor if self.is_whole else tensor.as_strided(*self.layout, tensor.storage_offset() + self.offset)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Address:
     """A view where a launch has an address or a descriptor.
 
@@ -61,9 +63,8 @@ class Address:
     offset: int
     descriptor: TensorDescriptor | None
 
-    def of(self, slots: Sequence[Any]) -> Any:
-        """Return the address for a kernel that is called directly."""
-        address = slots[self.view.slot].data_ptr() + self.offset
+    def at(self, address: int) -> Any:
+        """Return what a kernel gets that is called directly: the address, or a descriptor of what is there."""
         return address if self.descriptor is None else launches.moved_descriptor(self.descriptor, address)
 
     def tensor_of(self, slots: Sequence[Any]) -> Any:
@@ -72,7 +73,7 @@ class Address:
         return tensor if self.descriptor is None else launches.placed_descriptor(self.descriptor, tensor)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Step(ABC):
     """A step of a recording.
 
@@ -93,7 +94,7 @@ class Step(ABC):
         """Do the step again."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class OperatorStep(Step):
     """Call of an operator of PyTorch, with views in the places of tensors.
 
@@ -104,19 +105,31 @@ class OperatorStep(Step):
     """
 
     function: Any
-    arguments: Sequence[Any]
-    options: Mapping[str, Any]
+    arguments: list[Any]
+    options: dict[str, Any]
+    _places: list[int] = field(init=False)
+    _names: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the places of tensors."""
+        self._places = [place for place, part in enumerate(self.arguments) if _has_views(part)]
+        self._names = [name for name, part in self.options.items() if _has_views(part)]
 
     def run(self, slots: list[Any], stream: int) -> None:
         """Call the operator, and keep the tensors that it makes."""
-        options = {name: _filled(part, slots) for name, part in self.options.items()}
-        result = self.function(*[_filled(part, slots) for part in self.arguments], **options)
-        if self.makes:
-            for slot, tensor in zip(self.makes, tree_leaves(result), strict=True):
-                slots[slot] = tensor
+        arguments, options = self.arguments, self.options
+        if self._places:
+            arguments = arguments.copy()
+            for place in self._places:
+                arguments[place] = _filled(arguments[place], slots)
+        if self._names:
+            options = options | {name: _filled(options[name], slots) for name in self._names}
+        result = self.function(*arguments, **options)
+        for slot, tensor in zip(self.makes, (result,) if type(result) is Tensor else result or (), strict=False):
+            slots[slot] = tensor
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class LaunchStep(Step):
     """Launch of a kernel, with addresses in the places of tensors.
 
@@ -130,17 +143,33 @@ class LaunchStep(Step):
     arguments: list[Any]
     addresses: list[Address]
 
-    @property
-    def is_direct(self) -> bool:
-        """The compiled kernel is called directly."""
-        return self.launch.ready is not None
+    _kept: tuple[Sequence[int], Submit | None] = ((), None)
+    """Addresses of the last call, and the launch with these."""
 
     def run(self, slots: list[Any], stream: int) -> None:
         """Launch the kernel."""
-        arguments, is_direct = self.arguments.copy(), self.is_direct
-        for address in self.addresses:
-            arguments[address.place] = address.of(slots) if is_direct else address.tensor_of(slots)
-        self.launch.again(arguments, stream)
+        ready = self.launch.ready
+        if ready is None:
+            self.launch.by_triton(self._with([address.tensor_of(slots) for address in self.addresses]))
+            return
+        places = [slots[address.view.slot].data_ptr() + address.offset for address in self.addresses]
+        kept, submit = self._kept
+        if submit is None or places != kept:
+            arguments = self._with([address.at(place) for address, place in zip(self.addresses, places, strict=True)])
+            submit = ready.prepare(self.launch.programs, arguments)
+            self._kept = places, submit
+        submit(stream)
+
+    def forget(self) -> None:
+        """Keep nothing of the last call."""
+        self._kept = (), None
+
+    def _with(self, parts: Sequence[Any]) -> list[Any]:
+        """Return the arguments with something in the places of addresses."""
+        arguments = self.arguments.copy()
+        for address, part in zip(self.addresses, parts, strict=True):
+            arguments[address.place] = part
+        return arguments
 
 
 class Recording:
@@ -157,7 +186,7 @@ class Recording:
         returned = {view.slot for view in ([outputs] if isinstance(outputs, View) else outputs)}
         self._outputs, self._empty = outputs, slots - inputs
         self.steps = _needed(steps, returned)
-        self._is_direct = any(isinstance(step, LaunchStep) and step.is_direct for step in self.steps)
+        self._is_direct = any(isinstance(step, LaunchStep) and step.launch.ready is not None for step in self.steps)
         used = returned | set(range(inputs))
         for step in reversed(self.steps):
             step.frees = sorted((step.uses | set(step.makes)) - used)
@@ -182,13 +211,15 @@ class Recording:
         return outputs.of(slots) if isinstance(outputs, View) else tuple(view.of(slots) for view in outputs)
 
 
-def fastest(function: Any, options: Mapping[str, Any]) -> Any:
-    """Return what calls an operator at the least cost: few functions read options such as dtypes fast."""
-    if function is torch.ops.aten.empty.memory_format:
-        return torch.empty
+def fastest(function: Any, arguments: list[Any], options: dict[str, Any]) -> tuple[Any, list[Any], dict[str, Any]]:
+    """Return a call of an operator that costs the host least: few functions read options such as dtypes fast."""
+    if function is torch.ops.aten.empty.memory_format and options.keys() <= {"dtype", "device", "pin_memory"}:
+        (size,) = arguments
+        strides = [math.prod(max(1, length) for length in size[place + 1 :]) for place in range(len(size))]
+        return torch.empty_strided, [tuple(size), tuple(strides)], options
     if function is torch.ops.aten._to_copy.default and options.keys() == {"dtype"}:
-        return _converted
-    return function
+        return _converted, arguments, options
+    return function, arguments, options
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -203,6 +234,10 @@ def _needed(steps: Sequence[Step], returned: set[int]) -> list[Step]:
             used |= step.uses
             needed.append(step)
     return needed[::-1]
+
+
+def _has_views(part: Any) -> bool:
+    return any(map(_has_views, part)) if type(part) is list else type(part) is View
 
 
 def _filled(part: Any, slots: Sequence[Any]) -> Any:

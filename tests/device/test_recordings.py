@@ -1,5 +1,6 @@
 """Repeated calls: the bits, the memory and the conditions of recordings, with kernels interpreted or on a card."""
 
+import functools
 import gc
 import random
 import threading
@@ -11,7 +12,7 @@ from conftest import inputs, mlp
 from triton_device import DEVICE, Allocated, kernel_arguments, without_kernels
 
 from nntk.kernels import tuning
-from nntk.kernels.gpu import launches
+from nntk.kernels.gpu import launches, recorder
 from nntk.kernels.gpu.recorder import NotRecordable, Recorded, record, tensors_of
 from nntk.kernels.perturb.triton import chunks, launch
 
@@ -235,6 +236,24 @@ def test_recordings_hold_no_tensors(direct):
         del x
     gc.collect()
     assert [one() for one in made] == [None] * 6
+
+
+def test_recordings_are_few(direct, monkeypatch):
+    """Those repeated least recently make room for others, and a call of too many steps is made each time."""
+    monkeypatch.setattr(recorder, "_MOST_STEPS", 10)
+    counted = Counted(lambda x, steps: functools.reduce(lambda y, _: y + 1, range(steps), x))
+    function, x = Recorded(counted), torch.arange(3.0)
+
+    def calls(steps, times):
+        before = counted.calls
+        for _ in range(times):
+            assert torch.equal(function(x, steps), x + steps)
+        return counted.calls - before
+
+    assert calls(6, 4) == 2 and calls(4, 4) == 2  # Ten steps.
+    assert calls(6, 1) == 0 and calls(3, 4) == 2  # That of four steps is forgotten.
+    assert calls(4, 4) == 2 and calls(6, 1) == 1  # So are those of six and of three.
+    assert calls(11, 4) == 5  # The second call is made again, since it is not recordable.
 
 
 def test_threads_share_recordings(direct):

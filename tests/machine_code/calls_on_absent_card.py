@@ -47,7 +47,7 @@ def differences(directions, path):
 def wrong_recorded_addresses(directions, path):
     """Arguments of repeated calls that are not where the tensors are that Triton would get, and what was checked."""
     _, recording = record(launch.mlp_differences.plain, arguments_of(directions, path))
-    wrong, checked, run = [], [], LaunchStep.run
+    wrong, is_direct, run = [], [], LaunchStep.run
 
     def facts(argument):
         if isinstance(argument, TensorDescriptor):
@@ -55,17 +55,28 @@ def wrong_recorded_addresses(directions, path):
         return argument.data_ptr() if isinstance(argument, torch.Tensor) else argument
 
     def check(step, slots, stream):
-        checked.append(step.is_direct)
-        for address in step.addresses:
-            if facts(address.of(slots)) != facts(address.tensor_of(slots)):
-                wrong.append((step.launch.kernel.__name__, address.place))
         run(step, slots, stream)
+        is_direct.append(step.launch.ready is not None)
+        for address, place in zip(step.addresses, step._kept[0], strict=True):
+            if facts(address.at(place)) != facts(address.tensor_of(slots)):
+                wrong.append((step.launch.kernel.__name__, address.place))
 
     LaunchStep.run = check
     before = CARD.counts
     recording(tensors_of(arguments_of(directions, path)))
     LaunchStep.run = run
-    return (CARD.counts - before).launches, len(checked), all(checked), wrong
+    return (CARD.counts - before).launches, len(is_direct), all(is_direct), wrong
+
+
+def kept_launches(directions):
+    """Launches and tensor maps of four calls with tensors without numbers, which all have the same address."""
+    call, seen = call_of(Workload((64, 256, 256, 10), 256, 512), directions, 2**27), []
+    for _ in range(4):
+        before = CARD.counts
+        call()
+        counts = CARD.counts - before
+        seen.append((counts.launches, counts.maps))
+    return seen
 
 
 def launches_by_triton(call):
@@ -170,6 +181,7 @@ def main():
         for family, budget in [*((family, 2**31) for family in FAMILIES), ("gaussian", 2**22)]:
             arguments = workload, family, budget
             seen["paths"].append((planned_paths(*arguments), taken_paths(*arguments)))
+    seen["kept"] = [kept_launches(directions) for directions in FAMILIES]
     for directions, path in ROUTES:
         call = functools.partial(differences, directions, path)
         call()

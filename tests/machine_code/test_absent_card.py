@@ -40,6 +40,13 @@ def test_repeated_calls_launch_with_the_addresses_of_their_tensors(seen):
 
 
 @pytest.mark.machine_code
+def test_repeated_calls_keep_tensor_maps_of_the_same_addresses(seen):
+    """The fourth call launches as often as the first, and encodes none."""
+    for first, _, third, fourth in seen["kept"]:
+        assert first[0] == third[0] == fourth[0] and first[1] == third[1] > fourth[1] == 0
+
+
+@pytest.mark.machine_code
 def test_planned_paths_are_taken(seen):
     """For every family, at the sizes of the design's targets, of a small network, and of one that is fused."""
     for planned, taken in seen["paths"]:

@@ -20,6 +20,7 @@ import torch
 from nntk.bench.machine_code.absent_card.card import AbsentCard
 from nntk.bench.machine_code.absent_card.operators import Replay
 from nntk.kernels.activations import Activation, Relu, encode
+from nntk.kernels.gpu.recording import LaunchStep
 from nntk.kernels.perturb.config import gpu_bytes
 from nntk.kernels.perturb.triton import chunks, launch
 
@@ -84,7 +85,8 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
 
     Returns:
         Counts, which are the same everywhere, and processor time of the calling thread in seconds, the least of several
-        calls: of the call without operators of PyTorch, and of such an operator without its launch.
+        calls: of the call without operators of PyTorch, once where all tensors are at other addresses than in the call
+        before, and of such an operator without its launch.
 
     Raises:
         RuntimeError: If the call reads numbers of the card, for which the host would wait.
@@ -106,6 +108,8 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
         replay.run()
         counts = card.counts - before
         call_s, stand_ins_s = _least_seconds(replay.run), _least_seconds(replay.run_operators)
+        with patch.object(LaunchStep, "run", _run_moved):
+            moved_s = _least_seconds(replay.run)
     (plan,) = plans
     blocks = math.ceil(workload.inputs / plan.block_inputs)
     return {
@@ -116,8 +120,15 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
         "operators": replay.operators,
         "copies": replay.copies,
         "call_s": call_s - stand_ins_s,
+        "moved_call_s": moved_s - stand_ins_s,
         "operator_s": _operator_seconds(),
     }
+
+
+def _run_moved(step: LaunchStep, slots: list[Any], stream: int, run: Callable[..., None] = LaunchStep.run) -> None:
+    """Run a step as if its tensors were elsewhere in the call before."""
+    step.forget()
+    run(step, slots, stream)
 
 
 def _least_seconds(function: Callable[[], object]) -> float:

@@ -32,7 +32,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # PyTorch does not type it.
         self.results: dict[Any, list[Any]] = {}
-        self.calls: list[tuple[Any, Any, Any]] = []
+        self.calls: list[tuple[Any, list[Any], dict[str, Any]]] = []
         self.copies = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -43,7 +43,7 @@ class _Recorder(TorchDispatchMode):
         if function in _COPIES and any(isinstance(part, Tensor) and part.device.type == "cpu" for part in arguments):
             self.copies += 1
         if not function.is_view and _is_launched(function):
-            self.calls.append((fastest(function, options or {}), arguments, options or {}))
+            self.calls.append(fastest(function, list(arguments), options or {}))
         if not function.is_view:
             self.results.setdefault(function, []).append(result)
         return result

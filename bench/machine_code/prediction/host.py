@@ -30,13 +30,15 @@ _MEMORY = {"h100": 80, "h200": 141, "b200": 180, "a100": 80, "rtx4090": 24}
 """Gigabytes of cards, of which the default budget of temporary memory is a share."""
 CAPTION = (
     "Host: processor time of one thread to launch an evaluation at the default budget, that of PyTorch's operators on "
-    "a CPU, and 3 us of a real driver for each launch and operator; share: of the card's predicted time. Launches are "
-    "Triton's, operators PyTorch's; waits are copies from the host. A busy machine shows longer times."
+    "a CPU, and 3 us of a real driver for each launch and operator; share: of the card's predicted time. The call is "
+    "repeated in a loop, where its tensors have the addresses of the call before; elsewhere: all of them have others. "
+    "Launches are Triton's, operators PyTorch's; waits are copies from the host. A busy machine shows longer times."
 )
 COLUMNS = (
     Column("evaluation", "case"),
     Column("host", "host_s", "seconds"),
     Column("share", "share", "percent"),
+    Column("elsewhere", "moved_s", "seconds"),
     Column("card", "card_s", "seconds"),
     Column("chunks", "chunks"),
     Column("launches", "launches"),
@@ -88,8 +90,9 @@ def rows(name: str, card: Card, measured: Mapping[str, Measured]) -> Iterator[Ro
             time = sum((time_of(launch, measured[launch.case], card) for _, launch in launches), Time())
             result = next(results)
             operators = result["operators"] * result["operator_s"]
-            host = result["call_s"] + operators + DRIVER_S * (result["launches"] + result["operators"])
-            yield {**result, "host_s": host, "card_s": time.total, "share": host / time.total}
+            submitted = operators + DRIVER_S * (result["launches"] + result["operators"])
+            host, moved = (result[key] + submitted for key in ("call_s", "moved_call_s"))
+            yield {**result, "host_s": host, "moved_s": moved, "card_s": time.total, "share": host / time.total}
 
 
 def _measure(card: Card, memory: int) -> list[dict[str, Any]]:
