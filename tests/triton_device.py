@@ -60,7 +60,7 @@ def without_kernels(monkeypatch):
     """Launch nothing, as if on an H200: what is left are the tensors around the kernels."""
     for module, names in (
         (kernel, ("finish_layer", "form", "layer_step", "stacked_step", "stationary_step", "project", "small_mlp")),
-        (stream, ("write_noise", "write_rank_one", "write_vector", "write_words", "sum_squares")),
+        (stream, ("write_noise", "write_rank_one", "write_vectors", "write_words", "sum_squares")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, NoKernel())

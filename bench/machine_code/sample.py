@@ -8,7 +8,7 @@ SAMPLE = {
     "sm_90": (
         # The random stream, weights and attention: one case of each kernel.
         "write_noise signs fp32",
-        "write_vector normals",
+        "write_vectors normals",
         "write_rank_one bf16 16",
         "write_words",
         "finish_layer relu",

@@ -213,7 +213,7 @@ def test_grids_beyond_16_bits(card):
     assert sorted(largest) == [
         "finish_layer", "form", "layer_pair", "layer_step", "project", "rank_update", "scores", "small_mlp",
         "stacked_step", "stationary_step", "statistics", "sum_squares", "weights", "write_noise", "write_rank_one",
-        "write_vector", "write_words",
+        "write_vectors", "write_words",
     ]  # fmt: skip
 
 

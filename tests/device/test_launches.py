@@ -34,6 +34,6 @@ def test_launches_bind_and_compile():
         "philox.sum_squares",
         "philox.write_noise",
         "philox.write_rank_one",
-        "philox.write_vector",
+        "philox.write_vectors",
         "philox.write_words",
     ]

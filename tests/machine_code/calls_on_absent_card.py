@@ -151,7 +151,7 @@ def refused_grids():
     said = []
     for grid in ((1,), (1, 65_535), (1, 65_536), (1, 1, 65_536)):
         try:
-            stream.write_vector[grid](out, 128, ids, 1, 2, 0, 128, False, 0, True, 128)
+            stream.write_words[grid](out, ids, 1, 2, 0, 128, 0, 128)
             said.append("")
         except RuntimeError as error:
             said.append(str(error))

@@ -40,14 +40,17 @@ def _matrices(arch: str) -> Iterator[Case]:
 
 
 def _vectors(arch: str) -> Iterator[Case]:
-    block = launch.VECTOR_BLOCK
+    # As many as the code of one launch may have: vectors of eight layers.
+    block, several = launch.VECTOR_BLOCK, ("i32",) * launch.VECTORS
     for signs in (False, True):
         yield Case(
-            f"write_vector {'signs' if signs else 'normals'}",
-            kernel.write_vector,
-            {"out": "*fp32:16", "stride_out_m": "i32", **_STREAM, "length": "i32"},
-            {"SIGNS": signs, "PURPOSE": DISPLACEMENT, "PTX": arch.startswith("sm_"), "BLOCK": block},
-            once=Work(signs=block) if signs else Work(normals=block),
+            f"write_vectors {'signs' if signs else 'normals'}",
+            kernel.write_vectors,
+            {"out": "*fp32:16", "samples": "i32", "start": "i32", "sample_ids": "*i64", "key0": "i32", "key1": "i32"}
+            | {"ordinals": several, "lengths": several},
+            {"SIGNS": signs, "PURPOSES": (DISPLACEMENT,) * launch.VECTORS, "PTX": arch.startswith("sm_")}
+            | {"BLOCK": block},
+            once=Work(signs=launch.VECTORS * block) if signs else Work(normals=launch.VECTORS * block),
             options=launch.OPTIONS,
         )
 

@@ -5,7 +5,7 @@ of noise belong to a chunk, and layers.py writes them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from nntk.kernels.perturb.triton.chunks import padded_rank
 from nntk.kernels.perturb.triton.operands import LaunchContext
 from nntk.kernels.philox.integers import INPUT_SIGNS, OUTPUT_SIGNS
 from nntk.kernels.philox.triton import launch as philox
+from nntk.kernels.philox.triton.launch import Vector
 from nntk.kernels.slices import count, slices
 
 FORMED_COLUMNS = 64
@@ -88,7 +89,7 @@ class PreparedGroup:
         family, bases = context.directions, None
         if family.name == "flipout":
             bases = FlipoutBases.assign(sample_ids, family.count, chunk_samples)
-        return cls(sample_ids, scales, [_generate(context, layer, sample_ids) for layer in context.layers], bases)
+        return cls(sample_ids, scales, _generate(context, sample_ids), bases)
 
 
 def is_formed(context: LaunchContext, layer: Layer) -> bool:
@@ -96,40 +97,36 @@ def is_formed(context: LaunchContext, layer: Layer) -> bool:
     return context.noise_source(layer) == "lowrank" and len(layer.weight) <= FORMED_UNITS
 
 
-def _generate(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> PerSampleNoise:
-    bias = None if layer.bias_ordinal is None else _bias(context, layer, sample_ids)
-    source = context.noise_source(layer)
-    if source == "flipout":
-        height, width = layer.weight.shape
-        return PerSampleNoise(
-            bias,
-            in_signs=_signs(context, layer, sample_ids, width, INPUT_SIGNS),
-            out_signs=_signs(context, layer, sample_ids, height, OUTPUT_SIGNS),
-        )
-    if is_formed(context, layer):
-        return PerSampleNoise(bias, formed=_form(context, layer, sample_ids))
-    if source == "lowrank":
-        left, right, scale = _factors(context, layer, sample_ids, padded_rank(context.directions.count))
-        return PerSampleNoise(bias, left=left, right=right, coefficients=scale)
-    return PerSampleNoise(bias)
-
-
-def _bias(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
-    """Generate bias noise, [M, padded(H)], float32."""
-    assert layer.bias_ordinal is not None, "the bias is displaced"
-    length, uses_signs = philox.padded(len(layer.weight)), context.directions.name != "gaussian"
-    noise = torch.empty(len(sample_ids), length, dtype=torch.float32, device=sample_ids.device)
+def _generate(context: LaunchContext, sample_ids: Tensor) -> list[PerSampleNoise]:
+    """Generate the noise vectors of all layers: the biases by one launch, and flipout's signs by another."""
+    layers, uses_signs = context.layers, context.directions.name != "gaussian"
     # What pads a row is noise too, and is never read.
-    philox.write_vector(noise, sample_ids, layer.bias_ordinal, length, context.key, uses_signs)
+    biases = [
+        None if layer.bias_ordinal is None else Vector(layer.bias_ordinal, philox.padded(len(layer.weight)))
+        for layer in layers
+    ]
+    signs = [
+        Vector(layer.weight_ordinal, philox.padded(length), purpose)
+        for layer in layers
+        if layer.weight_ordinal is not None and context.directions.name == "flipout"
+        for length, purpose in zip(layer.weight.shape, (OUTPUT_SIGNS, INPUT_SIGNS), strict=True)
+    ]
+    wanted = [vector for vector in biases if vector is not None]
+    written = iter(philox.vectors(sample_ids, wanted, context.key, uses_signs, torch.float32))
+    written_signs = iter(philox.vectors(sample_ids, signs, context.key, True, context.dtype))
+    noise = []
+    for layer, bias in zip(layers, biases, strict=True):
+        vectors = PerSampleNoise(None if bias is None else next(written))
+        match context.noise_source(layer):
+            case "flipout":
+                vectors = replace(vectors, out_signs=next(written_signs), in_signs=next(written_signs))
+            case "lowrank" if is_formed(context, layer):
+                vectors = replace(vectors, formed=_form(context, layer, sample_ids))
+            case "lowrank":
+                left, right, scale = _factors(context, layer, sample_ids, padded_rank(context.directions.count))
+                vectors = replace(vectors, left=left, right=right, coefficients=scale)
+        noise.append(vectors)
     return noise
-
-
-def _signs(context: LaunchContext, layer: Layer, sample_ids: Tensor, length: int, purpose: int) -> Tensor:
-    """Generate the signs of a vector as operands, [M, padded(length)]."""
-    assert layer.weight_ordinal is not None, "the weight is displaced"
-    signs = torch.empty(len(sample_ids), philox.padded(length), device=sample_ids.device, dtype=context.dtype)
-    philox.write_vector(signs, sample_ids, layer.weight_ordinal, signs.shape[1], context.key, True, purpose)
-    return signs
 
 
 def _form(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:

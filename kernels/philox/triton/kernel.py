@@ -246,34 +246,60 @@ def write_noise(
         tl.store(pointers, noise, mask=(h < height)[:, None] & (k < columns)[None, :])
 
 
-@triton.jit(do_not_specialize=[*_NUMBERS, "stride_out_m"], do_not_specialize_on_alignment=["sample_ids"])
-def write_vector(
-    out, stride_out_m, sample_ids, key0, key1, ordinal, length,
-    SIGNS: tl.constexpr, PURPOSE: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write unit displacements of a vector, BLOCK positions a program.
+@triton.jit
+def _number(odd):
+    """Return n for 2 n + 3: see ``launch.unspecialised``."""
+    return (odd - 3) >> 1
 
-    Args:
-        out: Noise, [M, length], a floating type.
-        stride_out_m: Elements between samples of ``out``.
-        sample_ids: Stream numbers m, [M], int64.
-        key0: Low 32 bits of the seed.
-        key1: High 32 bits of the seed.
-        ordinal: Position of the parameter in registration order.
-        length: Length of the vector.
-        SIGNS: True for random signs, False for normals.
-        PURPOSE: Purpose of the words of signs.
-        PTX: True to use NVIDIA's approximate special functions.
-        BLOCK: Positions of a program.
-    """
-    tiles = tl.cdiv(length, BLOCK)
-    m, i = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
-    sample_id = tl.load(sample_ids + m)
+
+@triton.jit
+def _write_vector(
+    out, i, length, ordinal, sample_id, key0, key1, SIGNS: tl.constexpr, PURPOSE: tl.constexpr, PTX: tl.constexpr
+):  # fmt: skip
+    """Write unit displacements at positions ``i`` of a vector."""
     if SIGNS:
         noise = sign_vector(i, ordinal, sample_id, key0, key1, PURPOSE)
     else:
         noise = gaussian_vector(i, ordinal, sample_id, key0, key1, PTX)
-    tl.store(out + m.to(tl.int64) * stride_out_m + i, noise.to(out.dtype.element_ty), mask=i < length)
+    tl.store(out + i, noise.to(out.dtype.element_ty), mask=i < length)
+
+
+@triton.jit(do_not_specialize=[*_NUMBERS, "samples"], do_not_specialize_on_alignment=["sample_ids"])
+def write_vectors(
+    out, samples, start, sample_ids, key0, key1, ordinals, lengths,
+    SIGNS: tl.constexpr, PURPOSES: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write unit displacements of several vectors, BLOCK positions of one of them a program.
+
+    Args:
+        out: Noise, for each vector [samples, length], one behind the other; a floating type.
+        samples: Samples of a vector in ``out``.
+        start: First sample to write.
+        sample_ids: Stream numbers m from there on, int64.
+        key0: Low 32 bits of the seed.
+        key1: High 32 bits of the seed.
+        ordinals: Positions of the parameters in registration order, as ``launch.unspecialised`` gives numbers.
+        lengths: Lengths of the vectors, likewise.
+        SIGNS: True for random signs, False for normals.
+        PURPOSES: Purposes of the words of signs.
+        PTX: True to use NVIDIA's approximate special functions.
+        BLOCK: Positions of a program.
+    """
+    tiles = 0
+    for v in tl.static_range(len(PURPOSES)):
+        tiles += tl.cdiv(_number(lengths[v]), BLOCK)
+    m, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    sample_id, row = tl.load(sample_ids + m), m.to(tl.int64) + start
+    for v in tl.static_range(len(PURPOSES)):
+        length = _number(lengths[v])
+        own = tl.cdiv(length, BLOCK)
+        if (tile >= 0) & (tile < own):
+            _write_vector(
+                out + row * length, tile * BLOCK + tl.arange(0, BLOCK), length, _number(ordinals[v]), sample_id, key0,
+                key1, SIGNS, PURPOSES[v], PTX,
+            )  # fmt: skip
+        tile -= own
+        out += samples.to(tl.int64) * length
 
 
 @triton.jit

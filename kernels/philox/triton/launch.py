@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.integers import BASE, DISPLACEMENT, INPUT_SIGNS, LEFT, OUTPUT_SIGNS, RIGHT
 from nntk.kernels.philox.slabs import TILE, slabs_of
 from nntk.kernels.philox.triton import kernel
-from nntk.kernels.slices import count
+from nntk.kernels.slices import count, slices
 from nntk.kernels.target import target_of
 
 Key = tuple[int, int]
@@ -37,6 +38,8 @@ _WIDE_BLOCKS = 2**29
 """Number of blocks whose normals a loop counts in 32 bits without overflow."""
 VECTOR_BLOCK = 256
 """Positions of a vector that one program writes."""
+VECTORS = 8
+"""Most vectors of a launch, whose code grows with their number."""
 FACTOR_BLOCK = 512
 """Columns of a factor of rank one that a program writes in a step: one block of words a thread."""
 WORDS_BLOCK = 128
@@ -111,16 +114,55 @@ def matrix_arguments(
     )  # fmt: skip
 
 
-def write_vector(
-    out: Tensor, sample_ids: Tensor, ordinal: int, length: int, key: Key, signs: bool, purpose: int = DISPLACEMENT
-) -> None:
-    """Write noise of a vector for every sample into ``out`` [M, >= length]; the purpose is that of signs."""
-    tiles, is_ptx = count(length, VECTOR_BLOCK), target_of(out.device).ptx
-    for ids, chunk in _launches(sample_ids, out, tiles):
-        launch(
-            kernel.write_vector, ids.shape[0] * tiles, chunk, chunk.stride(0), ids, *keys(key), signed(ordinal), length,
-            signs, purpose, is_ptx, VECTOR_BLOCK, **OPTIONS,
-        )  # fmt: skip
+def unspecialised(numbers: Sequence[int]) -> tuple[int, ...]:
+    """Return 2 n + 3 for each number n of a tuple: Triton compiles kernels anew for ones and multiples of 16 in it."""
+    return tuple(2 * number + 3 for number in numbers)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector of noise.
+
+    Attributes:
+        ordinal: Position of the parameter in registration order.
+        length: Length of the vector.
+        purpose: Purpose of the words of signs in the stream.
+    """
+
+    ordinal: int
+    length: int
+    purpose: int = DISPLACEMENT
+
+
+def vectors(sample_ids: Tensor, wanted: Sequence[Vector], key: Key, signs: bool, dtype: torch.dtype) -> list[Tensor]:
+    """Generate several vectors for every sample: a launch for eight of them.
+
+    Args:
+        sample_ids: Stream numbers m of the samples, [M], int64.
+        wanted: The vectors.
+        key: Low and high 32 bits of the seed.
+        signs: True for random signs, False for normals.
+        dtype: Floating dtype of the noise.
+
+    Returns:
+        The noise of each vector, [M, length], contiguous.
+    """
+    samples, is_ptx = len(sample_ids), target_of(sample_ids.device).ptx
+    sizes = [samples * vector.length for vector in wanted]
+    out = torch.empty(sum(sizes), dtype=dtype, device=sample_ids.device)
+    parts, sample_ids = out.split(sizes), sample_ids.contiguous()
+    for batch in slices(len(wanted), VECTORS):
+        group = wanted[batch]
+        lengths, first = [vector.length for vector in group], sum(sizes[: batch.start])
+        tiles = sum(count(length, VECTOR_BLOCK) for length in lengths)
+        for rows in slices(samples if tiles else 0, max(1, _LARGEST_GRID // max(1, tiles))):
+            launch(
+                kernel.write_vectors, (rows.stop - rows.start) * tiles, out[first:], samples, rows.start,
+                sample_ids[rows], *keys(key), unspecialised([vector.ordinal for vector in group]),
+                unspecialised(lengths), signs, tuple(vector.purpose for vector in group), is_ptx, VECTOR_BLOCK,
+                **OPTIONS,
+            )  # fmt: skip
+    return [part.view(samples, vector.length) for part, vector in zip(parts, wanted, strict=True)]
 
 
 def packed_signs(sample_ids: Tensor, ordinal: int, length: int, key: Key, purpose: int) -> Tensor:
@@ -243,8 +285,7 @@ def generate(
     signs, max_coefficients = family.name == "rademacher", _SLAB_BYTES // 4 // max(1, len(sample_ids))
     for ordinal, shape in shapes.items():
         if len(shape) < 2:
-            noise = torch.empty(len(sample_ids), math.prod(shape), dtype=torch.float32, device=sample_ids.device)
-            write_vector(noise, sample_ids, ordinal, math.prod(shape), key, signs)
+            (noise,) = vectors(sample_ids, [Vector(ordinal, math.prod(shape))], key, signs, torch.float32)
             yield ordinal, noise
             continue
         width = math.prod(shape[1:])
@@ -270,8 +311,7 @@ def unit_displacements(
     signs = family.name != "gaussian"
     size, noise_dtype = tuple(shape), dtype if dtype in _TRITON_TYPES else torch.float32
     if len(size) < 2 or not math.prod(size):
-        vector = torch.empty(len(sample_ids), math.prod(size), dtype=noise_dtype, device=sample_ids.device)
-        write_vector(vector, sample_ids, ordinal, math.prod(size), key, signs)
+        (vector,) = vectors(sample_ids, [Vector(ordinal, math.prod(size))], key, signs, noise_dtype)
         return vector.view(len(sample_ids), *size).to(dtype)
     height, width = size[0], math.prod(size[1:])
     if family.name == "flipout":
