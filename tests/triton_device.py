@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nntk.kernels.activations import encode
-from nntk.kernels.perturb.triton import kernel, launch
+from nntk.kernels.perturb.triton import kernel, launch, passes
 from nntk.kernels.philox.triton import kernel as stream
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.target import Target
@@ -59,7 +59,8 @@ class NoKernel:
 def without_kernels(monkeypatch):
     """Launch nothing, as if on an H200: what is left are the tensors around the kernels."""
     for module, names in (
-        (kernel, ("finish_layer", "form", "layer_step", "stacked_step", "stationary_step", "project", "small_mlp")),
+        (passes, ("combine_members", "finish_layer")),
+        (kernel, ("form", "layer_step", "stacked_step", "stationary_step", "project", "small_mlp")),
         (stream, ("write_noise", "write_rank_one", "write_vectors", "write_words", "sum_squares")),
     ):
         for name in names:

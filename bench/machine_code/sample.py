@@ -12,6 +12,7 @@ SAMPLE = {
         "write_rank_one bf16 16",
         "write_words",
         "finish_layer relu",
+        "combine_members odd sorted",
         "form fp32 64",
         "sum_squares matrix padded wide",
         "reduce_weights power from cauchy",

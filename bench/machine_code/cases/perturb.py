@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import triton.language as tl
 
 from nntk.kernels.ahead_of_time import Case, Product, Signature, Work
-from nntk.kernels.perturb.triton import config, group, kernel, unperturbed
+from nntk.kernels.perturb.triton import config, group, kernel, launch, passes, unperturbed
 from nntk.kernels.target import input_precision
 
 _SHAPE = (1024, 1024, 2048)
@@ -64,7 +64,7 @@ def cases(arch: str) -> list[Case]:
     """List the cases of one architecture."""
     return [
         *_steps(arch), *_stacked(arch), *_stationary(arch), *_fused(arch), *_projections(arch), *_formed(arch),
-        *_finished_layers(),
+        *_finished_layers(), *_combined_members(),
     ]  # fmt: skip
 
 
@@ -394,9 +394,23 @@ def _finished_layers() -> Iterator[Case]:
         results: dict[str, Signature] = {} if last else {"hidden": "*fp32:16", "value": "*fp64:16"}
         yield _case(
             f"finish_layer {activation}{' last' if last else ''}",
-            kernel.finish_layer,
+            passes.finish_layer,
             {"z": "*fp64:16", "state": "*fp32:16", **results, "height": "i32", "stride": "i32", "size": "i32"},
             {"ACTIVATION": activation, "BLOCK": unperturbed.BLOCK},
+            "fp32",
+            "sm_90",
+        )
+
+
+def _combined_members() -> Iterator[Case]:
+    sizes: dict[str, Signature] = dict.fromkeys(("num_inputs", "outputs", "padded_outputs"), "i32")
+    sizes |= dict.fromkeys(("stride_m", "stride_pair"), "i64")
+    for pairs, order in (("odd", True), ("both", False), ("none", False)):
+        yield _case(
+            f"combine_members {pairs}{' sorted' if order else ''}",
+            passes.combine_members,
+            {"differences": "*fp32:16", "out": "*fp32", **({"order": "*i64"} if order else {}), **sizes},
+            {"PAIRS": pairs, "BLOCK": launch.COMBINED},
             "fp32",
             "sm_90",
         )

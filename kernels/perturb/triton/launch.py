@@ -13,10 +13,12 @@ from torch import Tensor
 from nntk.kernels.activations import decode
 from nntk.kernels.dispatch import report_slow_path
 from nntk.kernels.fixed_weights import squared_norms
+from nntk.kernels.gpu.launches import launch
 from nntk.kernels.gpu.recorder import Recorded
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.exactness import layers_with_ties, with_integer_rows
+from nntk.kernels.perturb.triton import config, passes
 from nntk.kernels.perturb.triton.chunks import ChunkPlan, has_short_offsets, plan_chunks, plan_products
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup
@@ -25,10 +27,12 @@ from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, pad_
 from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.triton import launch as philox
-from nntk.kernels.slices import slices
+from nntk.kernels.slices import count, slices
 from nntk.kernels.target import target_of
 
 _FLOAT64 = "the kernels evaluate float32; a model in float64 is evaluated in float64"
+COMBINED = 1024
+"""Numbers that one program of ``passes.combine_members`` writes."""
 _WIDE = "a layer is so wide that the kernels' offsets within a row overflow"
 
 
@@ -208,14 +212,11 @@ def _evaluate_layers(
 
     def evaluate(group: slice) -> None:
         # The noise vectors are freed as soon as the steps are done.
-        outputs = steps(PreparedGroup.prepare(context, sample_ids[group], scales[group], plan.chunk_samples))
-        differences = outputs[..., : context.widths[-1]]
+        differences = steps(PreparedGroup.prepare(context, sample_ids[group], scales[group], plan.chunk_samples))
         if order is None:
-            _combine_members(context.pairs, differences, out[..., group, :, :])
+            _combine_members(context, differences, None, out[..., group, :, :])
         else:
-            in_order = out.new_empty(*out.shape[:-3], *differences.shape[:1], *differences.shape[2:])
-            _combine_members(context.pairs, differences, in_order)
-            out.index_copy_(-3, order[group], in_order)
+            _combine_members(context, differences, order[group], out)
 
     for group in slices(len(sample_ids), plan.group_samples):
         evaluate(group)
@@ -228,9 +229,11 @@ def _order_by_base(context: LaunchContext, sample_ids: Tensor) -> Tensor | None:
     return torch.argsort(sample_ids % context.directions.count, stable=True)
 
 
-def _combine_members(pairs: str, differences: Tensor, out: Tensor) -> None:
-    """Fill ``out``, [M, N, C] or [2, M, N, C], from differences [M, members, N, C]."""
-    if pairs == "odd":
-        torch.sub(differences[:, 0], differences[:, 1], out=out).mul_(0.5)
-    else:
-        out.copy_(differences.transpose(0, 1) if pairs == "both" else differences[:, 0])
+def _combine_members(context: LaunchContext, differences: Tensor, order: Tensor | None, out: Tensor) -> None:
+    """Fill ``out``, [rows, N, C] or [2, rows, N, C], from differences [M, members, N, padded(C)]; rows may be given."""
+    num_inputs, outputs = out.shape[-2:]
+    launch(
+        passes.combine_members, len(differences) * count(num_inputs * outputs, COMBINED), differences, order, out,
+        num_inputs, outputs, differences.shape[-1], out.stride(-3), out.stride(0), context.pairs, COMBINED,
+        **config.OPTIONS,
+    )  # fmt: skip

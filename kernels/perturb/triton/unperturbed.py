@@ -11,7 +11,7 @@ from torch import Tensor
 from nntk.kernels.activations import Activation
 from nntk.kernels.gpu.launches import launch
 from nntk.kernels.mlp import Layer, affine
-from nntk.kernels.perturb.triton import config, kernel
+from nntk.kernels.perturb.triton import config, passes
 from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, pad_rows
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import count, slices
@@ -19,11 +19,11 @@ from nntk.kernels.slices import count, slices
 _FLOAT64_BYTES = 48
 """Bytes of temporaries of the float64 pass for each input and output of a layer: that number, and what it makes."""
 BLOCK = 1024
-"""Numbers that one program of ``kernel.finish_layer`` rounds."""
+"""Numbers that one program of ``passes.finish_layer`` rounds."""
 OWN_STATES = ("sin", "quantise", "sawtooth")
 """Activations that keep something else than their pre-activations: PyTorch computes it."""
 VALUES = ("identity", "relu", "sign", "step")
-"""Activations that ``kernel.finish_layer`` applies; PyTorch applies the others."""
+"""Activations that ``passes.finish_layer`` applies; PyTorch applies the others."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _finish(activation: Activation, z: Tensor, states: list[Tensor], hidden: Ten
         (state,) = states
         value = torch.empty(z.shape, dtype=z.dtype, device=z.device) if hidden is not None and by_kernel else None
         launch(
-            kernel.finish_layer, count(state.numel(), BLOCK), z, state, None if value is None else hidden, value,
+            passes.finish_layer, count(state.numel(), BLOCK), z, state, None if value is None else hidden, value,
             height, state.shape[1], state.numel(), activation.name if by_kernel else "identity", BLOCK,
             **config.OPTIONS,
         )  # fmt: skip
