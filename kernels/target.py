@@ -38,6 +38,11 @@ class Target:
         return self.arch == "sm_90"
 
     @property
+    def has_float64_products(self) -> bool:
+        """True if ``tl.dot`` multiplies float64; for AMD, Triton 3.6 and 3.7 stop there."""
+        return self.ptx or self.arch == "interpreter"
+
+    @property
     def supported(self) -> bool:
         """True if the kernels run on the device: NVIDIA cards have bfloat16 and TF32 from capability 8.0 on."""
         return int(self.arch[3:]) >= 80 if self.ptx else self.arch in (*AMD, "interpreter")

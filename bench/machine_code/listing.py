@@ -74,7 +74,8 @@ def _sass_instruction(
     ):
         taken = _branch_probability(opcode, predicate or operands, waits)
         return Instruction(opcode, operands, target[1] if taken else None, taken)
-    first, _, rest = operands.partition(", ")
+    # The disassembler writes hints to the hardware behind the operands, such as ?trans1.
+    first, _, rest = operands.partition("?")[0].rstrip().partition(", ")
     waits.discard(first)
     if "TRYWAIT" in opcode or "FIND_AND_SET" in opcode:
         waits.add(first)

@@ -11,7 +11,7 @@ SAMPLE = {
         "write_vectors normals",
         "write_rank_one bf16 16",
         "write_words",
-        "finish_layer relu",
+        "unperturbed_layer operands relu",
         "combine_members odd sorted",
         "form fp32 64",
         "sum_squares matrix padded wide",

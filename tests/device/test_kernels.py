@@ -19,6 +19,7 @@ from triton_device import DEVICE, SEED, Allocated, NoKernel, Operators, kernel_d
 from nntk.bench.machine_code.cases import perturb as cases
 from nntk.kernels import dispatch, target, tuning
 from nntk.kernels.activations import ACTIVATIONS, encode
+from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb import config, definition, mlp_differences
 from nntk.kernels.perturb.noise import FORMED_UNITS
 from nntk.kernels.perturb.reference import ROUNDINGS, round_to_tf32
@@ -26,6 +27,8 @@ from nntk.kernels.perturb.reference import displacement_products as reference_pr
 from nntk.kernels.perturb.triton import chunks, group, kernel, launch
 from nntk.kernels.perturb.triton import config as tiles
 from nntk.kernels.perturb.triton.activations import difference
+from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand
+from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox import parse
 from nntk.kernels.philox import reference as stream
 from nntk.kernels.philox.triton import launch as philox
@@ -186,7 +189,7 @@ def test_tf32_rounds_every_operand(directions, path):
 def write_operands(out, x, BLOCK: tl.constexpr):
     """Numbers as operands of products of TF32."""
     i = tl.arange(0, BLOCK)
-    tl.store(out + i, kernel._round_operand(tl.load(x + i), tl.float32, "tf32"))
+    tl.store(out + i, kernel.round_operand(tl.load(x + i), tl.float32, "tf32"))
 
 
 def test_operands_of_tf32_are_rounded_as_the_reference_rounds():
@@ -199,6 +202,59 @@ def test_operands_of_tf32_are_rounded_as_the_reference_rounds():
     result = out.cpu()
     assert torch.equal(result[:-2], round_to_tf32(x)[:-2]) and result[-2:].isnan().all()
     assert not (result[:-2].view(torch.int32) & 0x1FFF).any()
+
+
+def unperturbed(precision):
+    """Layers of odd widths whose weights lie in memory in odd ways, with every kind of activation, and their pass."""
+    generator = torch.Generator().manual_seed(3)
+    widths, kinds = (70, 33, 65, 5, 40, 3), ("relu", "gelu", "sign", "quantise", "identity")
+    weights = [torch.randn(2 * height, width + 3, generator=generator) for width, height in itertools.pairwise(widths)]
+    weights = [one[::2, 1:-2] if number % 2 else one[::2, 3:].T.contiguous().T for number, one in enumerate(weights)]
+    biases = [torch.randn(3 * height, generator=generator)[::3] for height in widths[1:]]
+    layers = [
+        Layer(weight.to(DEVICE), None if kind == "sign" else bias.to(DEVICE), ACTIVATIONS[kind](), 2 * n, 2 * n + 1)
+        for n, (weight, bias, kind) in enumerate(zip(weights, biases, kinds, strict=True))
+    ]
+    card, x = target.target_of(torch.device(DEVICE)), inputs(37, 70).to(DEVICE)
+    # Temporaries are so few that the inputs are taken in several batches.
+    budget = chunks.TEMPORARY_DIVISOR * 48 * (70 + 33) * 10
+    context = LaunchContext(layers, [], parse("lowrank(2)"), (1, 2), "none", precision, card, None, budget)
+    return layers, x, context, UnperturbedPass.evaluate(context, x)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(
+    ("precision", "has_products"), [("fp32", True), ("tf32", True), ("bf16", True), ("bf16", False)]
+)
+def test_the_unperturbed_pass_is_float64_rounded_once(precision, has_products, monkeypatch):
+    """States, values and operands of each layer, with zeros where rows are padded; with products and with sums."""
+    monkeypatch.setattr(target.Target, "has_float64_products", has_products)
+    layers, x, context, base_pass = unperturbed(precision)
+    h = x.double()
+    for number, layer in enumerate(layers):
+        hidden, operand = base_pass.hidden[number], base_pass.operands[number]
+        assert torch.equal(hidden[:, : h.shape[1]], h.float()) and not hidden[:, h.shape[1] :].any()
+        assert torch.equal(operand, as_operand(hidden, precision, context.target))
+        z = torch.nn.functional.linear(h, layer.weight.double(), None if layer.bias is None else layer.bias.double())
+        expected = layer.activation.state(z, torch.float32)
+        for kept, part in zip(base_pass.states[number], expected, strict=True):
+            assert torch.equal(kept[:, : part.shape[1]], part) and not kept[:, part.shape[1] :].any()
+        h = layer.activation.value(z)
+
+
+def test_pre_activations_that_underflow_keep_their_side_of_a_jump():
+    """They become the smallest normal number of their sign; zero stays zero."""
+    z = torch.tensor([[1e-46, -1e-46, 7e-46, -7e-46, 8e-46, 0.0, -0.0, 3e-44]], dtype=torch.float64)
+    x, scale = torch.ones(1, 1), 2.0**-80
+    # Products of two float32 are exact in float64.
+    layer = Layer((z / scale).float().T.to(DEVICE), activation=ACTIVATIONS["sign"]())
+    first = Layer(torch.full((1, 1), scale, device=DEVICE), activation=ACTIVATIONS["identity"]())
+    card = target.target_of(torch.device(DEVICE))
+    context = LaunchContext([first, layer], [], parse("gaussian"), (1, 2), "none", "fp32", card, None, 2**27)
+    state = UnperturbedPass.evaluate(context, x.to(DEVICE)).states[1][0][0, :8].cpu()
+    exact = (z / scale).float().double() * scale
+    tiny = torch.finfo(torch.float32).tiny
+    assert state[:4].tolist() == [tiny, -tiny, tiny, -tiny] and torch.equal(state[4:], exact[0, 4:].float())
 
 
 @triton.jit

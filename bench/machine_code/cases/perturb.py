@@ -64,7 +64,7 @@ def cases(arch: str) -> list[Case]:
     """List the cases of one architecture."""
     return [
         *_steps(arch), *_stacked(arch), *_stationary(arch), *_fused(arch), *_projections(arch), *_formed(arch),
-        *_finished_layers(), *_combined_members(),
+        *_unperturbed_layers(arch), *_combined_members(),
     ]  # fmt: skip
 
 
@@ -389,16 +389,27 @@ def _formed(arch: str) -> Iterator[Case]:
         )
 
 
-def _finished_layers() -> Iterator[Case]:
-    for activation, last in (("relu", False), ("sign", False), ("identity", True)):
-        results: dict[str, Signature] = {} if last else {"hidden": "*fp32:16", "value": "*fp64:16"}
+def _unperturbed_layers(arch: str) -> Iterator[Case]:
+    block_n, block_h, block_k = unperturbed.TILE
+    numbers = ("stride_x", "stride_h", "stride_k", "stride_b", "num_inputs", "width", "height")
+    sizes: dict[str, Signature] = dict.fromkeys(numbers, "i32")
+    results: dict[str, Signature] = {"state": "*fp32:16", "hidden": "*fp32:16", "value": "*fp64:16"}
+    for name, x, activation, given, precision in (
+        ("relu", "*fp64", "relu", results, "fp32"),
+        ("first step", "*fp32", "step", results, "fp32"),
+        ("operands relu", "*fp64", "relu", results | {"operand": "*bf16:16"}, "bf16"),
+        ("pre-activations", "*fp64", "identity", {"value": "*fp64:16"}, "fp32"),
+        ("last", "*fp64", "identity", {"state": "*fp32:16"}, "fp32"),
+    ):
         yield _case(
-            f"finish_layer {activation}{' last' if last else ''}",
-            passes.finish_layer,
-            {"z": "*fp64:16", "state": "*fp32:16", **results, "height": "i32", "stride": "i32", "size": "i32"},
-            {"ACTIVATION": activation, "BLOCK": unperturbed.BLOCK},
-            "fp32",
-            "sm_90",
+            f"unperturbed_layer {name}",
+            passes.unperturbed_layer,
+            {"x": x, "weight": "*fp32", "bias": "*fp32", **given, **sizes, "stride": "i32"},
+            {"ACTIVATION": activation, "DOT": arch.startswith("sm_"), "BN": block_n, "BH": block_h, "BK": block_k},
+            precision,
+            arch,
+            num_warps=unperturbed.WARPS,
+            loops=(Work(),),
         )
 
 

@@ -47,7 +47,7 @@ def _split_scale(s):
 
 
 @triton.jit
-def _round_operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+def round_operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
     """Round float32 to an operand of a product; for TF32 tensor cores drop the last 13 bits, so round these off."""
     if PRECISION == "tf32":
         bits = x.to(tl.uint32, bitcast=True)
@@ -119,11 +119,11 @@ def _epilogue(
         if LAST:
             tl.store(d_out + out_offsets, (d * (1.0 / rho)).to(d_out.dtype.element_ty), mask=mask)
         else:
-            tl.store(d_out + out_offsets, _round_operand(d, d_out.dtype.element_ty, PRECISION), mask=mask)
+            tl.store(d_out + out_offsets, round_operand(d, d_out.dtype.element_ty, PRECISION), mask=mask)
         if q_out is not None:
             q = h_base + sigma * d
             tl.store(
-                q_out + out_offsets, _round_operand(-q if member else q, q_out.dtype.element_ty, PRECISION), mask=mask
+                q_out + out_offsets, round_operand(-q if member else q, q_out.dtype.element_ty, PRECISION), mask=mask
             )
 
 
@@ -187,7 +187,7 @@ def _unit_displacement(
 def _displaced_weights(w, e, s, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
     """Return W + s E and W - s E as operands, summed in float32: a rounded s would bias all displacements alike."""
     w, se = w.to(tl.float32), s * e.to(tl.float32)
-    return _round_operand(w + se, DTYPE, PRECISION), _round_operand(w - se, DTYPE, PRECISION)
+    return round_operand(w + se, DTYPE, PRECISION), round_operand(w - se, DTYPE, PRECISION)
 
 
 @triton.jit
@@ -520,7 +520,7 @@ def form(
     acc *= tl.load(coefficients + m).to(tl.float32)
     pointers = out + (m.to(tl.int64) * height + h)[:, None] * columns + k[None, :]
     is_inside = (h < height)[:, None] & (k < columns)[None, :]
-    tl.store(pointers, _round_operand(acc, out.dtype.element_ty, PRECISION), mask=is_inside)
+    tl.store(pointers, round_operand(acc, out.dtype.element_ty, PRECISION), mask=is_inside)
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_GROUP_TENSORS)
@@ -564,7 +564,7 @@ def project(
     acc *= (1.0 - 2.0 * (evaluation % MEMBERS)) * tl.load(coefficients + m).to(tl.float32)
     n = n0 + tl.arange(0, BN)
     offsets = (evaluation * num_inputs + n).to(tl.int64)[:, None] * RANK + tl.arange(0, RANK)[None, :]
-    tl.store(out + offsets, _round_operand(acc, out.dtype.element_ty, PRECISION), mask=(n < num_inputs)[:, None])
+    tl.store(out + offsets, round_operand(acc, out.dtype.element_ty, PRECISION), mask=(n < num_inputs)[:, None])
 
 
 @triton.jit
@@ -615,8 +615,8 @@ def _small_epilogue(
         exact_d = difference(a, b, dz, sigma, 1.0 / sigma, p0, p1, ACTIVATION, PTX)
         exact_d = tl.where((tl.arange(0, PAD) < WIDTH)[:, None], exact_d, 0.0)
         q = hidden.load([LAYER * PAD, n]) + sigma * exact_d
-        q = _round_operand(q if c0 < BI else -q, DTYPE, PRECISION)
-        d = _round_operand(exact_d, DTYPE, PRECISION)
+        q = round_operand(q if c0 < BI else -q, DTYPE, PRECISION)
+        d = round_operand(exact_d, DTYPE, PRECISION)
     return d, q
 
 
@@ -703,7 +703,7 @@ def small_mlp(
     sigma, rho = _split_scale(tl.load(scales + m))
     mask = (k < WIDTHS[0])[:, None] & (n < num_inputs)[None, :]
     q = sign * tl.load(inputs + k[:, None] * num_inputs + n[None, :], mask=mask, other=0.0)
-    q = _round_operand(q, DTYPE, PRECISION)
+    q = round_operand(q, DTYPE, PRECISION)
     d = q
     network = (weights, last_weight, states_a, states_b, hidden, parameters, key0, key1, sample_ids + m)
     # Hidden layers.

@@ -1,51 +1,106 @@
-"""Triton kernels around the layers: passes over numbers that are in memory. They compute no product and no noise.
+"""Triton kernels around the layer steps: the unperturbed pass, and passes over numbers that are in memory.
 
-Read after launch.py, with kernel.py, which has the kernels of the layers.
+Read after launch.py, beside kernel.py, which has the layer steps.
 """
 
 import triton
 import triton.language as tl
 
+from nntk.kernels.perturb.triton.kernel import round_operand
 
-@triton.jit(do_not_specialize=["height", "stride", "size"])
-def finish_layer(
-    z, state, hidden, value, height, stride, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
+
+@triton.jit
+def _sums(
+    x, stride_x, weight, stride_h, stride_k, n, h, num_inputs, width, height,
+    BN: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Round float64 pre-activations, apply an activation, and round its values; rows of results are padded by zeros.
+    """Return the sums over k of x[n, k] weight[h, k], [BN, BH], in float64."""
+    acc = tl.zeros((BN, BH), tl.float64)
+    rows, units = x + n.to(tl.int64) * stride_x, weight + h.to(tl.int64) * stride_h
+    is_input, is_unit = n < num_inputs, h < height
+    if DOT:
+        k = tl.arange(0, BK)
+        for k0 in range(0, width, BK):
+            is_inside = k0 + k < width
+            left = tl.load(rows[:, None] + (k0 + k)[None, :], mask=is_input[:, None] & is_inside[None, :], other=0.0)
+            columns = ((k0 + k).to(tl.int64) * stride_k)[:, None]
+            right = tl.load(units[None, :] + columns, mask=is_unit[None, :] & is_inside[:, None], other=0.0)
+            acc = tl.dot(left.to(tl.float64), right.to(tl.float64), acc, out_dtype=tl.float64)
+    else:
+        for _ in range(0, width):
+            left = tl.load(rows, mask=is_input, other=0.0).to(tl.float64)
+            right = tl.load(units, mask=is_unit, other=0.0).to(tl.float64)
+            acc += left[:, None] * right[None, :]
+            rows += 1
+            units += stride_k
+    return acc
 
-    A number that underflows becomes the smallest normal number of its sign, so that it stays on its side of a jump.
+
+@triton.jit(
+    do_not_specialize=["stride_x", "stride_h", "stride_b", "num_inputs", "width", "height", "stride"],
+    do_not_specialize_on_alignment=["x", "weight", "bias"],
+)
+def unperturbed_layer(
+    x, stride_x, weight, stride_h, stride_k, bias, stride_b, state, hidden, operand, value, num_inputs, width, height,
+    stride, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr, BH: tl.constexpr,
+    BK: tl.constexpr,
+):  # fmt: skip
+    """Compute a layer in float64, z = W x + b and phi(z), and round both: BN inputs and BH units a program.
+
+    A pre-activation that underflows becomes the smallest normal number of its sign, so that it stays on its side of a
+    jump. Rows of ``state``, ``hidden`` and ``operand`` are padded by zeros.
 
     Args:
-        z: Pre-activations, [N, height], float64.
-        state: Result, z rounded, [N, stride], float32.
-        hidden: Result, the activation of z rounded, [N, stride], float32; None where it is not needed.
-        value: Result, the activation of z, [N, height], float64; None with ``hidden``.
-        height: Number of units.
-        stride: Numbers of a row of ``state`` and ``hidden``.
-        size: Numbers of ``state``.
-        ACTIVATION: Name of the activation, one of ``unperturbed.VALUES``.
-        BLOCK: Numbers of a program.
+        x: Inputs, [N, K], float32 or float64; the numbers of a row lie next to each other.
+        stride_x: Elements between rows of ``x``.
+        weight: Weights, [H, K].
+        stride_h: Elements between rows of ``weight``.
+        stride_k: Elements between columns of ``weight``.
+        bias: Biases, [H]; None without.
+        stride_b: Elements between biases.
+        state: Result, z rounded, [N, stride], float32; None where it is not needed.
+        hidden: Result, phi(z) rounded, [N, stride], float32; None where it is not needed.
+        operand: Result, ``hidden`` as an operand of a product, [N, stride]; None where it is not needed.
+        value: Result, phi(z), [N, H], float64; None where it is not needed.
+        num_inputs: Number N of inputs.
+        width: Width K.
+        height: Number H of units.
+        stride: Numbers of a row of ``state``, ``hidden`` and ``operand``.
+        ACTIVATION: Name of the activation phi, one of ``unperturbed.VALUES``.
+        PRECISION: Precision of the products of operands, as Triton names it.
+        DOT: True to multiply by ``tl.dot``; no version of Triton does so in float64 for every card.
+        BN: Inputs of a tile.
+        BH: Units of a tile.
+        BK: Terms of a sum that are loaded together.
     """
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row, unit = i // stride, i % stride
-    is_unit = (i < size) & (unit < height)
-    source = row * height + unit
-    numbers = tl.load(z + source, mask=is_unit, other=0.0)
-    tiny = tl.where(numbers < 0, -1.1754943508222875e-38, 1.1754943508222875e-38)
-    # Half of the smallest positive float32 and all below it round to zero.
-    is_lost = (numbers != 0) & (tl.abs(numbers) <= 7.006492321624085e-46)
-    tl.store(state + i, tl.where(is_lost, tiny, numbers).to(tl.float32), mask=i < size)
+    tiles = tl.cdiv(stride, BH)
+    n = tl.program_id(0) // tiles * BN + tl.arange(0, BN)
+    h = tl.program_id(0) % tiles * BH + tl.arange(0, BH)
+    z = _sums(x, stride_x, weight, stride_h, stride_k, n, h, num_inputs, width, height, BN, BH, BK, DOT)
+    if bias is not None:
+        z += tl.load(bias + h.to(tl.int64) * stride_b, mask=h < height, other=0.0).to(tl.float64)[None, :]
+    row, is_row = n.to(tl.int64)[:, None], (n < num_inputs)[:, None]
+    place, is_place, is_unit = row * stride + h[None, :], is_row & (h < stride)[None, :], (h < height)[None, :]
+    if state is not None:
+        tiny = tl.where(z < 0, -1.1754943508222875e-38, 1.1754943508222875e-38)
+        # Half of the smallest positive float32 and all below it round to zero.
+        is_lost = (z != 0) & (tl.abs(z) <= 7.006492321624085e-46)
+        tl.store(state + place, tl.where(is_lost, tiny, z).to(tl.float32), mask=is_place)
+    out = z
+    if ACTIVATION == "relu":
+        out = tl.where(z < 0, 0.0, z)
+    elif ACTIVATION == "sign":
+        out = tl.where(z < 0, -1.0, 1.0)
+    elif ACTIVATION == "step":
+        out = tl.where(z < 0, 0.0, 1.0)
+    out = tl.where(is_unit, out, 0.0)
+    rounded = out.to(tl.float32)
     if hidden is not None:
-        out = numbers
-        if ACTIVATION == "relu":
-            out = tl.where(numbers < 0, 0.0, numbers)
-        elif ACTIVATION == "sign":
-            out = tl.where(numbers < 0, -1.0, 1.0)
-        elif ACTIVATION == "step":
-            out = tl.where(numbers < 0, 0.0, 1.0)
-        out = tl.where(is_unit, out, 0.0)
-        tl.store(hidden + i, out.to(tl.float32), mask=i < size)
-        tl.store(value + source, out.to(tl.float64), mask=is_unit)
+        tl.store(hidden + place, rounded, mask=is_place)
+    if operand is not None:
+        tl.store(operand + place, round_operand(rounded, operand.dtype.element_ty, PRECISION), mask=is_place)
+    if value is not None:
+        tl.store(value + row * height + h[None, :], out.to(tl.float64), mask=is_row & is_unit)
 
 
 @triton.jit(

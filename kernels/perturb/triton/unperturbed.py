@@ -1,16 +1,15 @@
-"""Unperturbed forward pass on a GPU: float64, rounded once. A layer is one product and one pass over its results.
+"""Unperturbed forward pass on a GPU: float64, rounded once. A layer is one launch.
 
 Fourth file to read, after config.py, chunks.py and operands.py.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nntk.kernels.activations import Activation
 from nntk.kernels.gpu.launches import launch
-from nntk.kernels.mlp import Layer, affine
+from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.triton import config, passes
 from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, pad_rows
 from nntk.kernels.philox.triton import launch as philox
@@ -18,12 +17,14 @@ from nntk.kernels.slices import count, slices
 
 _FLOAT64_BYTES = 48
 """Bytes of temporaries of the float64 pass for each input and output of a layer: that number, and what it makes."""
-BLOCK = 1024
-"""Numbers that one program of ``passes.finish_layer`` rounds."""
+TILE = (32, 64, 16)
+"""Inputs and units of a program of ``passes.unperturbed_layer``, and the terms of a sum that it loads together."""
+WARPS = 8
+"""Warps of such a program. With four, registers are almost spilled where products of float64 have no instruction."""
 OWN_STATES = ("sin", "quantise", "sawtooth")
 """Activations that keep something else than their pre-activations: PyTorch computes it."""
 VALUES = ("identity", "relu", "sign", "step")
-"""Activations that ``passes.finish_layer`` applies; PyTorch applies the others."""
+"""Activations that ``passes.unperturbed_layer`` applies; PyTorch applies the others."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class UnperturbedPass:
     def evaluate(cls, context: LaunchContext, x: Tensor) -> "UnperturbedPass":
         """Evaluate the network at ``x``, as many inputs at a time as fit the bytes reserved for temporaries.
 
-        Weights are converted to float64 once if they take at most half of these bytes. Of an input, at most the
-        numbers of one layer are held in float64: its inputs, its outputs, and what these are rounded by.
+        Of an input, at most the numbers of one layer are held in float64: its inputs, its outputs, and what these are
+        rounded by.
 
         Args:
             context: Settings that all launches share.
@@ -53,72 +54,72 @@ class UnperturbedPass:
         Returns:
             The results.
         """
-        layers, spare = list(context.layers), context.temporary_bytes
-        coefficients = sum(layer.weight.numel() + len(layer.weight) for layer in layers)
-        if 12 * coefficients <= spare // 2:
-            layers, spare = _in_float64(layers), spare - 12 * coefficients
-        widths = context.widths
-        hidden = [pad_rows(x)]
-        hidden += [_rows(x, width) for width in widths[1:-1]]
+        layers, widths, first = context.layers, context.widths, pad_rows(x)
         states = [
             tuple(_rows(x, width) for _ in range(layer.activation.state_parts))
             for layer, width in zip(layers, widths[1:], strict=True)
         ]
+        hidden = [first, *(_rows(x, width) for width in widths[1:-1])]
+        operands: list[Tensor | None] = [as_operand(first, context.precision, context.target)]
+        operands += [_operand_rows(context, rows) for rows in hidden[1:]]
         widest = max(map(sum, zip(widths[:-1], widths[1:], strict=True)))
-        for batch in slices(len(x), max(1, spare // (_FLOAT64_BYTES * widest))):
-            h = x[batch].double()
+        for batch in slices(len(x), max(1, context.temporary_bytes // (_FLOAT64_BYTES * widest))):
+            h = first[batch]
             for number, layer in enumerate(layers):
-                kept = None if number + 1 == len(layers) else hidden[number + 1][batch]
-                h = _finish(layer.activation, affine(layer, h), [part[batch] for part in states[number]], kept)
-        is_lowrank = context.directions.name == "lowrank"
-        operands = [
-            as_operand(inputs, context.precision, context.target) if is_lowrank or number == 0 else None
-            for number, inputs in enumerate(hidden)
-        ]
+                kept = [part[batch] for part in states[number]]
+                if number + 1 == len(layers):
+                    _evaluate(context, layer, h, kept, None, None)
+                else:
+                    rows, operand = hidden[number + 1][batch], operands[number + 1]
+                    h = _evaluate(context, layer, h, kept, rows, None if operand is None else operand[batch])
         return cls(len(x), states, hidden, operands)
 
 
-def _in_float64(layers: list[Layer]) -> list[Layer]:
-    """Convert all parameters together: two operations, whatever the number of layers."""
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    tensors = [*(layer.weight for layer in layers), *biases]
-    numbers = torch.cat([tensor.flatten() for tensor in tensors]).double()
-    parts = [
-        part.view_as(tensor)
-        for part, tensor in zip(numbers.split([tensor.numel() for tensor in tensors]), tensors, strict=True)
-    ]
-    converted = iter(parts[len(layers) :])
-    return [
-        replace(layer, weight=weight, bias=None if layer.bias is None else next(converted))
-        for layer, weight in zip(layers, parts, strict=False)
-    ]
+def _rows(x: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return rows of padded width for each input, to be filled."""
+    return torch.empty(len(x), philox.padded(width), dtype=dtype, device=x.device)
 
 
-def _rows(x: Tensor, width: int) -> Tensor:
-    """Return rows of padded width for each input, which ``_finish`` fills."""
-    return torch.empty(len(x), philox.padded(width), dtype=torch.float32, device=x.device)
+def _operand_rows(context: LaunchContext, hidden: Tensor) -> Tensor | None:
+    """Return what has room for the inputs of a layer as operands, the inputs themselves where they are not rounded."""
+    if context.directions.name != "lowrank":
+        return None
+    return hidden if context.precision == "fp32" else torch.empty_like(hidden, dtype=context.dtype)
 
 
-def _finish(activation: Activation, z: Tensor, states: list[Tensor], hidden: Tensor | None) -> Tensor:
-    """Write the state of pre-activations [N, H], float64, and the rounded values; return the values in float64."""
-    height, by_kernel = z.shape[1], activation.name in VALUES
-    if activation.name not in OWN_STATES:
-        (state,) = states
-        value = torch.empty(z.shape, dtype=z.dtype, device=z.device) if hidden is not None and by_kernel else None
-        launch(
-            passes.finish_layer, count(state.numel(), BLOCK), z, state, None if value is None else hidden, value,
-            height, state.shape[1], state.numel(), activation.name if by_kernel else "identity", BLOCK,
-            **config.OPTIONS,
-        )  # fmt: skip
-        if value is not None or hidden is None:
-            return z if value is None else value
-    else:
-        for kept, part in zip(states, activation.state(z, torch.float32), strict=True):
+def _evaluate(
+    context: LaunchContext, layer: Layer, x: Tensor, states: list[Tensor], hidden: Tensor | None, operand: Tensor | None
+) -> Tensor:
+    """Compute a layer, fill its state and the inputs of the next layer; of the last layer only the state is needed.
+
+    Returns:
+        The inputs of the next layer, [N, H], float64.
+    """
+    activation, height = layer.activation, len(layer.weight)
+    by_kernel, has_own_state = activation.name in VALUES, activation.name in OWN_STATES
+    is_last, separate = hidden is None, None if operand is hidden else operand
+    # What PyTorch computes is computed from z, in float64.
+    needs_value = has_own_state or not is_last
+    value = torch.empty(len(x), height, dtype=torch.float64, device=x.device) if needs_value else None
+    (block_n, block_h, _), stride = TILE, philox.padded(height)
+    launch(
+        passes.unperturbed_layer, count(len(x), block_n) * count(stride, block_h), x, x.stride(0), layer.weight,
+        *layer.weight.stride(), layer.bias, 0 if layer.bias is None else layer.bias.stride(0),
+        None if has_own_state else states[0], hidden if by_kernel else None, separate if by_kernel else None,
+        value, len(x), layer.weight.shape[1], height, stride,
+        activation.name if by_kernel and not is_last else "identity", context.input_precision,
+        context.target.has_float64_products, *TILE, num_warps=WARPS, **config.OPTIONS,
+    )  # fmt: skip
+    if value is None:
+        return x
+    if has_own_state:
+        for kept, part in zip(states, activation.state(value, torch.float32), strict=True):
             _fill(kept, part)
-    if hidden is None:
-        return z
-    value = activation.value(z)
-    _fill(hidden, value)
+    if hidden is not None and not by_kernel:
+        value = activation.value(value)
+        _fill(hidden, value)
+        if separate is not None:
+            separate.copy_(as_operand(hidden, context.precision, context.target))
     return value
 
 
