@@ -9,10 +9,11 @@ SAMPLE = {
         # The random stream, weights and attention: one case of each kernel.
         "write_noise signs fp32",
         "write_vectors normals",
-        "write_rank_one bf16 16",
+        "write_rank_one bf16 16 16 1",
         "write_words",
         "unperturbed_layer operands relu",
         "combine_members odd sorted",
+        "assign_bases",
         "form fp32 64",
         "sum_squares matrix padded wide",
         "reduce_weights power from cauchy",

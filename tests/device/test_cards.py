@@ -84,6 +84,7 @@ LARGE = [
     ("displacement_products", (meta(100, 70), 70, 0, displacements(MANY), 1, 2, "lowrank(2)", 2**44)),
     *(("mlp_differences", differences(MANY, 100, (60, 64, 3), *route)) for route in ROUTES),
     ("mlp_differences", differences(1, 64 * MANY, (3, 16, 2), "rademacher", "step")),
+    ("mlp_differences", differences(256 * MANY, 1, (1, 1), "flipout(2)", "step")),
 ]  # fmt: skip
 
 
@@ -211,7 +212,7 @@ def test_grids_beyond_16_bits(card):
         largest[name] = max(largest.get(name, 0), programs)
     assert {name for name, programs in largest.items() if programs <= 65_535} == set()
     assert sorted(largest) == [
-        "combine_members", "form", "layer_pair", "layer_step", "project", "rank_update", "scores",
+        "assign_bases", "combine_members", "form", "layer_pair", "layer_step", "project", "rank_update", "scores",
         "small_mlp", "stacked_step", "stationary_step", "statistics", "sum_squares", "unperturbed_layer", "weights",
         "write_noise", "write_rank_one", "write_vectors", "write_words",
     ]  # fmt: skip

@@ -539,15 +539,21 @@ def test_memory_stays_within_the_budget(directions, widths, number, samples, bud
     assert allocated.peak <= budget + outputs, f"{(allocated.peak - outputs) / budget:.2f} of the budget"
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 def test_bases_of_a_chunk_stand_once_each():
     """Sorted by base, whatever their order was; places left over are empty, and each row finds its own base."""
     rows = torch.tensor([8, 16, 2**32 - 7, 9, 3])
-    bases = group.FlipoutBases.assign(rows, 8, 5)
-    assert bases.base_ids.tolist() == [[0, 1, 3, -1, -1]]
-    assert bases.slots.tolist() == [0, 0, 1, 1, 2]
-    bases = group.FlipoutBases.assign(rows, 8, 3)
-    assert bases.base_ids.tolist() == [[0, 1, -1], [1, 3, -1]]
-    assert bases.slots.tolist() == [0, 0, 1, 0, 1]
+    for samples, count, size in ((5, 8, 5), (5, 8, 3), (5, 8, 1), (5, 2, 2), (5, 1, 5), (700, 8, 300), (700, 300, 8)):
+        ids = rows if samples == 5 else torch.randperm(2**20, generator=torch.Generator().manual_seed(1))[:samples]
+        ids = ids[torch.argsort(ids % count, stable=True)].to(DEVICE)
+        bases = group.FlipoutBases.assign(ids, count, size)
+        base_ids, slots = bases.base_ids.cpu(), bases.slots.cpu()
+        assert base_ids.shape == (-(-samples // size), min(count, size)) and slots.shape == (samples,)
+        chunk = torch.arange(samples) // size
+        assert torch.equal(base_ids[chunk, slots.long()], ids.cpu() % count)
+        for number, row in enumerate(base_ids):
+            assert sorted(row[row >= 0].tolist()) == torch.unique(ids.cpu()[chunk == number] % count).tolist()
+            assert (row >= -1).all()
 
 
 def test_nothing_is_copied_from_the_host(monkeypatch):

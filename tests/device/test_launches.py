@@ -24,6 +24,7 @@ def test_launches_bind_and_compile():
         "fixed_weights.reduce_weights",
         "fixed_weights.write_weights",
         "local_ntk.layer_pair",
+        "perturb.assign_bases",
         "perturb.combine_members",
         "perturb.form",
         "perturb.layer_step",

@@ -64,7 +64,7 @@ def cases(arch: str) -> list[Case]:
     """List the cases of one architecture."""
     return [
         *_steps(arch), *_stacked(arch), *_stationary(arch), *_fused(arch), *_projections(arch), *_formed(arch),
-        *_unperturbed_layers(arch), *_combined_members(),
+        *_unperturbed_layers(arch), *_combined_members(), _assigned_bases(),
     ]  # fmt: skip
 
 
@@ -425,6 +425,19 @@ def _combined_members() -> Iterator[Case]:
             "fp32",
             "sm_90",
         )
+
+
+def _assigned_bases() -> Case:
+    sizes: dict[str, Signature] = dict.fromkeys(("samples", "count", "chunk_samples", "slot_count", "steps"), "i32")
+    return _case(
+        "assign_bases",
+        passes.assign_bases,
+        {"sample_ids": "*i64", "slots": "*i32", "base_ids": "*i64", **sizes},
+        {"BLOCK": group.ASSIGNED},
+        "fp32",
+        "sm_90",
+        loops=(Work(),) * 2,
+    )
 
 
 def _case(

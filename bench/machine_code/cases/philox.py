@@ -57,14 +57,15 @@ def _vectors(arch: str) -> Iterator[Case]:
 
 def _factors(arch: str) -> Iterator[Case]:
     # A layer step reads factors of 16 rows at least; what is multiplied out has one row.
-    for operand, rows in (("bf16", 16), ("fp32", 16), ("bf16", 1), ("fp32", 1)):
+    for operand, rows in (("bf16", (16, 16, 1)), ("fp32", (16, 16, 1)), ("bf16", (16,)), ("fp32", (1,))):
+        several = ("i32",) * len(rows)
         yield Case(
-            f"write_rank_one {operand} {rows}",
+            f"write_rank_one {operand} {' '.join(map(str, rows))}",
             kernel.write_rank_one,
-            {"out": f"*{operand}:16", "scales": "*fp64:16", **_STREAM}
-            | {"height": "i32", "width": "i32", "columns_left": "i32:16", "columns_right": "i32:16"},
+            {"out": f"*{operand}:16", "scales": "*fp64", "samples": "i32", "start": "i32", "sample_ids": "*i64"}
+            | {"key0": "i32", "key1": "i32", "ordinals": several, "heights": several, "widths": several},
             {"ROWS": rows, "PTX": arch.startswith("sm_"), "BLOCK": launch.FACTOR_BLOCK},
-            loops=(Work(normals=launch.FACTOR_BLOCK),) * 2,
+            loops=(Work(normals=launch.FACTOR_BLOCK),) * 2 * len(rows),
             options=launch.OPTIONS,
         )
 

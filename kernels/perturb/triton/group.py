@@ -4,7 +4,7 @@ Fifth file to read, after unperturbed.py. The vectors are bias noise, factors of
 of noise belong to a chunk, and layers.py writes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,14 +13,16 @@ from torch import Tensor
 from nntk.kernels.gpu.launches import launch
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.noise import FORMED_UNITS
-from nntk.kernels.perturb.triton import config, kernel
+from nntk.kernels.perturb.triton import config, kernel, passes
 from nntk.kernels.perturb.triton.chunks import padded_rank
 from nntk.kernels.perturb.triton.operands import LaunchContext
 from nntk.kernels.philox.integers import INPUT_SIGNS, OUTPUT_SIGNS
 from nntk.kernels.philox.triton import launch as philox
-from nntk.kernels.philox.triton.launch import Vector
+from nntk.kernels.philox.triton.launch import Matrix, Vector
 from nntk.kernels.slices import count, slices
 
+ASSIGNED = 256
+"""Displacements, or slots, that a program of ``passes.assign_bases`` looks at."""
 FORMED_COLUMNS = 64
 """Columns of E that a program forms, for all units of a layer."""
 
@@ -61,13 +63,16 @@ class FlipoutBases:
     @classmethod
     def assign(cls, sample_ids: Tensor, bases: int, chunk_samples: int) -> "FlipoutBases":
         """Assign each base of a chunk one slot; chunks have ``chunk_samples`` displacements, the last maybe fewer."""
-        missing = -len(sample_ids) % chunk_samples
-        base = torch.cat([sample_ids, sample_ids[-1:].expand(missing)]).view(-1, chunk_samples) % bases
-        starts = torch.ones_like(base)
-        starts[:, 1:] = base[:, 1:] != base[:, :-1]
-        slots = starts.cumsum(1) - 1
-        base_ids = torch.full((len(base), min(bases, chunk_samples)), -1, dtype=torch.int64, device=sample_ids.device)
-        return cls(base_ids.scatter_(1, slots, base), slots.flatten()[: len(sample_ids)].int())
+        samples, slot_count = len(sample_ids), min(bases, chunk_samples)
+        slots = torch.empty(samples, dtype=torch.int32, device=sample_ids.device)
+        shape = (count(samples, chunk_samples), slot_count)
+        base_ids = torch.empty(shape, dtype=torch.int64, device=sample_ids.device)
+        launch(
+            passes.assign_bases, count(samples, ASSIGNED) + count(base_ids.numel(), ASSIGNED), sample_ids, slots,
+            base_ids, samples, bases, chunk_samples, slot_count, chunk_samples.bit_length() + 1, ASSIGNED,
+            **config.OPTIONS,
+        )  # fmt: skip
+        return cls(base_ids, slots)
 
 
 @dataclass(frozen=True)
@@ -114,29 +119,56 @@ def _generate(context: LaunchContext, sample_ids: Tensor) -> list[PerSampleNoise
     wanted = [vector for vector in biases if vector is not None]
     written = iter(philox.vectors(sample_ids, wanted, context.key, uses_signs, torch.float32))
     written_signs = iter(philox.vectors(sample_ids, signs, context.key, True, context.dtype))
-    noise = []
+    factors, noise = _factors_of_rank_one(context, sample_ids), []
     for layer, bias in zip(layers, biases, strict=True):
         vectors = PerSampleNoise(None if bias is None else next(written))
         match context.noise_source(layer):
             case "flipout":
                 vectors = replace(vectors, out_signs=next(written_signs), in_signs=next(written_signs))
             case "lowrank" if is_formed(context, layer):
-                vectors = replace(vectors, formed=_form(context, layer, sample_ids))
+                vectors = replace(vectors, formed=_form(context, layer, sample_ids, next(factors)))
             case "lowrank":
-                left, right, scale = _factors(context, layer, sample_ids, padded_rank(context.directions.count))
+                left, right, scale = next(factors) or _factors(context, layer, sample_ids)
                 vectors = replace(vectors, left=left, right=right, coefficients=scale)
         noise.append(vectors)
     return noise
 
 
-def _form(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
-    """Form E of low rank as operands, [M, H, padded(K)]."""
+def _factors_of_rank_one(context: LaunchContext, sample_ids: Tensor) -> Iterator[philox.Factors | None]:
+    """Generate the factors of all layers of rank one together; None for layers of which fewer are held at a time."""
+    layers = [layer for layer in context.layers if context.noise_source(layer) == "lowrank"]
+    is_rank_one = context.directions.count == 1
+    few = len(sample_ids) <= _held_samples(context, [layer for layer in layers if is_formed(context, layer)])
+    together = [is_rank_one and (few or not is_formed(context, layer)) for layer in layers]
+    matrices = [
+        Matrix(layer.weight_ordinal or 0, len(layer.weight), layer.weight.shape[1], _factor_rows(context, layer))
+        for layer, is_together in zip(layers, together, strict=True)
+        if is_together
+    ]
+    factors = iter(philox.rank_one_factors(sample_ids, matrices, context.key, context.dtype))
+    return iter([next(factors) if is_together else None for is_together in together])
+
+
+def _held_samples(context: LaunchContext, layers: Sequence[Layer]) -> int:
+    """Return the displacements whose factors are held at a time while E of some layers is formed."""
+    lengths = [philox.padded(length) for layer in layers for length in layer.weight.shape]
+    sample_bytes = context.dtype.itemsize * context.directions.count * sum(lengths)
+    return max(1, context.temporary_bytes // max(1, sample_bytes))
+
+
+def _factor_rows(context: LaunchContext, layer: Layer) -> int:
+    """Return the rows of a factor in memory: zeros behind its rank where a product reads it."""
+    rank = context.directions.count
+    return rank if is_formed(context, layer) else padded_rank(rank)
+
+
+def _form(context: LaunchContext, layer: Layer, sample_ids: Tensor, factors: philox.Factors | None) -> Tensor:
+    """Form E of low rank as operands, [M, H, padded(K)], from its factors, which are generated if not given."""
     (height, width), rank = layer.weight.shape, context.directions.count
     columns, block_h = philox.padded(width), config.power_of_two(height, 1, FORMED_UNITS)
     formed = torch.empty(len(sample_ids), height, columns, dtype=context.dtype, device=sample_ids.device)
-    sample_bytes = context.dtype.itemsize * rank * (philox.padded(height) + columns)
-    for samples in slices(len(sample_ids), max(1, context.temporary_bytes // sample_bytes)):
-        left, right, scale = _factors(context, layer, sample_ids[samples], rank)
+    for samples in slices(len(sample_ids), _held_samples(context, [layer])):
+        left, right, scale = factors or _factors(context, layer, sample_ids[samples])
         launch(
             kernel.form, len(scale) * count(columns, FORMED_COLUMNS), left, right, left.stride(1), scale,
             formed[samples], columns, height, rank, context.input_precision, block_h, FORMED_COLUMNS, **config.OPTIONS,
@@ -144,13 +176,11 @@ def _form(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> Tensor:
     return formed
 
 
-def _factors(
-    context: LaunchContext, layer: Layer, sample_ids: Tensor, factor_rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Generate factors of low rank, [M, factor_rows, padded(H)] and [.., padded(K)], and their scales, float64."""
+def _factors(context: LaunchContext, layer: Layer, sample_ids: Tensor) -> philox.Factors:
+    """Generate factors of low rank, [M, rows, padded(H)] and [.., padded(K)], and their scales, float64."""
     assert layer.weight_ordinal is not None, "the weight is displaced"
     (height, width), rank = layer.weight.shape, context.directions.count
     return philox.lowrank_factors(
-        sample_ids, rank, layer.weight_ordinal, height, width, context.key, context.dtype, factor_rows,
+        sample_ids, rank, layer.weight_ordinal, height, width, context.key, context.dtype, _factor_rows(context, layer),
         context.temporary_bytes,
     )  # fmt: skip

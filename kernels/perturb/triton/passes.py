@@ -141,3 +141,64 @@ def combine_members(
     tl.store(target, plus, mask=is_inside)
     if PAIRS == "both":
         tl.store(target + stride_pair, tl.load(first + member, mask=is_inside), mask=is_inside)
+
+
+@triton.jit
+def _first_of_base(sample_ids, begin, end, base, count, steps):
+    """Return the first place in [begin, end) whose base is at least ``base``: displacements are sorted by base."""
+    low, high = begin, end
+    for _ in range(0, steps):
+        middle = (low + high) // 2
+        is_open = low < high
+        is_less = tl.load(sample_ids + middle, mask=is_open, other=0) % count < base
+        low, high = tl.where(is_open & is_less, middle + 1, low), tl.where(is_open & ~is_less, middle, high)
+    return low
+
+
+@triton.jit(
+    do_not_specialize=["samples", "count", "chunk_samples", "slot_count", "steps"],
+    do_not_specialize_on_alignment=["sample_ids", "slots", "base_ids"],
+)
+def assign_bases(
+    sample_ids, slots, base_ids, samples, count, chunk_samples, slot_count, steps, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Give each base of flipout in a chunk a slot: BLOCK displacements, or BLOCK slots, a program.
+
+    Where a chunk has room for all bases, a base has the slot of its number. Else it has that of the place of its first
+    displacement in the chunk.
+
+    Args:
+        sample_ids: Stream numbers m, [M], int64, sorted by base; m belongs to base m mod ``count``.
+        slots: Result, the slot of the base of each displacement, [M], int32.
+        base_ids: Result, the base in each slot, [chunks, slots], int64; -1 where a slot is empty.
+        samples: Number M of displacements.
+        count: Number of bases.
+        chunk_samples: Displacements of a chunk; the last may have fewer.
+        slot_count: Slots of a chunk, the smaller of both.
+        steps: Steps of a search in a chunk, at least log2 of its displacements and one more.
+        BLOCK: Numbers of a program.
+    """
+    for_slots = tl.program_id(0) - tl.cdiv(samples, BLOCK)
+    has_all = count <= chunk_samples
+    if for_slots < 0:
+        m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        base = tl.load(sample_ids + m, mask=m < samples, other=0) % count
+        begin = m // chunk_samples * chunk_samples
+        end = tl.minimum(begin + chunk_samples, samples)
+        slot = base.to(tl.int32)
+        if not has_all:
+            slot = _first_of_base(sample_ids, begin, end, base, count, steps) - begin
+        tl.store(slots + m, slot, mask=m < samples)
+    else:
+        i = for_slots * BLOCK + tl.arange(0, BLOCK)
+        chunk, slot = i // slot_count, i % slot_count
+        begin = chunk * chunk_samples
+        end = tl.minimum(begin + chunk_samples, samples)
+        is_slot = begin < samples
+        base = slot.to(tl.int64)
+        if not has_all:
+            base = tl.load(sample_ids + begin + slot, mask=begin + slot < end, other=-1) % count
+        place = _first_of_base(sample_ids, begin, end, base, count, steps)
+        found = tl.load(sample_ids + place, mask=place < end, other=0) % count == base
+        is_used = found & (place < end) & (has_all | (place == begin + slot))
+        tl.store(base_ids + i, tl.where(is_used, base, -1), mask=is_slot)

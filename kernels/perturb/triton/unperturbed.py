@@ -3,7 +3,9 @@
 Fourth file to read, after config.py, chunks.py and operands.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -55,13 +57,14 @@ class UnperturbedPass:
             The results.
         """
         layers, widths, first = context.layers, context.widths, pad_rows(x)
-        states = [
-            tuple(_rows(x, width) for _ in range(layer.activation.state_parts))
-            for layer, width in zip(layers, widths[1:], strict=True)
+        parts = [
+            width for layer, width in zip(layers, widths[1:], strict=True) for _ in range(layer.activation.state_parts)
         ]
-        hidden = [first, *(_rows(x, width) for width in widths[1:-1])]
+        rows = iter(_rows(x, [*parts, *widths[1:-1]], torch.float32))
+        states = [tuple(islice(rows, layer.activation.state_parts)) for layer in layers]
+        hidden = [first, *rows]
         operands: list[Tensor | None] = [as_operand(first, context.precision, context.target)]
-        operands += [_operand_rows(context, rows) for rows in hidden[1:]]
+        operands += _operand_rows(context, hidden[1:])
         widest = max(map(sum, zip(widths[:-1], widths[1:], strict=True)))
         for batch in slices(len(x), max(1, context.temporary_bytes // (_FLOAT64_BYTES * widest))):
             h = first[batch]
@@ -70,21 +73,24 @@ class UnperturbedPass:
                 if number + 1 == len(layers):
                     _evaluate(context, layer, h, kept, None, None)
                 else:
-                    rows, operand = hidden[number + 1][batch], operands[number + 1]
-                    h = _evaluate(context, layer, h, kept, rows, None if operand is None else operand[batch])
+                    inputs, operand = hidden[number + 1][batch], operands[number + 1]
+                    h = _evaluate(context, layer, h, kept, inputs, None if operand is None else operand[batch])
         return cls(len(x), states, hidden, operands)
 
 
-def _rows(x: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return rows of padded width for each input, to be filled."""
-    return torch.empty(len(x), philox.padded(width), dtype=dtype, device=x.device)
+def _rows(x: Tensor, widths: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    """Return rows of each padded width for each input, to be filled: parts of one buffer, [N, padded(H)] each."""
+    padded = [philox.padded(width) for width in widths]
+    buffer = torch.empty(len(x) * sum(padded), dtype=dtype, device=x.device)
+    parts = buffer.split([len(x) * width for width in padded])
+    return [part.view(len(x), width) for part, width in zip(parts, padded, strict=True)]
 
 
-def _operand_rows(context: LaunchContext, hidden: Tensor) -> Tensor | None:
-    """Return what has room for the inputs of a layer as operands, the inputs themselves where they are not rounded."""
-    if context.directions.name != "lowrank":
-        return None
-    return hidden if context.precision == "fp32" else torch.empty_like(hidden, dtype=context.dtype)
+def _operand_rows(context: LaunchContext, hidden: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Return what has room for the inputs of layers as operands, the inputs themselves where they are not rounded."""
+    if not hidden or context.directions.name != "lowrank":
+        return [None] * len(hidden)
+    return hidden if context.precision == "fp32" else _rows(hidden[0], context.widths[1:-1], context.dtype)
 
 
 def _evaluate(

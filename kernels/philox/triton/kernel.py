@@ -319,43 +319,66 @@ def _write_factor(
     return tl.sum(squares)
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids"])
+@triton.jit
+def _padded(length):
+    """Return the length of a row in memory."""
+    return (length + 15) // 16 * 16
+
+
+@triton.jit
+def _write_rank_one(
+    out, scales, height, width, ordinal, sample_id, key0, key1, ROWS: tl.constexpr, PTX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write both factors of one matrix for one sample, and their scale."""
+    left, right = _padded(height), _padded(width)
+    stride = left + right
+    squares = _write_factor(out, stride, left, height, ordinal, sample_id, key0, key1, LEFT, ROWS, PTX, BLOCK)
+    squares *= _write_factor(
+        out + left, stride, right, width, ordinal, sample_id, key0, key1, RIGHT, ROWS, PTX, BLOCK
+    )  # fmt: skip
+    scale = tl.sqrt(height.to(tl.float64) * width.to(tl.float64) / squares)
+    tl.store(scales, tl.where(squares > 0, scale, 0.0))
+
+
+@triton.jit(do_not_specialize=[*_NUMBERS, "samples"], do_not_specialize_on_alignment=["sample_ids"])
 def write_rank_one(
-    out, scales, sample_ids, key0, key1, ordinal, height, width, columns_left, columns_right,
+    out, scales, samples, start, sample_ids, key0, key1, ordinals, heights, widths,
     ROWS: tl.constexpr, PTX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write both factors of rank one with rows of zeros behind them, and their scale, one sample a program.
+    """Write both factors of rank one of several matrices, with rows of zeros behind them, and their scales.
 
-    Columns beyond the length of a factor receive noise that is never read, so that stores to padded rows stay wide.
+    A program writes the factors of one matrix for one sample. Columns beyond the length of a factor receive noise that
+    is never read, so that stores to padded rows stay wide.
 
     Args:
-        out: Left factor a and right factor b in one row, [M, ROWS, columns_left + columns_right], contiguous.
-        scales: Scales sqrt(height width) / (|a| |b|), [M], float64; zero where a factor is zero.
-        sample_ids: Stream numbers m, [M], int64.
+        out: For each matrix, one behind the other, the left factor a and the right factor b in one row, [samples, rows,
+            padded height + padded width].
+        scales: Scales sqrt(height width) / (|a| |b|), [matrices, samples], float64; zero where a factor is zero.
+        samples: Samples of a matrix in ``out``.
+        start: First sample to write.
+        sample_ids: Stream numbers m from there on, int64.
         key0: Low 32 bits of the seed.
         key1: High 32 bits of the seed.
-        ordinal: Position of the parameter in registration order.
-        height: Length of the left factor.
-        width: Length of the right factor.
-        columns_left: Columns of the left factor, at least ``height``.
-        columns_right: Columns of the right factor, at least ``width``.
-        ROWS: Rows of a factor in memory.
+        ordinals: Positions of the parameters in registration order, as ``launch.unspecialised`` gives numbers.
+        heights: Lengths of the left factors, likewise.
+        widths: Lengths of the right factors, likewise.
+        ROWS: Rows of the factors of each matrix in memory.
         PTX: True to use NVIDIA's approximate special functions.
         BLOCK: Columns of a tile.
     """
-    m = tl.program_id(0)
-    sample_id = tl.load(sample_ids + m)
-    stride = columns_left + columns_right
-    first = out + m.to(tl.int64) * ROWS * stride
-    left = _write_factor(
-        first, stride, columns_left, height, ordinal, sample_id, key0, key1, LEFT, ROWS, PTX, BLOCK
-    )  # fmt: skip
-    right = _write_factor(
-        first + columns_left, stride, columns_right, width, ordinal, sample_id, key0, key1, RIGHT, ROWS, PTX, BLOCK
-    )  # fmt: skip
-    squares = left * right
-    scale = tl.sqrt(height.to(tl.float64) * width.to(tl.float64) / squares)
-    tl.store(scales + m, tl.where(squares > 0, scale, 0.0))
+    matrix, m = tl.program_id(0) % len(ROWS), tl.program_id(0) // len(ROWS)
+    sample_id, row = tl.load(sample_ids + m), m.to(tl.int64) + start
+    for i in tl.static_range(len(ROWS)):
+        height, width = _number(heights[i]), _number(widths[i])
+        size = (_padded(height) + _padded(width)).to(tl.int64) * ROWS[i]
+        if matrix == i:
+            _write_rank_one(
+                out + row * size, scales + row, height, width, _number(ordinals[i]), sample_id, key0, key1, ROWS[i],
+                PTX, BLOCK,
+            )  # fmt: skip
+        out += samples.to(tl.int64) * size
+        scales += samples.to(tl.int64)
 
 
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["sample_ids"])

@@ -20,6 +20,8 @@ from nntk.kernels.slices import count, slices
 from nntk.kernels.target import target_of
 
 Key = tuple[int, int]
+Factors = tuple[Tensor, Tensor, Tensor]
+"""Left and right factors, and scales, of low rank."""
 
 _TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _LARGEST_GRID = 2**31 - 1
@@ -39,7 +41,7 @@ _WIDE_BLOCKS = 2**29
 VECTOR_BLOCK = 256
 """Positions of a vector that one program writes."""
 VECTORS = 8
-"""Most vectors of a launch, whose code grows with their number."""
+"""Most vectors, or matrices of rank one, of a launch: its code grows with their number."""
 FACTOR_BLOCK = 512
 """Columns of a factor of rank one that a program writes in a step: one block of words a thread."""
 WORDS_BLOCK = 128
@@ -211,7 +213,7 @@ def lowrank_factors(
     dtype: torch.dtype,
     rows_per_factor: int,
     slab_bytes: int = _SLAB_BYTES,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Factors:
     """Generate the factors of low rank as operands of kernels, with zeros beyond their rank and padded rows.
 
     The sums of the scales are in float64. One launch generates factors of rank one and their scales.
@@ -231,9 +233,10 @@ def lowrank_factors(
         Left factors [M, rows_per_factor, padded(height)], right factors [M, rows_per_factor, padded(width)], and
         the scales [M], float64.
     """
-    lengths, columns = (height, width), (padded(height), padded(width))
     if rank == 1:
-        return _rank_one_factors(sample_ids, ordinal, lengths, columns, key, dtype, rows_per_factor)
+        (factors,) = rank_one_factors(sample_ids, [Matrix(ordinal, height, width, rows_per_factor)], key, dtype)
+        return factors
+    lengths, columns = (height, width), (padded(height), padded(width))
     shape = (len(sample_ids), rows_per_factor, sum(columns))
     # A small operation takes as long as its launch, so that both factors share a tensor.
     left, right = torch.zeros(shape, dtype=dtype, device=sample_ids.device).split(columns, dim=2)
@@ -247,20 +250,59 @@ def lowrank_factors(
     return left, right, torch.cat(scales)
 
 
-def _rank_one_factors(
-    sample_ids: Tensor, ordinal: int, lengths: tuple[int, int], columns: tuple[int, int], key: Key, dtype: torch.dtype,
-    rows: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Generate factors of rank one, [M, rows, columns] each, and their scales, [M], float64, by one launch."""
-    factors = torch.empty(len(sample_ids), rows, sum(columns), dtype=dtype, device=sample_ids.device)
-    scales = torch.empty(len(sample_ids), dtype=torch.float64, device=sample_ids.device)
-    if len(sample_ids):
-        launch(
-            kernel.write_rank_one, len(sample_ids), factors, scales, sample_ids.contiguous(), *keys(key),
-            signed(ordinal), *lengths, *columns, rows, target_of(sample_ids.device).ptx, FACTOR_BLOCK, **OPTIONS,
-        )  # fmt: skip
-    left, right = factors.split(columns, dim=2)
-    return left, right, scales
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of rank one.
+
+    Attributes:
+        ordinal: Position of the parameter in registration order.
+        height: Rows H.
+        width: Columns K.
+        rows: Rows of each factor in memory.
+    """
+
+    ordinal: int
+    height: int
+    width: int
+    rows: int
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """Columns of both factors in memory."""
+        return padded(self.height), padded(self.width)
+
+
+def rank_one_factors(sample_ids: Tensor, wanted: Sequence[Matrix], key: Key, dtype: torch.dtype) -> list[Factors]:
+    """Generate factors of rank one of several matrices, with zeros behind their row: a launch for eight matrices.
+
+    Args:
+        sample_ids: Stream numbers m of the samples, [M], int64.
+        wanted: The matrices.
+        key: Low and high 32 bits of the seed.
+        dtype: Floating dtype of the factors.
+
+    Returns:
+        What :func:`lowrank_factors` returns, for each matrix.
+    """
+    samples, device = len(sample_ids), sample_ids.device
+    sizes = [samples * matrix.rows * sum(matrix.columns) for matrix in wanted]
+    out = torch.empty(sum(sizes), dtype=dtype, device=device)
+    scales = torch.empty(len(wanted), samples, dtype=torch.float64, device=device)
+    sample_ids, is_ptx = sample_ids.contiguous(), target_of(device).ptx
+    for batch in slices(len(wanted), VECTORS):
+        group, first = wanted[batch], sum(sizes[: batch.start])
+        numbers = [(matrix.ordinal, matrix.height, matrix.width) for matrix in group]
+        for rows in slices(samples, _LARGEST_GRID // len(group)):
+            launch(
+                kernel.write_rank_one, (rows.stop - rows.start) * len(group), out[first:], scales[batch], samples,
+                rows.start, sample_ids[rows], *keys(key), *map(unspecialised, zip(*numbers, strict=True)),
+                tuple(matrix.rows for matrix in group), is_ptx, FACTOR_BLOCK, **OPTIONS,
+            )  # fmt: skip
+    factors = []
+    for part, matrix, scale in zip(out.split(sizes), wanted, scales, strict=True):
+        left, right = part.view(samples, matrix.rows, sum(matrix.columns)).split(matrix.columns, dim=2)
+        factors.append((left, right, scale))
+    return factors
 
 
 def generate(
