@@ -128,6 +128,36 @@ def test_factors_of_rank_one(shape, rows_per_factor):
     torch.testing.assert_close(product, noise, rtol=1e-2 if DEVICE == "cuda" else 1e-6, atol=5e-3)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+def test_many_vectors_and_matrices_by_few_launches(monkeypatch):
+    """Each is what it is alone: more than a launch has, lengths of zero and one, few samples a grid, any ordinals."""
+    monkeypatch.setattr(launch, "_LARGEST_GRID", 20)
+    rows, key = torch.tensor([7, 0, 2**32 - 1], device=DEVICE), launch_key(9)
+    lengths = (1, 0, 16, 300, 15, 17, 32, 5, 1, 257)
+    for signs, dtype in ((False, torch.float32), (True, torch.float16)):
+        wanted = [
+            launch.Vector(2**31 * (n % 2) + n, length, (integers.DISPLACEMENT, integers.INPUT_SIGNS)[n % 3 == 0])
+            for n, length in enumerate(lengths)
+        ]
+        together = launch.vectors(rows, wanted, key, signs, dtype)
+        for vector, written in zip(wanted, together, strict=True):
+            (alone,) = launch.vectors(rows, [vector], key, signs, dtype)
+            assert written.shape == (3, vector.length) and torch.equal(written, alone) and written.dtype == dtype
+            if signs and vector.purpose == integers.DISPLACEMENT:
+                shape = [vector.length]
+                expected = launch.unit_displacements(rows, vector.ordinal, shape, *key, "rademacher", dtype)
+                assert torch.equal(written, expected)
+    shapes = ((1, 1), (70, 50), (3, 520), (16, 16), (1, 9), (9, 1), (5, 5), (2, 2), (33, 17))
+    matrices = [launch.Matrix(2 * n, *shape, (1, 16)[n % 2]) for n, shape in enumerate(shapes)]
+    together = launch.rank_one_factors(rows, matrices, key, torch.float32)
+    for matrix, factors in zip(matrices, together, strict=True):
+        alone = launch.lowrank_factors(
+            rows, 1, matrix.ordinal, matrix.height, matrix.width, key, torch.float32, matrix.rows
+        )  # fmt: skip
+        assert all(torch.equal(part, one) for part, one in zip(factors, alone, strict=True))
+    assert launch.vectors(rows, [], key, True, torch.float32) == launch.rank_one_factors(rows, [], key, dtype) == []
+
+
 def launch_key(seed):
     """Both words of a seed."""
     return seed & 0xFFFFFFFF, seed >> 32

@@ -9,5 +9,6 @@ Read the files in the order in which each builds on those before it:
 5. ``group.py`` generates the noise vectors of a group of displacements;
 6. ``layers.py`` launches one kernel a layer, ``fused.py`` one kernel for a whole small network;
 7. ``launch.py`` is the entry point: the two ops for CUDA tensors;
-8. ``kernel.py`` holds the kernels, ``activations.py`` the differences of the activations that they use.
+8. ``kernel.py`` holds the kernels of the layers, ``activations.py`` the differences of the activations that they use;
+9. ``passes.py`` holds the kernels around them.
 """

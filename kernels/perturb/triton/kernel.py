@@ -1,6 +1,6 @@
 """Triton kernels of perturbation evaluation: dz = d W^T + rho [(h + sigma d) E^T + e], then the activation.
 
-Last file to read, after launch.py. The scale is s = rho sigma with a power of two sigma, by which differences d are
+Eighth file to read, after launch.py. The scale is s = rho sigma with a power of two sigma, by which differences d are
 divided inside of the kernels: this is exact, and so are sums of signs. A tile is [BH, BN]: BH units and BN columns. A
 column is one input at one displacement, for the plus or the minus member of a pair. Noise is the left operand of a
 product, generated in registers. The operands q = +-(h + sigma d) and d come from the previous step, in the precision of

@@ -1,6 +1,6 @@
 """Triton kernels around the layer steps: the unperturbed pass, and passes over numbers that are in memory.
 
-Read after launch.py, beside kernel.py, which has the layer steps.
+Last file to read, after kernel.py, which has the layer steps.
 """
 
 import triton
