@@ -16,7 +16,7 @@ Submit = Callable[[int], object]
 """Launch of a kernel with arguments of its own, which gets the stream."""
 
 _STREAM = 3
-"""Place of the stream among the arguments of a launch, behind the three sizes of the grid."""
+"""Place of the stream among the arguments of a launch, behind the three sizes of the grid, and before the function."""
 
 
 class Ready:
@@ -40,12 +40,14 @@ class Ready:
 
     def prepare(self, programs: int, arguments: Sequence[Any]) -> Submit:
         """Return the launch with some arguments, which may be repeated: tensor maps are encoded once."""
-        if self._in_c is None:
+        in_c, kept = self._in_c, []
+        if in_c is not None:
+            with self._lock:
+                self._keep(programs, 1, 1, 0, *self._fixed, *arguments)
+                kept = self._kept.copy()
+        grid, rest = kept[:_STREAM], kept[_STREAM + 1 :]
+        if in_c is None or rest[:1] != [self._fixed[0]]:
             return lambda stream: self(programs, stream, arguments)
-        with self._lock:
-            self._keep(programs, 1, 1, 0, *self._fixed, *arguments)
-            grid, rest = self._kept[:_STREAM], self._kept[_STREAM + 1 :]
-        in_c = self._in_c
         return lambda stream: in_c(*grid, stream, *rest)
 
 
@@ -54,11 +56,11 @@ def _parts_of(compiled: CompiledKernel, kept: list[Any]) -> tuple[Callable[..., 
 
     Returns:
         The function in C, None where the launcher is another one than is known here. And a launcher that fills a list
-        with what the function in C would get.
+        with what the function in C would get; with nothing where that has names.
     """
 
-    def fill(*given: Any) -> None:
-        kept[:] = given
+    def fill(*given: Any, **named: Any) -> None:
+        kept[:] = () if named else given
 
     try:
         from triton.backends.nvidia.driver import wrap_handle_tensordesc

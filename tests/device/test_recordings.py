@@ -5,6 +5,7 @@ import gc
 import random
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from triton_device import DEVICE, Allocated, kernel_arguments, without_kernels
 
 from nntk.kernels import tuning
 from nntk.kernels.gpu import launches, recorder
+from nntk.kernels.gpu.ready import Ready
 from nntk.kernels.gpu.recorder import NotRecordable, Recorded, record, tensors_of
 from nntk.kernels.perturb.triton import chunks, launch
 
@@ -254,6 +256,46 @@ def test_recordings_are_few(direct, monkeypatch):
     assert calls(6, 1) == 0 and calls(3, 4) == 2  # That of four steps is forgotten.
     assert calls(4, 4) == 2 and calls(6, 1) == 1  # So are those of six and of three.
     assert calls(11, 4) == 5  # The second call is made again, since it is not recordable.
+
+
+def in_c(launched):
+    """A function in C, which has no closure, that adds its arguments to a list."""
+    return functools.partial(lambda kept, *given, **_: kept.append(given), launched)
+
+
+class Launcher:
+    """Stands for Triton's launcher, which hands the arguments of a launch to a function in C."""
+
+    global_scratch_size = profile_scratch_size = 0
+
+    def __init__(self, launched, named=()):
+        """Launches are added to a list; some versions may pass more arguments, by name."""
+        self.launch, self._named = in_c(launched), dict(named)
+
+    def __call__(self, *arguments):
+        """Launch."""
+        self.launch(*arguments, **self._named)
+
+
+@pytest.mark.parametrize("kind", ["known", "named", "other", "with scratch"])
+def test_launchers_that_are_not_known_are_called_as_ever(kind):
+    """Each prepared launch has its own grid and arguments, and the stream of the moment."""
+    launched = []
+    run = Launcher(launched, {"more": 1} if kind == "named" else ())
+    if kind == "with scratch":
+        run.global_scratch_size = 16
+    if kind == "other":
+        run = lambda *arguments: launched.append(arguments)  # noqa: E731 # It has no attributes.
+    source = SimpleNamespace(signature={0: "*fp32", 1: "i32"})
+    compiled = SimpleNamespace(run=run, function=7, packed_metadata=(), metadata=SimpleNamespace(), src=source)
+    ready = Ready(compiled)
+    first, second = ready.prepare(5, [1024, 3]), ready.prepare(6, [2048, 4])
+    assert launched == []
+    for submit, stream in ((first, 11), (second, 12), (first, 13)):
+        submit(stream)
+    grids = [(5, 1, 1, 11), (6, 1, 1, 12), (5, 1, 1, 13)]
+    assert [tuple(one[:5]) for one in launched] == [(*grid, 7) for grid in grids]
+    assert [tuple(one[-2:]) for one in launched] == [(1024, 3), (2048, 4), (1024, 3)]
 
 
 def test_threads_share_recordings(direct):
