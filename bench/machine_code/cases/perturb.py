@@ -414,14 +414,14 @@ def _unperturbed_layers(arch: str) -> Iterator[Case]:
 
 
 def _combined_members() -> Iterator[Case]:
-    sizes: dict[str, Signature] = dict.fromkeys(("num_inputs", "outputs", "padded_outputs"), "i32")
+    sizes: dict[str, Signature] = dict.fromkeys(("num_inputs", "outputs", "padded_outputs", "samples"), "i32")
     sizes |= dict.fromkeys(("stride_m", "stride_pair"), "i64")
     for pairs, order in (("odd", True), ("both", False), ("none", False)):
         yield _case(
             f"combine_members {pairs}{' sorted' if order else ''}",
             passes.combine_members,
             {"differences": "*fp32:16", "out": "*fp32", **({"order": "*i64"} if order else {}), **sizes},
-            {"PAIRS": pairs, "BLOCK": launch.COMBINED},
+            {"PAIRS": pairs, "BM": launch.COMBINED[0], "BI": launch.COMBINED[1]},
             "fp32",
             "sm_90",
         )

@@ -31,8 +31,8 @@ from nntk.kernels.slices import count, slices
 from nntk.kernels.target import target_of
 
 _FLOAT64 = "the kernels evaluate float32; a model in float64 is evaluated in float64"
-COMBINED = 1024
-"""Numbers that one program of ``passes.combine_members`` writes."""
+COMBINED = (16, 64)
+"""Displacements, and numbers of each, that one program of ``passes.combine_members`` writes."""
 _WIDE = "a layer is so wide that the kernels' offsets within a row overflow"
 
 
@@ -231,9 +231,9 @@ def _order_by_base(context: LaunchContext, sample_ids: Tensor) -> Tensor | None:
 
 def _combine_members(context: LaunchContext, differences: Tensor, order: Tensor | None, out: Tensor) -> None:
     """Fill ``out``, [rows, N, C] or [2, rows, N, C], from differences [M, members, N, padded(C)]; rows may be given."""
-    num_inputs, outputs = out.shape[-2:]
+    (samples, *_), (num_inputs, outputs) = differences.shape, out.shape[-2:]
+    programs = count(samples, COMBINED[0]) * count(num_inputs * outputs, COMBINED[1])
     launch(
-        passes.combine_members, len(differences) * count(num_inputs * outputs, COMBINED), differences, order, out,
-        num_inputs, outputs, differences.shape[-1], out.stride(-3), out.stride(0), context.pairs, COMBINED,
-        **config.OPTIONS,
+        passes.combine_members, programs, differences, order, out, num_inputs, outputs, differences.shape[-1],
+        out.stride(-3), out.stride(0), samples, context.pairs, *COMBINED, **config.OPTIONS,
     )  # fmt: skip

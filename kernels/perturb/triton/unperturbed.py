@@ -23,6 +23,8 @@ TILE = (32, 64, 16)
 """Inputs and units of a program of ``passes.unperturbed_layer``, and the terms of a sum that it loads together."""
 WARPS = 8
 """Warps of such a program. With four, registers are almost spilled where products of float64 have no instruction."""
+INTERPRETED_TILE = (128, 128, 128)
+"""The same in the interpreter, where a program takes about as long whatever its size."""
 OWN_STATES = ("sin", "quantise", "sawtooth")
 """Activations that keep something else than their pre-activations: PyTorch computes it."""
 VALUES = ("identity", "relu", "sign", "step")
@@ -107,14 +109,15 @@ def _evaluate(
     # What PyTorch computes is computed from z, in float64.
     needs_value = has_own_state or not is_last
     value = torch.empty(len(x), height, dtype=torch.float64, device=x.device) if needs_value else None
-    (block_n, block_h, _), stride = TILE, philox.padded(height)
+    tile = INTERPRETED_TILE if context.target.arch == "interpreter" else TILE
+    (block_n, block_h, _), stride = tile, philox.padded(height)
     launch(
         passes.unperturbed_layer, count(len(x), block_n) * count(stride, block_h), x, x.stride(0), layer.weight,
         *layer.weight.stride(), layer.bias, 0 if layer.bias is None else layer.bias.stride(0),
         None if has_own_state else states[0], hidden if by_kernel else None, separate if by_kernel else None,
         value, len(x), layer.weight.shape[1], height, stride,
         activation.name if by_kernel and not is_last else "identity", context.input_precision,
-        context.target.has_float64_products, *TILE, num_warps=WARPS, **config.OPTIONS,
+        context.target.has_float64_products, *tile, num_warps=WARPS, **config.OPTIONS,
     )  # fmt: skip
     if value is None:
         return x
