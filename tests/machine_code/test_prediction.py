@@ -15,7 +15,7 @@ from nntk.kernels.ahead_of_time import Work
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "results" / "resources" / "prediction.json"
-TIMES = ("host_s", "share", "call_s", "operator_s")
+TIMES = ("host_s", "moved_s", "share", "call_s", "moved_call_s", "operator_s")
 # Two multiprocessors of sm_90 at a clock of one.
 CARD = model.Card("", "sm_90", processors=2, bf16=2.0 * 2048 * 2, fp32=1.0, bandwidth=1.0, source="")
 
