@@ -2,8 +2,8 @@
 
 A call of an op is a row of operators of PyTorch and of launches by :mod:`nntk.kernels.gpu.launches`. Which ones, and
 with which arguments, follows from the settings of the call and the shapes of its tensors, not from the numbers in them.
-So the second call with the same of these is recorded (recording.py), and later ones repeat the row. They take the host
-about half of the time or less, and have the same bits.
+So the second call with the same of these is recorded (recording.py), and later ones repeat the row. They have the same
+bits, and cost the host a part of the time: kernels/perturb/README.md has the figures.
 
 A call that reads numbers back from the card may be another one for other numbers, and is not recorded.
 """
