@@ -65,6 +65,7 @@ def _nvidia(
     fp64: int = 64,
     integers: int = 64,
     warps: int = 64,
+    fp64_products: int = 64,
 ) -> Machine:
     """Describe a multiprocessor by its results a clock: float32, products in bfloat16, float64, additions of int32."""
     pipes: dict[str, dict[str, float]] = {
@@ -76,7 +77,7 @@ def _nvidia(
         "fp64": {"fp64": 32 / fp64},
         "memory": {"memory": 1, "memory64": 2, "memory128": 4},
     }
-    rates = {"bf16": products, "fp16": products, "tf32": products / 2}
+    rates = {"bf16": products, "fp16": products, "tf32": products / 2, "fp64": fp64_products}
     return Machine(32, pipes, rates, shared, tensor_memory, warps)
 
 
@@ -86,7 +87,8 @@ MACHINES = {
     # 165.2 TFLOP/s / (2 x 128 x 2.52 GHz).
     "sm_86": _nvidia(128, 256, 101_376, fp64=2, warps=48),
     "sm_89": _nvidia(128, 256, 101_376, fp64=2, warps=48),
-    "sm_90": _nvidia(128, 2048, 232_448),
+    # Products in float64 have 1/16 of the rate of those in bfloat16 on an A100 and an H100, and 1/64 on a B200.
+    "sm_90": _nvidia(128, 2048, 232_448, fp64_products=128),
     "sm_100": _nvidia(128, 4096, 232_448, 512),
     "sm_120": _nvidia(128, 256, 101_376, fp64=2, integers=128, warps=48),
     # Four SIMDs of 16 lanes: a wave's vector or matrix instruction takes one of them 4 clocks, a transcendental or a
@@ -158,14 +160,24 @@ def matrix_shape(opcode: str, num_warps: int) -> MatrixShape:
         MatrixShape(operand='bf16', multiply_adds=262144, warps=4)
         >>> matrix_shape("HMMA.1688.F32.TF32", 4).multiply_adds
         1024
+        >>> matrix_shape("DMMA.884", 4)
+        MatrixShape(operand='fp64', multiply_adds=256, warps=1)
     """
     if opcode.startswith("v_"):
         match = re.search(r"_(\d+)x(\d+)x(\d+)_?(?:(\d)b_)?(bf16|f16|xf32|f32)", opcode)
         operand = {"f16": "fp16", "xf32": "tf32", "f32": "fp32"}.get(match[5], match[5]) if match else ""
         warps = 1
     else:
-        match = re.search(r"\.(\d+)x(\d+)x(\d+)", opcode) or re.match(r"\w+\.(16)(8)(\d+)()", opcode)
-        operand = "tf32" if ".TF32" in opcode else "bf16" if ".BF16" in opcode or opcode.startswith("UTC") else "fp16"
+        match = re.search(r"\.(\d+)x(\d+)x(\d+)", opcode) or re.match(r"\w+\.(16|8)(8)(\d+)()", opcode)
+        operand = (
+            "fp64"
+            if opcode.startswith("DMMA")
+            else "tf32"
+            if ".TF32" in opcode
+            else "bf16"
+            if ".BF16" in opcode or opcode.startswith("UTC")
+            else "fp16"
+        )
         warps = num_warps if opcode.startswith("UTC") else 4 if "GMMA" in opcode else 1
     if not match:
         return MatrixShape(operand, 0, warps)

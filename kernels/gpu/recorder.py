@@ -227,8 +227,8 @@ class _Recorder(TorchDispatchMode):
         """Return a descriptor without its tensor, the same for all that differ in their tensors alone."""
         if descriptor is None:
             return None
-        parts = (descriptor.shape, descriptor.strides, descriptor.block_shape)
-        key = (*map(tuple, parts), descriptor.padding, descriptor.base.dtype)
+        settings = [(name, part) for name, part in vars(descriptor).items() if name != "base"]
+        key = descriptor.base.dtype, *[(name, tuple(part) if type(part) is list else part) for name, part in settings]
         return self._shared.setdefault(key, launches.moved_descriptor(descriptor, 0))
 
     def view(self, tensor: Tensor) -> View:

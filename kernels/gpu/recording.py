@@ -125,8 +125,9 @@ class OperatorStep(Step):
         if self._names:
             options = options | {name: _filled(options[name], slots) for name in self._names}
         result = self.function(*arguments, **options)
-        for slot, tensor in zip(self.makes, (result,) if type(result) is Tensor else result or (), strict=False):
-            slots[slot] = tensor
+        if self.makes:
+            for slot, tensor in zip(self.makes, (result,) if isinstance(result, Tensor) else result, strict=True):
+                slots[slot] = tensor
 
 
 @dataclass(kw_only=True, slots=True)

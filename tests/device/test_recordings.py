@@ -263,6 +263,11 @@ def in_c(launched):
     return functools.partial(lambda kept, *given, **_: kept.append(given), launched)
 
 
+def without_attributes(launched):
+    """A launcher of another kind."""
+    return lambda *arguments: launched.append(arguments)
+
+
 class Launcher:
     """Stands for Triton's launcher, which hands the arguments of a launch to a function in C."""
 
@@ -285,7 +290,7 @@ def test_launchers_that_are_not_known_are_called_as_ever(kind):
     if kind == "with scratch":
         run.global_scratch_size = 16
     if kind == "other":
-        run = lambda *arguments: launched.append(arguments)  # noqa: E731 # It has no attributes.
+        run = without_attributes(launched)
     source = SimpleNamespace(signature={0: "*fp32", 1: "i32"})
     compiled = SimpleNamespace(run=run, function=7, packed_metadata=(), metadata=SimpleNamespace(), src=source)
     ready = Ready(compiled)

@@ -394,6 +394,8 @@ def _unperturbed_layers(arch: str) -> Iterator[Case]:
     numbers = ("stride_x", "stride_h", "stride_k", "stride_b", "num_inputs", "width", "height")
     sizes: dict[str, Signature] = dict.fromkeys(numbers, "i32")
     results: dict[str, Signature] = {"state": "*fp32:16", "hidden": "*fp32:16", "value": "*fp64:16"}
+    # Of the other cards, a B200 has products of float64, which Triton uses from 3.8 on.
+    products = (Product(block_n, block_h, block_k, "fp64"),) if arch in ("sm_80", "sm_90") else ()
     for name, x, activation, given, precision in (
         ("relu", "*fp64", "relu", results, "fp32"),
         ("first step", "*fp32", "step", results, "fp32"),
@@ -409,7 +411,7 @@ def _unperturbed_layers(arch: str) -> Iterator[Case]:
             precision,
             arch,
             num_warps=unperturbed.WARPS,
-            loops=(Work(),),
+            loops=(Work(products=products),),
         )
 
 

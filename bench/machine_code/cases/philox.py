@@ -8,7 +8,8 @@ from nntk.kernels.ahead_of_time import Case, Signature, Work
 from nntk.kernels.philox.integers import DISPLACEMENT
 from nntk.kernels.philox.triton import kernel, launch
 
-_STREAM: dict[str, Signature] = {"sample_ids": "*i64", "key0": "i32", "key1": "i32", "ordinal": "i32"}
+_SAMPLES: dict[str, Signature] = {"sample_ids": "*i64", "key0": "i32", "key1": "i32"}
+_STREAM = _SAMPLES | {"ordinal": "i32"}
 
 
 def cases(arch: str) -> list[Case]:
@@ -46,7 +47,7 @@ def _vectors(arch: str) -> Iterator[Case]:
         yield Case(
             f"write_vectors {'signs' if signs else 'normals'}",
             kernel.write_vectors,
-            {"out": "*fp32:16", "samples": "i32", "start": "i32", "sample_ids": "*i64", "key0": "i32", "key1": "i32"}
+            {"out": "*fp32:16", "samples": "i32", "start": "i32", **_SAMPLES}
             | {"ordinals": several, "lengths": several},
             {"SIGNS": signs, "PURPOSES": (DISPLACEMENT,) * launch.VECTORS, "PTX": arch.startswith("sm_")}
             | {"BLOCK": block},
@@ -62,8 +63,8 @@ def _factors(arch: str) -> Iterator[Case]:
         yield Case(
             f"write_rank_one {operand} {' '.join(map(str, rows))}",
             kernel.write_rank_one,
-            {"out": f"*{operand}:16", "scales": "*fp64", "samples": "i32", "start": "i32", "sample_ids": "*i64"}
-            | {"key0": "i32", "key1": "i32", "ordinals": several, "heights": several, "widths": several},
+            {"out": f"*{operand}:16", "scales": "*fp64", "samples": "i32", "start": "i32", **_SAMPLES}
+            | {"ordinals": several, "heights": several, "widths": several},
             {"ROWS": rows, "PTX": arch.startswith("sm_"), "BLOCK": launch.FACTOR_BLOCK},
             loops=(Work(normals=launch.FACTOR_BLOCK),) * 2 * len(rows),
             options=launch.OPTIONS,

@@ -22,7 +22,7 @@ _FLOAT64_BYTES = 48
 TILE = (32, 64, 16)
 """Inputs and units of a program of ``passes.unperturbed_layer``, and the terms of a sum that it loads together."""
 WARPS = 8
-"""Warps of such a program. With four, registers are almost spilled where products of float64 have no instruction."""
+"""Warps of such a program. With four, more registers are needed where products of float64 have no instruction."""
 INTERPRETED_TILE = (128, 128, 128)
 """The same in the interpreter, where a program takes about as long whatever its size."""
 OWN_STATES = ("sin", "quantise", "sawtooth")
