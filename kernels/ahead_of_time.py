@@ -34,8 +34,8 @@ class Product:
         m: Number of rows of the tile.
         n: Number of columns of the tile.
         k: Length of the sums.
-        operand: Type of the operands: ``bf16``, ``fp16``, ``tf32`` or ``fp64`` for tensor cores, ``fp32`` for products on
-            the ordinary pipes. A split form is listed as the products that it does: tf32x3 is three tf32 products.
+        operand: Type of the operands: ``bf16``, ``fp16``, ``tf32`` or ``fp64`` for tensor cores, ``fp32`` for products
+            on the ordinary pipes. A split form is listed as the products that it does: tf32x3 is three tf32 products.
     """
 
     m: int
