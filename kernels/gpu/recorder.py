@@ -25,7 +25,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from nntk.kernels import tuning
 from nntk.kernels.gpu import launches
 from nntk.kernels.gpu.launches import Launch
-from nntk.kernels.gpu.recording import Address, LaunchStep, Layout, OperatorStep, Recording, Step, View, fastest
+from nntk.kernels.gpu.recording import Recording
+from nntk.kernels.gpu.steps import Address, LaunchStep, Layout, OperatorStep, Step, View, fastest
 
 _MOST_CALLS = 256
 """Most different calls of an op that are remembered."""
@@ -88,11 +89,11 @@ class Recorded:
         with self._lock:
             self._calls[signature] = recording
             self._calls.move_to_end(signature)
-            steps = sum(len(one.steps) for one in self._calls.values() if one is not None)
+            steps = sum(one.size for one in self._calls.values() if one is not None)
             while len(self._calls) > _MOST_CALLS or steps > _MOST_STEPS:
                 forgotten, one = self._calls.popitem(last=False)
                 self._not_recordable.discard(forgotten)
-                steps -= 0 if one is None else len(one.steps)
+                steps -= 0 if one is None else one.size
 
 
 def record(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Recording]:
@@ -124,14 +125,19 @@ def tensors_of(arguments: Sequence[Any]) -> list[Tensor]:
     return tensors
 
 
-def _signature(argument: Any, tensors: list[Tensor]) -> Any:
-    """Return what a call depends on: all of an argument but the numbers in its tensors, which are added to a list."""
-    if isinstance(argument, Tensor):
-        tensors.append(argument)
-        return argument.shape, argument.stride(), argument.dtype, argument.device, argument.data_ptr() % 16
-    if type(argument) in (list, tuple):
-        return tuple([_signature(part, tensors) for part in argument])
-    return argument
+def _signature(arguments: Sequence[Any], tensors: list[Tensor]) -> tuple[Any, ...]:
+    """Return what a call depends on: all of its arguments but the numbers in tensors, which are added to a list."""
+    facts = list[Any]()
+    for part in arguments:
+        if type(part) in launches.VALUES:
+            facts.append(part)
+        elif isinstance(part, Tensor):
+            tensors.append(part)
+            # The number of the device is known faster than the device; it is -1 for the CPU.
+            facts.append((part.shape, part.stride(), part.dtype, part.get_device(), part.data_ptr() % 16))
+        else:
+            facts.append(_signature(part, tensors) if type(part) in (list, tuple) else part)
+    return tuple(facts)
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,7 @@ class _Recorder(TorchDispatchMode):
             raise NotRecordable(f"{function} makes tensors beside those that it was given")
         filled = [self._filled(part) for part in arguments], {name: self._filled(options[name]) for name in options}
         fast, arguments, options = fastest(function, *filled)
+        is_memory = function is torch.ops.aten.empty.memory_format
         self._add_step(
             OperatorStep(
                 uses={self.view(tensor).slot for tensor in given},
@@ -198,6 +205,7 @@ class _Recorder(TorchDispatchMode):
                 function=fast,
                 arguments=arguments,
                 options=options,
+                memory=made[0].untyped_storage().nbytes() if is_memory else None,
             )
         )
 
@@ -218,7 +226,8 @@ class _Recorder(TorchDispatchMode):
             tensor = argument if descriptor is None else descriptor.base
             if isinstance(tensor, Tensor):
                 view, kept[place] = self.view(tensor), None
-                address = Address(place, view, view.offset * tensor.element_size(), self._template(descriptor))
+                offset = view.offset * tensor.element_size()
+                address = Address(place, view, view.slot, offset, self._template(descriptor))
                 addresses.append(self._shared.setdefault((address.place, view, id(address.descriptor)), address))
         uses = {address.view.slot for address in addresses}
         self._add_step(LaunchStep(uses=uses, launch=launch, arguments=kept, addresses=addresses))

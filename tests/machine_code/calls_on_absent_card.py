@@ -17,7 +17,7 @@ from nntk.kernels.activations import Activation, Relu
 from nntk.kernels.ahead_of_time import compile_ahead
 from nntk.kernels.gpu import launches
 from nntk.kernels.gpu.recorder import record, tensors_of
-from nntk.kernels.gpu.recording import LaunchStep
+from nntk.kernels.gpu.rows import LaunchRow
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.paths import layer_paths
 from nntk.kernels.perturb.triton import chunks, launch
@@ -45,27 +45,35 @@ def differences(directions, path):
 
 
 def wrong_recorded_addresses(directions, path):
-    """Arguments of repeated calls that are not where the tensors are that Triton would get, and what was checked."""
+    """Arguments of repeated calls that are not where Triton would find them, and what was checked.
+
+    Those that are in memory of their own are where their tensors are, and others inside the memory that they share.
+    """
     _, recording = record(launch.mlp_differences.plain, arguments_of(directions, path))
-    wrong, is_direct, run = [], [], LaunchStep.run
+    wrong, checked, run = [], [], LaunchRow.run
 
     def facts(argument):
         if isinstance(argument, TensorDescriptor):
             return argument.base.data_ptr(), *argument.shape, *argument.strides, *argument.block_shape, argument.padding
         return argument.data_ptr() if isinstance(argument, torch.Tensor) else argument
 
-    def check(step, slots, stream):
-        run(step, slots, stream)
-        is_direct.append(step.launch.ready is not None)
-        for address, place in zip(step.addresses, step._kept[0], strict=True):
-            if facts(address.at(place)) != facts(address.tensor_of(slots)):
-                wrong.append((step.launch.kernel.__name__, address.place))
+    def is_right(address, slots):
+        memory, offset = slots[address.slot], address.offset
+        if address.slot != address.view.slot:
+            return 0 <= offset <= memory.nbytes and offset % 16 == 0
+        return facts(address.at(memory.data_ptr() + offset)) == facts(address.tensor_of(slots))
 
-    LaunchStep.run = check
+    def check(row, slots, stream):
+        run(row, slots, stream)
+        for step in row.launches:
+            checked.append(step.launch.kernel.__name__)
+            wrong.extend((checked[-1], one.place) for one in step.addresses if not is_right(one, slots))
+
+    LaunchRow.run = check
     before = CARD.counts
     recording(tensors_of(arguments_of(directions, path)))
-    LaunchStep.run = run
-    return (CARD.counts - before).launches, len(is_direct), all(is_direct), wrong
+    LaunchRow.run = run
+    return (CARD.counts - before).launches, len(checked), wrong
 
 
 def kept_launches(directions):

@@ -20,7 +20,7 @@ import torch
 from nntk.bench.machine_code.absent_card.card import AbsentCard
 from nntk.bench.machine_code.absent_card.operators import Replay
 from nntk.kernels.activations import Activation, Relu, encode
-from nntk.kernels.gpu.recording import LaunchStep
+from nntk.kernels.gpu.rows import LaunchRow
 from nntk.kernels.perturb.config import gpu_bytes
 from nntk.kernels.perturb.triton import chunks, launch
 
@@ -108,7 +108,7 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
         replay.run()
         counts = card.counts - before
         call_s, stand_ins_s = _least_seconds(replay.run), _least_seconds(replay.run_operators)
-        with patch.object(LaunchStep, "run", _run_moved):
+        with patch.object(LaunchRow, "run", _run_moved):
             moved_s = _least_seconds(replay.run)
     (plan,) = plans
     blocks = math.ceil(workload.inputs / plan.block_inputs)
@@ -125,10 +125,10 @@ def measure(card: AbsentCard, workload: Workload, directions: str, max_bytes: in
     }
 
 
-def _run_moved(step: LaunchStep, slots: list[Any], stream: int, run: Callable[..., None] = LaunchStep.run) -> None:
-    """Run a step as if its tensors were elsewhere in the call before."""
-    step.forget()
-    run(step, slots, stream)
+def _run_moved(row: LaunchRow, slots: list[Any], stream: int, run: Callable[..., None] = LaunchRow.run) -> None:
+    """Run a row as if its tensors were elsewhere in the call before."""
+    row.forget()
+    run(row, slots, stream)
 
 
 def _least_seconds(function: Callable[[], object]) -> float:

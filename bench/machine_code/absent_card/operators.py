@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nntk.kernels.gpu.recording import fastest
+from nntk.kernels.gpu.steps import fastest
 
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
