@@ -26,11 +26,12 @@ class Recording:
 
     def __init__(self, steps: Sequence[Step], outputs: View | tuple[View, ...], inputs: int, slots: int) -> None:
         returned = {view.slot for view in ([outputs] if isinstance(outputs, View) else outputs)}
-        self._outputs, self._empty = outputs, slots + 1 - inputs
+        self._outputs = outputs
         needed = _needed(steps, returned)
         self.size = len(needed)
         """Number of operators and launches."""
         self.steps = in_rows(share_memory(needed, returned, slots))
+        self._empty = max([slots, *(slot + 1 for step in self.steps for slot in step.makes)]) - inputs
         self._is_direct = any(isinstance(step, LaunchRow) for step in self.steps)
         used = returned | set(range(inputs))
         for step in reversed(self.steps):

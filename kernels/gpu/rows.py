@@ -6,8 +6,9 @@ whose tensors moved is prepared again. Buffers that launches alone use are parts
 cost one allocation, and move together.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -74,58 +75,65 @@ def in_rows(steps: Sequence[Step]) -> list[Step]:
         if isinstance(step, LaunchStep) and step.is_direct:
             row.append(step)
             continue
-        if _memory_of(step) is None:
+        if not _makes_memory(step):
             close()
         joined.append(step)
     close()
     return joined
 
 
-def share_memory(steps: Sequence[Step], returned: Collection[int], slot: int) -> list[Step]:
-    """Give the buffers that direct launches alone use a piece of memory together, in a slot of its own.
+def share_memory(steps: Sequence[Step], returned: Collection[int], slots: int) -> list[Step]:
+    """Give buffers that direct launches alone use a piece of memory together, if they begin and end between operators.
+
+    So an operator runs beside no more memory than in the call that was recorded.
 
     Args:
         steps: The steps.
         returned: Slots that the call returns.
-        slot: Slot of the memory.
+        slots: Number of slots; pieces of memory get the next ones.
 
     Returns:
         The steps, in which such buffers are parts of the memory.
     """
-    used = dict[int, list[int]]()
+    used, rows = _uses(steps), _rows(steps)
+    groups = dict[tuple[int, int], list[OperatorStep]]()
+    for step in steps:
+        if isinstance(step, OperatorStep) and step.memory is not None and step.makes[0] not in returned:
+            users = used[step.makes[0]]
+            if all(_is_direct(steps[number]) for number in users):
+                groups.setdefault((rows[users[0]], rows[users[-1]]), []).append(step)
+    moved, pieces = _Moved(), dict[int, list[Step]]()
+    for slot, makers in enumerate(groups.values(), slots):
+        parts = [step.makes[0] for step in makers]
+        buffers = [
+            Buffer(step.memory or 0, used[one][0], used[one][-1]) for one, step in zip(parts, makers, strict=True)
+        ]
+        places, size = placed(buffers)
+        moved.places |= {part: (slot, place) for part, place in zip(parts, places, strict=True)}
+        piece = OperatorStep(
+            makes=[slot], is_needed=False, function=torch.empty_strided, arguments=[(size,), (1,)],
+            options=makers[0].options | {"dtype": torch.uint8}, memory=size,
+        )  # fmt: skip
+        pieces.setdefault(min(buffer.first for buffer in buffers), []).append(piece)
+    shared = list[Step]()
     for number, step in enumerate(steps):
-        for one in step.uses:
-            used.setdefault(one, []).append(number)
-    direct = {number for number, step in enumerate(steps) if isinstance(step, LaunchStep) and step.is_direct}
-    makers = {
-        step.makes[0]: step
-        for step in steps
-        if isinstance(step, OperatorStep) and step.memory is not None
-        if step.makes[0] not in returned and direct.issuperset(used[step.makes[0]])
-    }
-    if not makers:
-        return list(steps)
-    buffers = [Buffer(step.memory or 0, min(used[one]), max(used[one])) for one, step in makers.items()]
-    places, size = placed(buffers)
-    maker, moved = next(iter(makers.values())), _Moved(dict(zip(makers, places, strict=True)), slot)
-    options = maker.options | {"dtype": torch.uint8}
-    memory = OperatorStep(
-        makes=[slot], is_needed=False, function=torch.empty_strided, arguments=[(size,), (1,)], options=options,
-        memory=size,
-    )  # fmt: skip
-    return list(_replaced(steps, makers, memory, moved))
+        shared += pieces.get(number, [])
+        if isinstance(step, LaunchStep):
+            shared.append(moved.step(step))
+        elif not moved.places.keys() & step.makes:
+            shared.append(step)
+    return shared
 
 
 class _Moved:
-    """Addresses of buffers that are parts of one memory: of those that were equal there is one again.
+    """Addresses of buffers that are parts of a piece of memory: of those that were equal there is one again.
 
-    Args:
-        places: Place of each buffer in the memory by its slot.
-        slot: Slot of the memory.
+    Attributes:
+        places: Slot of the memory, and place in it, of each buffer by its slot.
     """
 
-    def __init__(self, places: dict[int, int], slot: int) -> None:
-        self._places, self._slot = places, slot
+    def __init__(self) -> None:
+        self.places = dict[int, tuple[int, int]]()
         self._made = dict[int, Address]()
 
     def step(self, step: LaunchStep) -> LaunchStep:
@@ -134,20 +142,27 @@ class _Moved:
         return replace(step, uses={one.slot for one in addresses}, addresses=addresses)
 
     def _address(self, address: Address) -> Address:
-        place = self._places.get(address.slot)
-        return address if place is None else replace(address, slot=self._slot, offset=place + address.offset)
+        slot, place = self.places.get(address.slot, (address.slot, 0))
+        return replace(address, slot=slot, offset=place + address.offset)
 
 
-def _replaced(steps: Sequence[Step], makers: dict[int, OperatorStep], memory: Step, moved: _Moved) -> Iterator[Step]:
-    first = next(iter(makers.values()))
-    for step in steps:
-        if step is first:
-            yield memory
-        if isinstance(step, LaunchStep):
-            yield moved.step(step)
-        elif not set(step.makes) & makers.keys() or _memory_of(step) is None:
-            yield step
+def _uses(steps: Sequence[Step]) -> dict[int, list[int]]:
+    """Return the numbers of the steps that use each slot."""
+    used = dict[int, list[int]]()
+    for number, step in enumerate(steps):
+        for slot in step.uses:
+            used.setdefault(slot, []).append(number)
+    return used
 
 
-def _memory_of(step: Step) -> int | None:
-    return step.memory if isinstance(step, OperatorStep) else None
+def _rows(steps: Sequence[Step]) -> list[int]:
+    """Return the number of the row of each step: operators that do more than make memory begin the next one."""
+    return list(accumulate(isinstance(step, OperatorStep) and not _makes_memory(step) for step in steps))
+
+
+def _is_direct(step: Step) -> bool:
+    return isinstance(step, LaunchStep) and step.is_direct
+
+
+def _makes_memory(step: Step) -> bool:
+    return isinstance(step, OperatorStep) and step.memory is not None

@@ -37,7 +37,7 @@ def call_of(family="gaussian", path=None, seed=0, samples=7, pairs="odd", activa
     model = mlp(20, 20 if path == "fused" else 70, 3, activation=activation, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     scales = 0.05 + 0.1 * torch.rand(samples, generator=generator)
-    ids = torch.randperm(50, generator=generator)[:samples]
+    ids = torch.randperm(max(50, samples), generator=generator)[:samples]
     return kernel_arguments(model, inputs(size, 20, seed=seed), ids, scales, family, pairs=pairs, path=path)
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import FAMILIES
 from test_recordings import ROUTES, call_of, equal
 from triton.tools.tensor_descriptor import TensorDescriptor
-from triton_device import DEVICE, Allocated
+from triton_device import DEVICE, Allocated, without_kernels
 
 from nntk.kernels.gpu import launches, recorder
 from nntk.kernels.gpu.launches import Launch
@@ -68,32 +68,31 @@ def direct(monkeypatch):
     monkeypatch.setattr(launches, "current_stream", lambda: 0)
 
 
-@pytest.mark.parametrize("groups", [2, 1])
 @pytest.mark.parametrize(("family", "path"), ROUTES)
-def test_launches_at_addresses_have_the_bits_of_the_call(family, path, groups, direct, monkeypatch):
+def test_launches_at_addresses_have_the_bits_of_the_call(family, path, direct, monkeypatch):
     """Of other tensors and of the same ones, whose launches are kept; buffers share memory that was full of NaN."""
-    monkeypatch.setattr(launch, "plan_chunks", lambda *_: chunks.ChunkPlan(2, 2, 4 // groups, 0))
+    monkeypatch.setattr(launch, "plan_chunks", lambda *_: chunks.ChunkPlan(2, 2, 3, 0))
     function = launch.mlp_differences.plain
-    calls = [call_of(family, path, seed, 4, activation="gelu", size=3) for seed in (0, 1)]
-    expected = [function(*call) for call in calls]
-    recording = record(function, calls[0])[1]
-    for number in (0, 1, 1, 0):
-        assert equal(recording(tensors_of(calls[number])), expected[number])
+    first, other = (call_of(family, path, seed, 4, activation="gelu", size=3) for seed in (0, 1))
+    result, recording = record(function, first)
+    expected = function(*other)
+    assert equal(recording(tensors_of(other)), expected) and equal(recording(tensors_of(other)), expected)
+    assert equal(recording(tensors_of(first)), result)
 
 
 @pytest.mark.parametrize("directions", FAMILIES)
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_shared_memory_is_no_larger_than_the_buffers_of_the_call(directions, blocks, direct, monkeypatch):
-    """A hundredth is for alignment, and for buffers that end at other times than they were forgotten."""
-    monkeypatch.setattr(launch, "plan_chunks", lambda *_: chunks.ChunkPlan(64 // blocks, 4, 8, 0))
-    monkeypatch.setattr(Interpreted, "prepare", lambda self, programs, arguments: lambda stream: None)
-    function, call = launch.mlp_differences.plain, call_of(directions, samples=16, size=64)
+    """But for a hundredth for alignment; with operators between, pieces of memory that share none take another two."""
+    monkeypatch.setattr(launch, "plan_chunks", lambda *_: chunks.ChunkPlan(256 // blocks, 16, 64, 0))
+    without_kernels(monkeypatch)
+    function, call = launch.mlp_differences.plain, call_of(directions, samples=128, size=256)
     with Allocated() as plain:
         function(*call)
     recording = record(function, call)[1]
     with Allocated() as repeated:
         recording(tensors_of(call))
-    assert 0 < repeated.peak <= 1.01 * plain.peak
+    assert 0 < repeated.peak <= (1.03 if directions == "lowrank(2)" else 1.01) * plain.peak
 
 
 def random_buffers(choice):
@@ -174,20 +173,20 @@ def operator_step(uses, makes=()):
 
 
 def test_buffers_of_launches_alone_share_memory():
-    """Not those that an operator uses, nor what the call returns. Rows are as long as operators allow."""
+    """Those that begin and end between the same operators; not what an operator uses, nor what the call returns."""
     steps = [
         memory_step(1), launch_of(0, 1), memory_step(2), memory_step(3), launch_of(1, 2), memory_step(4),
-        launch_of(2, 3), operator_step([3], [5]), launch_of(5, 4), memory_step(6), launch_of(6, 4),
+        launch_of(2, 3), memory_step(7), launch_of(7), memory_step(8), launch_of(7, 8), operator_step([3], [5]),
+        launch_of(5, 4), memory_step(6), launch_of(6, 4), launch_of(8),
     ]  # fmt: skip
     joined = in_rows(share_memory(steps, {4}, 9))
     kinds = ["memory" if getattr(step, "memory", None) else type(step).__name__ for step in joined]
-    assert kinds == ["memory", "memory", "memory", "LaunchRow", "OperatorStep", "LaunchRow"]
-    assert [step.makes for step in joined[:3]] == [[9], [3], [4]]
+    assert kinds == ["memory"] * 4 + ["LaunchRow", "OperatorStep", "memory", "LaunchRow"]
+    assert [step.makes for step in joined if step.makes] == [[9], [3], [4], [10], [5], [11]]
     first, second = (step for step in joined if isinstance(step, LaunchRow))
-    assert [step.uses for step in first.launches] == [{0, 9}, {9}, {9, 3}] and second.uses == {4, 5, 9}
-    used = [[(one.slot, one.offset - 8) for one in step.addresses] for step in (*first.launches, *second.launches)]
-    # The memory of slot 1 ends before that of slot 6 begins, and that of slot 2 does too.
-    (_, _), (_, one) = used[0]
-    (_, two) = used[1][1]
-    assert {one, two} == {0, ALIGNMENT} and used[1][0] == (9, one) and used[4][0] == (9, 0)
+    assert [step.uses for step in first.launches] == [{0, 9}, {9}, {9, 3}, {9}, {9, 10}]
+    assert [step.uses for step in second.launches] == [{5, 4}, {11, 4}, {10}]
+    places = {one.view.slot: one.offset - 8 for step in first.launches for one in step.addresses if one.slot == 9}
+    # The buffers of slots 1 and 2 are needed together, and that of slot 7 after both.
+    assert places == {1: 0, 2: ALIGNMENT, 7: 0}
     assert joined[0].arguments == [(2 * ALIGNMENT,), (1,)] and joined[0].options["dtype"] == torch.uint8
