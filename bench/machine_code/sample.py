@@ -15,7 +15,7 @@ SAMPLE = {
         "combine_members odd sorted",
         "assign_bases",
         "form fp32 64",
-        "sum_squares matrix padded wide",
+        "sum_squares padded wide",
         "reduce_weights power from cauchy",
         "write_weights power from cauchy",
         "statistics given pairs",

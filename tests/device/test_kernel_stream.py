@@ -163,11 +163,19 @@ def launch_key(seed):
     return seed & 0xFFFFFFFF, seed >> 32
 
 
-@pytest.mark.parametrize("shape", [(7,), (33, 50), (4, 64)])
-def test_squared_norms_equal_those_of_the_noise(shape):
+SQUARED = (
+    [(7,), (5,)], [(33, 50), (5,)], [(4, 64), (8,)], [(1,), (3, 16), (2, 3, 5), (20,), (6, 7)], [(64,)] * 3,
+    [(3, 17)] * 2, [(4, 0), (9,)], [(130, 130), (1, 1)], [(n, 2 * n + 1) for n in range(1, 12)],
+)  # fmt: skip
+"""Shapes of parameters: vectors and matrices with and without padding, none, more than a tile, more than a launch."""
+
+
+@pytest.mark.parametrize("shapes", SQUARED)
+def test_squared_norms_equal_those_of_the_noise(shapes):
     """The kernel's sum of squares is that of the explicit displacements to 1e-6; padding does not count."""
-    rows = torch.arange(3)
-    parameters = {0: torch.zeros(shape), 4: torch.zeros(5)}
+    rows, generator = torch.tensor([0, 2**32 - 1, 2]), torch.Generator().manual_seed(len(shapes))
+    ordinals = torch.randperm(40, generator=generator)[: len(shapes)].tolist()
+    parameters = {ordinal: torch.zeros(shape) for ordinal, shape in zip(ordinals, shapes, strict=True)}
     result = launch.squared_norms(
         [part.to(DEVICE) for part in parameters.values()], list(parameters), rows.to(DEVICE), 1, 2, "gaussian"
     )
@@ -189,12 +197,12 @@ def test_many_blocks_are_counted_in_64_bits(monkeypatch):
 
     class Recorder:
         def __getitem__(self, grid):
-            return lambda *arguments, **options: wide.update({arguments[6]: arguments[-2]})
+            return lambda *arguments, **options: wide.update({(arguments[6][0] - 3) // 2: arguments[-3]})
 
     monkeypatch.setattr(kernel, "sum_squares", Recorder())
     for shape in ((2**14, 2**17), (2**14 + 1, 2**17), (2**16, 2**17)):
         launch.squared_norms([torch.empty(shape, device="meta")], [0], torch.arange(1, device=DEVICE), 1, 2, "gaussian")
-    assert wide == {2**29: False, 2**29 + 2**15: True, 2**31: True}
+    assert wide == {2**14: False, 2**14 + 1: True, 2**16: True}
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20])

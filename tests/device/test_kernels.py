@@ -27,7 +27,7 @@ from nntk.kernels.perturb.reference import displacement_products as reference_pr
 from nntk.kernels.perturb.triton import chunks, group, kernel, launch
 from nntk.kernels.perturb.triton import config as tiles
 from nntk.kernels.perturb.triton.activations import difference
-from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand
+from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, operand_rows, pad_rows
 from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox import parse
 from nntk.kernels.philox import reference as stream
@@ -218,8 +218,9 @@ def unperturbed(precision):
     card, x = target.target_of(torch.device(DEVICE)), inputs(37, 70).to(DEVICE)
     # Temporaries are so few that the inputs are taken in several batches.
     budget = chunks.TEMPORARY_DIVISOR * 48 * (70 + 33) * 10
-    context = LaunchContext(layers, [], parse("lowrank(2)"), (1, 2), "none", precision, card, None, budget)
-    return layers, x, context, UnperturbedPass.evaluate(context, x)
+    operands = [operand_rows(layer.weight, precision, card) for layer in layers[1:]]
+    context = LaunchContext(layers, operands, parse("lowrank(2)"), (1, 2), "none", precision, card, None, budget)
+    return layers, x, context, UnperturbedPass.evaluate(context, x, fills_weights=True)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -234,7 +235,10 @@ def test_the_unperturbed_pass_is_float64_rounded_once(precision, has_products, m
     for number, layer in enumerate(layers):
         hidden, operand = base_pass.hidden[number], base_pass.operands[number]
         assert torch.equal(hidden[:, : h.shape[1]], h.float()) and not hidden[:, h.shape[1] :].any()
-        assert torch.equal(operand, as_operand(hidden, precision, context.target))
+        assert torch.equal(operand, pad_rows(as_operand(hidden, precision, context.target)))
+        if number > 0:
+            weight = pad_rows(as_operand(layer.weight, precision, context.target))
+            assert torch.equal(context.weight_operands[number - 1], weight)
         z = torch.nn.functional.linear(h, layer.weight.double(), None if layer.bias is None else layer.bias.double())
         expected = layer.activation.state(z, torch.float32)
         for kept, part in zip(base_pass.states[number], expected, strict=True):

@@ -396,10 +396,12 @@ def _unperturbed_layers(arch: str) -> Iterator[Case]:
     results: dict[str, Signature] = {"state": "*fp32:16", "hidden": "*fp32:16", "value": "*fp64:16"}
     # Of the other cards, a B200 has products of float64, which Triton uses from 3.8 on.
     products = (Product(block_n, block_h, block_k, "fp64"),) if arch in ("sm_80", "sm_90") else ()
+    rounded: dict[str, Signature] = {"weight_operand": "*bf16:16", "operand": "*bf16:16"}
+    inputs: dict[str, Signature] = {"x_operand": "*fp32:16", "weight_operand": "*fp32:16"}
     for name, x, activation, given, precision in (
         ("relu", "*fp64", "relu", results, "fp32"),
-        ("first step", "*fp32", "step", results, "fp32"),
-        ("operands relu", "*fp64", "relu", results | {"operand": "*bf16:16"}, "bf16"),
+        ("first step", "*fp32", "step", results | inputs, "tf32"),
+        ("operands relu", "*fp64", "relu", results | rounded, "bf16"),
         ("pre-activations", "*fp64", "identity", {"value": "*fp64:16"}, "fp32"),
         ("last", "*fp64", "identity", {"state": "*fp32:16"}, "fp32"),
     ):

@@ -83,21 +83,17 @@ def _words() -> Case:
 
 
 def _squares(arch: str) -> Iterator[Case]:
-    for vector, padded, wide in ((False, False, False), (False, True, False), (True, True, False), (False, True, True)):
+    # Parameters of eight layers. Those of which all blocks are full have a loop of their own, and so have padded ones.
+    several = ("i32",) * launch.VECTORS
+    for vectors, matrices, wide in ((False, False, False), (True, True, False), (True, True, True)):
+        kinds = 1 + vectors + matrices
         yield Case(
-            f"sum_squares {'vector' if vector else 'matrix'}{' padded' if padded else ''}{' wide' if wide else ''}",
+            f"sum_squares{' padded' if vectors else ''}{' wide' if wide else ''}",
             kernel.sum_squares,
-            {
-                "out": "*fp32",
-                "stride_out_m": "i32",
-                **_STREAM,
-                "blocks": "i32",
-                "blocks_per_row": "i32",
-                "width": "i32",
-                "splits": "i32",
-            },
-            {"VECTOR": vector, "PADDED": padded, "PTX": arch.startswith("sm_"), "WIDE": wide}
-            | {"BLOCK": launch.SQUARES_BLOCK},
-            loops=(Work(normals=4 * launch.SQUARES_BLOCK),),
+            {"out": "*fp32", "stride_out_m": "i32", **_SAMPLES}
+            | dict.fromkeys(("ordinals", "heights", "widths", "shares"), several),
+            {"HAS_VECTORS": vectors, "HAS_MATRICES": matrices, "PTX": arch.startswith("sm_"), "WIDE": wide}
+            | {"COUNT": launch.VECTORS, "BLOCK": launch.SQUARES_BLOCK},
+            loops=(Work(normals=4 * launch.SQUARES_BLOCK),) * kinds,
             options=launch.OPTIONS,
         )

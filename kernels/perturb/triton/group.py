@@ -23,6 +23,10 @@ from nntk.kernels.slices import count, slices
 
 ASSIGNED = 256
 """Displacements, or slots, that a program of ``passes.assign_bases`` looks at."""
+SORTED_TOGETHER = 2**14
+"""Most displacements that one launch of ``passes.sort_by_base`` sorts; PyTorch sorts more."""
+SORTED_BLOCK = 128
+"""Displacements of a program of that launch."""
 FORMED_COLUMNS = 64
 """Columns of E that a program forms, for all units of a layer."""
 
@@ -95,6 +99,32 @@ class PreparedGroup:
         if family.name == "flipout":
             bases = FlipoutBases.assign(sample_ids, family.count, chunk_samples)
         return cls(sample_ids, scales, _generate(context, sample_ids), bases)
+
+
+def sort_by_base(context: LaunchContext, sample_ids: Tensor, scales: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Sort displacements of flipout by base, so that a chunk has few bases; those of a base keep their order.
+
+    Args:
+        context: Settings that all launches share.
+        sample_ids: Stream numbers m, [M], int64, contiguous.
+        scales: Scales s_m, [M], float32, contiguous.
+
+    Returns:
+        The numbers of the displacements in order, None for other families; and what was given in this order.
+    """
+    samples, bases = len(sample_ids), context.directions.count
+    if context.directions.name != "flipout":
+        return None, sample_ids, scales
+    if samples > SORTED_TOGETHER:
+        order = torch.argsort(sample_ids % bases, stable=True)
+        return order, sample_ids.index_select(0, order), scales.index_select(0, order)
+    order, sorted_ids = torch.empty((2, samples), dtype=torch.int64, device=sample_ids.device)
+    sorted_scales = torch.empty(samples, dtype=torch.float32, device=sample_ids.device)
+    launch(
+        passes.sort_by_base, count(samples, SORTED_BLOCK), sample_ids, scales, order, sorted_ids, sorted_scales,
+        samples, bases, SORTED_BLOCK, **config.OPTIONS,
+    )  # fmt: skip
+    return order, sorted_ids, sorted_scales
 
 
 def is_formed(context: LaunchContext, layer: Layer) -> bool:

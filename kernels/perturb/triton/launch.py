@@ -21,9 +21,9 @@ from nntk.kernels.perturb.exactness import layers_with_ties, with_integer_rows
 from nntk.kernels.perturb.triton import config, passes
 from nntk.kernels.perturb.triton.chunks import ChunkPlan, has_short_offsets, plan_chunks, plan_products
 from nntk.kernels.perturb.triton.fused import evaluate_fused
-from nntk.kernels.perturb.triton.group import PreparedGroup
+from nntk.kernels.perturb.triton.group import PreparedGroup, sort_by_base
 from nntk.kernels.perturb.triton.layers import LayerSteps, choose_paths, stacked_bytes, staged_bytes
-from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, pad_rows
+from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, operand_rows, pad_rows
 from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.triton import launch as philox
@@ -72,7 +72,7 @@ def mlp_differences(
             seed_low, seed_high, directions, pairs, propagation, precision, max_bytes,
         )  # fmt: skip
     target, key = target_of(x.device), (seed_low, seed_high)
-    operands = [pad_rows(as_operand(layer.weight, precision, target)) for layer in layers[1:]]
+    operands = [operand_rows(layer.weight, precision, target) for layer in layers[1:]]
     context = LaunchContext(layers, operands, parse(directions), key, pairs, precision, target, path, max_bytes)
     shape = (len(sample_ids), len(x), context.widths[-1])
     out = torch.empty((2, *shape) if pairs == "both" else shape, dtype=x.dtype, device=x.device)
@@ -139,14 +139,15 @@ def displacement_products(
     layer = Layer(q.new_zeros(()).expand(height, width), weight_ordinal=ordinal)
     context = LaunchContext([layer], [], family, (seed_low, seed_high), "none", "fp32", target, "step", max_bytes)
     out = torch.empty(len(sample_ids), length, height, dtype=q.dtype, device=q.device)
-    order = _order_by_base(context, sample_ids)
+    ones = torch.ones(len(sample_ids), dtype=torch.float32, device=q.device)
+    order, sample_ids, ones = sort_by_base(context, sample_ids.contiguous(), ones)
     plan = plan_products(width, height, length, len(sample_ids), q.itemsize, max_bytes, family)
     for inputs in slices(length, plan.block_inputs):
         for chunk in slices(len(sample_ids), plan.chunk_samples):
             samples = chunk if order is None else order[chunk]
             operand = q[inputs] if q.dim() == 2 else _rows(q[:, inputs], samples)
             padded = pad_rows(operand.reshape(-1, width)).view(*operand.shape[:-1], -1)
-            products = _multiply(context, padded, _rows(sample_ids, samples).contiguous())
+            products = _multiply(context, padded, sample_ids[chunk], ones[chunk])
             if isinstance(samples, slice):
                 out[samples, inputs] = products
             else:
@@ -160,9 +161,8 @@ def _rows(tensor: Tensor, rows: slice | Tensor) -> Tensor:
     return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
 
 
-def _multiply(context: LaunchContext, q: Tensor, sample_ids: Tensor) -> Tensor:
+def _multiply(context: LaunchContext, q: Tensor, sample_ids: Tensor, ones: Tensor) -> Tensor:
     """Multiply [M, n, padded(K)] or [n, padded(K)] by the noise of the only layer: [M, n, H], a view."""
-    ones = torch.ones(len(sample_ids), dtype=torch.float32, device=q.device)
     base_pass = UnperturbedPass(q.shape[-2], [(ones,)], [], [as_operand(q, context.precision, context.target)])
     steps = LayerSteps(context, base_pass, len(sample_ids), ["step"])
     products = steps(PreparedGroup.prepare(context, sample_ids, ones, len(sample_ids)))
@@ -178,9 +178,7 @@ def network_paths(context: LaunchContext, num_inputs: int) -> list[str]:
 
 def _evaluate(context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Tensor, out: Tensor) -> None:
     """Fill ``out``, [M, N, C] or [2, M, N, C], one input block after another."""
-    order = _order_by_base(context, sample_ids)
-    if order is not None:
-        sample_ids, scales = sample_ids.index_select(0, order), scales.index_select(0, order)
+    order, sample_ids, scales = sort_by_base(context, sample_ids, scales)
     paths = network_paths(context, len(x))
     fused = "fused" in paths
     plan = plan_chunks(
@@ -190,25 +188,27 @@ def _evaluate(context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Ten
     )  # fmt: skip
     # The buffers of an input block are local to the function below, so they are freed before the next block starts.
     for block in slices(len(x), plan.block_inputs):
+        given, part = (context, x[block], block.start == 0), out[..., block, :]
         if fused:
-            _evaluate_fused(context, x[block], sample_ids, scales, plan.group_samples, out[..., block, :])
+            _evaluate_fused(*given, sample_ids, scales, plan.group_samples, part)
         else:
-            _evaluate_layers(context, x[block], sample_ids, scales, order, paths, plan, out[..., block, :])
+            _evaluate_layers(*given, sample_ids, scales, order, paths, plan, part)
 
 
 def _evaluate_fused(
-    context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Tensor, group_samples: int, out: Tensor
-) -> None:
-    base_pass = UnperturbedPass.evaluate(context, x)
+    context: LaunchContext, x: Tensor, is_first: bool, sample_ids: Tensor, scales: Tensor, group_samples: int,
+    out: Tensor,
+) -> None:  # fmt: skip
+    base_pass = UnperturbedPass.evaluate(context, x, is_first)
     for group in slices(len(sample_ids), group_samples):
         evaluate_fused(context, base_pass, sample_ids[group], scales[group], out[..., group, :, :])
 
 
 def _evaluate_layers(
-    context: LaunchContext, x: Tensor, sample_ids: Tensor, scales: Tensor, order: Tensor | None, paths: list[str],
-    plan: ChunkPlan, out: Tensor,
+    context: LaunchContext, x: Tensor, is_first: bool, sample_ids: Tensor, scales: Tensor, order: Tensor | None,
+    paths: list[str], plan: ChunkPlan, out: Tensor,
 ) -> None:  # fmt: skip
-    steps = LayerSteps(context, UnperturbedPass.evaluate(context, x), plan.chunk_samples, paths)
+    steps = LayerSteps(context, UnperturbedPass.evaluate(context, x, is_first), plan.chunk_samples, paths)
 
     def evaluate(group: slice) -> None:
         # The noise vectors are freed as soon as the steps are done.
@@ -220,13 +220,6 @@ def _evaluate_layers(
 
     for group in slices(len(sample_ids), plan.group_samples):
         evaluate(group)
-
-
-def _order_by_base(context: LaunchContext, sample_ids: Tensor) -> Tensor | None:
-    """Return the order that sorts displacements of flipout by base, so that a chunk has few bases; else None."""
-    if context.directions.name != "flipout":
-        return None
-    return torch.argsort(sample_ids % context.directions.count, stable=True)
 
 
 def _combine_members(context: LaunchContext, differences: Tensor, order: Tensor | None, out: Tensor) -> None:

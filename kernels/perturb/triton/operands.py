@@ -31,7 +31,8 @@ class LaunchContext:
 
     layers: Sequence[Layer]
     weight_operands: list[Tensor]
-    """Weights of the layers behind the first as operands of products, [H, padded(K)]."""
+    """Weights of the layers behind the first as operands of products, [H, padded(K)]. The unperturbed pass of the first
+    inputs fills those that are not the weights themselves."""
     directions: Directions
     key: philox.Key
     """Low and high 32 bits of the seed."""
@@ -116,9 +117,22 @@ def as_operand(matrix: Tensor, precision: str, target: Target) -> Tensor:
     return rounded.to(operand_dtype(precision, target))
 
 
+def operand_rows(matrix: Tensor, precision: str, target: Target) -> Tensor:
+    """Return what holds a matrix as an operand, with padded rows: itself if it does, else rows to be filled."""
+    if precision == "fp32" and _has_padded_rows(matrix):
+        return matrix
+    shape, dtype = (matrix.shape[0], philox.padded(matrix.shape[1])), operand_dtype(precision, target)
+    return torch.empty(shape, dtype=dtype, device=matrix.device)
+
+
+def _has_padded_rows(matrix: Tensor) -> bool:
+    """Return True if the rows of a matrix lie as descriptors and wide stores require."""
+    return matrix.shape[1] % 16 == 0 and matrix.is_contiguous() and matrix.data_ptr() % _ALIGNMENT == 0
+
+
 def pad_rows(matrix: Tensor) -> Tensor:
     """Return a matrix whose rows are padded by zeros, as descriptors and wide stores require: itself if it is one."""
-    if matrix.shape[1] % 16 == 0 and matrix.is_contiguous() and matrix.data_ptr() % _ALIGNMENT == 0:
+    if _has_padded_rows(matrix):
         return matrix
     out = matrix.new_zeros(matrix.shape[0], philox.padded(matrix.shape[1]))
     out[:, : matrix.shape[1]] = matrix

@@ -10,29 +10,41 @@ from nntk.kernels.perturb.triton.kernel import round_operand
 
 
 @triton.jit
+def _store_operands(operand, places, mask, values, PRECISION: tl.constexpr):
+    """Write values as operands of a product."""
+    values = round_operand(values.to(tl.float32), operand.dtype.element_ty, PRECISION)
+    tl.store(operand + places, values, mask=mask)
+
+
+@triton.jit
 def _sums(
-    x, stride_x, weight, stride_h, stride_k, n, h, num_inputs, width, height,
-    BN: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
+    x, stride_x, weight, stride_h, stride_k, x_operand, weight_operand, n, h, first_n, first_h, num_inputs, width,
+    height, PRECISION: tl.constexpr, BN: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Return the sums over k of x[n, k] weight[h, k], [BN, BH], in float64."""
+    """Return the sums over k of x[n, k] weight[h, k], [BN, BH], in float64, and write the operands that are wanted."""
     acc = tl.zeros((BN, BH), tl.float64)
     rows, units = x + n.to(tl.int64) * stride_x, weight + h.to(tl.int64) * stride_h
-    is_input, is_unit = n < num_inputs, h < height
-    if DOT:
-        k = tl.arange(0, BK)
-        for k0 in range(0, width, BK):
-            is_inside = k0 + k < width
-            left = tl.load(rows[:, None] + (k0 + k)[None, :], mask=is_input[:, None] & is_inside[None, :], other=0.0)
-            columns = ((k0 + k).to(tl.int64) * stride_k)[:, None]
-            right = tl.load(units[None, :] + columns, mask=is_unit[None, :] & is_inside[:, None], other=0.0)
+    is_input, is_unit, stride = n < num_inputs, h < height, (width + 15) // 16 * 16
+    # One number at a time where there is no product of float64.
+    step: tl.constexpr = BK if DOT else 1
+    for k0 in range(0, stride, step):
+        k = k0 + tl.arange(0, step)
+        is_inside, is_place = k < width, k < stride
+        left = tl.load(rows[:, None] + k[None, :], mask=is_input[:, None] & is_inside[None, :], other=0.0)
+        columns = (k.to(tl.int64) * stride_k)[:, None]
+        right = tl.load(units[None, :] + columns, mask=is_unit[None, :] & is_inside[:, None], other=0.0)
+        if x_operand is not None:
+            if first_h == 0:
+                places = (n.to(tl.int64) * stride)[:, None] + k[None, :]
+                _store_operands(x_operand, places, is_input[:, None] & is_place[None, :], left, PRECISION)
+        if weight_operand is not None:
+            if first_n == 0:
+                places = (h.to(tl.int64) * stride)[None, :] + k[:, None]
+                _store_operands(weight_operand, places, is_unit[None, :] & is_place[:, None], right, PRECISION)
+        if DOT:
             acc = tl.dot(left.to(tl.float64), right.to(tl.float64), acc, out_dtype=tl.float64)
-    else:
-        for _ in range(0, width):
-            left = tl.load(rows, mask=is_input, other=0.0).to(tl.float64)
-            right = tl.load(units, mask=is_unit, other=0.0).to(tl.float64)
-            acc += left[:, None] * right[None, :]
-            rows += 1
-            units += stride_k
+        else:
+            acc += left.to(tl.float64) * right.to(tl.float64)
     return acc
 
 
@@ -41,14 +53,15 @@ def _sums(
     do_not_specialize_on_alignment=["x", "weight", "bias"],
 )
 def unperturbed_layer(
-    x, stride_x, weight, stride_h, stride_k, bias, stride_b, state, hidden, operand, value, num_inputs, width, height,
-    stride, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr, BH: tl.constexpr,
-    BK: tl.constexpr,
+    x, stride_x, weight, stride_h, stride_k, bias, stride_b, x_operand, weight_operand, state, hidden, operand, value,
+    num_inputs, width, height, stride, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, DOT: tl.constexpr,
+    BN: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Compute a layer in float64, z = W x + b and phi(z), and round both: BN inputs and BH units a program.
 
     A pre-activation that underflows becomes the smallest normal number of its sign, so that it stays on its side of a
-    jump. Rows of ``state``, ``hidden`` and ``operand`` are padded by zeros.
+    jump. Rows of all results but ``value`` are padded by zeros. What is read is also written as operands of products,
+    once: weights by the programs of the first inputs, inputs by those of the first units.
 
     Args:
         x: Inputs, [N, K], float32 or float64; the numbers of a row lie next to each other.
@@ -58,6 +71,8 @@ def unperturbed_layer(
         stride_k: Elements between columns of ``weight``.
         bias: Biases, [H]; None without.
         stride_b: Elements between biases.
+        x_operand: Result, ``x`` as an operand of a product, [N, padded K]; None where it is not needed.
+        weight_operand: Result, ``weight`` likewise, [H, padded K]; None where it is not needed.
         state: Result, z rounded, [N, stride], float32; None where it is not needed.
         hidden: Result, phi(z) rounded, [N, stride], float32; None where it is not needed.
         operand: Result, ``hidden`` as an operand of a product, [N, stride]; None where it is not needed.
@@ -74,9 +89,12 @@ def unperturbed_layer(
         BK: Terms of a sum that are loaded together.
     """
     tiles = tl.cdiv(stride, BH)
-    n = tl.program_id(0) // tiles * BN + tl.arange(0, BN)
-    h = tl.program_id(0) % tiles * BH + tl.arange(0, BH)
-    z = _sums(x, stride_x, weight, stride_h, stride_k, n, h, num_inputs, width, height, BN, BH, BK, DOT)
+    first_n, first_h = tl.program_id(0) // tiles * BN, tl.program_id(0) % tiles * BH
+    n, h = first_n + tl.arange(0, BN), first_h + tl.arange(0, BH)
+    z = _sums(
+        x, stride_x, weight, stride_h, stride_k, x_operand, weight_operand, n, h, first_n, first_h, num_inputs, width,
+        height, PRECISION, BN, BH, BK, DOT,
+    )  # fmt: skip
     if bias is not None:
         z += tl.load(bias + h.to(tl.int64) * stride_b, mask=h < height, other=0.0).to(tl.float64)[None, :]
     row, is_row = n.to(tl.int64)[:, None], (n < num_inputs)[:, None]
@@ -144,6 +162,42 @@ def combine_members(
     tl.store(target, plus, mask=is_inside)
     if PAIRS == "both":
         tl.store(target + stride_pair, tl.load(first + member, mask=is_inside), mask=is_inside)
+
+
+@triton.jit(do_not_specialize=["samples", "count"], do_not_specialize_on_alignment=["sample_ids", "scales"])
+def sort_by_base(
+    sample_ids, scales, order, sorted_ids, sorted_scales, samples, count, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Sort displacements of flipout by base, those of a base in their order: BLOCK displacements a program.
+
+    The place of a displacement is the number of those that come before it. Each program looks at all of them, so that
+    this is for few displacements only.
+
+    Args:
+        sample_ids: Stream numbers m, [M], int64; m belongs to base m mod ``count``.
+        scales: Scales s_m, [M], float32.
+        order: Result, the numbers of the displacements in order, [M], int64.
+        sorted_ids: Result, ``sample_ids`` in this order.
+        sorted_scales: Result, ``scales`` in this order.
+        samples: Number M of displacements.
+        count: Number of bases.
+        BLOCK: Displacements of a program, and of a step.
+    """
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_inside = i < samples
+    sample_id = tl.load(sample_ids + i, mask=is_inside, other=0)
+    base = (sample_id % count).to(tl.int32)
+    place = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, samples, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        other = (tl.load(sample_ids + j, mask=j < samples, other=0) % count).to(tl.int32)
+        # A base is at most 2^30, and so those behind the last come behind all.
+        other = tl.where(j < samples, other, 2147483647)[None, :]
+        is_before = (other < base[:, None]) | ((other == base[:, None]) & (j[None, :] < i[:, None]))
+        place += tl.sum(is_before.to(tl.int32), 1)
+    tl.store(order + place, i.to(tl.int64), mask=is_inside)
+    tl.store(sorted_ids + place, sample_id, mask=is_inside)
+    tl.store(sorted_scales + place, tl.load(scales + i, mask=is_inside), mask=is_inside)
 
 
 @triton.jit

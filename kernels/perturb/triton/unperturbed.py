@@ -13,7 +13,7 @@ from torch import Tensor
 from nntk.kernels.gpu.launches import launch
 from nntk.kernels.mlp import Layer
 from nntk.kernels.perturb.triton import config, passes
-from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, pad_rows
+from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, operand_rows
 from nntk.kernels.philox.triton import launch as philox
 from nntk.kernels.slices import count, slices
 
@@ -39,13 +39,13 @@ class UnperturbedPass:
     states: list[tuple[Tensor, ...]]
     """State of each activation, a tuple of tensors [N, padded(H)], float32."""
     hidden: list[Tensor]
-    """Inputs of each layer, [N, padded(K)], float32."""
+    """Inputs of each layer, float32: [N, K] of the first, and [N, padded(K)] of the others."""
     operands: list[Tensor | None]
     """Inputs of each layer as operands of products, [N, padded(K)], for the first layer and, with low rank, for all
     layers; None elsewhere."""
 
     @classmethod
-    def evaluate(cls, context: LaunchContext, x: Tensor) -> "UnperturbedPass":
+    def evaluate(cls, context: LaunchContext, x: Tensor, fills_weights: bool = False) -> "UnperturbedPass":
         """Evaluate the network at ``x``, as many inputs at a time as fit the bytes reserved for temporaries.
 
         Of an input, at most the numbers of one layer are held in float64: its inputs, its outputs, and what these are
@@ -54,30 +54,65 @@ class UnperturbedPass:
         Args:
             context: Settings that all launches share.
             x: Inputs, [N, K], float32.
+            fills_weights: Fill the operands of weights, too.
 
         Returns:
             The results.
         """
-        layers, widths, first = context.layers, context.widths, pad_rows(x)
+        layers, widths, first = context.layers, context.widths, x if x.stride(1) == 1 else x.contiguous()
         parts = [
             width for layer, width in zip(layers, widths[1:], strict=True) for _ in range(layer.activation.state_parts)
         ]
         rows = iter(_rows(x, [*parts, *widths[1:-1]], torch.float32))
         states = [tuple(islice(rows, layer.activation.state_parts)) for layer in layers]
         hidden = [first, *rows]
-        operands: list[Tensor | None] = [as_operand(first, context.precision, context.target)]
+        operands: list[Tensor | None] = [operand_rows(first, context.precision, context.target)]
         operands += _operand_rows(context, hidden[1:])
+        weights: list[Tensor | None] = [None] * len(layers)
+        if fills_weights:
+            weights[1:] = _unfilled(context.weight_operands, [layer.weight for layer in layers[1:]])
         widest = max(map(sum, zip(widths[:-1], widths[1:], strict=True)))
         for batch in slices(len(x), max(1, context.temporary_bytes // (_FLOAT64_BYTES * widest))):
-            h = first[batch]
+            h, inputs = first[batch], _unfilled(operands[:1], [first])[0]
             for number, layer in enumerate(layers):
-                kept = [part[batch] for part in states[number]]
-                if number + 1 == len(layers):
-                    _evaluate(context, layer, h, kept, None, None)
-                else:
-                    inputs, operand = hidden[number + 1][batch], operands[number + 1]
-                    h = _evaluate(context, layer, h, kept, inputs, None if operand is None else operand[batch])
+                is_first, is_last = number == 0, number + 1 == len(layers)
+                results = _Results(
+                    _rows_of(inputs if is_first else None, batch),
+                    weights[number] if batch.start == 0 else None,
+                    [part[batch] for part in states[number]],
+                    None if is_last else hidden[number + 1][batch],
+                    None if is_last else _rows_of(operands[number + 1], batch),
+                )
+                h = _evaluate(context, layer, h, results)
         return cls(len(x), states, hidden, operands)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Rows of one layer that are to be filled; None for what is not needed.
+
+    Attributes:
+        x_operand: The inputs of the first layer as operands.
+        weight_operand: The weights as operands.
+        states: State of the activation.
+        hidden: Inputs of the next layer; of the last layer only the state is needed.
+        operand: These inputs as operands.
+    """
+
+    x_operand: Tensor | None
+    weight_operand: Tensor | None
+    states: Sequence[Tensor]
+    hidden: Tensor | None
+    operand: Tensor | None
+
+
+def _unfilled(operands: Sequence[Tensor | None], matrices: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the operands that are not the matrices themselves."""
+    return [None if one is matrix else one for one, matrix in zip(operands, matrices, strict=True)]
+
+
+def _rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
 
 
 def _rows(x: Tensor, widths: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
@@ -95,17 +130,15 @@ def _operand_rows(context: LaunchContext, hidden: Sequence[Tensor]) -> Sequence[
     return hidden if context.precision == "fp32" else _rows(hidden[0], context.widths[1:-1], context.dtype)
 
 
-def _evaluate(
-    context: LaunchContext, layer: Layer, x: Tensor, states: list[Tensor], hidden: Tensor | None, operand: Tensor | None
-) -> Tensor:
-    """Compute a layer, fill its state and the inputs of the next layer; of the last layer only the state is needed.
+def _evaluate(context: LaunchContext, layer: Layer, x: Tensor, results: _Results) -> Tensor:
+    """Compute a layer, and fill its results.
 
     Returns:
         The inputs of the next layer, [N, H], float64.
     """
-    activation, height = layer.activation, len(layer.weight)
+    activation, height, hidden = layer.activation, len(layer.weight), results.hidden
     by_kernel, has_own_state = activation.name in VALUES, activation.name in OWN_STATES
-    is_last, separate = hidden is None, None if operand is hidden else operand
+    is_last, separate = hidden is None, None if results.operand is hidden else results.operand
     # What PyTorch computes is computed from z, in float64.
     needs_value = has_own_state or not is_last
     value = torch.empty(len(x), height, dtype=torch.float64, device=x.device) if needs_value else None
@@ -113,16 +146,16 @@ def _evaluate(
     (block_n, block_h, _), stride = tile, philox.padded(height)
     launch(
         passes.unperturbed_layer, count(len(x), block_n) * count(stride, block_h), x, x.stride(0), layer.weight,
-        *layer.weight.stride(), layer.bias, 0 if layer.bias is None else layer.bias.stride(0),
-        None if has_own_state else states[0], hidden if by_kernel else None, separate if by_kernel else None,
-        value, len(x), layer.weight.shape[1], height, stride,
+        *layer.weight.stride(), layer.bias, 0 if layer.bias is None else layer.bias.stride(0), results.x_operand,
+        results.weight_operand, None if has_own_state else results.states[0], hidden if by_kernel else None,
+        separate if by_kernel else None, value, len(x), layer.weight.shape[1], height, stride,
         activation.name if by_kernel and not is_last else "identity", context.input_precision,
         context.target.has_float64_products, *tile, num_warps=WARPS, **config.OPTIONS,
     )  # fmt: skip
     if value is None:
         return x
     if has_own_state:
-        for kept, part in zip(states, activation.state(value, torch.float32), strict=True):
+        for kept, part in zip(results.states, activation.state(value, torch.float32), strict=True):
             _fill(kept, part)
     if hidden is not None and not by_kernel:
         value = activation.value(value)

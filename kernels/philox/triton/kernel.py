@@ -18,7 +18,7 @@ LEFT: tl.constexpr = tl.constexpr(integers.LEFT)
 RIGHT: tl.constexpr = tl.constexpr(integers.RIGHT)
 
 # One compilation serves all of these numbers: strides and columns of rows alone say how wide a store may be.
-_NUMBERS = ["key0", "key1", "ordinal", "start", "height", "width", "length", "blocks", "blocks_per_row", "splits"]
+_NUMBERS = ["key0", "key1", "ordinal", "start", "height", "width", "blocks"]
 
 # One Box-Muller pair: two words become two bfloat16 in one register, the cosine in the low half. u rounds to 1 at most,
 # where lg2.approx may err to either side of zero. Its magnitude costs nothing and keeps the radius from being NaN.
@@ -412,32 +412,12 @@ def _squares(pair, column, width, valid, PADDED: tl.constexpr):
     return tl.where(valid, even * even + odd * odd, 0.0)
 
 
-@triton.jit(do_not_specialize=[*_NUMBERS, "stride_out_m"], do_not_specialize_on_alignment=["sample_ids", "out"])
-def sum_squares(
-    out, stride_out_m, sample_ids, key0, key1, ordinal, blocks, blocks_per_row, width, splits,
+@triton.jit
+def _sum_squares(
+    split, splits, ordinal, blocks, blocks_per_row, width, sample_id, key0, key1,
     VECTOR: tl.constexpr, PADDED: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum the squares of normals; a program sums every splits-th tile of BLOCK blocks of one sample.
-
-    Args:
-        out: Partial squared norms, [M, splits], float32.
-        stride_out_m: Elements between samples of ``out``.
-        sample_ids: Stream numbers m, [M], int64.
-        key0: Low 32 bits of the seed.
-        key1: High 32 bits of the seed.
-        ordinal: Position of the parameter in registration order.
-        blocks: Number of blocks of the parameter.
-        blocks_per_row: Blocks of a row of a matrix; 1 for a vector.
-        width: Columns K of the matrix, or length of the vector.
-        splits: Programs that share a sample.
-        VECTOR: True for a vector.
-        PADDED: True if blocks hold normals of padding, which are not counted.
-        PTX: True to use NVIDIA's approximate special functions.
-        WIDE: True if the loop needs 64-bit numbers of blocks or normals.
-        BLOCK: Blocks of a tile.
-    """
-    split, m = tl.program_id(0) % splits, tl.program_id(0) // splits
-    sample_id = tl.load(sample_ids + m)
+    """Return the sum of the squares of normals in every splits-th tile of BLOCK blocks of a parameter."""
     total = tl.zeros((BLOCK,), tl.float32)
     start, stride = split * BLOCK, splits * BLOCK
     if WIDE:
@@ -450,4 +430,63 @@ def sum_squares(
             column, step = block % blocks_per_row // 4 * 16 + block % 4 * 2, 8
         total += _squares(normal_pair(w0, w1, PTX), column, width, block < blocks, PADDED)
         total += _squares(normal_pair(w2, w3, PTX), column + step, width, block < blocks, PADDED)
-    tl.store(out + m.to(tl.int64) * stride_out_m + split, tl.sum(total))
+    return tl.sum(total)
+
+
+@triton.jit(do_not_specialize=[*_NUMBERS, "stride_out_m"], do_not_specialize_on_alignment=["sample_ids", "out"])
+def sum_squares(
+    out, stride_out_m, sample_ids, key0, key1, ordinals, heights, widths, shares,
+    HAS_VECTORS: tl.constexpr, HAS_MATRICES: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, COUNT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum the squares of normals of several parameters; a program shares one of them for one sample with others.
+
+    Args:
+        out: Partial squared norms, [M, programs of a sample], float32.
+        stride_out_m: Elements between samples of ``out``.
+        sample_ids: Stream numbers m, [M], int64.
+        key0: Low 32 bits of the seed.
+        key1: High 32 bits of the seed.
+        ordinals: Positions of the parameters in registration order, as ``launch.unspecialised`` gives numbers.
+        heights: Rows of the matrices, likewise; 0 for a vector.
+        widths: Columns K of the matrices, or lengths of the vectors, likewise.
+        shares: Programs that share a parameter for one sample, likewise.
+        HAS_VECTORS: True if blocks of vectors hold normals of padding, which are not counted.
+        HAS_MATRICES: True if blocks of matrices do.
+        PTX: True to use NVIDIA's approximate special functions.
+        WIDE: True if the loop needs 64-bit numbers of blocks or normals.
+        COUNT: Number of parameters.
+        BLOCK: Blocks of a tile.
+    """
+    programs = 0
+    for p in tl.static_range(COUNT):
+        programs += _number(shares[p]).to(tl.int32)
+    place, m = tl.program_id(0) % programs, tl.program_id(0) // programs
+    ordinal, height, width = tl.zeros((), tl.int32), sized(m * 0, WIDE), sized(m * 0, WIDE)
+    own, first, before = programs, 0, 0
+    for p in tl.static_range(COUNT):
+        if place >= before:
+            ordinal = _number(ordinals[p]).to(tl.int32)
+            height, width = _number(heights[p]).to(height.dtype), _number(widths[p]).to(width.dtype)
+            own, first = _number(shares[p]).to(tl.int32), before
+        before += _number(shares[p]).to(tl.int32)
+    blocks_per_row = _padded(width) // 4
+    blocks = tl.where(height == 0, (width + 3) // 4, height * blocks_per_row)
+    is_padded = width % tl.where(height == 0, 4, 16) != 0
+    sample_id, split = tl.load(sample_ids + m), place - first
+    total = tl.full((), 0.0, tl.float32)
+    if not is_padded:
+        total = _sum_squares(
+            split, own, ordinal, blocks, blocks_per_row, width, sample_id, key0, key1, False, False, PTX, WIDE, BLOCK
+        )  # fmt: skip
+    if HAS_VECTORS:
+        if is_padded & (height == 0):
+            total = _sum_squares(
+                split, own, ordinal, blocks, blocks_per_row, width, sample_id, key0, key1, True, True, PTX, WIDE, BLOCK
+            )  # fmt: skip
+    if HAS_MATRICES:
+        if is_padded & (height > 0):
+            total = _sum_squares(
+                split, own, ordinal, blocks, blocks_per_row, width, sample_id, key0, key1, False, True, PTX, WIDE, BLOCK
+            )  # fmt: skip
+    tl.store(out + m.to(tl.int64) * stride_out_m + place, total)

@@ -385,41 +385,60 @@ def squared_norms(
     if parse(directions).has_fixed_norm:
         norm = float(sum(parameter.numel() for parameter in parameters))
         return torch.full((len(sample_ids),), norm, dtype=torch.float64, device=sample_ids.device)
-    shapes = {
-        ordinal: tuple(parameter.shape)
+    wanted = [
+        _Squares.of(ordinal, tuple(parameter.shape))
         for parameter, ordinal in zip(parameters, ordinals, strict=True)
-        if parameter.numel() and len(sample_ids)
-    }
+        if parameter.numel()
+    ]
     # Partial sums of all parameters in one tensor, so that one operation adds them.
-    splits = [_square_blocks(shape)[-1] for shape in shapes.values()]
-    partial = torch.empty(len(sample_ids), sum(splits), dtype=torch.float32, device=sample_ids.device)
-    is_ptx = target_of(sample_ids.device).ptx
-    for (ordinal, shape), part in zip(shapes.items(), partial.split(splits, dim=1), strict=True):
-        _sum_squares(sample_ids, ordinal, shape, (seed_low, seed_high), part, is_ptx)
+    programs = [one.splits for one in wanted]
+    partial = torch.empty(len(sample_ids), sum(programs), dtype=torch.float32, device=sample_ids.device)
+    sample_ids, is_ptx, key = sample_ids.contiguous(), target_of(sample_ids.device).ptx, (seed_low, seed_high)
+    for batch in slices(len(wanted), VECTORS):
+        group, first, own = wanted[batch], sum(programs[: batch.start]), sum(programs[batch])
+        padded_kinds = {one.height > 0 for one in group if one.is_padded}
+        numbers = zip(*((one.ordinal, one.height, one.width, one.splits) for one in group), strict=True)
+        for rows in slices(len(sample_ids), max(1, _LARGEST_GRID // own)):
+            launch(
+                kernel.sum_squares, (rows.stop - rows.start) * own, partial[rows, first:], partial.stride(0),
+                sample_ids[rows], *keys(key), *map(unspecialised, numbers), False in padded_kinds,
+                True in padded_kinds, is_ptx, max(one.blocks for one in group) > _WIDE_BLOCKS, len(group),
+                SQUARES_BLOCK, **OPTIONS,
+            )  # fmt: skip
     return partial.sum(1, dtype=torch.float64)
 
 
-def _square_blocks(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Return the blocks of a parameter, those of a row, the width of a row, and the programs that share a sample."""
-    if len(shape) < 2:
-        blocks_per_row, width = 1, math.prod(shape)
-        blocks = count(width, 4)
-    else:
-        width = math.prod(shape[1:])
-        blocks_per_row = padded(width) // 4
-        blocks = shape[0] * blocks_per_row
-    # Four tiles of blocks a program amortise its start; more would leave processors idle if there are few samples.
-    return blocks, blocks_per_row, width, count(blocks, 4 * SQUARES_BLOCK)
+@dataclass(frozen=True)
+class _Squares:
+    """A parameter whose normals are squared.
 
+    Attributes:
+        ordinal: Its position in registration order.
+        height: Rows of a matrix, 0 for a vector.
+        width: Columns of a matrix, or length of a vector.
+    """
 
-def _sum_squares(sample_ids: Tensor, ordinal: int, shape: tuple[int, ...], key: Key, out: Tensor, is_ptx: bool) -> None:
-    """Write the partial sums of the squares of a parameter's normals, [M, programs that share a sample]."""
-    blocks, blocks_per_row, width, splits = _square_blocks(shape)
-    is_vector = len(shape) < 2
-    is_padded = bool(width % (4 if is_vector else 16))
-    for ids, part in _launches(sample_ids, out, splits):
-        launch(
-            kernel.sum_squares, ids.shape[0] * splits, part, part.stride(0), ids, *keys(key), signed(ordinal), blocks,
-            blocks_per_row, width, splits, is_vector, is_padded, is_ptx, blocks > _WIDE_BLOCKS, SQUARES_BLOCK,
-            **OPTIONS,
-        )  # fmt: skip
+    ordinal: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, ordinal: int, shape: tuple[int, ...]) -> "_Squares":
+        """Return a parameter of some shape."""
+        return cls(ordinal, *((0, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))))
+
+    @property
+    def blocks(self) -> int:
+        """Number of its blocks."""
+        return self.height * padded(self.width) // 4 if self.height else count(self.width, 4)
+
+    @property
+    def is_padded(self) -> bool:
+        """True if blocks hold normals of padding."""
+        return bool(self.width % (16 if self.height else 4))
+
+    @property
+    def splits(self) -> int:
+        """Programs that share it for a sample."""
+        # Four tiles of blocks a program amortise its start; more would leave processors idle if there are few samples.
+        return count(self.blocks, 4 * SQUARES_BLOCK)
