@@ -59,7 +59,7 @@ class NoKernel:
 def without_kernels(monkeypatch):
     """Launch nothing, as if on an H200: what is left are the tensors around the kernels."""
     for module, names in (
-        (passes, ("assign_bases", "combine_members", "sort_by_base", "unperturbed_layer")),
+        (passes, ("assign_bases", "sort_by_base", "unperturbed_layer")),
         (kernel, ("form", "layer_step", "stacked_step", "stationary_step", "project", "small_mlp")),
         (stream, ("write_noise", "write_rank_one", "write_vectors", "write_words", "sum_squares")),
     ):

@@ -12,7 +12,7 @@ SAMPLE = {
         "write_rank_one bf16 16 16 1",
         "write_words",
         "unperturbed_layer operands relu",
-        "combine_members odd sorted",
+        "sort_by_base",
         "assign_bases",
         "form fp32 64",
         "sum_squares padded wide",

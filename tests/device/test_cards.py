@@ -212,8 +212,8 @@ def test_grids_beyond_16_bits(card):
         largest[name] = max(largest.get(name, 0), programs)
     assert {name for name, programs in largest.items() if programs <= 65_535} == set()
     assert sorted(largest) == [
-        "assign_bases", "combine_members", "form", "layer_pair", "layer_step", "project", "rank_update", "scores",
-        "small_mlp", "stacked_step", "stationary_step", "statistics", "sum_squares", "unperturbed_layer", "weights",
+        "assign_bases", "form", "layer_pair", "layer_step", "project", "rank_update", "scores", "small_mlp",
+        "stacked_step", "stationary_step", "statistics", "sum_squares", "unperturbed_layer", "weights",
         "write_noise", "write_rank_one", "write_vectors", "write_words",
     ]  # fmt: skip
 

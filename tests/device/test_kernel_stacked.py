@@ -51,9 +51,9 @@ def launched(monkeypatch):
     """Names of the layers' kernels that were launched, in order."""
     names, repeated = [], launch.LayerSteps.__call__
 
-    def record(self, group):
+    def record(self, *group):
         names.extend("stacked" if step.path == "stacked" else step.source for step in self._steps)
-        return repeated(self, group)
+        return repeated(self, *group)
 
     monkeypatch.setattr(launch.LayerSteps, "__call__", record)
     return names

@@ -7,6 +7,7 @@ import copy
 import functools
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -558,6 +559,22 @@ def test_bases_of_a_chunk_stand_once_each():
         for number, row in enumerate(base_ids):
             assert sorted(row[row >= 0].tolist()) == torch.unique(ids.cpu()[chunk == number] % count).tolist()
             assert (row >= -1).all()
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("together", [True, False])
+def test_displacements_are_sorted_by_base(together, monkeypatch):
+    """Those of a base keep their order, whether one launch sorts them or PyTorch; scales follow."""
+    if not together:
+        monkeypatch.setattr(group, "SORTED_TOGETHER", 0)
+    for samples, bases in ((1, 3), (5, 8), (128, 2), (129, 4), (300, 7), (700, 300), (40, 1)):
+        generator = torch.Generator().manual_seed(samples)
+        ids = torch.randint(0, 2**32, (samples,), generator=generator).to(DEVICE)
+        scales = torch.rand(samples, generator=generator).to(DEVICE)
+        context = SimpleNamespace(directions=parse(f"flipout({bases})"))
+        order, sorted_ids, sorted_scales = group.sort_by_base(context, ids, scales)
+        assert torch.equal(order, torch.argsort(ids % bases, stable=True))
+        assert torch.equal(sorted_ids, ids[order]) and torch.equal(sorted_scales, scales[order])
 
 
 def test_nothing_is_copied_from_the_host(monkeypatch):

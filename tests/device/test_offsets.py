@@ -308,10 +308,11 @@ def test_both_steps_make_the_same_noise_beyond_32_bits(kept, monkeypatch):
     for path, kept_launches in launches.items():
         context = LaunchContext([layer], [], parse("gaussian"), (1, 2), "none", "fp32", target, path, 2**27)
         group = PreparedGroup.prepare(context, torch.tensor([7]), one, 1)
-        out = LayerSteps(context, UnperturbedPass(1, [(one,)], [], [x]), 1, [path])(group)
+        out = meta(1, 1, height)
+        LayerSteps(context, UnperturbedPass(1, [(one,)], [], [x]), 1, [path])(group, out)
         (launch,) = kept_launches
         launch.run(launch.programs - 1, monkeypatch)
-        results.append(out[0, 0, 0, -64:].clone())
+        results.append(launch["outputs"][0, 0, -64:].clone())
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
     assert results[0].abs().min() > 0
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import triton.language as tl
 
 from nntk.kernels.ahead_of_time import Case, Product, Signature, Work
-from nntk.kernels.perturb.triton import config, group, kernel, launch, passes, unperturbed
+from nntk.kernels.perturb.triton import config, group, kernel, passes, unperturbed
 from nntk.kernels.target import input_precision
 
 _SHAPE = (1024, 1024, 2048)
@@ -56,6 +56,8 @@ _EPILOGUE: dict[str, Signature] = {
     "parameter1": "fp32",
     "stride_out_n": "i32:16",
 }
+_OUTPUTS: dict[str, Signature] = {"outputs": "*fp32", "stride_m": "i64", "stride_pair": "i64"}
+"""Where the last layer writes its results."""
 _STREAM: dict[str, Signature] = {"sample_ids": "*i64", "key0": "i32", "key1": "i32", "ordinal": "i32"}
 _SIZES: dict[str, Signature] = {"width": "i32", "height": "i32", "num_inputs": "i32"}
 
@@ -64,7 +66,7 @@ def cases(arch: str) -> list[Case]:
     """List the cases of one architecture."""
     return [
         *_steps(arch), *_stacked(arch), *_stationary(arch), *_fused(arch), *_projections(arch), *_formed(arch),
-        *_unperturbed_layers(arch), *_combined_members(), _assigned_bases(),
+        *_last_layers(arch), *_unperturbed_layers(arch), _assigned_bases(), _sorted_by_base(),
     ]  # fmt: skip
 
 
@@ -117,6 +119,7 @@ def layer_step(
     shape: tuple[int, int, int] = _SHAPE,
     rank: int = _RANKS[0],
     last: bool = False,
+    pairs: str = "odd",
 ) -> Case:
     """Describe the layer step with its tiles for a layer.
 
@@ -130,6 +133,7 @@ def layer_step(
         shape: Numbers of inputs, units and columns of the layer.
         rank: Rows of a factor of low rank in memory.
         last: True for the last layer.
+        pairs: What the last layer makes of both members of a pair, ``"odd"`` or ``"both"``.
 
     Returns:
         The case.
@@ -165,7 +169,8 @@ def layer_step(
         # No q is written: the layers behind are of the same family.
         del signature["q_out"]
     if last:
-        signature["d_out"] = "*fp32:16"
+        del signature["d_out"], signature["h_next"]
+        signature |= _OUTPUTS | ({"order": "*i64"} if source == "flipout" else {})
     if first:
         del signature["d"], signature["weight"]
     product = _products(tiles.block_h, tiles.block_n, tiles.block_k, precision, arch)
@@ -177,7 +182,7 @@ def layer_step(
     once = Work(products=_products(tiles.block_h, tiles.block_n, rank, precision, arch) if source == "lowrank" else ())
     budget = _BUDGETS.get((source, first)) if precision == "bf16" and shape == _SHAPE else None
     name = f"{source}({rank})" if source == "lowrank" else source
-    place = "first" if first else "last" if last else "hidden"
+    place = "first" if first else f"last{' both' if pairs == 'both' else ''}" if last else "hidden"
     return _case(
         f"layer_step {name} {precision} {place} {activation} {width}x{height}x{columns}",
         kernel.layer_step,
@@ -185,7 +190,7 @@ def layer_step(
         {
             "SOURCE": kernel_source,
             "FIRST": first,
-            "LAST": last,
+            "PAIRS": pairs if last else None,
             "Q_PER_SAMPLE": q_per_sample,
             "MEMBERS": 2,
             "ACTIVATION": activation,
@@ -210,6 +215,17 @@ def layer_step(
     )
 
 
+def _last_layers(arch: str) -> Iterator[Case]:
+    """Yield layers whose results are outputs, which are sorted with flipout, at ten units and at many."""
+    for precision in ("bf16", "fp32"):
+        for source in ("gaussian", "rademacher", "flipout", "formed"):
+            yield layer_step(arch, source, precision, False, "identity", (256, 10, 512), last=True)
+        yield layer_step(arch, "gaussian", precision, False, "gelu", last=True, pairs="both")
+        yield stacked_step(arch, precision, "identity", last=True)
+        if config.stationary_tiles("gaussian", precision, 64, arch) is not None:
+            yield stationary_step(arch, "gaussian", precision, 64, activation="identity", last=True)
+
+
 def _stacked(arch: str) -> Iterator[Case]:
     for precision in _STEPS:
         for shape in _shapes(arch, "stacked", precision):
@@ -224,14 +240,23 @@ def stacked_step(
     signature: dict[str, Signature] = {**_SIZES, **_EPILOGUE, "noise_row": "i32"}
     signature["columns"] = _descriptor(operand, 1, 1, 2, tiles.block_n // 2, tiles.block_k)
     signature["matrices"] = _descriptor(operand, tiles.block_h, tiles.block_k)
-    signature |= {"d_out": "*fp32:16"} if last else {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
+    signature |= _OUTPUTS if last else {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
+    if last:
+        del signature["h_next"]
     product = _products(tiles.block_h, tiles.block_n, tiles.block_k, precision, arch)
     return _case(
         f"stacked_step {precision} {'last' if last else 'hidden'} {activation} {'x'.join(map(str, shape))}",
         kernel.stacked_step,
         signature,
-        {"LAST": last, "MEMBERS": 2, "ACTIVATION": activation, "PARTS": tiles.parts}
-        | {"BH": tiles.block_h, "BN": tiles.block_n, "BK": tiles.block_k},
+        {
+            "PAIRS": "odd" if last else None,
+            "MEMBERS": 2,
+            "ACTIVATION": activation,
+            "PARTS": tiles.parts,
+            "BH": tiles.block_h,
+            "BN": tiles.block_n,
+            "BK": tiles.block_k,
+        },
         precision,
         arch,
         num_warps=tiles.num_warps,
@@ -251,8 +276,9 @@ def _stationary(arch: str) -> Iterator[Case]:
 
 
 def stationary_step(
-    arch: str, source: str, precision: str, width: int, first: bool = False, activation: str = "gelu"
-) -> Case:
+    arch: str, source: str, precision: str, width: int, first: bool = False, activation: str = "gelu",
+    last: bool = False,
+) -> Case:  # fmt: skip
     """Describe the weight-stationary step, for which ``config.stationary_tiles`` must have tiles."""
     tiles, operand = config.stationary_tiles(source, precision, width, arch), _operand(precision)
     assert tiles is not None, "the path applies"
@@ -260,15 +286,25 @@ def stationary_step(
     inputs = _descriptor(operand, tiles.block_n, tiles.block_k) if first else columns
     signature: dict[str, Signature] = {**_STREAM, **_SIZES, **_EPILOGUE, "q": inputs, "d": columns}
     signature |= {"weight": _descriptor(operand, tiles.block_h, tiles.block_k)}
-    signature |= {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
+    signature |= _OUTPUTS if last else {"d_out": f"*{operand}:16", "q_out": f"*{operand}:16"}
+    if last:
+        del signature["h_next"]
     if first:
         del signature["d"], signature["weight"]
     product = _products(tiles.block_h, tiles.block_n, tiles.block_k, precision, arch)
+    place = "first" if first else "last" if last else "hidden"
     return _case(
-        f"stationary_step {source} {precision} {'first' if first else 'hidden'} {activation} {width}",
+        f"stationary_step {source} {precision} {place} {activation} {width}",
         kernel.stationary_step,
         signature,
-        {"SOURCE": source, "FIRST": first, "LAST": False, "MEMBERS": 2, "ACTIVATION": activation, "WIDE": False}
+        {
+            "SOURCE": source,
+            "FIRST": first,
+            "PAIRS": "odd" if last else None,
+            "MEMBERS": 2,
+            "ACTIVATION": activation,
+            "WIDE": False,
+        }
         | {"PARTS": tiles.parts, "BH": tiles.block_h, "BN": tiles.block_n, "BK": tiles.block_k},
         precision,
         arch,
@@ -417,18 +453,16 @@ def _unperturbed_layers(arch: str) -> Iterator[Case]:
         )
 
 
-def _combined_members() -> Iterator[Case]:
-    sizes: dict[str, Signature] = dict.fromkeys(("num_inputs", "outputs", "padded_outputs", "samples"), "i32")
-    sizes |= dict.fromkeys(("stride_m", "stride_pair"), "i64")
-    for pairs, order in (("odd", True), ("both", False), ("none", False)):
-        yield _case(
-            f"combine_members {pairs}{' sorted' if order else ''}",
-            passes.combine_members,
-            {"differences": "*fp32:16", "out": "*fp32", **({"order": "*i64"} if order else {}), **sizes},
-            {"PAIRS": pairs, "BM": launch.COMBINED[0], "BI": launch.COMBINED[1]},
-            "fp32",
-            "sm_90",
-        )
+def _sorted_by_base() -> Case:
+    given: dict[str, Signature] = {"sample_ids": "*i64", "scales": "*fp32", "samples": "i32", "count": "i32"}
+    return _case(
+        "sort_by_base",
+        passes.sort_by_base,
+        given | {"order": "*i64", "sorted_ids": "*i64", "sorted_scales": "*fp32"},
+        {"BLOCK": group.SORTED_BLOCK},
+        "fp32",
+        "sm_90",
+    )
 
 
 def _assigned_bases() -> Case:

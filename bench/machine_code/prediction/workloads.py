@@ -84,9 +84,8 @@ class _Layer:
 
     @property
     def bytes_written(self) -> float:
-        """Bytes written for both members of each pair; outputs are float32, in rows of a multiple of 16."""
-        height = 4.0 * tiles.power_of_two(self.height, 16, 2**30) if self.last else 2.0 * self.operands * self.height
-        return _ROWS * 2 * self.inputs * height
+        """Bytes written for both members of each pair; outputs are float32, and one number for both."""
+        return _ROWS * self.inputs * self.height * (4.0 if self.last else 4.0 * self.operands)
 
 
 def evaluations(arch: str) -> dict[str, list[tuple[Case, Launch]]]:
@@ -142,7 +141,9 @@ def _step(arch: str, layer: _Layer, source: str) -> tuple[Case, Launch]:
 
 
 def _stationary(arch: str, layer: _Layer) -> tuple[Case, Launch]:
-    case = perturb.stationary_step(arch, layer.family, "bf16", layer.width, layer.first, layer.activation)
+    case = perturb.stationary_step(
+        arch, layer.family, "bf16", layer.width, layer.first, layer.activation, last=layer.last
+    )
     tile = tiles.stationary_tiles(layer.family, "bf16", layer.width, arch)
     assert tile is not None, "the path was chosen"
     programs, turns = _ROWS * math.ceil(layer.height / tile.block_h), math.ceil(layer.columns / tile.block_n)

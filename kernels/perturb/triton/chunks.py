@@ -48,7 +48,7 @@ class _Footprint:
     evaluation: int
     """Bytes between two layers for each input at each displacement of a chunk."""
     output: int
-    """Bytes of outputs for each input at each displacement of a group."""
+    """Bytes of a copy of the outputs for each input at each displacement of a group."""
     staged: int
     """Bytes of one layer's noise in memory for each displacement of a chunk."""
     vectors: int
@@ -96,8 +96,9 @@ def plan_chunks(
     shapes = list(zip(padded_widths[:-1], padded_widths[1:], strict=True))
     # Both parts of z and h in float32, and h as operand; the fused path also stacks them, which takes the same again.
     state = sum(padded_widths) * (12 + itemsize) * (2 if fused else 1)
-    output, budget, widest = 4 * members * padded_widths[-1], _buffer_budget(max_bytes), members * max(padded_widths)
+    budget, widest = _buffer_budget(max_bytes), members * max(padded_widths)
     if fused:
+        output = 4 * members * padded_widths[-1]
         return _divide(_Footprint(state, 0, output, 0, 0), num_inputs, num_samples, budget, 0, widest)
     # Layers alternate between two buffers of d and, except for low rank, two of q.
     operands = 1 if directions.name == "lowrank" else 2
@@ -108,7 +109,7 @@ def plan_chunks(
     footprint = _Footprint(
         state,
         members * itemsize * (between_layers + projections),
-        output,
+        0,
         staged_bytes,
         _vector_bytes(shapes, directions, itemsize),
         max(matrices) if directions.name == "flipout" else 0,
@@ -208,7 +209,7 @@ def _divide(
     """Choose as many inputs as a quarter of the budget holds, then displacements; 1/8 of the rest is for groups."""
     most_columns = _LARGEST_BUFFER // widest
     per_sample = footprint.staged + footprint.vectors
-    per_column = footprint.evaluation + footprint.output
+    per_column = max(1, footprint.evaluation + footprint.output)  # One layer has nothing between layers.
     inputs = min(budget // 4 // footprint.state, (budget * 3 // 4 - per_sample - footprint.base) // per_column,
                  most_columns)  # fmt: skip
     inputs = max(1, min(num_inputs, inputs))

@@ -59,7 +59,7 @@ def round_operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _epilogue(
-    plus, minus, h, m, n0, layer, MEMBERS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    plus, minus, h, m, n0, layer, MEMBERS: tl.constexpr, FIRST: tl.constexpr, PAIRS: tl.constexpr,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Add the bias, apply the activation, and store the results of displacement m for inputs from n0 on.
@@ -74,16 +74,16 @@ def _epilogue(
         m: Number of the displacement in its chunk.
         n0: First input of the tile.
         layer: Tuple of arguments of ``layer_step``: num_inputs, stride_out_n, bias_noise, state_a, state_b, h_next,
-            scales, parameter0, parameter1, d_out, q_out.
+            scales, parameter0, parameter1, d_out, q_out, height, outputs, order, stride_m, stride_pair.
         MEMBERS: Evaluations of a displacement, 1 or 2.
         FIRST: As in ``layer_step``, like the names below.
-        LAST: See ``layer_step``.
+        PAIRS: See ``layer_step``.
         ACTIVATION: See ``layer_step``.
         PRECISION: See ``layer_step``.
         PTX: See ``layer_step``.
     """
-    (num_inputs, stride_out_n, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
-     q_out) = layer  # fmt: skip
+    (num_inputs, stride_out_n, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out, q_out,
+     height, outputs, order, stride_m, stride_pair) = layer  # fmt: skip
     n = n0 + tl.arange(0, plus.shape[1])
     # The mask ends at the padding of a row, a multiple of 16 units, so that loads and stores stay wide. Padded entries
     # and the undefined results of masked loads are never read.
@@ -107,24 +107,35 @@ def _epilogue(
             h_base = relu(a)
         else:
             h_base = tl.load(h_next + offsets, mask=mask)
-    for member in tl.static_range(MEMBERS):
-        if member == 0:
-            dz = plus
-        elif FIRST:
-            dz = -plus
-        else:
-            dz = minus
-        d = difference(a, b, dz, sigma, inverse, parameter0, parameter1, ACTIVATION, PTX)
-        out_offsets = (m * MEMBERS + member) * num_inputs * stride_out_n + offsets
-        if LAST:
-            tl.store(d_out + out_offsets, (d * (1.0 / rho)).to(d_out.dtype.element_ty), mask=mask)
-        else:
+    if PAIRS is not None:
+        d = difference(a, b, plus, sigma, inverse, parameter0, parameter1, ACTIVATION, PTX)
+        row = m
+        if order is not None:
+            row = tl.load(order + m)
+        target = outputs + row.to(tl.int64) * stride_m + (n[None, :] * height + h[:, None])
+        is_output = (h < height)[:, None] & (n < num_inputs)[None, :]
+        if MEMBERS == 2:
+            minus = difference(a, b, -plus if FIRST else minus, sigma, inverse, parameter0, parameter1, ACTIVATION, PTX)
+        if PAIRS == "odd":
+            d = (d - minus) * 0.5
+        tl.store(target, d * (1.0 / rho), mask=is_output)
+        if PAIRS == "both":
+            tl.store(target + stride_pair, minus * (1.0 / rho), mask=is_output)
+    else:
+        for member in tl.static_range(MEMBERS):
+            if member == 0:
+                dz = plus
+            elif FIRST:
+                dz = -plus
+            else:
+                dz = minus
+            d = difference(a, b, dz, sigma, inverse, parameter0, parameter1, ACTIVATION, PTX)
+            out_offsets = (m * MEMBERS + member) * num_inputs * stride_out_n + offsets
             tl.store(d_out + out_offsets, round_operand(d, d_out.dtype.element_ty, PRECISION), mask=mask)
-        if q_out is not None:
-            q = h_base + sigma * d
-            tl.store(
-                q_out + out_offsets, round_operand(-q if member else q, q_out.dtype.element_ty, PRECISION), mask=mask
-            )
+            if q_out is not None:
+                q = h_base + sigma * d
+                q = round_operand(-q if member else q, q_out.dtype.element_ty, PRECISION)
+                tl.store(q_out + out_offsets, q, mask=mask)
 
 
 @triton.jit
@@ -137,21 +148,23 @@ def _split_columns(x):
 
 @triton.jit
 def _epilogue_in_parts(
-    plus, minus, h, m, n0, layer, MEMBERS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    plus, minus, h, m, n0, layer, MEMBERS: tl.constexpr, FIRST: tl.constexpr, PAIRS: tl.constexpr,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Run the epilogue on PARTS of the columns in turn: all at once it would not fit the registers."""
     if PARTS == 1:
-        _epilogue(plus, minus, h, m, n0, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX)
+        _epilogue(plus, minus, h, m, n0, layer, MEMBERS, FIRST, PAIRS, ACTIVATION, PRECISION, PTX)
     else:
         BN: tl.constexpr = plus.shape[1] // 2
         plus0, plus1 = _split_columns(plus)
         minus0, minus1 = plus0, plus1
         if MEMBERS == 2 and not FIRST:
             minus0, minus1 = _split_columns(minus)
-        _epilogue_in_parts(plus0, minus0, h, m, n0, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS // 2)
         _epilogue_in_parts(
-            plus1, minus1, h, m, n0 + BN, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS // 2
+            plus0, minus0, h, m, n0, layer, MEMBERS, FIRST, PAIRS, ACTIVATION, PRECISION, PTX, PARTS // 2
+        )
+        _epilogue_in_parts(
+            plus1, minus1, h, m, n0 + BN, layer, MEMBERS, FIRST, PAIRS, ACTIVATION, PRECISION, PTX, PARTS // 2
         )
 
 
@@ -205,10 +218,10 @@ def _load_member(operand, m, member, n0, k):
 
 
 # A chunk begins anywhere in the tensors of its group. Without specialisation on alignment one compilation serves all.
-_GROUP_TENSORS = ["sample_ids", "scales", "slots", "coefficients"]
+_GROUP_TENSORS = ["sample_ids", "scales", "slots", "coefficients", "outputs", "order"]
 # Rows in memory are padded, so that nothing is gained by knowing that a length is a multiple of 16. Without that, one
 # compilation serves all numbers of inputs and displacements that have the same tiles.
-_SIZES = ["width", "height", "num_inputs", "num_samples", "noise_row"]
+_SIZES = ["width", "height", "num_inputs", "num_samples", "noise_row", "stride_m", "stride_pair"]
 _STREAM = ["key0", "key1", "ordinal"]
 
 
@@ -217,7 +230,8 @@ def layer_step(
     q, d, weight, noise, projections, slots, in_signs, out_signs,
     sample_ids, key0, key1, ordinal, width, height, num_inputs,
     bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out, q_out, stride_out_n,
-    SOURCE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, Q_PER_SAMPLE: tl.constexpr, MEMBERS: tl.constexpr,
+    outputs, order, stride_m, stride_pair,
+    SOURCE: tl.constexpr, FIRST: tl.constexpr, PAIRS: tl.constexpr, Q_PER_SAMPLE: tl.constexpr, MEMBERS: tl.constexpr,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr,
     PARTS: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
@@ -256,15 +270,20 @@ def layer_step(
         scales: Pointer to the scales s_m, [M], float32.
         parameter0: First parameter of the activation.
         parameter1: Second parameter of the activation.
-        d_out: Pointer to the differences behind the activation, [M, MEMBERS, N, stride_out_n]: divided by sigma,
-            ``DTYPE``; in the last layer divided by s, float32.
+        d_out: Pointer to the differences behind the activation divided by sigma, [M, MEMBERS, N, stride_out_n],
+            ``DTYPE``; None in the last layer.
         q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the
             next layer reads none.
         stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states, h_next and out_signs: ``height`` padded
             to a multiple of 16.
+        outputs: Pointer to the differences of the last layer divided by s, float32, [rows, N, height], or [2, rows, N,
+            height] with both members; the numbers of a row lie next to each other. None in other layers.
+        order: Pointer to the row of ``outputs`` of each displacement, [M], int64; None where they are in order.
+        stride_m: Elements between rows of ``outputs``.
+        stride_pair: Elements between the members in ``outputs``.
         SOURCE: Family of the noise; ``"staged"`` for matrices in memory, ``"none"`` where the weight is not displaced.
         FIRST: True for layer 0, which has no differences to multiply.
-        LAST: True for the last layer, whose results are outputs.
+        PAIRS: Value of ``pairs`` in the last layer, whose results are outputs; None in other layers.
         Q_PER_SAMPLE: True where each displacement has a different q.
         MEMBERS: Evaluations of a displacement, 1 or 2.
         ACTIVATION: Name of the activation.
@@ -328,8 +347,8 @@ def layer_step(
         if MEMBERS == 2:
             plus, minus = _split_columns(acc)
     layer = (num_inputs, stride_out_n, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
-             q_out)  # fmt: skip
-    _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
+             q_out, height, outputs, order, stride_m, stride_pair)  # fmt: skip
+    _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, FIRST, PAIRS, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit
@@ -343,7 +362,8 @@ def _load_stacked(columns, operand, m, n0, k):
 def stacked_step(
     columns, matrices, noise_row, width, height, num_inputs,
     bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out, q_out, stride_out_n,
-    LAST: tl.constexpr, MEMBERS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
+    outputs, order, stride_m, stride_pair,
+    PAIRS: tl.constexpr, MEMBERS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
     PARTS: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Evaluate one layer behind the first, with its noise in memory, in one loop over the terms of both products.
@@ -368,13 +388,18 @@ def stacked_step(
         scales: Pointer to the scales s_m, [M], float32.
         parameter0: First parameter of the activation.
         parameter1: Second parameter of the activation.
-        d_out: Pointer to the differences behind the activation, [M, MEMBERS, N, stride_out_n]: divided by sigma, in
-            the dtype of ``columns``; in the last layer divided by s, float32.
+        d_out: Pointer to the differences behind the activation divided by sigma, [M, MEMBERS, N, stride_out_n], in
+            the dtype of ``columns``; None in the last layer.
         q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], in the dtype of
             ``columns``; None where the next layer reads none.
         stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states and h_next: ``height`` padded to a
             multiple of 16.
-        LAST: True for the last layer, whose results are outputs.
+        outputs: Pointer to the differences of the last layer divided by s, float32, [rows, N, height], or [2, rows, N,
+            height] with both members; the numbers of a row lie next to each other. None in other layers.
+        order: Pointer to the row of ``outputs`` of each displacement, [M], int64; None where they are in order.
+        stride_m: Elements between rows of ``outputs``.
+        stride_pair: Elements between the members in ``outputs``.
+        PAIRS: Value of ``pairs`` in the last layer, whose results are outputs; None in other layers.
         MEMBERS: Evaluations of a displacement, 1 or 2.
         ACTIVATION: Name of the activation.
         PRECISION: Precision of the products, as Triton names it.
@@ -404,8 +429,8 @@ def stacked_step(
     if MEMBERS == 2:
         plus, minus = _split_columns(acc)
     layer = (num_inputs, stride_out_n, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
-             q_out)  # fmt: skip
-    _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, False, LAST, ACTIVATION, PRECISION, PTX, PARTS)
+             q_out, height, outputs, order, stride_m, stride_pair)  # fmt: skip
+    _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, False, PAIRS, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit(do_not_specialize=[*_STREAM, *_SIZES], do_not_specialize_on_alignment=_GROUP_TENSORS)
@@ -413,7 +438,8 @@ def stationary_step(
     q, d, weight,
     sample_ids, key0, key1, ordinal, width, height, num_inputs,
     bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out, q_out, stride_out_n,
-    SOURCE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, MEMBERS: tl.constexpr, ACTIVATION: tl.constexpr,
+    outputs, order, stride_m, stride_pair,
+    SOURCE: tl.constexpr, FIRST: tl.constexpr, PAIRS: tl.constexpr, MEMBERS: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
     BH: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -442,15 +468,20 @@ def stationary_step(
         scales: Pointer to the scales s_m, [M], float32.
         parameter0: First parameter of the activation.
         parameter1: Second parameter of the activation.
-        d_out: Pointer to the differences behind the activation, [M, MEMBERS, N, stride_out_n]: divided by sigma,
-            ``DTYPE``; in the last layer divided by s, float32.
+        d_out: Pointer to the differences behind the activation divided by sigma, [M, MEMBERS, N, stride_out_n],
+            ``DTYPE``; None in the last layer.
         q_out: Pointer to the next layer's +-(h + sigma d), [M, MEMBERS, N, stride_out_n], ``DTYPE``; None where the
             next layer reads none.
         stride_out_n: Numbers of a row of d_out, q_out, bias_noise, the states and h_next: ``height`` padded to a
             multiple of 16.
+        outputs: Pointer to the differences of the last layer divided by s, float32, [rows, N, height], or [2, rows, N,
+            height] with both members; the numbers of a row lie next to each other. None in other layers.
+        order: Pointer to the row of ``outputs`` of each displacement, [M], int64; None where they are in order.
+        stride_m: Elements between rows of ``outputs``.
+        stride_pair: Elements between the members in ``outputs``.
         SOURCE: Family of the noise, ``"gaussian"``.
         FIRST: True for layer 0, which has no differences to multiply.
-        LAST: True for the last layer, whose results are outputs.
+        PAIRS: Value of ``pairs`` in the last layer, whose results are outputs; None in other layers.
         MEMBERS: Evaluations of a displacement, 1 or 2.
         ACTIVATION: Name of the activation.
         PRECISION: Precision of the products, as Triton names it.
@@ -474,7 +505,7 @@ def stationary_step(
     if not FIRST:
         w = weight.load([h0, 0])
     layer = (num_inputs, stride_out_n, bias_noise, state_a, state_b, h_next, scales, parameter0, parameter1, d_out,
-             q_out)  # fmt: skip
+             q_out, height, outputs, order, stride_m, stride_pair)  # fmt: skip
     for n0 in range(0, num_inputs, BI):
         acc = tl.zeros((BH, BN), tl.float32)
         if FIRST:
@@ -485,7 +516,7 @@ def stationary_step(
         plus, minus = acc, acc
         if MEMBERS == 2 and not FIRST:
             plus, minus = _split_columns(acc)
-        _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, FIRST, LAST, ACTIVATION, PRECISION, PTX, PARTS)
+        _epilogue_in_parts(plus, minus, h, m, n0, layer, MEMBERS, FIRST, PAIRS, ACTIVATION, PRECISION, PTX, PARTS)
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_GROUP_TENSORS)

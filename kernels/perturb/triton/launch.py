@@ -13,12 +13,10 @@ from torch import Tensor
 from nntk.kernels.activations import decode
 from nntk.kernels.dispatch import report_slow_path
 from nntk.kernels.fixed_weights import squared_norms
-from nntk.kernels.gpu.launches import launch
 from nntk.kernels.gpu.recorder import Recorded
 from nntk.kernels.mlp import Layer, displaced
 from nntk.kernels.perturb import reference
 from nntk.kernels.perturb.exactness import layers_with_ties, with_integer_rows
-from nntk.kernels.perturb.triton import config, passes
 from nntk.kernels.perturb.triton.chunks import ChunkPlan, has_short_offsets, plan_chunks, plan_products
 from nntk.kernels.perturb.triton.fused import evaluate_fused
 from nntk.kernels.perturb.triton.group import PreparedGroup, sort_by_base
@@ -27,12 +25,10 @@ from nntk.kernels.perturb.triton.operands import LaunchContext, as_operand, oper
 from nntk.kernels.perturb.triton.unperturbed import UnperturbedPass
 from nntk.kernels.philox.directions import parse
 from nntk.kernels.philox.triton import launch as philox
-from nntk.kernels.slices import count, slices
+from nntk.kernels.slices import slices
 from nntk.kernels.target import target_of
 
 _FLOAT64 = "the kernels evaluate float32; a model in float64 is evaluated in float64"
-COMBINED = (16, 64)
-"""Displacements, and numbers of each, that one program of ``passes.combine_members`` writes."""
 _WIDE = "a layer is so wide that the kernels' offsets within a row overflow"
 
 
@@ -147,11 +143,8 @@ def displacement_products(
             samples = chunk if order is None else order[chunk]
             operand = q[inputs] if q.dim() == 2 else _rows(q[:, inputs], samples)
             padded = pad_rows(operand.reshape(-1, width)).view(*operand.shape[:-1], -1)
-            products = _multiply(context, padded, sample_ids[chunk], ones[chunk])
-            if isinstance(samples, slice):
-                out[samples, inputs] = products
-            else:
-                out[:, inputs].index_copy_(0, samples, products)
+            part = out[:, inputs] if isinstance(samples, Tensor) else out[samples, inputs]
+            _multiply(context, padded, sample_ids[chunk], ones[chunk], part, None if order is None else order[chunk])
     return out
 
 
@@ -161,12 +154,13 @@ def _rows(tensor: Tensor, rows: slice | Tensor) -> Tensor:
     return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
 
 
-def _multiply(context: LaunchContext, q: Tensor, sample_ids: Tensor, ones: Tensor) -> Tensor:
-    """Multiply [M, n, padded(K)] or [n, padded(K)] by the noise of the only layer: [M, n, H], a view."""
+def _multiply(
+    context: LaunchContext, q: Tensor, sample_ids: Tensor, ones: Tensor, out: Tensor, order: Tensor | None
+) -> None:
+    """Fill ``out``, [M, n, H], or rows of it, with products of [M, n, padded(K)] or [n, padded(K)] with the noise."""
     base_pass = UnperturbedPass(q.shape[-2], [(ones,)], [], [as_operand(q, context.precision, context.target)])
     steps = LayerSteps(context, base_pass, len(sample_ids), ["step"])
-    products = steps(PreparedGroup.prepare(context, sample_ids, ones, len(sample_ids)))
-    return products[:, 0, :, : context.widths[-1]]
+    steps(PreparedGroup.prepare(context, sample_ids, ones, len(sample_ids)), out, order)
 
 
 def network_paths(context: LaunchContext, num_inputs: int) -> list[str]:
@@ -212,21 +206,11 @@ def _evaluate_layers(
 
     def evaluate(group: slice) -> None:
         # The noise vectors are freed as soon as the steps are done.
-        differences = steps(PreparedGroup.prepare(context, sample_ids[group], scales[group], plan.chunk_samples))
+        prepared = PreparedGroup.prepare(context, sample_ids[group], scales[group], plan.chunk_samples)
         if order is None:
-            _combine_members(context, differences, None, out[..., group, :, :])
+            steps(prepared, out[..., group, :, :])
         else:
-            _combine_members(context, differences, order[group], out)
+            steps(prepared, out, order[group])
 
     for group in slices(len(sample_ids), plan.group_samples):
         evaluate(group)
-
-
-def _combine_members(context: LaunchContext, differences: Tensor, order: Tensor | None, out: Tensor) -> None:
-    """Fill ``out``, [rows, N, C] or [2, rows, N, C], from differences [M, members, N, padded(C)]; rows may be given."""
-    (samples, *_), (num_inputs, outputs) = differences.shape, out.shape[-2:]
-    programs = count(samples, COMBINED[0]) * count(num_inputs * outputs, COMBINED[1])
-    launch(
-        passes.combine_members, programs, differences, order, out, num_inputs, outputs, differences.shape[-1],
-        out.stride(-3), out.stride(0), samples, context.pairs, *COMBINED, **config.OPTIONS,
-    )  # fmt: skip

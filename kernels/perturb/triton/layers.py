@@ -65,27 +65,35 @@ class LayerSteps:
             step.connect(q, d, d_out, q_out, step_noise, _view(projections, step.projection_shape))
             q, d = q_out, d_out
 
-    def __call__(self, group: PreparedGroup) -> Tensor:
-        """Evaluate a group: unit differences [M, members, N, padded(C)], float32, with undefined padding."""
-        steps, context = self._steps, self._context
-        out = torch.empty(
-            len(group.sample_ids), context.members, self._base_pass.num_inputs, philox.padded(context.widths[-1]),
-            dtype=torch.float32, device=group.sample_ids.device,
-        )  # fmt: skip
+    def __call__(self, group: PreparedGroup, out: Tensor, order: Tensor | None = None) -> None:
+        """Evaluate a group.
+
+        Args:
+            group: The group, of M displacements.
+            out: Unit differences that are filled, float32, [M, N, C], or [2, M, N, C] with both members of a pair; the
+                numbers of a row lie next to each other.
+            order: Row of ``out`` of each displacement, [M], int64, where it has more rows or another order.
+        """
+        outputs = _outputs(out, order, self._context.pairs)
         launches = [
             launch
-            for step, noise in zip(steps, group.noise, strict=True)
-            for launch in step.launches(group, noise, out)
+            for step, noise in zip(self._steps, group.noise, strict=True)
+            for launch in step.launches(group, noise, outputs)
         ]
         for number, chunk in enumerate(slices(group.sample_ids.shape[0], self._chunk_samples)):
             for launch in launches:
                 launch(number, chunk)
-        return out
 
     def _buffer(self, contents: Sequence[tuple[tuple[int, ...], ...]]) -> Tensor:
         """Allocate memory of operands for the largest of the contents, each of which is a row of shapes."""
         numbers = max((sum(map(math.prod, shapes)) for shapes in contents), default=0)
         return torch.empty(numbers, dtype=self._context.dtype, device=self._base_pass.states[0][0].device)
+
+
+def _outputs(out: Tensor, order: Tensor | None, pairs: str) -> tuple[Any, ...]:
+    """Return the kernels' arguments that say where the last layer writes what :class:`LayerSteps` fills."""
+    first = out[0] if pairs == "both" else out
+    return PartOf(first) if order is None else first, _part(order), first.stride(0), out.stride(0)
 
 
 def _view(buffer: Tensor, shape: tuple[int, ...], before: tuple[int, ...] = (0,)) -> Tensor:
@@ -274,41 +282,42 @@ class _LayerStep:
         columns = operand.view(-1, self.column_members, self.num_inputs, operand.shape[-1])
         return tensor_descriptor(columns, self.width, (1, members, *block))
 
-    def launches(self, group: PreparedGroup, noise: PerSampleNoise, out: Tensor) -> list[RepeatedLaunch]:
+    def launches(self, group: PreparedGroup, noise: PerSampleNoise, outputs: tuple[Any, ...]) -> list[RepeatedLaunch]:
         """Prepare the launches of a chunk, in order, which every chunk of a group repeats.
 
         Args:
             group: Displacements of the group.
             noise: Noise vectors of the layer.
-            out: Outputs of the group, [M, members, N, padded(C)], which the last layer writes.
+            outputs: Arguments that say where the last layer writes its results.
 
         Returns:
             The launches.
         """
-        sample_ids, scales, d_out = PartOf(group.sample_ids), PartOf(group.scales), self.d_out
+        sample_ids, scales = PartOf(group.sample_ids), PartOf(group.scales)
         epilogue = (
-            _part(noise.bias), *self.states, scales, *self.parameters, PartOf(out) if d_out is None else d_out,
-            self.q_out, (out if d_out is None else d_out).shape[-1],
+            _part(noise.bias), *self.states, scales, *self.parameters, self.d_out, self.q_out,
+            philox.padded(self.height), *(outputs if self.is_last else (None, None, 0, 0)),
         )  # fmt: skip
+        pairs = self.context.pairs if self.is_last else None
         if self.path == "stationary":
             arguments = (
                 self.q, self.d, self.weight, sample_ids, *self.stream, *self.sizes, *epilogue, self.source,
-                self.is_first, self.is_last, *self.kind, self.is_wide, *self.tile_sizes,
+                self.is_first, pairs, *self.kind, self.is_wide, *self.tile_sizes,
             )  # fmt: skip
             return [RepeatedLaunch(kernel.stationary_step, arguments, self.programs_per_sample, self.options)]
         launches, matrices, in_signs = self._prepare_noise(group, noise)
         if self.path == "stacked":
             members, activation, precision, _, ptx = self.kind
             arguments = (
-                self.columns, matrices, self.noise_row, *self.sizes, *epilogue, self.is_last, members, activation,
-                precision, ptx, *self.tile_sizes,
+                self.columns, matrices, self.noise_row, *self.sizes, *epilogue, pairs, members, activation, precision,
+                ptx, *self.tile_sizes,
             )  # fmt: skip
             return [*launches, RepeatedLaunch(kernel.stacked_step, arguments, self.programs_per_sample, self.options)]
         slots = None if group.bases is None else PartOf(group.bases.slots)
         arguments = (
             self.q, self.d, self.weight, matrices, self.projection_descriptor, slots, in_signs,
             _part(noise.out_signs), sample_ids, *self.stream, *self.sizes, *epilogue, self.source, self.is_first,
-            self.is_last, self.q_per_sample, *self.kind, self.is_wide, *self.tile_sizes, self.rank,
+            pairs, self.q_per_sample, *self.kind, self.is_wide, *self.tile_sizes, self.rank,
         )  # fmt: skip
         return [*launches, RepeatedLaunch(kernel.layer_step, arguments, self.programs_per_sample, self.options)]
 

@@ -122,49 +122,9 @@ def unperturbed_layer(
 
 
 @triton.jit(
-    do_not_specialize=["num_inputs", "outputs", "stride_m", "stride_pair", "samples"],
-    do_not_specialize_on_alignment=["order", "out"],
+    do_not_specialize=["samples", "count"],
+    do_not_specialize_on_alignment=["sample_ids", "scales", "order", "sorted_ids", "sorted_scales"],
 )
-def combine_members(
-    differences, order, out, num_inputs, outputs, padded_outputs, stride_m, stride_pair,
-    samples, PAIRS: tl.constexpr, BM: tl.constexpr, BI: tl.constexpr,
-):  # fmt: skip
-    """Write the differences of a group where they belong: BI numbers of BM displacements a program.
-
-    Args:
-        differences: Differences of a group, [M, members, N, padded outputs], float32, contiguous.
-        order: Row of ``out`` of each displacement, [M], int64; None where they are in order.
-        out: Result, [rows, N, C], or [2, rows, N, C] with both members; the numbers of a row lie next to each other.
-        num_inputs: Number N of inputs.
-        outputs: Number C of outputs.
-        padded_outputs: Numbers of a row of ``differences``.
-        stride_m: Elements between rows of ``out``.
-        stride_pair: Elements between the members in ``out``.
-        samples: Number M of displacements.
-        PAIRS: ``"odd"`` for half of the difference of both members, ``"both"`` for both, ``"none"`` for the only one.
-        BM: Displacements of a program.
-        BI: Numbers of a displacement.
-    """
-    size = num_inputs * outputs
-    tiles = tl.cdiv(size, BI)
-    m = (tl.program_id(0) // tiles).to(tl.int64) * BM + tl.arange(0, BM)
-    i = tl.program_id(0) % tiles * BI + tl.arange(0, BI)
-    member = num_inputs.to(tl.int64) * padded_outputs
-    first = differences + (m * (1 if PAIRS == "none" else 2) * member)[:, None]
-    first += (i // outputs * padded_outputs + i % outputs)[None, :]
-    row = m
-    if order is not None:
-        row = tl.load(order + m, mask=m < samples, other=0)
-    target, is_inside = out + (row * stride_m)[:, None] + i[None, :], (m < samples)[:, None] & (i < size)[None, :]
-    plus = tl.load(first, mask=is_inside)
-    if PAIRS == "odd":
-        plus = (plus - tl.load(first + member, mask=is_inside)) * 0.5
-    tl.store(target, plus, mask=is_inside)
-    if PAIRS == "both":
-        tl.store(target + stride_pair, tl.load(first + member, mask=is_inside), mask=is_inside)
-
-
-@triton.jit(do_not_specialize=["samples", "count"], do_not_specialize_on_alignment=["sample_ids", "scales"])
 def sort_by_base(
     sample_ids, scales, order, sorted_ids, sorted_scales, samples, count, BLOCK: tl.constexpr
 ):  # fmt: skip
