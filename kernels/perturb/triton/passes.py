@@ -1,4 +1,4 @@
-"""Triton kernels around the layer steps: the unperturbed pass, and passes over numbers that are in memory.
+"""Triton kernels around the layer steps: the unperturbed pass, and the order of flipout's displacements.
 
 Last file to read, after kernel.py, which has the layer steps.
 """
