@@ -28,7 +28,7 @@ class LaunchRow(Step):
 
     launches: list[LaunchStep]
     _slots: list[int] = field(init=False)
-    _kept: tuple[list[int], list[Submit]] = ([], [])
+    _kept: tuple[list[int] | None, list[Submit]] = (None, [])
     """Addresses of the tensors in the slots of the row in the last call, and the launches with these."""
 
     def __post_init__(self) -> None:
@@ -49,37 +49,29 @@ class LaunchRow(Step):
     def _run_moved(self, starts: list[int], stream: int) -> None:
         """Launch the kernels where tensors moved since the last call."""
         (kept, submits), now, made = self._kept, dict(zip(self._slots, starts, strict=True)), []
-        before = dict(zip(self._slots, kept, strict=False))
-        moved = {slot for slot, start in now.items() if before.get(slot) != start}
+        moved = {slot for slot, new, old in zip(self._slots, starts, kept or (), strict=False) if new != old}
         for number, step in enumerate(self.launches):
-            submit = step.prepare(now) if moved & step.uses or not submits else submits[number]
+            submit = step.prepare(now) if kept is None or moved & step.uses else submits[number]
             submit(stream)
             made.append(submit)
         self._kept = starts, made
 
     def forget(self) -> None:
         """Keep nothing of the last call."""
-        self._kept = [], []
+        self._kept = None, []
 
 
 def in_rows(steps: Sequence[Step]) -> list[Step]:
-    """Return steps with direct launches in rows, before which the memory is made that is made between them."""
+    """Return steps in which direct launches that follow each other are rows."""
     joined, row = list[Step](), list[LaunchStep]()
-
-    def close() -> None:
-        if row:
-            joined.append(LaunchRow(launches=row.copy()))
-            row.clear()
-
     for step in steps:
         if isinstance(step, LaunchStep) and step.is_direct:
             row.append(step)
             continue
-        if not _makes_memory(step):
-            close()
+        joined += [LaunchRow(launches=row)] if row else []
         joined.append(step)
-    close()
-    return joined
+        row = []
+    return joined + ([LaunchRow(launches=row)] if row else [])
 
 
 def share_memory(steps: Sequence[Step], returned: Collection[int], slots: int) -> list[Step]:

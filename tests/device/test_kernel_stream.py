@@ -183,6 +183,33 @@ def test_squared_norms_equal_those_of_the_noise(shapes):
     torch.testing.assert_close(result.cpu(), expected, rtol=1e-6 if DEVICE == "cpu" else 1e-3, atol=0)
 
 
+def test_squares_of_many_displacements_take_several_grids(monkeypatch):
+    """Each of some displacements, for each eight parameters."""
+    rows, shapes = torch.arange(5, device=DEVICE), [(n, 2 * n + 1) for n in range(1, 12)]
+    parameters = [torch.zeros(shape, device=DEVICE) for shape in shapes]
+    expected = launch.squared_norms(parameters, list(range(11)), rows, 1, 2, "gaussian")
+    monkeypatch.setattr(launch, "_LARGEST_GRID", 16)
+    assert torch.equal(launch.squared_norms(parameters, list(range(11)), rows, 1, 2, "gaussian"), expected)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="chosen programs run in the interpreter alone")
+@pytest.mark.parametrize("shape", [(2**31 - 4,), (2**31 - 3,), (2**31,), (1, 2**31 - 16), (1, 2**31 - 15), (1, 2**31)])
+def test_blocks_at_the_limit_of_32_bits_are_counted(shape, monkeypatch):
+    """The first program sums four tiles of blocks: 16 Ki normals, with squares of mean 1 and variance 2."""
+    launched, sum_squares = [], kernel.sum_squares
+
+    class Kept:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: launched.append(arguments)
+
+    monkeypatch.setattr(kernel, "sum_squares", Kept())
+    launch.squared_norms([torch.empty(shape, device="meta")], [0], torch.arange(1), 1, 2, "gaussian")
+    ((out, stride, *rest),) = launched
+    sum_squares[(1,)](out, stride, *rest)
+    blocks = 4 * launch.SQUARES_BLOCK
+    assert abs(float(out[0, 0]) - 4 * blocks) < 5 * math.sqrt(8 * blocks)
+
+
 def test_sums_in_64_bits_are_the_same(monkeypatch):
     """Loops over more than 2**29 blocks count in 64 bits; so does a short one if told to, with the same bits."""
     rows, parameters = torch.arange(2, device=DEVICE), [torch.zeros(33, 500, device=DEVICE)]
@@ -192,7 +219,7 @@ def test_sums_in_64_bits_are_the_same(monkeypatch):
 
 
 def test_many_blocks_are_counted_in_64_bits(monkeypatch):
-    """Beyond 2**29, which hold 2**31 normals."""
+    """From 2**29 on, which hold 2**31 normals."""
     wide = {}
 
     class Recorder:
@@ -200,9 +227,9 @@ def test_many_blocks_are_counted_in_64_bits(monkeypatch):
             return lambda *arguments, **options: wide.update({(arguments[6][0] - 3) // 2: arguments[-3]})
 
     monkeypatch.setattr(kernel, "sum_squares", Recorder())
-    for shape in ((2**14, 2**17), (2**14 + 1, 2**17), (2**16, 2**17)):
+    for shape in ((2**14 - 1, 2**17), (2**14, 2**17), (2**16, 2**17)):
         launch.squared_norms([torch.empty(shape, device="meta")], [0], torch.arange(1, device=DEVICE), 1, 2, "gaussian")
-    assert wide == {2**14: False, 2**14 + 1: True, 2**16: True}
+    assert wide == {2**14 - 1: False, 2**14: True, 2**16: True}
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20])

@@ -459,9 +459,10 @@ def _sorted_by_base() -> Case:
         "sort_by_base",
         passes.sort_by_base,
         given | {"order": "*i64", "sorted_ids": "*i64", "sorted_scales": "*fp32"},
-        {"BLOCK": group.SORTED_BLOCK},
+        {"BLOCK": group.SORTED_TILE[0], "STEP": group.SORTED_TILE[1]},
         "fp32",
         "sm_90",
+        loops=(Work(),),
     )
 
 

@@ -25,8 +25,8 @@ ASSIGNED = 256
 """Displacements, or slots, that a program of ``passes.assign_bases`` looks at."""
 SORTED_TOGETHER = 2**14
 """Most displacements that one launch of ``passes.sort_by_base`` sorts; PyTorch sorts more."""
-SORTED_BLOCK = 128
-"""Displacements of a program of that launch."""
+SORTED_TILE = (64, 32)
+"""Displacements of a program of that launch, and those that it compares them with at once."""
 FORMED_COLUMNS = 64
 """Columns of E that a program forms, for all units of a layer."""
 
@@ -121,8 +121,8 @@ def sort_by_base(context: LaunchContext, sample_ids: Tensor, scales: Tensor) -> 
     order, sorted_ids = torch.empty((2, samples), dtype=torch.int64, device=sample_ids.device)
     sorted_scales = torch.empty(samples, dtype=torch.float32, device=sample_ids.device)
     launch(
-        passes.sort_by_base, count(samples, SORTED_BLOCK), sample_ids, scales, order, sorted_ids, sorted_scales,
-        samples, bases, SORTED_BLOCK, **config.OPTIONS,
+        passes.sort_by_base, count(samples, SORTED_TILE[0]), sample_ids, scales, order, sorted_ids, sorted_scales,
+        samples, bases, *SORTED_TILE, **config.OPTIONS,
     )  # fmt: skip
     return order, sorted_ids, sorted_scales
 

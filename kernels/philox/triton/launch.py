@@ -37,7 +37,7 @@ each thread, stores of float32 spill."""
 _SLAB_BYTES = 64 * 2**20
 """Bytes of noise that ``generate`` holds for all samples together; a slab has at least four rows of a weight."""
 _WIDE_BLOCKS = 2**29
-"""Number of blocks whose normals a loop counts in 32 bits without overflow."""
+"""Least number of blocks whose normals are counted in 64 bits."""
 VECTOR_BLOCK = 256
 """Positions of a vector that one program writes."""
 VECTORS = 8
@@ -397,12 +397,13 @@ def squared_norms(
     for batch in slices(len(wanted), VECTORS):
         group, first, own = wanted[batch], sum(programs[: batch.start]), sum(programs[batch])
         padded_kinds = {one.height > 0 for one in group if one.is_padded}
-        numbers = zip(*((one.ordinal, one.height, one.width, one.splits) for one in group), strict=True)
+        columns = zip(*((one.ordinal, one.height, one.width, one.splits) for one in group), strict=True)
+        numbers = [unspecialised(column) for column in columns]
         for rows in slices(len(sample_ids), max(1, _LARGEST_GRID // own)):
             launch(
                 kernel.sum_squares, (rows.stop - rows.start) * own, partial[rows, first:], partial.stride(0),
-                sample_ids[rows], *keys(key), *map(unspecialised, numbers), False in padded_kinds,
-                True in padded_kinds, is_ptx, max(one.blocks for one in group) > _WIDE_BLOCKS, len(group),
+                sample_ids[rows], *keys(key), *numbers, False in padded_kinds,
+                True in padded_kinds, is_ptx, max(one.blocks for one in group) >= _WIDE_BLOCKS, len(group),
                 SQUARES_BLOCK, **OPTIONS,
             )  # fmt: skip
     return partial.sum(1, dtype=torch.float64)
