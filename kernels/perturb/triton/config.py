@@ -207,7 +207,8 @@ def stationary_tiles(source: str, precision: str, width: int, arch: str) -> Tile
         return Tiles(64, 64, block_k, 4, 1, 2)
     if family_of(arch) == "sm_100":
         return Tiles(128, 64, block_k, 8, 2 if width <= 128 else 1, 4)
-    return Tiles(64, 64, block_k, 4, 2, 2)
+    # Beside noise and weights that are held in registers, sums of 64 columns leave these products no room.
+    return Tiles(64, 64 if family_of(arch) in _FOUR_WARP_PRODUCTS else 32, block_k, 4, 2, 2)
 
 
 def fused_width(source: str, precision: str, arch: str) -> int:
