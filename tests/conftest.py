@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-# Without a GPU, Triton interprets its kernels; it must be told before anything imports them.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from nntk import activations
 from nntk.kernels import cpu
+
+
+def pytest_configure():
+    """Without a GPU, Triton interprets its kernels; it must be told before a test imports them."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.hookimpl(tryfirst=True)

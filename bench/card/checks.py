@@ -22,17 +22,17 @@ from nntk.bench.suites.ops import OpCase
 
 _TESTS = Path(__file__).resolve().parents[2] / "tests"
 FAST = (
-    "test_kernel_stream.py",
-    "test_kernel_fixed_weights.py",
-    "test_kernels.py::test_difference_against_float64",
-    "test_kernels.py::test_halves_and_scales",
-    "test_kernels.py::test_a_graph_captures_the_evaluation",
-    "test_kernels.py::test_peak_memory_on_the_gpu",
-    "test_recordings.py",
-    "test_kernel_assemble.py",
-    "test_kernel_local_ntk.py",
+    "device/test_kernel_stream.py",
+    "device/test_kernel_fixed_weights.py",
+    "device/test_kernels.py::test_difference_against_float64",
+    "device/test_kernels.py::test_halves_and_scales",
+    "device/test_kernels.py::test_a_graph_captures_the_evaluation",
+    "device/test_kernels.py::test_peak_memory_on_the_gpu",
+    "recordings/test_recordings.py",
+    "device/test_kernel_assemble.py",
+    "device/test_kernel_local_ntk.py",
 )
-"""Fast tests, in the folder of those of the kernels: those that time allows, of every kernel."""
+"""Fast tests: those that time allows, of every kernel."""
 _FAST_SECONDS, _CALL_SECONDS, _ALL_SECONDS, _REHEARSAL_SECONDS = 90.0, 120.0, 600.0, 500.0
 """Seconds after which tests and calls are ended; what they printed until then counts."""
 _OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
@@ -232,7 +232,7 @@ def sanitizer_rows(context: Context) -> Rows:
 
 def steps(is_dry_run: bool) -> tuple[Step, ...]:
     """Return the steps before the measurements."""
-    fast = [str(_TESTS / "device" / name) for name in FAST]
+    fast = [str(_TESTS / name) for name in FAST]
     if is_dry_run:
         fast = [f"{_TESTS / 'device' / 'test_kernel_fixed_weights.py'}", "-k", "nothing_left or contiguous"]
     return (
@@ -258,4 +258,4 @@ def remaining_tests() -> Step:
 def _all_tests(context: Context) -> Rows:
     if not context.on_card:
         raise LeftOutError("a dry run makes the fast tests alone")
-    yield from pytest_rows(context, "device", [str(_TESTS / "device")], _ALL_SECONDS)
+    yield from pytest_rows(context, "device", [str(_TESTS / name) for name in ("device", "recordings")], _ALL_SECONDS)

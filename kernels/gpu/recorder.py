@@ -196,7 +196,7 @@ class _Recorder(TorchDispatchMode):
             raise NotRecordable(f"{function} makes tensors beside those that it was given")
         filled = [self._filled(part) for part in arguments], {name: self._filled(options[name]) for name in options}
         fast, arguments, options = fastest(function, *filled)
-        is_memory = function is torch.ops.aten.empty.memory_format
+        is_memory = fast is torch.empty_strided
         self._add_step(
             OperatorStep(
                 uses={self.view(tensor).slot for tensor in given},

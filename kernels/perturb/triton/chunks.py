@@ -1,9 +1,10 @@
 """Division of an evaluation on a GPU into input blocks, groups and chunks: pure functions of shapes and of the budget.
 
 Second file to read, after config.py. An input block is held with its unperturbed pass. For each block, displacements
-are taken in groups: the noise vectors and the outputs of a group are held at once. A group is taken in chunks: the
-displacements of a chunk go through the layers together. The budget does not count the outputs, nor a few numbers for
-each displacement: its stream number, its scale, and its position in the order of flipout's bases.
+are taken in groups: the noise vectors of a group are held at once, or a copy of its outputs where one launch has all
+layers. A group is taken in chunks: the displacements of a chunk go through the layers together. The budget does not
+count the outputs, nor a few numbers for each displacement: its stream number, its scale, and its position in the order
+of flipout's bases.
 """
 
 from collections.abc import Sequence
@@ -140,7 +141,7 @@ def plan_products(
     base = matrix_bytes(height, width, itemsize) if directions.name == "flipout" else 0
     projections = padded_rank(directions.count) if directions.name == "lowrank" else 0
     # The operand is held twice: gathered, and padded.
-    evaluation = itemsize * (2 * padded_width + projections) + 4 * padded_height
+    evaluation = itemsize * (2 * padded_width + projections)
     vectors = _vector_bytes([(padded_width, padded_height)], directions, itemsize)
     budget, widest = _buffer_budget(max_bytes), max(padded_width, padded_height, projections)
     footprint = _Footprint(1, evaluation, 0, 0, vectors, base)

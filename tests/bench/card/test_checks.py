@@ -29,7 +29,7 @@ def test_the_fast_tests_are_there():
     """Each file, and each function that is named."""
     for name in checks.FAST:
         file, _, function = name.partition("::")
-        text = (Path(__file__).parents[2] / "device" / file).read_text()
+        text = (Path(__file__).parents[2] / file).read_text()
         assert f"def {function or 'test_'}" in text
 
 
