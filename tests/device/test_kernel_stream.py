@@ -192,7 +192,7 @@ def test_squares_of_many_displacements_take_several_grids(monkeypatch):
     assert torch.equal(launch.squared_norms(parameters, list(range(11)), rows, 1, 2, "gaussian"), expected)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="chosen programs run in the interpreter alone")
+@pytest.mark.skipif(DEVICE == "cuda", reason="one program of a huge grid runs, which only the interpreter can do")
 @pytest.mark.parametrize("shape", [(2**31 - 4,), (2**31 - 3,), (2**31,), (1, 2**31 - 16), (1, 2**31 - 15), (1, 2**31)])
 def test_blocks_at_the_limit_of_32_bits_are_counted(shape, monkeypatch):
     """The first program sums four tiles of blocks: 16 Ki normals, with squares of mean 1 and variance 2."""

@@ -68,16 +68,17 @@ class UnperturbedPass:
         hidden = [first, *rows]
         operands: list[Tensor | None] = [operand_rows(first, context.precision, context.target)]
         operands += _operand_rows(context, hidden[1:])
+        (first_operand,) = _unfilled(operands[:1], [first])
         weights: list[Tensor | None] = [None] * len(layers)
         if fills_weights:
             weights[1:] = _unfilled(context.weight_operands, [layer.weight for layer in layers[1:]])
         widest = max(map(sum, zip(widths[:-1], widths[1:], strict=True)))
         for batch in slices(len(x), max(1, context.temporary_bytes // (_FLOAT64_BYTES * widest))):
-            h, inputs = first[batch], _unfilled(operands[:1], [first])[0]
+            h = first[batch]
             for number, layer in enumerate(layers):
                 is_first, is_last = number == 0, number + 1 == len(layers)
                 results = _Results(
-                    _rows_of(inputs if is_first else None, batch),
+                    _rows_of(first_operand if is_first else None, batch),
                     weights[number] if batch.start == 0 else None,
                     [part[batch] for part in states[number]],
                     None if is_last else hidden[number + 1][batch],
